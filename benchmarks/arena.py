@@ -23,7 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.batching import SIDE, export_cnn
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime, limit_memory, open_session
+from mlflow_deploy_plugin.serve.runtime.session import (
+    import_onnxruntime,
+    limit_memory,
+    open_session,
+)
 
 ROWS = (64, 256, 1000, 10_000)
 WAYS = ("kept", "returned after each run", "ours", "ours, memory is short")
@@ -59,7 +63,9 @@ def time_runs(folder: Path) -> None:
                 run(feeds)
                 if turn >= 3:
                     least[way] = min(least[way], time.process_time() - started)
-        figures = (f"{1e3 * seconds:.2f} ({seconds / least['kept']:.2f})" for seconds in least.values())
+        figures = (
+            f"{1e3 * seconds:.2f} ({seconds / least['kept']:.2f})" for seconds in least.values()
+        )
         print(f"{rows:>11,} rows  " + "".join(f"{figure:>28}" for figure in figures), flush=True)
 
 
@@ -90,7 +96,10 @@ def measure_memory(way: str, folder: Path) -> None:
     after = process.memory_info().rss
     time.sleep(3)
     figures = (max(held), after, process.memory_info().rss)
-    print(f"{way:28}" + "".join(f"{(bytes_ - before) / 1e6:>22.0f}" for bytes_ in figures), flush=True)
+    print(
+        f"{way:28}" + "".join(f"{(bytes_ - before) / 1e6:>22.0f}" for bytes_ in figures),
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -102,7 +111,9 @@ def main() -> None:
         export_cnn(folder).rename(folder / "model.onnx")
         (folder / "MLmodel").write_text(MLMODEL)
         time_runs(folder)
-        print(f"\n{'MB in addition to the CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}")
+        print(
+            f"\n{'MB in addition to the CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}",
+        )
         for way in WAYS:
             subprocess.run([sys.executable, __file__, way, name], check=True)
 

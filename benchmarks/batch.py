@@ -51,7 +51,11 @@ from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
 from mlflow_deploy_plugin.ship.batch.spark import predict_frame
 
 NUMBERS = [f"x{number}" for number in range(12)]
-MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}
+MODELS = {
+    "numbers": NUMBERS,
+    "texts": [*NUMBERS, "carrier", "origin"],
+    "trees": [*NUMBERS, "carrier", "origin"],
+}
 UDF_SCRIPT = """
 import sys, mlflow
 from pyspark.sql import SparkSession
@@ -93,10 +97,19 @@ def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
         rows = frame[taken]
         fitted = model.fit(rows, label)
         with mlflow.start_run():
-            ours = onnxserve.log_model(fitted, "onnx", input_example=rows.head(500), fallback="error")
+            ours = onnxserve.log_model(
+                fitted,
+                "onnx",
+                input_example=rows.head(500),
+                fallback="error",
+            )
             signature = infer_signature(rows, fitted.predict(rows.head()))
             theirs = mlflow.sklearn.log_model(
-                fitted, name="sklearn", signature=signature, pip_requirements=[], serialization_format="cloudpickle"
+                fitted,
+                name="sklearn",
+                signature=signature,
+                pip_requirements=[],
+                serialization_format="cloudpickle",
             )
         uris[name] = (ours.model_uri, theirs.model_uri)
     return uris
@@ -111,7 +124,11 @@ def cpu_seconds() -> float:
     return total
 
 
-def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, rows: int) -> dict[str, tuple[float, float]]:
+def take_turns(
+    ways: dict[str, Callable[[], Any]],
+    rounds: int,
+    rows: int,
+) -> dict[str, tuple[float, float]]:
     """Return the median rows of each way, per second and per second of CPU."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for count in range(rounds + 1):
@@ -130,22 +147,42 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
     """Print a line for each way, with its ratio to the base."""
     for name, (wall, cpu) in rates.items():
         ratios = f"{wall / rates[base][0]:.1f} x, by CPU {cpu / rates[base][1]:.1f} x"
-        print(f"    {name:32} {wall:>11,.0f} rows/s {cpu:>11,.0f} rows/CPU s   {ratios}", flush=True)
+        print(
+            f"    {name:32} {wall:>11,.0f} rows/s {cpu:>11,.0f} rows/CPU s   {ratios}",
+            flush=True,
+        )
 
 
-def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
+def in_spark(
+    uris: tuple[str, str],
+    source: Path,
+    rows: int,
+    cores: list[int],
+    rounds: int,
+    folder: Path,
+) -> None:
     ours, original = uris
     for count in cores:
-        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Java: Spark's defaults
+        alone = {
+            "spark.ui.enabled": "false",
+            "spark.driver.host": "127.0.0.1",
+        }  # Java: Spark's defaults
         session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))
 
         def written(made: Any) -> Callable[[], Any]:
-            return lambda: made.select("prediction").write.mode("overwrite").parquet(str(folder / "frame"))
+            return lambda: (
+                made.select("prediction").write.mode("overwrite").parquet(str(folder / "frame"))
+            )
 
         def by_udf(uri: str, frame: Any = frame, session: Any = session) -> Any:
-            predict = mlflow.pyfunc.spark_udf(session, uri, result_type="double", env_manager="local")
+            predict = mlflow.pyfunc.spark_udf(
+                session,
+                uri,
+                result_type="double",
+                env_manager="local",
+            )
             return frame.withColumn("prediction", predict(*frame.columns))
 
         ways = {
@@ -153,7 +190,7 @@ def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], r
             "spark_udf, the same version": written(by_udf(ours)),
             "predict_frame": written(predict_frame(frame, ours)),
             "onnxserve batch --engine spark": lambda: run_batch(
-                BatchPlan(ours, str(source), str(folder / "spark"), engine="spark", restart=True)
+                BatchPlan(ours, str(source), str(folder / "spark"), engine="spark", restart=True),
             ),
         }
         print(f"  Spark local[{count}]", flush=True)
@@ -161,7 +198,14 @@ def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], r
         session.stop()
 
 
-def on_this_machine(ours: str, source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
+def on_this_machine(
+    ours: str,
+    source: Path,
+    rows: int,
+    cores: list[int],
+    rounds: int,
+    folder: Path,
+) -> None:
     many = folder / "many"
     shutil.rmtree(many, ignore_errors=True)
     for copy in range(COPIES):
@@ -170,25 +214,51 @@ def on_this_machine(ours: str, source: Path, rows: int, cores: list[int], rounds
             (many / str(copy) / file.name).hardlink_to(file)
 
     def batch(count: int) -> Callable[[], Any]:
-        return lambda: run_batch(BatchPlan(ours, str(many), str(folder / "out"), workers=count, restart=True))
+        return lambda: run_batch(
+            BatchPlan(ours, str(many), str(folder / "out"), workers=count, restart=True),
+        )
 
     print(f"  onnxserve batch, the files {COPIES} times", flush=True)
     ways = {f"{count} cores": batch(count) for count in cores}
     show(take_turns(ways, rounds, rows * COPIES), next(iter(ways)))
 
 
-def as_commands(ours: str, source: Path, rows: int, file: Path, csv_rows: int, rounds: int, folder: Path) -> None:
+def as_commands(
+    ours: str,
+    source: Path,
+    rows: int,
+    file: Path,
+    csv_rows: int,
+    rounds: int,
+    folder: Path,
+) -> None:
     made = folder / "command"
 
     def call(*command: str) -> Callable[[], Any]:
         def run() -> None:
             shutil.rmtree(made, ignore_errors=True)
-            done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, *command],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
 
         return run
 
-    theirs = ["models", "predict", "-m", ours, "-i", str(file), "-t", "csv", "-o", str(folder / "made.json")]
+    theirs = [
+        "models",
+        "predict",
+        "-m",
+        ours,
+        "-i",
+        str(file),
+        "-t",
+        "csv",
+        "-o",
+        str(folder / "made.json"),
+    ]
     mine = ["-m", "mlflow_deploy_plugin.cli", "batch", "-m", ours, "-o", str(made)]
     ways = {
         "mlflow models predict": call("-m", "mlflow", *theirs, "--env-manager", "local"),
@@ -205,7 +275,10 @@ def as_commands(ours: str, source: Path, rows: int, file: Path, csv_rows: int, r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", nargs="*", type=int, default=[1, 2, 4])
@@ -225,10 +298,21 @@ def main() -> None:
             for part in range(PARTS):
                 table(rows // PARTS, part)[MODELS[name]].to_parquet(source / f"{part}.parquet")
             table(rows // 4, 99)[MODELS[name]].to_csv(folder / "rows.csv", index=False)
-            print(f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files", flush=True)
+            print(
+                f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files",
+                flush=True,
+            )
             in_spark(both, source, rows, arguments.cores, arguments.rounds, folder)
             on_this_machine(both[0], source, rows, arguments.cores, arguments.rounds, folder)
-            as_commands(both[0], source, rows, folder / "rows.csv", rows // 4, arguments.rounds, folder)
+            as_commands(
+                both[0],
+                source,
+                rows,
+                folder / "rows.csv",
+                rows // 4,
+                arguments.rounds,
+                folder,
+            )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,21 @@ Ask = Callable[[Feeds], object]
 def export_cnn(folder: Path) -> Path:
     """Return a CNN for 28 × 28 images with ten classes and a free batch dimension; its weights are random."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
-    cnn = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10))
+    layers = [
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+    ]
+    cnn = nn.Sequential(
+        *layers,
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 49, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     file = folder / "cnn.onnx"
     torch.onnx.export(
         cnn.eval(),
@@ -76,7 +89,13 @@ def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
-def from_a_loop(batcher: Batcher | None, run: Ask, rows: list[int], clients: int, seconds: float = SECONDS) -> float:
+def from_a_loop(
+    batcher: Batcher | None,
+    run: Ask,
+    rows: list[int],
+    clients: int,
+    seconds: float = SECONDS,
+) -> float:
     """Return the same for an event loop; None: it computes each request itself."""
     feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
     answers: SimpleQueue[object] = SimpleQueue()
@@ -97,7 +116,12 @@ def from_a_loop(batcher: Batcher | None, run: Ask, rows: list[int], clients: int
     return count / elapsed
 
 
-def submit(batcher: Batcher | None, feeds: Feeds, rows: list[int], answers: SimpleQueue[object]) -> None:
+def submit(
+    batcher: Batcher | None,
+    feeds: Feeds,
+    rows: list[int],
+    answers: SimpleQueue[object],
+) -> None:
     assert batcher is not None
     batcher.submit(feeds, float("inf"), lambda size, queue, compute: rows.append(size), answers.put)
 
@@ -113,15 +137,22 @@ def main() -> None:
     batchers = {delay: Batcher(run, BatchPolicy(32, (), delay)) for delay in (0, 500)}
 
     def joined(batcher: Batcher) -> Ask:
-        return lambda feeds: batcher.run(feeds, count=lambda size, queue, compute: rows.append(size))
+        return lambda feeds: batcher.run(
+            feeds,
+            count=lambda size, queue, compute: rows.append(size),
+        )
 
-    ways: dict[str, Callable[[int], float]] = {"threads, off": lambda clients: throughput(run, clients)}
+    ways: dict[str, Callable[[int], float]] = {
+        "threads, off": lambda clients: throughput(run, clients),
+    }
     for delay, batcher in batchers.items():
         ways[f"threads, {delay} µs"] = partial(throughput, joined(batcher))
     ways["loop, off"] = lambda clients: from_a_loop(None, run, rows, clients)
     for delay, batcher in batchers.items():
         ways[f"loop, {delay} µs"] = partial(from_a_loop, batcher, run, rows)
-    print(f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of {SECONDS} s")
+    print(
+        f"onnxruntime {onnxruntime.__version__}, {available_cores()} cores, {ROUNDS} rounds of {SECONDS} s",
+    )
     for clients in (1, CLIENTS):
         measured: dict[str, list[float]] = {name: [] for name in ways}
         sizes: dict[str, float] = {}
@@ -135,7 +166,7 @@ def main() -> None:
             base = statistics.median(measured[name.partition(",")[0] + ", off"])
             print(
                 f"{clients:3} clients, {name:16} {median:8.0f} requests/s  {median / base:5.2f}×"
-                f"  {sizes[name]:5.1f} rows per batch"
+                f"  {sizes[name]:5.1f} rows per batch",
             )
 
 

@@ -48,15 +48,35 @@ def models() -> dict[str, Any]:
     return {
         "XGBoost, depth 6": xgboost.XGBRegressor(n_estimators=_TREES, max_depth=6, n_jobs=_THREADS),
         "XGBoost, 300 trees": xgboost.XGBRegressor(n_estimators=300, max_depth=6, n_jobs=_THREADS),
-        "XGBoost, depth 10": xgboost.XGBRegressor(n_estimators=_TREES, max_depth=10, n_jobs=_THREADS),
-        "XGBoost, 1,000 trees": xgboost.XGBRegressor(n_estimators=1000, max_depth=6, n_jobs=_THREADS),
-        "LightGBM, 31 leaves": lightgbm.LGBMRegressor(n_estimators=_TREES, n_jobs=_THREADS, verbose=-1),
-        "LightGBM, 300 trees": lightgbm.LGBMRegressor(n_estimators=300, n_jobs=_THREADS, verbose=-1),
+        "XGBoost, depth 10": xgboost.XGBRegressor(
+            n_estimators=_TREES,
+            max_depth=10,
+            n_jobs=_THREADS,
+        ),
+        "XGBoost, 1,000 trees": xgboost.XGBRegressor(
+            n_estimators=1000,
+            max_depth=6,
+            n_jobs=_THREADS,
+        ),
+        "LightGBM, 31 leaves": lightgbm.LGBMRegressor(
+            n_estimators=_TREES,
+            n_jobs=_THREADS,
+            verbose=-1,
+        ),
+        "LightGBM, 300 trees": lightgbm.LGBMRegressor(
+            n_estimators=300,
+            n_jobs=_THREADS,
+            verbose=-1,
+        ),
         "CatBoost, depth 6": cat(6),
         "CatBoost, depth 10": cat(10),
         "CatBoost, 1,000 trees": cat(6, 1000),
         "HistGradientBoosting": HistGradientBoostingRegressor(max_iter=_TREES),
-        "RandomForest, 20 per leaf": RandomForestRegressor(_TREES, min_samples_leaf=20, n_jobs=_THREADS),
+        "RandomForest, 20 per leaf": RandomForestRegressor(
+            _TREES,
+            min_samples_leaf=20,
+            n_jobs=_THREADS,
+        ),
     }
 
 
@@ -75,7 +95,9 @@ def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], A
         read = treelite.frontend.from_lightgbm(model.booster_)
     else:
         read = treelite.sklearn.import_model(model)
-    predictors: dict[str, Callable[[Any], Any]] = {"GTIL": partial(treelite.gtil.predict, read, nthread=_THREADS)}
+    predictors: dict[str, Callable[[Any], Any]] = {
+        "GTIL": partial(treelite.gtil.predict, read, nthread=_THREADS),
+    }
     try:
         tl2cgen.export_lib(read, "gcc", folder / "trees.so", params={"parallel_comp": 8})
     except Exception as error:  # noqa: BLE001 - the C code may have 20 MB, or the compiler may be missing
@@ -103,7 +125,11 @@ def measure(parts: list[Callable[[], Any]]) -> list[float]:
 def main() -> None:
     random = np.random.default_rng(0)
     learned = random.normal(size=(_LEARNED, _COLUMNS))
-    target = learned[:, 0] * learned[:, 1] + np.sin(3 * learned[:, 2]) + random.normal(size=_LEARNED) * 0.1
+    target = (
+        learned[:, 0] * learned[:, 1]
+        + np.sin(3 * learned[:, 2])
+        + random.normal(size=_LEARNED) * 0.1
+    )
     print(f"{'':24}{'rows':>8}{'original':>12}{'ONNX':>10}{'ratio':>8}   Treelite")
     for name, model in models().items():
         if len(sys.argv) > 1 and not name.startswith(tuple(sys.argv[1:])):
@@ -119,9 +145,16 @@ def main() -> None:
                 feeds = loaded.schema.from_array(given)
                 wide = given.astype(np.float32) if isinstance(model, xgboost.XGBModel) else given
                 parts = [partial(model.predict, given, **given_threads), partial(loaded.run, feeds)]
-                original, onnx, *rest = measure(parts + [partial(other, wide) for other in others.values()])
-                beside = "  ".join(f"{label} {time:.1f}" for label, time in zip(others, rest, strict=True))
-                print(f"{name:24}{rows:8}{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   {beside}", flush=True)
+                original, onnx, *rest = measure(
+                    parts + [partial(other, wide) for other in others.values()],
+                )
+                beside = "  ".join(
+                    f"{label} {time:.1f}" for label, time in zip(others, rest, strict=True)
+                )
+                print(
+                    f"{name:24}{rows:8}{original:12.1f}{onnx:10.1f}{original / onnx:8.2f}   {beside}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25
 """Only masked columns cost time for masking: 3 µs each."""
 MOST_SHIPPING_SECONDS = 10.0
 """CPU seconds per million rows: a tenth of a core if the worker answers 10,000 requests per second."""
-CHOICES = {"whole": ((), ()), "drop 5": (slice(0, 5), ()), "mask 1": ((), slice(0, 1)), "mask 5": ((), slice(0, 5))}
+CHOICES = {
+    "whole": ((), ()),
+    "drop 5": (slice(0, 5), ()),
+    "mask 1": ((), slice(0, 1)),
+    "mask 5": ((), slice(0, 5)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,15 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
         _, feeds, outputs = next(source)
 
         def write() -> None:
-            record = RequestRecord(kind, kind, "0" * 32, "1" * 32, 1_700_000_000, 1_700_000_000, 120)
+            record = RequestRecord(
+                kind,
+                kind,
+                "0" * 32,
+                "1" * 32,
+                1_700_000_000,
+                1_700_000_000,
+                120,
+            )
             metrics.count_capture(kind, writer.write(record, model, feeds, outputs, 10_000))
 
         best, median = microseconds(write)
@@ -76,7 +89,15 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
         for number in range(requests):
             _, feeds, outputs = next(source)
             moment = now + 30 * number
-            record = RequestRecord(kind, kind, ids[2 * number], ids[2 * number + 1], moment, moment, 120)
+            record = RequestRecord(
+                kind,
+                kind,
+                ids[2 * number],
+                ids[2 * number + 1],
+                moment,
+                moment,
+                120,
+            )
             writer.write(record, model, feeds, outputs, 10_000)
         writer.close()
         bytes_in = sum(path.stat().st_size for path in spool.iterdir())
@@ -128,12 +149,20 @@ def main() -> None:
         for choice in CHOICES:
             rounds = [cost(kind, choice, options.requests) for _ in range(3)]
             found = min(rounds, key=lambda one: one.shipping)
-            best, median = min(one.best for one in rounds), statistics.median(one.median for one in rounds)
+            best, median = (
+                min(one.best for one in rounds),
+                statistics.median(one.median for one in rounds),
+            )
             values = (best, median, found.spool_bytes, found.log_bytes, found.shipping)
-            print(f"{shown + ', ' + choice:22}" + "".join(f"{value:16.1f}" for value in values), flush=True)
+            print(
+                f"{shown + ', ' + choice:22}" + "".join(f"{value:16.1f}" for value in values),
+                flush=True,
+            )
             if kind == "numbers":
                 verdicts.append((f"{choice}: µs per request", best, MOST_MICROSECONDS[choice]))
-                verdicts.append((f"{choice}: CPU s per million rows", found.shipping, MOST_SHIPPING_SECONDS))
+                verdicts.append(
+                    (f"{choice}: CPU s per million rows", found.shipping, MOST_SHIPPING_SECONDS),
+                )
     best, median = labels()
     print(f"{'one label':22}{best:16.1f}{median:16.1f}")
     verdicts.append(("one label: µs", best, MOST_MICROSECONDS["whole"]))

@@ -28,7 +28,12 @@ def frame(rows: int) -> pd.DataFrame:
     random = np.random.default_rng(0)
     carriers = random.choice(["UA", "AA"], rows)
     return pd.DataFrame(
-        {"carrier": carriers, "distance": random.normal(size=rows), "hour": np.arange(rows), "late": carriers == "UA"}
+        {
+            "carrier": carriers,
+            "distance": random.normal(size=rows),
+            "hour": np.arange(rows),
+            "late": carriers == "UA",
+        },
     )
 
 
@@ -51,8 +56,14 @@ def one_after_the_other(url: str) -> None:
             ways: dict[str, Callable[[], Any]] = {
                 "Client, frame": lambda: client.predict(rows),  # noqa: B023 - called within the loop
                 "Client, records": lambda: client.predict(records),  # noqa: B023
-                "requests, frame as JSON": lambda: session.post(url + "/invocations", json=body(rows)).json(),  # noqa: B023
-                "httpx, frame as JSON": lambda: other.post(url + "/invocations", json=body(rows)).json(),  # noqa: B023
+                "requests, frame as JSON": lambda: session.post(
+                    url + "/invocations",
+                    json=body(rows),
+                ).json(),  # noqa: B023
+                "httpx, frame as JSON": lambda: other.post(
+                    url + "/invocations",
+                    json=body(rows),
+                ).json(),  # noqa: B023
             }
             show(f"{count} rows per call", ways, times)
 
@@ -64,7 +75,9 @@ def show(title: str, ways: dict[str, Callable[[], Any]], times: int) -> None:
             taken[name].append(seconds(way, times))
     print(title)
     for name, values in taken.items():
-        print(f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (minimum {min(values) * 1e3:.3f})")
+        print(
+            f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (minimum {min(values) * 1e3:.3f})",
+        )
 
 
 async def at_once(url: str) -> dict[str, float]:
@@ -77,7 +90,10 @@ async def at_once(url: str) -> dict[str, float]:
 
     taken = {}
     limits = httpx.Limits(max_connections=AT_ONCE)
-    async with AsyncClient(url, connections=AT_ONCE) as ours, httpx.AsyncClient(limits=limits) as theirs:
+    async with (
+        AsyncClient(url, connections=AT_ONCE) as ours,
+        httpx.AsyncClient(limits=limits) as theirs,
+    ):
 
         async def by_httpx() -> None:
             (await theirs.post(url + "/invocations", json={"dataframe_records": record})).json()

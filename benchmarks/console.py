@@ -23,7 +23,10 @@ BOUNDS = ("0.0005", "0.001", "0.0025", "0.005", "0.01")
 
 def prepare(home: Path) -> None:
     """Configure MLflow and onnxserve for a folder, with endpoints and their histories."""
-    os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
+    os.environ |= {
+        "ONNXSERVE_HOME": str(home),
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db",
+    }
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
     from mlflow_deploy_plugin.core.settings import load_settings
     from mlflow_deploy_plugin.core.spec.document import new_endpoint
@@ -36,7 +39,9 @@ def prepare(home: Path) -> None:
         store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/Production"))
         folder = settings.state_dir(name) / "history"
         folder.mkdir(parents=True)
-        (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(name, left) for left in reversed(range(360))))
+        (folder / "hour.jsonl").write_bytes(
+            b"\n".join(history_line(name, left) for left in reversed(range(360))),
+        )
     store.close()
 
 
@@ -83,11 +88,17 @@ def main() -> None:
             client.get("/onnxserve")
 
         cases: dict[str, Callable[[], object]] = {
-            **{f"page of {ENDPOINTS} endpoints, {drawn} drawn": partial(page, drawn) for drawn in (0, 6, 50)},
+            **{
+                f"page of {ENDPOINTS} endpoints, {drawn} drawn": partial(page, drawn)
+                for drawn in (0, 6, 50)
+            },
             "the small charts of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
             "all charts of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
             **{
-                f"the agent reads counters, {count} endpoints": agent_reading(count, Path(folder, f"counted-{count}"))
+                f"the agent reads counters, {count} endpoints": agent_reading(
+                    count,
+                    Path(folder, f"counted-{count}"),
+                )
                 for count in (1, 50)
             },
         }

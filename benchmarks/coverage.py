@@ -25,7 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core runs one process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba would import this file as `coverage`
+    sys.path.remove(
+        str(Path(__file__).resolve().parent),
+    )  # numba would import this file as `coverage`
 
 from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
@@ -36,7 +38,15 @@ _TOGETHER = 12
 
 
 def every_case() -> dict[str, Callable[[], Case]]:
-    return dict([*estimators.cases(), *pipelines.cases(), *boosters.cases(), *nets.cases(), *libraries.cases()])
+    return dict(
+        [
+            *estimators.cases(),
+            *pipelines.cases(),
+            *boosters.cases(),
+            *nets.cases(),
+            *libraries.cases(),
+        ],
+    )
 
 
 def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
@@ -57,20 +67,29 @@ def report(verdicts: list[Verdict]) -> str:
     for one in sorted(verdicts, key=lambda one: (OUTCOMES.index(one.outcome), one.name.lower())):
         wrong = " ".join(f"{kind}={count}" for kind, count in one.wrong.items())
         said = " ".join(f"{wrong} {one.said}".split())[:_WIDTH]
-        lines.append(f"{one.outcome:8} {one.name:48} {one.rows:6} rows {one.ties:4} ties {one.seconds:6.1f} s  {said}")
+        lines.append(
+            f"{one.outcome:8} {one.name:48} {one.rows:6} rows {one.ties:4} ties {one.seconds:6.1f} s  {said}",
+        )
     return "\n".join(lines)
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:
     """Return the counts and shares of the outcomes, of all cases and by kind."""
     parts = {"boosters": "booster ", "nets": " net "}
-    kinds = {"all": verdicts, **{kind: [one for one in verdicts if part in one.name] for kind, part in parts.items()}}
+    kinds = {
+        "all": verdicts,
+        **{kind: [one for one in verdicts if part in one.name] for kind, part in parts.items()},
+    }
     lines = [f"{'':10}{'models':>8}" + "".join(f"{outcome:>16}" for outcome in OUTCOMES)]
     for kind, some in kinds.items():
         counts = Counter(one.outcome for one in some)
-        shares = (f"{counts[outcome]} ({counts[outcome] / max(len(some), 1):.1%})" for outcome in OUTCOMES)
+        shares = (
+            f"{counts[outcome]} ({counts[outcome] / max(len(some), 1):.1%})" for outcome in OUTCOMES
+        )
         lines.append(f"{kind:10}{len(some):8}" + "".join(f"{share:>16}" for share in shares))
-    return "\n".join([*lines, f"{sum(one.rows for one in verdicts):,} rows through HTTP, {seconds:.0f} s"])
+    return "\n".join(
+        [*lines, f"{sum(one.rows for one in verdicts):,} rows through HTTP, {seconds:.0f} s"],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,12 +98,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args(arguments)
     wanted = [part.lower() for part in asked.only]
-    names = [name for name in every_case() if not wanted or any(part in name.lower() for part in wanted)]
+    names = [
+        name for name in every_case() if not wanted or any(part in name.lower() for part in wanted)
+    ]
     start = time.perf_counter()
     verdicts: list[Verdict] = []
     without: list[str] = []
     with ProcessPoolExecutor(asked.processes) as pool:
-        parts = [names[position :: -(-len(names) // _TOGETHER)] for position in range(-(-len(names) // _TOGETHER))]
+        parts = [
+            names[position :: -(-len(names) // _TOGETHER)]
+            for position in range(-(-len(names) // _TOGETHER))
+        ]
         for done in as_completed([pool.submit(verdicts_on, part) for part in parts]):
             found, none = done.result()
             verdicts += found

@@ -34,7 +34,10 @@ CLIENTS = 8
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--image", default="onnxserve:cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -61,8 +64,15 @@ def main() -> int:
             print(f"| server | requests/s, median of {options.rounds} | ratio |\n|---|---|---|")
             own = statistics.median(rates["this machine"])
             for name, found in rates.items():
-                print(f"| {name} | {statistics.median(found):,.0f} | {statistics.median(found) / own:.2f} |")
-            return _replace(clients["docker"], names["docker"], urls["docker"], options.replacements)
+                print(
+                    f"| {name} | {statistics.median(found):,.0f} | {statistics.median(found) / own:.2f} |",
+                )
+            return _replace(
+                clients["docker"],
+                names["docker"],
+                urls["docker"],
+                options.replacements,
+            )
         finally:
             for name, client in clients.items():
                 client.delete_deployment(names[name])
@@ -87,7 +97,12 @@ def _replace(client: Any, name: str, url: str, replacements: int) -> int:
         while not is_over.is_set():
             begun = time.monotonic()
             try:
-                connection.request("POST", "/invocations", BODY, {"Content-Type": "application/json"})
+                connection.request(
+                    "POST",
+                    "/invocations",
+                    BODY,
+                    {"Content-Type": "application/json"},
+                )
                 response = connection.getresponse()
                 answers[f"{response.status} {response.read().decode()[:80]}"] += 1
             except (OSError, HTTPException) as error:
@@ -113,7 +128,7 @@ def _replace(client: Any, name: str, url: str, replacements: int) -> int:
     print(
         f"\n{replacements} replacements, {statistics.median(took):.1f} s each: {answers.total():,} requests, "
         f"{answers.total() - count} failed; p50 {seconds[len(seconds) // 2] * 1e3:.1f} ms, "
-        f"p99 {seconds[len(seconds) * 99 // 100] * 1e3:.1f} ms, longest {seconds[-1] * 1e3:.0f} ms"
+        f"p99 {seconds[len(seconds) * 99 // 100] * 1e3:.1f} ms, longest {seconds[-1] * 1e3:.0f} ms",
     )
     print("\n".join(f"{count} × {answer}" for answer, count in wrong), end="")
     return 0 if not wrong and right.startswith("200 ") else 1

@@ -67,9 +67,17 @@ PARTS: dict[str, Callable[[float], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", choices=sorted(PARTS), help="run only this part")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the windows, such as 0.3 on a busy machine")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="share of the windows, such as 0.3 on a busy machine",
+    )
     options = parser.parse_args()
     failed = []
     for name, show in PARTS.items():
@@ -81,7 +89,10 @@ def main() -> None:
             except Exception:  # noqa: BLE001 - a part that fails must not waste the time of the other parts
                 traceback.print_exc()
                 failed.append(name)
-            print(f"\n{time.perf_counter() - started:.0f} s, load average {os.getloadavg()[0]:.0f}", flush=True)
+            print(
+                f"\n{time.perf_counter() - started:.0f} s, load average {os.getloadavg()[0]:.0f}",
+                flush=True,
+            )
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -52,11 +52,17 @@ def half_width(guess: CbpeEstimate, name: str) -> float:
 
 def by_month(pipeline: Pipeline, flights: pd.DataFrame) -> None:
     earlier = [answered(pipeline, split(flights, SEED).calm)]
-    print(f"{'month':>5}  " + "  ".join(f"{name + ' real':>14} {'estimated':>9} {'±':>6}" for name in NAMES))
+    print(
+        f"{'month':>5}  "
+        + "  ".join(f"{name + ' real':>14} {'estimated':>9} {'±':>6}" for name in NAMES),
+    )
     for month in range(4, 13):
         window = answered(pipeline, months(flights, month, month))
         truth, guess = real(window), estimated(window, earlier)
-        cells = [f"{truth[name]:14.3f} {guess.values[name]:9.3f} {half_width(guess, name):6.3f}" for name in NAMES]
+        cells = [
+            f"{truth[name]:14.3f} {guess.values[name]:9.3f} {half_width(guess, name):6.3f}"
+            for name in NAMES
+        ]
         print(f"{month:>5}  " + "  ".join(cells) + ("  corrected" if guess.is_corrected else ""))
         earlier.append(window)
 
@@ -82,9 +88,11 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
         print(
             f"{name:>9}: mean error of the estimate of {len(off[name])} days {np.mean(off[name]):.3f}, outside of "
             f"the interval on {np.mean(outside[name]):.0%} (nominal: 5 %), beyond the largest error of the "
-            f"{_DAYS_BEFORE} days before on {np.mean(beyond[name]):.0%} (one in nine by chance)"
+            f"{_DAYS_BEFORE} days before on {np.mean(beyond[name]):.0%} (one in nine by chance)",
         )
-    print(f" accuracy: mean error if each day is assumed to equal the {_DAYS_BEFORE} earlier days {np.mean(naive):.3f}")
+    print(
+        f" accuracy: mean error if each day is assumed to equal the {_DAYS_BEFORE} earlier days {np.mean(naive):.3f}",
+    )
 
 
 def main() -> None:

@@ -103,7 +103,9 @@ def measure(name: str, device: Device, rounds: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         found = ways(module, export(module, shape, dtype, Path(folder) / "model.onnx"), device)
     for rows in ROWS:
-        x = random.random((rows, *shape), dtype=np.float32).astype(torch.zeros(1, dtype=dtype).numpy().dtype)
+        x = random.random((rows, *shape), dtype=np.float32).astype(
+            torch.zeros(1, dtype=dtype).numpy().dtype,
+        )
         expected = found["torch eager"](x).astype(np.float64)
         for way, run in found.items():
             for _ in range(WARM_RUNS):
@@ -133,7 +135,9 @@ def main() -> None:
         where = torch.cuda.get_device_name(0)
     else:
         where = f"{platform.processor() or 'a CPU'}: a dry run"
-    print(f"{where}; onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {options.rounds} rounds\n")
+    print(
+        f"{where}; onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {options.rounds} rounds\n",
+    )
     names = ["ONNX Runtime", "onnxserve", "CUDA graphs", "torch eager", "torch.compile"]
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for name in MODELS:

@@ -50,7 +50,12 @@ def save_both(library: str, folder: Path) -> tuple[Path, Path]:
     theirs, ours = folder / f"mlflow-{library}", folder / f"onnxserve-{library}"
     if library == "sklearn":
         trees = RandomForestClassifier(100, random_state=0).fit(rows, labels)
-        mlflow.sklearn.save_model(trees, theirs, input_example=rows.head(), serialization_format="cloudpickle")
+        mlflow.sklearn.save_model(
+            trees,
+            theirs,
+            input_example=rows.head(),
+            serialization_format="cloudpickle",
+        )
     else:
         trees = XGBClassifier(n_estimators=100, random_state=0).fit(rows, labels)
         mlflow.xgboost.save_model(trees, theirs, input_example=rows.head())
@@ -94,7 +99,11 @@ def seconds_to_answer(tag: str) -> float:
     began = time.monotonic()
     with container(tag) as url:
         while time.monotonic() - began < 300:
-            request = urllib.request.Request(f"{url}/invocations", ROWS, {"Content-Type": "application/json"})
+            request = urllib.request.Request(
+                f"{url}/invocations",
+                ROWS,
+                {"Content-Type": "application/json"},
+            )
             try:
                 with urllib.request.urlopen(request, timeout=10):
                     return time.monotonic() - began
@@ -108,10 +117,18 @@ def seconds_to_answer(tag: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--base-image", default=BASE_IMAGE)
     parser.add_argument("--libraries", nargs="*", default=["sklearn", "xgboost"])
-    parser.add_argument("--starts", type=int, default=3, help="starts per image, alternating (median)")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=3,
+        help="starts per image, alternating (median)",
+    )
     asked = parser.parse_args()
     base = asked.base_image
     print(f"base image {base}: {image_size(base):,.0f} MB")
@@ -133,7 +150,9 @@ def main() -> None:
         for turn, name in enumerate(("mlflow models build-docker", "onnxserve build-docker")):
             start = statistics.median(one[turn] for one in starts)
             share = f"{sizes[turn] / sizes[0]:.0%}"
-            print(f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} {seconds[turn]:>15.0f} {start:>23.1f}")
+            print(
+                f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} {seconds[turn]:>15.0f} {start:>23.1f}",
+            )
 
 
 if __name__ == "__main__":

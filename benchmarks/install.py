@@ -15,7 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.prefix, "bin", "uv")
-EXTRAS = ("", "cpu", "cpu,sklearn", "cpu,grpc,otel,redis,s3", "cpu,monitoring", "cpu,controller,ui,sklearn")
+EXTRAS = (
+    "",
+    "cpu",
+    "cpu,sklearn",
+    "cpu,grpc,otel,redis,s3",
+    "cpu,monitoring",
+    "cpu,controller,ui,sklearn",
+)
 
 
 def run(*command: str | Path) -> None:
@@ -26,14 +33,31 @@ def measure(requirements: list[str]) -> tuple[int, int]:
     """Return the number of distributions and the megabytes of an environment with only `requirements`."""
     with tempfile.TemporaryDirectory() as folder:
         run(UV, "venv", "-q", "--python", sys.executable, folder)
-        run(UV, "pip", "install", "-q", "--link-mode", "copy", "--python", Path(folder, "bin", "python"), *requirements)
+        run(
+            UV,
+            "pip",
+            "install",
+            "-q",
+            "--link-mode",
+            "copy",
+            "--python",
+            Path(folder, "bin", "python"),
+            *requirements,
+        )
         site = next(Path(folder, "lib").glob("python3*/site-packages"))
-        size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file() and not path.is_symlink())
+        size = sum(
+            path.stat().st_size
+            for path in site.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
         return len(list(site.glob("*.dist-info"))), size // 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--checkout", type=Path, default=ROOT, help="of the package")
     parser.add_argument("--extras", nargs="*", default=EXTRAS)
     asked = parser.parse_args()

@@ -44,7 +44,12 @@ _NAMES = ("accuracy", "f1", "roc_auc")
 
 
 def answers_of(
-    rng: np.random.Generator, rows: int, skill: float, sharper: float = 1.0, level: float = 0.0, odds: float = 0.0
+    rng: np.random.Generator,
+    rows: int,
+    skill: float,
+    sharper: float = 1.0,
+    level: float = 0.0,
+    odds: float = 0.0,
 ) -> LabelledWindow:
     """Return predictions and true classes.
 
@@ -80,7 +85,8 @@ def _estimates(task: tuple[float, int, int, int]) -> str:
     held: dict[str, list[tuple[bool, bool]]] = {name: [] for name in _NAMES}
     for seed in range(times):
         judged, *earlier = (
-            answers_of(rng, count, 2.0, 1.0, spread * rng.normal()) for count in (rows, *[1_000] * windows)
+            answers_of(rng, count, 2.0, 1.0, spread * rng.normal())
+            for count in (rows, *[1_000] * windows)
         )
         found = estimate(judged.answers, earlier, _NAMES, seed)
         assert isinstance(found, CbpeEstimate)
@@ -105,7 +111,11 @@ _SCHEMES: dict[str, Scheme] = {
     "by the model's confidence": lambda said, true: 0.05 + 0.9 * np.abs(2 * said - 1),
     "90 % of positives, 20 % of negatives": lambda said, true: np.where(true == 1, 0.9, 0.2),
     "60 % of positives, 40 % of negatives": lambda said, true: np.where(true == 1, 0.6, 0.4),
-    "70 % of correct, 40 % of wrong predictions": lambda said, true: np.where((said > 0.5) == true, 0.7, 0.4),
+    "70 % of correct, 40 % of wrong predictions": lambda said, true: np.where(
+        (said > 0.5) == true,
+        0.7,
+        0.4,
+    ),
     "more labels for older rows": lambda said, true: np.linspace(0.9, 0.2, len(said)),
 }
 _ODDS = -1.5  # One row in four is positive, and more of the positive rows are predicted wrongly.
@@ -124,7 +134,12 @@ def of_missing(share: float) -> Iterator[str]:
     )
     yield "|---" * 9 + "|"
     times = max(round(300 * share), 20)
-    tasks = [(name, model, rows, times) for name in _SCHEMES for model in _MODELS for rows in (1_000, 10_000)]
+    tasks = [
+        (name, model, rows, times)
+        for name in _SCHEMES
+        for model in _MODELS
+        for rows in (1_000, 10_000)
+    ]
     yield from on_all_cores(_missing, tasks)
 
 
@@ -142,7 +157,11 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
         predictions = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
         labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], RATE)
-        own = LabelledWindow(one.truth[has_label], one.answers.take(has_label), float(has_label.mean()))
+        own = LabelledWindow(
+            one.truth[has_label],
+            one.answers.take(has_label),
+            float(has_label.mean()),
+        )
         earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
         if labelled.is_selected:
             is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome != "fits"
@@ -150,9 +169,12 @@ def _missing(task: tuple[str, str, int, int]) -> str:
             is_at_worst = trust_labels(own, earlier, CONFIDENCE).outcome == "doubted"
         taken = labelled.at_worst if is_at_worst else labelled
         now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
-        plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[
-            "accuracy"
-        ]
+        plain = classification_metrics(
+            one.truth[has_label],
+            one.answers.take(has_label),
+            ["accuracy"],
+            sampling,
+        )["accuracy"]
         assert isinstance(now, MetricInterval)
         assert isinstance(plain, MetricInterval)
         wrong = [each.low > real + 0.05 or each.high < real - 0.05 for each in (plain, now)]
@@ -170,7 +192,11 @@ def of_alarms(share: float) -> Iterator[str]:
     yield "|---|---|---|---|"
     years = max(round(2_000 * share), 50)
     rng = np.random.default_rng(0)
-    for what, persistence in (("independent", 0.0), ("persistent, 0.5", 0.5), ("persistent, 0.8", 0.8)):
+    for what, persistence in (
+        ("independent", 0.0),
+        ("persistent, 0.5", 0.5),
+        ("persistent, 0.8", 0.8),
+    ):
         noise = _persistent(rng, persistence, years, _DAYS)
         drift = np.where(noise > _quantile(0.05), 1, 0)
         yield f"| alarms per year at 5 % per window, {what} | {_begun(drift)} |"
@@ -193,7 +219,9 @@ def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: 
     """Return [years, days] standard normal numbers, each of which depends on the previous number."""
     drawn = rng.normal(size=(years, days))
     for day in range(1, days):
-        drawn[:, day] = coefficient * drawn[:, day - 1] + np.sqrt(1 - coefficient**2) * drawn[:, day]
+        drawn[:, day] = (
+            coefficient * drawn[:, day - 1] + np.sqrt(1 - coefficient**2) * drawn[:, day]
+        )
     return drawn
 
 
@@ -211,14 +239,17 @@ def _in_a_row(states: Array) -> Array:
 def _begun(states: Array) -> str:
     """Return how often per year the start of an alarm is reported, for 1, 2 and 3 in a row."""
     counts = _in_a_row(states)
-    return " | ".join(f"{(counts == consecutive).sum(axis=1).mean():.2g}" for consecutive in (1, 2, 3))
+    return " | ".join(
+        f"{(counts == consecutive).sum(axis=1).mean():.2g}" for consecutive in (1, 2, 3)
+    )
 
 
 def _delays(states: Array) -> str:
     """Return the median number of windows until the change is reported."""
     counts = _in_a_row(states)
     firsts = [
-        np.where((counts >= one).any(axis=1), (counts >= one).argmax(axis=1) + 1, _BROKEN_DAYS) for one in (1, 2, 3)
+        np.where((counts >= one).any(axis=1), (counts >= one).argmax(axis=1) + 1, _BROKEN_DAYS)
+        for one in (1, 2, 3)
     ]
     return " | ".join(f"{np.median(first):.0f}" for first in firsts)
 
@@ -227,8 +258,16 @@ SECTIONS = {"estimates": of_estimates, "missing": of_missing, "alarms": of_alarm
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="run only this part; can be repeated")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        choices=SECTIONS,
+        action="append",
+        help="run only this part; can be repeated",
+    )
     parser.add_argument("--share", type=float, default=1.0, help="share of the simulated windows")
     asked = parser.parse_args()
     for name in asked.only or SECTIONS:

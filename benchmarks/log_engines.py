@@ -57,7 +57,9 @@ def write_log(root: Path, hours: int, rows: int) -> None:
     for hour in range(hours):
         folder = root / f"endpoint=e/date=2026-01-{1 + hour // 24:02d}/hour={hour % 24:02d}"
         folder.mkdir(parents=True)
-        times = np.sort(rng.integers(0, 3_600_000_000, rows)) + int((_DAY + timedelta(hours=hour)).timestamp() * 1e6)
+        times = np.sort(rng.integers(0, 3_600_000_000, rows)) + int(
+            (_DAY + timedelta(hours=hour)).timestamp() * 1e6,
+        )
         ids = [f"{hour:08x}{number:08x}{'0' * 16}" for number in range(rows)]
         table = pa.table(
             {
@@ -71,11 +73,16 @@ def write_log(root: Path, hours: int, rows: int) -> None:
                 "_row": np.zeros(rows, np.int32),
                 "x0": rng.integers(0, 100, rows) if hour % 2 else rng.random(rows),
                 **{f"x{column}": rng.random(rows) for column in range(1, _COLUMNS)},
-            }
+            },
         )
         step = rows // _FILES_AN_HOUR
-        for number in range(_FILES_AN_HOUR):  # The last tenth of a file's rows is also in the next file.
-            part = table.slice(max(0, number * step - step // 10), step + (step // 10 if number else 0))
+        for number in range(
+            _FILES_AN_HOUR,
+        ):  # The last tenth of a file's rows is also in the next file.
+            part = table.slice(
+                max(0, number * step - step // 10),
+                step + (step // 10 if number else 0),
+            )
             (folder / f"f{number}.parquet").write_bytes(encode_parquet(part))
         labelled = np.concatenate([np.arange(0, rows, 2), np.arange(0, rows, 20)])
         first = int(times[0])
@@ -86,10 +93,12 @@ def write_log(root: Path, hours: int, rows: int) -> None:
                 "_key": pa.nulls(len(labelled), pa.string()),
                 "_label": pa.array(np.where(np.arange(len(labelled)) % 3, "1", "0")),
                 "_label_number": pa.array(np.where(np.arange(len(labelled)) % 3, 1.0, 0.0)),
-                "_received_time": pa.array(first + 3_600_000_000 + np.arange(len(labelled))).view(_TIME),
+                "_received_time": pa.array(first + 3_600_000_000 + np.arange(len(labelled))).view(
+                    _TIME,
+                ),
                 "_segment": [f"l{hour}"] * len(labelled),
                 "_offset": np.arange(len(labelled)),
-            }
+            },
         )
         place = root / f"_labels/endpoint=e/date=2026-01-{1 + hour // 24:02d}"
         place.mkdir(parents=True, exist_ok=True)
@@ -114,17 +123,23 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
 def _connect(folder: str) -> Any:
     import duckdb  # Imported here, because the other engines are measured without it.
 
-    return duckdb.connect(f"{folder}/db", config={"memory_limit": _MEMORY, "temp_directory": folder, "threads": "2"})
+    return duckdb.connect(
+        f"{folder}/db",
+        config={"memory_limit": _MEMORY, "temp_directory": folder, "threads": "2"},
+    )
 
 
 def duckdb_one(root: Path) -> tuple[int, int, float]:
     rows, labels = _files(root)
-    distinct = (
-        f"SELECT DISTINCT ON ({_KEYS}) _prediction_id, _row, x0, {_KEYS} FROM read_parquet(?, union_by_name = true)"
-    )
+    distinct = f"SELECT DISTINCT ON ({_KEYS}) _prediction_id, _row, x0, {_KEYS} FROM read_parquet(?, union_by_name = true)"
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
         connection = _connect(folder)
-        return tuple(connection.execute(_TOTALS.format(rows=distinct, labels=_LABELS), [rows, labels]).fetchone())
+        return tuple(
+            connection.execute(
+                _TOTALS.format(rows=distinct, labels=_LABELS),
+                [rows, labels],
+            ).fetchone(),
+        )
 
 
 def duckdb_by_file(root: Path) -> tuple[int, int, float]:
@@ -138,17 +153,20 @@ def duckdb_by_file(root: Path) -> tuple[int, int, float]:
         for hour in sorted({str(Path(file).parent) for file in rows}):
             connection.execute(
                 "CREATE OR REPLACE TEMP TABLE hour "
-                "(_prediction_id VARCHAR, _segment VARCHAR, _offset BIGINT, _row INTEGER, x0 DOUBLE)"
+                "(_prediction_id VARCHAR, _segment VARCHAR, _offset BIGINT, _row INTEGER, x0 DOUBLE)",
             )
             for file in (file for file in rows if str(Path(file).parent) == hour):
                 try:
                     connection.execute(
-                        f"INSERT INTO hour BY NAME SELECT _prediction_id, {_KEYS}, x0 FROM read_parquet(?)", [file]
+                        f"INSERT INTO hour BY NAME SELECT _prediction_id, {_KEYS}, x0 FROM read_parquet(?)",
+                        [file],
                     )
                 except duckdb.Error as error:
                     print(f"skipped {Path(file).name}: {str(error)[:60]}", file=sys.stderr)
             distinct = f"SELECT DISTINCT ON ({_KEYS}) * FROM hour"
-            totals += connection.execute(_TOTALS.format(rows=distinct, labels="FROM labels")).fetchone()
+            totals += connection.execute(
+                _TOTALS.format(rows=distinct, labels="FROM labels"),
+            ).fetchone()
         return int(totals[0]), int(totals[1]), float(totals[2])
 
 
@@ -156,16 +174,26 @@ def pyarrow_dataset(root: Path) -> tuple[int, int, float]:
     rows, labels = _files(root)
     keys = ["_segment", "_offset", "_row"]
     schema = unify_schemas(pa.parquet.read_schema(file) for file in rows)
-    data = pyarrow.dataset.dataset(rows, schema=schema).to_table(columns=[*keys, "_prediction_id", "x0"])
+    data = pyarrow.dataset.dataset(rows, schema=schema).to_table(
+        columns=[*keys, "_prediction_id", "x0"],
+    )
     distinct = data.group_by(keys).aggregate([("_prediction_id", "max"), ("x0", "max")])
     distinct = distinct.rename_columns([*keys, "_prediction_id", "x0"])
     told = (
-        pyarrow.dataset.dataset(labels).to_table().sort_by([("_received_time", "ascending"), ("_offset", "ascending")])
+        pyarrow.dataset.dataset(labels)
+        .to_table()
+        .sort_by([("_received_time", "ascending"), ("_offset", "ascending")])
     )
-    last = told.group_by(["_prediction_id", "_row"], use_threads=False).aggregate([("_label_number", "last")])
+    last = told.group_by(["_prediction_id", "_row"], use_threads=False).aggregate(
+        [("_label_number", "last")],
+    )
     joined = distinct.join(last, ["_prediction_id", "_row"])
     label = joined.column("_label_number_last")
-    return len(joined), len(joined) - label.null_count, float(pa.compute.sum(joined.column("x0")).as_py())
+    return (
+        len(joined),
+        len(joined) - label.null_count,
+        float(pa.compute.sum(joined.column("x0")).as_py()),
+    )
 
 
 ENGINES: dict[str, Callable[[Path], tuple[int, int, float]]] = {
@@ -178,14 +206,24 @@ ENGINES: dict[str, Callable[[Path], tuple[int, int, float]]] = {
 
 def _measure(engine: str, root: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, __file__, "--engine", engine, "--root", str(root)], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--engine", engine, "--root", str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = done.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if done.returncode == 0 else {"error": done.stderr.strip().splitlines()[-1][:110]}
+    return (
+        json.loads(lines[-1])
+        if done.returncode == 0
+        else {"error": done.stderr.strip().splitlines()[-1][:110]}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--hours", type=int, nargs="+", default=[6, 24])
     parser.add_argument("--rows", type=int, default=200_000, help="an hour")
     parser.add_argument("--engine", choices=ENGINES)
@@ -203,13 +241,21 @@ def main() -> None:
             root = Path(folder, "log")
             write_log(root, hours, options.rows)
             for engine in ENGINES:
-                print(f"{hours} h of {options.rows:,} rows, {engine}: {_measure(engine, root)}", flush=True)
+                print(
+                    f"{hours} h of {options.rows:,} rows, {engine}: {_measure(engine, root)}",
+                    flush=True,
+                )
             damaged = root / "endpoint=e/date=2026-01-01/hour=01/f1.parquet"
             content = bytearray(damaged.read_bytes())
-            content[len(content) // 20 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 20)
+            content[len(content) // 20 : len(content) // 2] = bytes(
+                len(content) // 2 - len(content) // 20,
+            )
             damaged.write_bytes(content)
             for engine in ENGINES:
-                print(f"{hours} h, one file damaged, {engine}: {_measure(engine, root)}", flush=True)
+                print(
+                    f"{hours} h, one file damaged, {engine}: {_measure(engine, root)}",
+                    flush=True,
+                )
             shutil.rmtree(root)
 
 

@@ -65,7 +65,10 @@ class Server:
     def worker_mebibytes(self) -> tuple[float, float]:
         """Return the resident and the unshared memory of a worker, as the mean of all workers."""
         infos = [worker.memory_full_info() for worker in self.workers()]
-        return tuple(sum(getattr(info, kind) for info in infos) / len(infos) / 2**20 for kind in ("rss", "uss"))
+        return tuple(
+            sum(getattr(info, kind) for info in infos) / len(infos) / 2**20
+            for kind in ("rss", "uss")
+        )
 
 
 def main() -> None:
@@ -85,7 +88,10 @@ def main() -> None:
         ):
             rounds = [
                 [measure(one.port, one.names, options.requests)]
-                + [measure(many.port, names, options.requests) for names in (many.names[-1:], many.names)]
+                + [
+                    measure(many.port, names, options.requests)
+                    for names in (many.names[-1:], many.names)
+                ]
                 for _ in range(options.rounds)
             ]
             report(one, many, np.array(rounds), change(many, models[0]))
@@ -105,11 +111,22 @@ def make_model(root: Path, number: int) -> Path:
 @contextmanager
 def serving(state_dir: Path, models: list[Path], workers: int) -> Iterator[Server]:
     names = [folder.name for folder in models]
-    documents = [f"name: {folder.name}\nvariants: {{v: {{model: '{folder}'}}}}\n" for folder in models]
+    documents = [
+        f"name: {folder.name}\nvariants: {{v: {{model: '{folder}'}}}}\n" for folder in models
+    ]
     state_dir.mkdir()
     spec = state_dir / "endpoints.yaml"
     spec.write_text("---\n".join(documents))
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", str(spec), "-w", str(workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "--spec",
+        str(spec),
+        "-w",
+        str(workers),
+    ]
     command += ["--state-dir", str(state_dir / "state"), "-C", "server.model_control_mode=explicit"]
     began = time.monotonic()
     with (state_dir / "log").open("wb") as log:
@@ -156,7 +173,12 @@ def change(server: Server, model: Path) -> dict[str, float]:
     """Return the seconds to load and to unload another endpoint, and to read /metrics, and the bytes of /metrics."""
     seconds = {}
     for action, body in (("load", {"parameters": {"model_uri": str(model)}}), ("unload", {})):
-        seconds[action], _ = timed(server.port, "POST", f"/v2/repository/models/further/{action}", json.dumps(body))
+        seconds[action], _ = timed(
+            server.port,
+            "POST",
+            f"/v2/repository/models/further/{action}",
+            json.dumps(body),
+        )
     seconds["metrics"], size = timed(server.port, "GET", "/metrics")
     return {**seconds, "metrics bytes": size}
 
@@ -180,17 +202,25 @@ def report(one: Server, many: Server, rounds: np.ndarray, changed: dict[str, flo
     print(f"| | 1 endpoint | {count} endpoints | {count}, requested in turn |")
     print("|---|---|---|---|")
     print(f"| start to ready | {one.start_seconds:.1f} s | {many.start_seconds:.1f} s | |")
-    print(f"| CPU of the start, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |")
-    print(f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | |")
+    print(
+        f"| CPU of the start, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |",
+    )
+    print(
+        f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | |",
+    )
     print(f"| resident memory of a worker | {one_rss:.0f} MiB | {many_rss:.0f} MiB | |")
     each = 1024 * (many_uss - one_uss) / (count - 1)
-    print(f"| unshared part | {one_uss:.0f} MiB | {many_uss:.0f} MiB ({each:.0f} KiB per model) | |")
+    print(
+        f"| unshared part | {one_uss:.0f} MiB | {many_uss:.0f} MiB ({each:.0f} KiB per model) | |",
+    )
     for row, name in enumerate(("p50", "p99")):
         cells = [f"{medians[way, row]:.2f} ms ({ratios[way, row]:.2f}×)" for way in range(3)]
         print(f"| {name}, one client | {' | '.join(cells)} |")
     print(f"| load another endpoint | | {changed['load']:.2f} s | |")
     print(f"| unload it | | {changed['unload']:.2f} s | |")
-    print(f"| /metrics | | {changed['metrics']:.2f} s, {changed['metrics bytes'] / 1024:.0f} KiB | |")
+    print(
+        f"| /metrics | | {changed['metrics']:.2f} s, {changed['metrics bytes'] / 1024:.0f} KiB | |",
+    )
 
 
 if __name__ == "__main__":

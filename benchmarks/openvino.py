@@ -84,12 +84,30 @@ def ask(process: "subprocess.Popen[str]", case: object = None) -> Any:
     return json.loads(process.stdout.readline())
 
 
-def compare_sessions(folder: Path, environments: dict[str, dict[str, str]], threads: int, rounds: int) -> None:
+def compare_sessions(
+    folder: Path,
+    environments: dict[str, dict[str, str]],
+    threads: int,
+    rounds: int,
+) -> None:
     with ExitStack() as stack:
         processes = {}
         for device, environment in environments.items():
-            command = [sys.executable, __file__, "--answer", device, "--folder", str(folder), "--threads", str(threads)]
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            command = [
+                sys.executable,
+                __file__,
+                "--answer",
+                device,
+                "--folder",
+                str(folder),
+                "--threads",
+                str(threads),
+            ]
+            pipes: Any = {
+                "stdin": subprocess.PIPE,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.DEVNULL,
+            }
             process = subprocess.Popen(command, env=environment, text=True, **pipes)
             processes[device] = stack.enter_context(process)
             print(f"{device}: onnxruntime {ask(process)}")
@@ -101,7 +119,9 @@ def compare_sessions(folder: Path, environments: dict[str, dict[str, str]], thre
                     for device, process in processes.items():
                         taken[device].append(ask(process, [name, rows]))
                 cpu, openvino = (statistics.median(taken[device]) for device in ("cpu", "openvino"))
-                expected, computed = (np.load(folder / f"{device}.npy") for device in ("cpu", "openvino"))
+                expected, computed = (
+                    np.load(folder / f"{device}.npy") for device in ("cpu", "openvino")
+                )
                 difference = np.abs(computed - expected).max() / np.abs(expected).max()
                 figures = f"{1e3 * cpu:.3f} ms | {1e3 * openvino:.3f} ms | {cpu / openvino:.2f}× | {difference:.0e}"
                 print(f"| {name}, {rows} row{'s' * (rows > 1)} | {figures} |", flush=True)
@@ -110,7 +130,12 @@ def compare_sessions(folder: Path, environments: dict[str, dict[str, str]], thre
             process.stdin.close()
 
 
-def compare_servers(folder: Path, environments: dict[str, dict[str, str]], threads: int, rounds: int) -> None:
+def compare_servers(
+    folder: Path,
+    environments: dict[str, dict[str, str]],
+    threads: int,
+    rounds: int,
+) -> None:
     """Print the median time of a request with one row, to servers that answer at the same time."""
     import requests
 
@@ -121,10 +146,32 @@ def compare_servers(folder: Path, environments: dict[str, dict[str, str]], threa
         urls, session = {}, requests.Session()
         for device, environment in environments.items():
             urls[device] = f"http://127.0.0.1:{free_port()}"
-            command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", str(folder / "digits")]
-            command += ["-C", f"server.providers={PROVIDERS[device]}", "-p", urls[device].rpartition(":")[2]]
-            command += ["-C", f"server.intra_op_num_threads={threads}", "--state-dir", str(folder / f"{device}-state")]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = [
+                sys.executable,
+                "-m",
+                "mlflow_deploy_plugin.cli",
+                "serve",
+                "-m",
+                str(folder / "digits"),
+            ]
+            command += [
+                "-C",
+                f"server.providers={PROVIDERS[device]}",
+                "-p",
+                urls[device].rpartition(":")[2],
+            ]
+            command += [
+                "-C",
+                f"server.intra_op_num_threads={threads}",
+                "--state-dir",
+                str(folder / f"{device}-state"),
+            ]
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             stack.callback(process.wait)
             stack.callback(process.terminate)
             while process.poll() is None and not is_ready(f"{urls[device]}/ping"):
@@ -134,11 +181,18 @@ def compare_servers(folder: Path, environments: dict[str, dict[str, str]], threa
             for device, url in urls.items():
                 began = time.perf_counter()
                 headers = {"Content-Type": "application/json"}
-                response = session.post(f"{url}/invocations", data=body, headers=headers, timeout=30)
+                response = session.post(
+                    f"{url}/invocations",
+                    data=body,
+                    headers=headers,
+                    timeout=30,
+                )
                 taken[device].append(time.perf_counter() - began)
                 response.raise_for_status()
     cpu, openvino = (1e3 * statistics.median(taken[device]) for device in ("cpu", "openvino"))
-    print(f"| digits, 1 row over HTTP | {cpu:.3f} ms | {openvino:.3f} ms | {cpu / openvino:.2f}× | |")
+    print(
+        f"| digits, 1 row over HTTP | {cpu:.3f} ms | {openvino:.3f} ms | {cpu / openvino:.2f}× | |",
+    )
 
 
 def is_ready(url: str) -> bool:
@@ -152,9 +206,17 @@ def is_ready(url: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--site", help="folder with the OpenVINO build; default: a temporary folder")
+    parser.add_argument(
+        "--site",
+        help="folder with the OpenVINO build; default: a temporary folder",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of a run")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds in which the builds alternate")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="rounds in which the builds alternate",
+    )
     parser.add_argument("--answer", choices=["cpu", "openvino"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -165,11 +227,24 @@ def main() -> None:
         folder = Path(temporary)
         site = options.site or str(folder / "site")
         if not options.site:
-            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, BUILD]
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                site,
+                BUILD,
+            ]
             subprocess.run(pip, check=True)
         save_models(folder)
         on_cpu = {**os.environ, "PYTHONPATH": str(ROOT), "ONNXSERVE_HOME": str(folder / "home")}
-        environments = {"cpu": on_cpu, "openvino": {**on_cpu, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}}
+        environments = {
+            "cpu": on_cpu,
+            "openvino": {**on_cpu, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"},
+        }
         print(f"{options.threads} threads, {options.rounds} rounds")
         compare_sessions(folder, environments, options.threads, options.rounds)
         compare_servers(folder, environments, options.threads, options.rounds)

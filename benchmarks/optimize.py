@@ -15,7 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.update(OMP_NUM_THREADS="1", MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mlflow
@@ -60,7 +64,12 @@ class Encoder(nn.Module):
 def networks() -> dict[str, nn.Module]:
     torch.manual_seed(7)
     dense = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+        nn.Flatten(),
+        nn.Linear(64, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 10),
     )
     return {
         "digits_cnn": DigitsCNN(),
@@ -84,8 +93,12 @@ def fit(network: nn.Module, images: np.ndarray, digits: np.ndarray) -> nn.Module
 
 def cells(form: MeasuredForm) -> str:
     cost, found = form.cost, form.agreement
-    ratios = " | ".join(f"{cost.latency_us[rows]:,.0f} ({ratio:.2f})" for rows, ratio in cost.ratio.items())
-    loss = "" if found is None else f"{found.form_metric:.4f} ({-found.loss:+.4f}) | {found.equal:.1%}"
+    ratios = " | ".join(
+        f"{cost.latency_us[rows]:,.0f} ({ratio:.2f})" for rows, ratio in cost.ratio.items()
+    )
+    loss = (
+        "" if found is None else f"{found.form_metric:.4f} ({-found.loss:+.4f}) | {found.equal:.1%}"
+    )
     return f"{cost.size / 1e3:,.0f} | {cost.packed / 1e3:,.0f} | {cost.load_ms:.1f} | {ratios} | {loss or ' | '}"
 
 
@@ -95,26 +108,49 @@ def main() -> None:
     source = load_digits()
     images = (source.images / 16).astype(np.float32)[:, np.newaxis]
     learned, held_out, digits, truth = train_test_split(
-        images, source.target.astype(np.int64), test_size=0.5, random_state=7, stratify=source.target
+        images,
+        source.target.astype(np.int64),
+        test_size=0.5,
+        random_state=7,
+        stratify=source.target,
     )
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["ONNXSERVE_HOME"] = f"{folder}/home"
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         pq.write_table(pa.table({"image": held_out.tolist(), "digit": truth}), "held_out.parquet")
-        print("| network, form | kB | packed | load, ms | 1 row, µs | 8 rows | 1,000 rows | accuracy | equal labels |")
+        print(
+            "| network, form | kB | packed | load, ms | 1 row, µs | 8 rows | 1,000 rows | accuracy | equal labels |",
+        )
         print("|---|---|---|---|---|---|---|---|---|")
         for name, network in networks().items():
             fit(network, learned, digits)
             model = name.partition(",")[0]
             with mlflow.start_run():
-                onnxserve.log_model(network, name="model", registered_model_name=model, input_example=learned[:300])
+                onnxserve.log_model(
+                    network,
+                    name="model",
+                    registered_model_name=model,
+                    input_example=learned[:300],
+                )
             uri, data, target = f"models:/{model}/1", "held_out.parquet", "digit"
-            optimizer.ALL_RECIPES = RECIPES  # The benchmark also measures forms that `auto` does not try.
-            done = onnxserve.optimize(uri, auto=True, data=data, target=target, max_loss=0.02, original=network)
+            optimizer.ALL_RECIPES = (
+                RECIPES  # The benchmark also measures forms that `auto` does not try.
+            )
+            done = onnxserve.optimize(
+                uri,
+                auto=True,
+                data=data,
+                target=target,
+                max_loss=0.02,
+                original=network,
+            )
             for form in done.forms:
                 print(f"| {name}: {form.name} | {cells(form)} |", flush=True)
-            print(f"<!-- {name}: {done.chosen or done.reason}; {dict(done.impossible)} -->", flush=True)
+            print(
+                f"<!-- {name}: {done.chosen or done.reason}; {dict(done.impossible)} -->",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,16 @@ import numpy as np
 import psutil
 import requests
 
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="1", GIT_PYTHON_REFRESH="quiet", OMP_NUM_THREADS="1")
-os.environ.update(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true")
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="1",
+    GIT_PYTHON_REFRESH="quiet",
+    OMP_NUM_THREADS="1",
+)
+os.environ.update(
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
+)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.promoting.agents import Agents, running_agents
@@ -53,7 +61,12 @@ MOST_REQUESTS, MOST_SECONDS = 4.0, 1.0
 CONVERGENCE_SECONDS = 60.0
 """The time after which an agent without the last version counts as missed. Polls are ten times as rare."""
 START_SECONDS = 300.0
-KILLED, CUT, HANGS, DELAYED = "MLflow is killed", "connections are cut", "the proxy hangs", "the proxy is slow"
+KILLED, CUT, HANGS, DELAYED = (
+    "MLflow is killed",
+    "connections are cut",
+    "the proxy hangs",
+    "the proxy is slow",
+)
 DISTURBANCES = KILLED, CUT, HANGS, DELAYED, CUT, HANGS
 BURST = 25
 """Changes per disturbance."""
@@ -98,7 +111,9 @@ class Registry:
             total = self.proxy.requests.total()
             time.sleep(1)
             counts.append(self.proxy.requests.total() - total)
-        paths = ", ".join(f"{path} {count}" for path, count in (self.proxy.requests - before).most_common(4))
+        paths = ", ".join(
+            f"{path} {count}" for path, count in (self.proxy.requests - before).most_common(4)
+        )
         return float(np.mean(counts)), float(max(counts)), paths or "none"
 
 
@@ -110,7 +125,9 @@ class Results:
     missed: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: str, target: str = "", is_met: bool = True) -> None:
-        self.rows.append((name, value, f"{target}: {'met' if is_met else 'MISSED'}" if target else ""))
+        self.rows.append(
+            (name, value, f"{target}: {'met' if is_met else 'MISSED'}" if target else ""),
+        )
         self.missed += [f"{name}: {target}"] if not is_met else []
         print(f"{name}: {value}", flush=True)
 
@@ -121,13 +138,30 @@ class Results:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="polling, alias, changes; all by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="polling, alias, changes; all by default",
+    )
     parser.add_argument("--agents", type=int, default=200)
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--clicks", type=int, default=30)
-    parser.add_argument("--seconds", type=int, default=60, help="the time for which requests are counted (60)")
-    parser.add_argument("--quick", action="store_true", help="20 agents, 100 changes, 5 clicks and 20 s")
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=60,
+        help="the time for which requests are counted (60)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="20 agents, 100 changes, 5 clicks and 20 s",
+    )
     options = parser.parse_args()
     if options.quick:
         options.agents, options.changes, options.clicks, options.seconds = 20, 100, 5, 20
@@ -155,14 +189,20 @@ def running_registry(folder: Path) -> Iterator[Registry]:
     (folder / "mlflow").mkdir()
     variables = {"MLFLOW_SERVER_ALLOWED_HOSTS": "*"}
     mlflow = MlflowServer(
-        folder / "mlflow", app="onnxserve", options=("--workers", str(MLFLOW_WORKERS)), variables=variables
+        folder / "mlflow",
+        app="onnxserve",
+        options=("--workers", str(MLFLOW_WORKERS)),
+        variables=variables,
     )
     proxy = Proxy(mlflow.port)
     with ExitStack() as stack:
         stack.callback(mlflow.kill)
         begun = time.monotonic()
         mlflow.start()
-        print(f"MLflow with {MLFLOW_WORKERS} workers started in {time.monotonic() - begun:.0f} s", flush=True)
+        print(
+            f"MLflow with {MLFLOW_WORKERS} workers started in {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
         stack.enter_context(proxy.running())
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{proxy.port}"
         registry = Registry(mlflow, proxy, folder / "cache", register())
@@ -182,7 +222,7 @@ def register() -> dict[str, str]:
     for amount in (1, 2):
         graph = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 21]>\n'
-            f"adder (float[N,3] x) => (float[N,3] y) <float[1] amount = {{{amount}.0}}> {{ y = Add(x, amount) }}"
+            f"adder (float[N,3] x) => (float[N,3] y) <float[1] amount = {{{amount}.0}}> {{ y = Add(x, amount) }}",
         )
         with mlflow.start_run():
             infos.append(mlflow.onnx.log_model(graph, name="m", pip_requirements=["onnxruntime"]))
@@ -190,7 +230,13 @@ def register() -> dict[str, str]:
     for name in names:
         client.create_registered_model(name)
         for info in infos:
-            client.create_model_version(name, info.model_uri, info.run_id, await_creation_for=0, model_id=info.model_id)
+            client.create_model_version(
+                name,
+                info.model_uri,
+                info.run_id,
+                await_creation_for=0,
+                model_id=info.model_id,
+            )
         client.set_registered_model_alias(name, "champion", "1")
     return dict.fromkeys(names, "1")
 
@@ -200,18 +246,34 @@ def start(registry: Registry, agents: Agents) -> None:
     assert not lacking, f"{len(lacking)} agents have not started"
 
 
-def measure_idle(registry: Registry, results: Results, name: str, seconds: int, has_target: bool = True) -> None:
+def measure_idle(
+    registry: Registry,
+    results: Results,
+    name: str,
+    seconds: int,
+    has_target: bool = True,
+) -> None:
     cpu_seconds = registry.cpu_seconds()
     mean, most, paths = registry.requests_per_second(seconds)
     cores = (registry.cpu_seconds() - cpu_seconds) / seconds
     value = f"{mean:.2f} per second in {seconds} s, at most {most:.0f} in one second ({paths})"
     target = f"at most {MOST_REQUESTS:g} per second" if has_target else ""
-    results.add(f"{name}: requests while nothing changes", value, target, not has_target or mean <= MOST_REQUESTS)
+    results.add(
+        f"{name}: requests while nothing changes",
+        value,
+        target,
+        not has_target or mean <= MOST_REQUESTS,
+    )
     results.add(f"{name}: CPU of MLflow meanwhile", f"{cores:.2f} cores")
 
 
 def measure_clicks(
-    registry: Registry, agents: Agents, results: Results, name: str, number: int, has_target: bool = True
+    registry: Registry,
+    agents: Agents,
+    results: Results,
+    name: str,
+    number: int,
+    has_target: bool = True,
 ) -> None:
     """Move the aliases of all followed models, and wait each time until all agents answer with the new versions."""
     times: dict[str, list[float]] = {"a follower": [], "a real server": []}
@@ -220,22 +282,43 @@ def measure_clicks(
         clicked = {model: registry.move(model) for model in dict.fromkeys(agents.models)}
         late = set(agents.wait_for(registry.versions, CONVERGENCE_SECONDS))
         for agent, model in enumerate(agents.models):
-            seconds = float("inf") if agent in late else agents.latest[agent].moment - clicked[model]
+            seconds = (
+                float("inf") if agent in late else agents.latest[agent].moment - clicked[model]
+            )
             times["a real server" if agent < agents.servers else "a follower"].append(seconds)
     for kind, values in times.items():
         if values:
             p50, p99 = np.percentile(values, [50, 99])
-            value = f"p50 {p50:.2f} s, p99 {p99:.2f} s, maximum {max(values):.2f} s of {len(values):,}"
+            value = (
+                f"p50 {p50:.2f} s, p99 {p99:.2f} s, maximum {max(values):.2f} s of {len(values):,}"
+            )
             target = f"p99 ≤ {MOST_SECONDS:g} s" if has_target else ""
-            results.add(f"{name}: click to {kind}", value, target, not has_target or p99 <= MOST_SECONDS)
+            results.add(
+                f"{name}: click to {kind}",
+                value,
+                target,
+                not has_target or p99 <= MOST_SECONDS,
+            )
 
 
-def polling(registry: Registry, folder: Path, results: Results, options: argparse.Namespace) -> None:
+def polling(
+    registry: Registry,
+    folder: Path,
+    results: Results,
+    options: argparse.Namespace,
+) -> None:
     models = [next(iter(registry.versions))] * options.agents
     with running_agents(folder, models, 0, 2.0, False, registry.cache) as agents:
         start(registry, agents)
         measure_idle(registry, results, "polls every 2 s, no feed", min(options.seconds, 20), False)
-        measure_clicks(registry, agents, results, "polls every 2 s, no feed", min(options.clicks, 5), False)
+        measure_clicks(
+            registry,
+            agents,
+            results,
+            "polls every 2 s, no feed",
+            min(options.clicks, 5),
+            False,
+        )
 
 
 def alias(registry: Registry, folder: Path, results: Results, options: argparse.Namespace) -> None:
@@ -246,7 +329,12 @@ def alias(registry: Registry, folder: Path, results: Results, options: argparse.
         measure_idle(registry, results, "one alias", options.seconds)
 
 
-def changes(registry: Registry, folder: Path, results: Results, options: argparse.Namespace) -> None:
+def changes(
+    registry: Registry,
+    folder: Path,
+    results: Results,
+    options: argparse.Namespace,
+) -> None:
     names = list(registry.versions)
     models = [names[agent % MODELS] for agent in range(options.agents)]
     slowest, missed, made = dict[str, list[float]](), 0, 0
@@ -254,7 +342,9 @@ def changes(registry: Registry, folder: Path, results: Results, options: argpars
         start(registry, agents)
         measure_clicks(registry, agents, results, f"{MODELS} aliases at once", options.clicks // 3)
         for kind in itertools.cycle(DISTURBANCES):
-            moved = [names[number % MODELS] for number in range(made, min(made + BURST, options.changes))]
+            moved = [
+                names[number % MODELS] for number in range(made, min(made + BURST, options.changes))
+            ]
             if not moved:
                 break
             disturb(registry, kind, moved)
@@ -266,7 +356,9 @@ def changes(registry: Registry, folder: Path, results: Results, options: argpars
                 print(f"MISSED by the agents {lacking[:20]}, {kind}", flush=True)
                 start(registry, agents)
     for kind, times in slowest.items():
-        value = f"{np.median(times):.1f} s in the median of {len(times)}, at most {max(times):.1f} s"
+        value = (
+            f"{np.median(times):.1f} s in the median of {len(times)}, at most {max(times):.1f} s"
+        )
         results.add(f"{kind}: until the last agent has the last version", value)
     results.add(f"agents without the last version, {made:,} changes", str(missed), "0", missed == 0)
 

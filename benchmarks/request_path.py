@@ -70,26 +70,43 @@ def make_models(root: Path) -> None:
     import mlflow_deploy_plugin
 
     random = np.random.default_rng(0)
-    numbers = pd.DataFrame(random.normal(size=(500, WIDTH)), columns=[f"feature_{place}" for place in range(WIDTH)])
+    numbers = pd.DataFrame(
+        random.normal(size=(500, WIDTH)),
+        columns=[f"feature_{place}" for place in range(WIDTH)],
+    )
     target = (numbers.sum(axis=1) > 0).astype(int)
     mlflow_deploy_plugin.save_model(
-        LogisticRegression().fit(numbers, target), root / "numbers", input_example=numbers.head(5)
+        LogisticRegression().fit(numbers, target),
+        root / "numbers",
+        input_example=numbers.head(5),
     )
     rows = numbers.to_numpy()
-    mlflow_deploy_plugin.save_model(LogisticRegression().fit(rows, target), root / "array", input_example=rows[:5])
-    wide = pd.DataFrame(random.integers(0, 30, (500, WIDE)), columns=[f"feature_{place}" for place in range(WIDE)])
+    mlflow_deploy_plugin.save_model(
+        LogisticRegression().fit(rows, target),
+        root / "array",
+        input_example=rows[:5],
+    )
+    wide = pd.DataFrame(
+        random.integers(0, 30, (500, WIDE)),
+        columns=[f"feature_{place}" for place in range(WIDE)],
+    )
     wide = wide.astype(dict.fromkeys(wide.columns[::2], float))
-    mlflow_deploy_plugin.save_model(LogisticRegression().fit(wide, target), root / "wide", input_example=wide.head(5))
+    mlflow_deploy_plugin.save_model(
+        LogisticRegression().fit(wide, target),
+        root / "wide",
+        input_example=wide.head(5),
+    )
     flights = pd.DataFrame(
         {
             **{name: random.choice([FLIGHT[name], "B6", "UA"], 500) for name in STRINGS},
             **{name: random.integers(0, 30, 500) for name in INTEGERS},
             **{name: random.uniform(0, 30, 500) for name in DOUBLES},
             "holiday": random.integers(0, 2, 500).astype(bool),
-        }
+        },
     )
     columns = make_column_transformer(
-        (StandardScaler(), [*INTEGERS, *DOUBLES]), (OneHotEncoder(handle_unknown="ignore"), [*STRINGS, "holiday"])
+        (StandardScaler(), [*INTEGERS, *DOUBLES]),
+        (OneHotEncoder(handle_unknown="ignore"), [*STRINGS, "holiday"]),
     )
     pipeline = make_pipeline(columns, LogisticRegression()).fit(flights, target)
     mlflow_deploy_plugin.save_model(pipeline, root / "flights", input_example=flights.head(5))
@@ -106,7 +123,13 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     """
     from mlflow_deploy_plugin.core.logs import configure_logging
     from mlflow_deploy_plugin.core.settings import load_settings
-    from mlflow_deploy_plugin.core.statedir.files import KEYS, SPEC, WANTED, write_atomically, write_state
+    from mlflow_deploy_plugin.core.statedir.files import (
+        KEYS,
+        SPEC,
+        WANTED,
+        write_atomically,
+        write_state,
+    )
     from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted
     from mlflow_deploy_plugin.serve.assembly import open_server
 
@@ -120,18 +143,29 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     fraction = {"sampled": 0.1, "unsampled": 0.0}.get(label, 1.0)
     for name in MODEL_NAMES:
-        variant = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": str(MODELS / name)}
+        variant = {
+            "model_uri": "models:/m/1",
+            "model": "m",
+            "version": "1",
+            "folder": str(MODELS / name),
+        }
         variants = {"v": {**variant, "weight": 90}}
         if label == "canary":
             variants["w"] = {**variant, "weight": 10}
-        wanted = {"generation": 1, "endpoints": {name: {"variants": variants, "capture": {"fraction": fraction}}}}
+        wanted = {
+            "generation": 1,
+            "endpoints": {name: {"variants": variants, "capture": {"fraction": fraction}}},
+        }
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
         if label.startswith("keys"):
             spec = f"{{name: {name}, variants: {{v: {{model: models:/m/1}}}}, server: {{api_keys: true}}}}"
             write_atomically(root / name / SPEC, spec.encode())
             limits = ("999999999/day",) if "limited" in label else ()
             entry = KeyEntry(name="caller", scopes=("infer",), limits=limits)
-            write_state(root / name / KEYS, ValidKeys(keys={hashlib.sha256(KEY.encode()).hexdigest(): entry}))
+            write_state(
+                root / name / KEYS,
+                ValidKeys(keys={hashlib.sha256(KEY.encode()).hexdigest(): entry}),
+            )
         servers[name] = open_server(root / name)
     for server in servers.values():
         while server.repository.not_ready_reason():
@@ -164,7 +198,12 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
         ("1 x 30 instances, rows", "numbers", "/invocations", {"instances": [row]}),
         ("1 x 30 array instances", "array", "/invocations", {"instances": [row]}),
         ("1 x 30 array inputs", "array", "/invocations", {"inputs": [row]}),
-        ("1 x 30 inputs, columns", "numbers", "/invocations", {"inputs": {k: [v] for k, v in record.items()}}),
+        (
+            "1 x 30 inputs, columns",
+            "numbers",
+            "/invocations",
+            {"inputs": {k: [v] for k, v in record.items()}},
+        ),
         ("1 x 30 V2", "numbers", "/v2/models/numbers/infer", {"inputs": [tensor]}),
         ("1 x 30 /predict", "numbers", "/predict", record),
         ("1 x 30 /predict/batch", "numbers", "/predict/batch", [record]),
@@ -177,24 +216,45 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
             "/v2/models/wide/infer",
             {
                 "inputs": [
-                    {"name": name, "shape": [1], "datatype": "INT64" if type(value) is int else "FP64", "data": [value]}
+                    {
+                        "name": name,
+                        "shape": [1],
+                        "datatype": "INT64" if type(value) is int else "FP64",
+                        "data": [value],
+                    }
                     for name, value in zip(wide["columns"], wide["data"][0], strict=True)
-                ]
+                ],
             },
         ),
-        ("10,000 x 30 dataframe_split", "numbers", "/invocations", {"dataframe_split": {**split, "data": many}}),
+        (
+            "10,000 x 30 dataframe_split",
+            "numbers",
+            "/invocations",
+            {"dataframe_split": {**split, "data": many}},
+        ),
         ("10,000 x 30 inputs, rows", "numbers", "/invocations", {"inputs": many}),
         (
             "10,000 x 30 V2",
             "numbers",
             "/v2/models/numbers/infer",
-            {"inputs": [{**tensor, "shape": [10_000, WIDTH], "data": [value for values in many for value in values]}]},
+            {
+                "inputs": [
+                    {
+                        **tensor,
+                        "shape": [10_000, WIDTH],
+                        "data": [value for values in many for value in values],
+                    },
+                ],
+            },
         ),
     ]
     binary = {**tensor, "parameters": {"binary_data_size": 4 * WIDTH}}
     del binary["data"]
     head = json.dumps({"inputs": [binary]}).encode()
-    sized = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+    sized = {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(head)),
+    }
 
     def arrow(columns: dict[str, Any]) -> bytes:
         table, sink = pa.table(columns), pa.BufferOutputStream()
@@ -208,10 +268,34 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
         {"content-type": "application/json"},
     )
     others: list[tuple[str, str, str, dict[str, str], bytes]] = [
-        ("1 x 30 V2 binary", "numbers", "/v2/models/numbers/infer", sized, head + np.array(row, np.float32).tobytes()),
-        ("1 x 30 Arrow", "numbers", "/invocations", arrow_type, arrow({name: [v] for name, v in record.items()})),
-        ("flight Arrow", "flights", "/invocations", arrow_type, arrow({name: [v] for name, v in FLIGHT.items()})),
-        ("50 x 30 JSON Lines", "numbers", "/invocations", {"content-type": "application/jsonl"}, lines),
+        (
+            "1 x 30 V2 binary",
+            "numbers",
+            "/v2/models/numbers/infer",
+            sized,
+            head + np.array(row, np.float32).tobytes(),
+        ),
+        (
+            "1 x 30 Arrow",
+            "numbers",
+            "/invocations",
+            arrow_type,
+            arrow({name: [v] for name, v in record.items()}),
+        ),
+        (
+            "flight Arrow",
+            "flights",
+            "/invocations",
+            arrow_type,
+            arrow({name: [v] for name, v in FLIGHT.items()}),
+        ),
+        (
+            "50 x 30 JSON Lines",
+            "numbers",
+            "/invocations",
+            {"content-type": "application/jsonl"},
+            lines,
+        ),
     ]
     csv = ",".join(names) + "\n" + ",".join(map(repr, row)) + "\n"
     found = [
@@ -222,7 +306,12 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
     return [*found[:6], in_csv, *found[6:], *others]
 
 
-def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
+def parts_of(
+    server: Any,
+    path: str,
+    given: dict[str, str],
+    body: bytes,
+) -> dict[str, Callable[[], Any]]:
     """Return the parts of the processing of this body as functions without arguments."""
     from mlflow_deploy_plugin.serve.http.app import ServerApp
     from mlflow_deploy_plugin.serve.http.plan import PlanTable
@@ -247,11 +336,24 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     question = protocol.decode(headers, body, variant, limit)
     predictor = variant.loaded.predictor
     outputs = predictor.run(question.feeds)
-    response: Any = SimpleNamespace(id="0" * 32, model="m", version="1", prediction_id="0" * 32, outputs=outputs)
+    response: Any = SimpleNamespace(
+        id="0" * 32,
+        model="m",
+        version="1",
+        prediction_id="0" * 32,
+        outputs=outputs,
+    )
     rows = variant.capture.max_rows_per_request
 
     def capture() -> None:
-        record = RequestRecord(variant.endpoint, variant.name, "0" * 32, "0" * 32, 1_700_000_000, 1_700_000_000)
+        record = RequestRecord(
+            variant.endpoint,
+            variant.name,
+            "0" * 32,
+            "0" * 32,
+            1_700_000_000,
+            1_700_000_000,
+        )
         server.capture.write(record, variant.captured, question.feeds, outputs, rows)
 
     def metrics() -> None:
@@ -320,7 +422,10 @@ async def answer_by_name(label: str) -> None:
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, headers, body in bodies():
         config: Any = SimpleNamespace(app=apps[model])
-        connection, transport = HttpConnection(config, SimpleNamespace(connections=set()), {}), NoSocket()
+        connection, transport = (
+            HttpConnection(config, SimpleNamespace(connections=set()), {}),
+            NoSocket(),
+        )
         connection.connection_made(transport)  # type: ignore[arg-type]
         length = len(body)
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -368,7 +473,11 @@ def compare(arguments: list[str]) -> None:
     for child in children.values():  # A process is ready when it has printed the names.
         names = json.loads(child.stdout.readline()) if child.stdout else names
     first, *others = children
-    print(f"{'microseconds per request':28}" + "".join(f"{name:>10}" for name in children) + f"   / {first}: {others}")
+    print(
+        f"{'microseconds per request':28}"
+        + "".join(f"{name:>10}" for name in children)
+        + f"   / {first}: {others}",
+    )
     for name in names:
         taken: dict[str, list[float]] = {label: [] for label in children}
         for turn in range(ROUNDS + 1):
@@ -376,11 +485,15 @@ def compare(arguments: list[str]) -> None:
                 taken[label].append(ask(child, name))
         median = {label: statistics.median(values[1:]) for label, values in taken.items()}
         ratios = [
-            statistics.median(mine / its for mine, its in zip(taken[label][1:], taken[first][1:], strict=True))
+            statistics.median(
+                mine / its for mine, its in zip(taken[label][1:], taken[first][1:], strict=True)
+            )
             for label in others
         ]
         print(
-            f"{name:28}" + "".join(f"{one:10.1f}" for one in median.values()) + "".join(f"{one:8.3f}" for one in ratios)
+            f"{name:28}"
+            + "".join(f"{one:10.1f}" for one in median.values())
+            + "".join(f"{one:8.3f}" for one in ratios),
         )
     for child in children.values():
         child.communicate()  # The process exits at the end of its input.
@@ -392,7 +505,10 @@ def main() -> None:
     if sys.argv[1:2] == ["--answer"]:
         return asyncio.run(answer_by_name(sys.argv[2]))
     if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
-        shutil.rmtree(MODELS, ignore_errors=True)  # An earlier version of this script may not have all requests.
+        shutil.rmtree(
+            MODELS,
+            ignore_errors=True,
+        )  # An earlier version of this script may not have all requests.
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
@@ -400,7 +516,10 @@ def main() -> None:
     try:
         servers = open_servers(root)
         gc.freeze()
-        print(f"{'microseconds per request':30}" + "".join(f"{name:>11}" for name in (*PARTS, "rest")))
+        print(
+            f"{'microseconds per request':30}"
+            + "".join(f"{name:>11}" for name in (*PARTS, "rest")),
+        )
         for shown, model, path, headers, body in bodies():
             found = measure(parts_of(servers[model], path, headers, body))
             found["rest"] = 2 * found["answer"] - sum(found.values())

@@ -79,11 +79,19 @@ def three_servers(folder: Path, **changed: str) -> Iterator[NativeStack]:
     stack.secrets.mkdir()
     (stack.secrets / "s3_user").write_text(os.environ["AWS_ACCESS_KEY_ID"])
     (stack.secrets / "s3_password").write_text(os.environ["AWS_SECRET_ACCESS_KEY"])
-    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(stack.secrets)]
+    make = [
+        sys.executable,
+        str(COMPOSE.parent / "stack" / "make_secrets.py"),
+        "--folder",
+        str(stack.secrets),
+    ]
     subprocess.run([*make, "--host", stack.addresses["nginx"]], check=True)
     password = (stack.secrets / "postgres_password").read_text()
     with postgresql_server(stack.addresses["postgres"], 5432, "onnxserve", password) as url:
-        script = "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
+        script = (
+            "CREATE DATABASE onnxserve;\n"
+            + (COMPOSE.parent / "stack" / "databases.sql").read_text()
+        )
         fill = ["psql", "-qX", url.replace("+psycopg", ""), "-v", "ON_ERROR_STOP=1"]
         subprocess.run(fill, input=script, text=True, check=True)
         try:
@@ -120,7 +128,13 @@ def ask_once(stack: NativeStack) -> Asked:
     return asked
 
 
-def client(stack: NativeStack, until: float, asked: Asked, lock: threading.Lock, server: str = "") -> None:
+def client(
+    stack: NativeStack,
+    until: float,
+    asked: Asked,
+    lock: threading.Lock,
+    server: str = "",
+) -> None:
     """Send requests through nginx, or to a server directly, sequentially on one connection and without retries."""
     key = (stack.secrets / "shop_key").read_text()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
@@ -129,7 +143,12 @@ def client(stack: NativeStack, until: float, asked: Asked, lock: threading.Lock,
     def connect() -> http.client.HTTPConnection:
         if server:
             return http.client.HTTPConnection(stack.addresses[server], 8080, timeout=30)
-        return http.client.HTTPSConnection(stack.addresses["nginx"], 8443, timeout=30, context=trusted)
+        return http.client.HTTPSConnection(
+            stack.addresses["nginx"],
+            8443,
+            timeout=30,
+            context=trusted,
+        )
 
     connection, first = connect(), True
     while first or time.monotonic() < until:
@@ -186,12 +205,17 @@ def cpu_seconds(stack: NativeStack, names: tuple[str, ...]) -> float:
 def servers(seconds: float) -> Asked:
     """Return the results of clients while a server was killed, with nginx's retries."""
     unlimited = {"rate_limit: 20000/minute": "rate_limit: 10000000/minute"}
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **unlimited) as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        three_servers(Path(folder), **unlimited) as stack,
+    ):
         print(f"three servers, none killed: {cost(stack, seconds)}")
         retried = kill_under_load(stack, 3 * seconds)
         print(f"one server killed, nginx retries another server: {shown(retried, 3 * seconds)}")
         stack.kill("nginx")
-        stack.changed |= {"proxy_next_upstream error timeout http_503": "proxy_next_upstream off; #"}
+        stack.changed |= {
+            "proxy_next_upstream error timeout http_503": "proxy_next_upstream off; #",
+        }
         start_nginx(stack)
         plain = kill_under_load(stack, 3 * seconds)
         print(f"one server killed, no retry: {shown(plain, 3 * seconds)}", flush=True)
@@ -211,7 +235,9 @@ def cost(stack: NativeStack, seconds: float) -> str:
     before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
     quiet = ask(stack, seconds)
     million = 1e6 / len(quiet.seconds)
-    spent = {name: (cpu_seconds(stack, names) - before[name]) * million for name, names in _COSTS.items()}
+    spent = {
+        name: (cpu_seconds(stack, names) - before[name]) * million for name, names in _COSTS.items()
+    }
     told = ", ".join(f"{name} {value:,.0f} s" for name, value in spent.items())
     return f"{shown(quiet, seconds)}; CPU for a million one-row requests: {told}"
 
@@ -230,7 +256,10 @@ def shown(asked: Asked, seconds: float) -> str:
 def limits() -> int:
     """Return the number of requests that three servers have admitted within one period of the rate limit."""
     limited = {"rate_limit: 20000/minute": f"rate_limit: {RATE}/minute"}
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **limited) as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        three_servers(Path(folder), **limited) as stack,
+    ):
         begun, total = time.monotonic(), Counter[int]()
         while sum(total.values()) < 2 * RATE and time.monotonic() - begun < 30:
             for name in SERVERS:
@@ -269,9 +298,16 @@ def store(count: int = 10_000) -> None:
 
 def registry(seconds: float) -> None:
     """Call MLflow like an agent that polls: one call per model and poll."""
-    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder)) as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        three_servers(Path(folder)) as stack,
+    ):
         password = (stack.secrets / "admin_password").read_text()
-        url = stack.url("mlflow", 5000, "/api/2.0/mlflow/registered-models/alias?name=flights&alias=champion")
+        url = stack.url(
+            "mlflow",
+            5000,
+            "/api/2.0/mlflow/registered-models/alias?name=flights&alias=champion",
+        )
         import requests
 
         def poll(until: float) -> int:
@@ -299,9 +335,14 @@ def redis(seconds: float) -> None:
         limiter = open_rate_limiter("1000000/second", RedisRates(url))
         count, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
-            limiter(b"client %d" % count)  # A busy client would be counted for many requests at once.
+            limiter(
+                b"client %d" % count,
+            )  # A busy client would be counted for many requests at once.
             count += 1
-        print(f"Redis counts {count / seconds:,.0f} requests per second for one thread of one worker", flush=True)
+        print(
+            f"Redis counts {count / seconds:,.0f} requests per second for one thread of one worker",
+            flush=True,
+        )
 
 
 def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
@@ -319,7 +360,10 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
             size = 0
             for number in range(rows // per_file):
                 moment = start + timedelta(minutes=30 * number)
-                times = [moment + row * timedelta(microseconds=1_800_000_000 // per_file) for row in range(per_file)]
+                times = [
+                    moment + row * timedelta(microseconds=1_800_000_000 // per_file)
+                    for row in range(per_file)
+                ]
                 columns = {f"x{column}": rng.normal(size=per_file) for column in range(12)}
                 table = pa.table(
                     {
@@ -337,9 +381,15 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
                         "_shadow": [False] * per_file,
                         "_segment": [f"s{number}"] * per_file,
                         "_offset": np.arange(per_file),
-                    }
+                    },
                 )
-                path = Path(folder, "endpoint=e", f"date={moment:%Y-%m-%d}", f"hour={moment:%H}", f"{number}.parquet")
+                path = Path(
+                    folder,
+                    "endpoint=e",
+                    f"date={moment:%Y-%m-%d}",
+                    f"hour={moment:%H}",
+                    f"{number}.parquet",
+                )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content = encode_parquet(table)
                 path.write_bytes(content)
@@ -359,7 +409,10 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parts: dict[str, Callable[[], object]] = {
         "servers": lambda: servers(options.seconds),
         "unlimited": lambda: unlimited(options.seconds),

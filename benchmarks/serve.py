@@ -57,11 +57,23 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (15)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per server in each round (1)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="seconds per server in each round (1)",
+    )
     parser.add_argument("--only", nargs="+", choices=list(works.WORKS), help="run only these works")
-    parser.add_argument("--peers", nargs="+", help="only peers whose name contains one of these words")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        help="only peers whose name contains one of these words",
+    )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--keep", action="store_true", help="keep models, logs and state folders")
     return parser.parse_args()
@@ -69,7 +81,10 @@ def _options() -> argparse.Namespace:
 
 def _machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     day = datetime.now(UTC).date()
     return f"{day}, {cpu}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
 

@@ -60,7 +60,12 @@ def request() -> "RawRequest":
     draw = random.Random(0)
     names = [f"feature_{place}" for place in range(request_path.WIDTH)]
     body = {"dataframe_split": {"columns": names, "data": [[draw.gauss(0, 1) for _ in names]]}}
-    return RawRequest("POST", "/invocations", {"content-type": "application/json"}, json.dumps(body).encode())
+    return RawRequest(
+        "POST",
+        "/invocations",
+        {"content-type": "application/json"},
+        json.dumps(body).encode(),
+    )
 
 
 def drained(app: "ServerApp") -> None:
@@ -114,7 +119,10 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, app in apps.items():
                 found[name].append((burst(app), *paced(app), full(app)))
-        medians = {name: [statistics.median(row) for row in zip(*rows, strict=True)] for name, rows in found.items()}
+        medians = {
+            name: [statistics.median(row) for row in zip(*rows, strict=True)]
+            for name, rows in found.items()
+        }
         print(f"{'shadow':8}{'cpu':>10}{'p50':>10}{'p99':>10}{'full':>10}   microseconds")
         for name, figures in medians.items():
             print(f"{name:8}" + "".join(f"{figure:10.1f}" for figure in figures))

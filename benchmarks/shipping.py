@@ -52,12 +52,18 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
             row |= {name: [int(draw.integers(0, 30))] for name in request_path.INTEGERS}
             row |= {name: [float(draw.uniform(0, 30))] for name in request_path.DOUBLES}
         feeds = loaded.schema.from_columns(row)
-        sent = getattr(feeds, "sent", feeds)  # A checkout from before 64-bit numbers were kept does not have this.
+        sent = getattr(
+            feeds,
+            "sent",
+            feeds,
+        )  # A checkout from before 64-bit numbers were kept does not have this.
         found.append((bound, dict(sent), dict(loaded.run(feeds, None))))
     while True:
         for model, feeds, outputs in found:
             varied = {
-                name: draw.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+                name: draw.normal(size=array.shape).astype(array.dtype)
+                if array.dtype.kind == "f"
+                else array
                 for name, array in feeds.items()
             }
             yield model, varied, outputs
@@ -76,7 +82,11 @@ def write_spool(spool: Path, kind: str, requests: int) -> float:
     began = time.process_time()
     for (model, feeds, outputs), request_id, prediction_id, moment in work:
         writer.write(
-            RequestRecord(kind, kind, request_id, prediction_id, moment, moment), model, feeds, outputs, 10_000
+            RequestRecord(kind, kind, request_id, prediction_id, moment, moment),
+            model,
+            feeds,
+            outputs,
+            10_000,
         )
     spent = time.process_time() - began
     writer.close()
@@ -103,7 +113,7 @@ def cost(kind: str, requests: int, rounds: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
         f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s per million; {bytes_in / requests:.0f} B a "
-        f"request in the spool, {bytes_out / requests:.0f} B in the log, {len(files)} files; peak memory {peak} MiB"
+        f"request in the spool, {bytes_out / requests:.0f} B in the log, {len(files)} files; peak memory {peak} MiB",
     )
 
 
@@ -112,13 +122,15 @@ def busy(kind: str, seconds: float) -> None:
     import psutil
 
     shown = {"numbers": "1 x 30 dataframe_split", "flights": "flight dataframe_split"}[kind]
-    path, body = next((path, body) for name, _, path, _, body in request_path.bodies() if name == shown)
+    path, body = next(
+        (path, body) for name, _, path, _, body in request_path.bodies() if name == shown
+    )
     port = 18_431
     with tempfile.TemporaryDirectory(prefix="onnxserve-shipping-", dir="/dev/shm") as folder:
         script = Path(folder, "post.lua")
         script.write_text(
             f'wrk.method = "POST"\nwrk.body = {json.dumps(body.decode())}\n'
-            'wrk.headers["Content-Type"] = "application/json"\n'
+            'wrk.headers["Content-Type"] = "application/json"\n',
         )
         command = ["taskset", "-c", "0", sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve"]
         command += ["-m", str(request_path.MODELS / kind), "-p", str(port), "-w", "1"]
@@ -133,18 +145,42 @@ def busy(kind: str, seconds: float) -> None:
         try:
             _wait_until_ready(server, Path(folder, "server.log"))
             tree = psutil.Process(server.pid).children(recursive=True)
-            agent = next(process for process in tree if "mlflow_deploy_plugin.serve.agent" in process.cmdline())
-            asking = ["taskset", "-c", "1", "wrk", "-t1", "-c8", "-s", str(script), f"http://127.0.0.1:{port}{path}"]
+            agent = next(
+                process
+                for process in tree
+                if "mlflow_deploy_plugin.serve.agent" in process.cmdline()
+            )
+            asking = [
+                "taskset",
+                "-c",
+                "1",
+                "wrk",
+                "-t1",
+                "-c8",
+                "-s",
+                str(script),
+                f"http://127.0.0.1:{port}{path}",
+            ]
             subprocess.run([*asking, f"-d{SETTLING_SECONDS:.0f}"], check=True, capture_output=True)
             before = _spent(agent)
-            answered = subprocess.run([*asking, f"-d{seconds:.0f}"], check=True, capture_output=True, text=True).stdout
+            answered = subprocess.run(
+                [*asking, f"-d{seconds:.0f}"],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
             share = (_spent(agent) - before) / seconds
-            rate = next(line.split()[1] for line in answered.splitlines() if line.startswith("Requests/sec"))
+            rate = next(
+                line.split()[1] for line in answered.splitlines() if line.startswith("Requests/sec")
+            )
             memory = agent.memory_info().rss / 2**20
-            waiting = sum(path.stat().st_size for path in Path(folder, "state", "spool").iterdir()) / 2**20
+            waiting = (
+                sum(path.stat().st_size for path in Path(folder, "state", "spool").iterdir())
+                / 2**20
+            )
             print(
                 f"{kind:8}  {rate} requests/s; the agent takes {share:.1%} of their core and {memory:.0f} MiB; "
-                f"{waiting:.0f} MiB wait in the spool"
+                f"{waiting:.0f} MiB wait in the spool",
             )
         finally:
             server.send_signal(signal.SIGTERM)

@@ -46,7 +46,20 @@ from mlflow_deploy_plugin.ship.sizing.measure import highest_rate, measure_pod, 
 from mlflow_deploy_plugin.ship.sizing.plan import PodMeasurement
 
 RATE, P99, SECONDS, BATCH_SIZE = 2000.0, 0.02, 25.0, {"server.max_batch_size": 1}
-_WORDS = ["good", "bad", "fine", "awful", "great", "poor", "nice", "ugly", "excellent", "terrible", "film", "plot"]
+_WORDS = [
+    "good",
+    "bad",
+    "fine",
+    "awful",
+    "great",
+    "poor",
+    "nice",
+    "ugly",
+    "excellent",
+    "terrible",
+    "film",
+    "plot",
+]
 
 
 class Rule(mlflow.pyfunc.PythonModel):
@@ -81,7 +94,12 @@ def texts(folder: Path) -> Path:
 def pyfunc(folder: Path) -> Path:
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(64, 2)), columns=["a", "b"])
     signature = infer_signature(rows, np.zeros(64))
-    mlflow.pyfunc.save_model(folder / "pyfunc", python_model=Rule(), input_example=rows, signature=signature)
+    mlflow.pyfunc.save_model(
+        folder / "pyfunc",
+        python_model=Rule(),
+        input_example=rows,
+        signature=signature,
+    )
     return folder / "pyfunc"
 
 
@@ -91,8 +109,17 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="run only these models")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(MODELS),
+        default=list(MODELS),
+        help="run only these models",
+    )
     parser.add_argument("--rounds", type=int, default=1, help="rounds over all models (1)")
     options = parser.parse_args()
     ratios: dict[str, list[tuple[float, ...]]] = {name: [] for name in options.only}
@@ -104,7 +131,11 @@ def main() -> int:
             rate, cpus, memory = _real_load(name, folder, pod, bodies)
             planned = pod.planned
             ratios[name].append(
-                (pod.highest.rate / rate if rate else math.inf, planned.cpus / cpus, pod.memory_bytes / memory)
+                (
+                    pod.highest.rate / rate if rate else math.inf,
+                    planned.cpus / cpus,
+                    pod.memory_bytes / memory,
+                ),
             )
             print(
                 f"{name}: {pod.highest.rate:,.0f}/s sized, {rate:,.0f}/s real; {planned.cpus:.3f} and {cpus:.3f} cores "
@@ -115,12 +146,19 @@ def main() -> int:
     print("\n| model | rate | CPU | memory |\n|---|---|---|---|")
     for name, rounds in ratios.items():
         print(
-            f"| {name} |", " | ".join(f"{statistics.median(column):.2f}" for column in zip(*rounds, strict=True)), "|"
+            f"| {name} |",
+            " | ".join(f"{statistics.median(column):.2f}" for column in zip(*rounds, strict=True)),
+            "|",
         )
     return 0
 
 
-def _real_load(name: str, folder: Path, pod: PodMeasurement, bodies: Sequence[bytes]) -> tuple[float, float, float]:
+def _real_load(
+    name: str,
+    folder: Path,
+    pod: PodMeasurement,
+    bodies: Sequence[bytes],
+) -> tuple[float, float, float]:
     """Return the highest rate of a server, and its CPU seconds per second and its memory in bytes at the rate of
     `pod.planned`."""
     requests = [post("/invocations", body) for body in bodies]
@@ -175,20 +213,46 @@ class _Group:
         """Return the peak of the memory without the cache of files, which the kernel frees when it needs memory."""
         if not self.folders:
             return math.nan
-        stat = dict(line.split() for line in (self.folders[1] / "memory.stat").read_text().splitlines())
-        return int((self.folders[1] / "memory.max_usage_in_bytes").read_text()) - int(stat["total_cache"])
+        stat = dict(
+            line.split() for line in (self.folders[1] / "memory.stat").read_text().splitlines()
+        )
+        return int((self.folders[1] / "memory.max_usage_in_bytes").read_text()) - int(
+            stat["total_cache"],
+        )
 
 
 @contextmanager
 def _served(folder: Path, pod: PodMeasurement, body: bytes) -> Iterator[tuple[Server, _Group]]:
     """Start `onnxserve serve` with the printed options in a cgroup."""
     port = free_port()
-    fields = {"workers": pod.workers, "intra_op_num_threads": pod.threads, "max_batch_size": pod.max_batch_size}
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", str(folder), "-p", str(port)]
-    command += [word for field, value in fields.items() for word in ("-C", f"server.{field}={value}")]
+    fields = {
+        "workers": pod.workers,
+        "intra_op_num_threads": pod.threads,
+        "max_batch_size": pod.max_batch_size,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "-m",
+        str(folder),
+        "-p",
+        str(port),
+    ]
+    command += [
+        word for field, value in fields.items() for word in ("-C", f"server.{field}={value}")
+    ]
     headers = {"Content-Type": "application/json"}
-    question = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, headers, method="POST")
-    folders = [Path("/sys/fs/cgroup") / controller / f"size-{port}" for controller in ("cpuacct", "memory")]
+    question = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        body,
+        headers,
+        method="POST",
+    )
+    folders = [
+        Path("/sys/fs/cgroup") / controller / f"size-{port}" for controller in ("cpuacct", "memory")
+    ]
     if all(os.access(folder.parent, os.W_OK) for folder in folders):
         for folder in folders:
             folder.mkdir()

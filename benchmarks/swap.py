@@ -80,7 +80,10 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--swaps", type=int, default=50)
     parser.add_argument(
         "--seconds",
@@ -94,12 +97,28 @@ def _options() -> argparse.Namespace:
 
 def _start_mlflow(folder: Path, stack: ExitStack) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     command += ["--app-name", "onnxserve", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     question = urllib.request.Request(f"http://127.0.0.1:{port}/health")
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "ONNXSERVE_HOME": str(folder / "home")}
-    stack.enter_context(running("MLflow", command, port, folder / "mlflow.log", environment, question))
+    environment = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "ONNXSERVE_HOME": str(folder / "home"),
+    }
+    stack.enter_context(
+        running("MLflow", command, port, folder / "mlflow.log", environment, question),
+    )
     os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
 
@@ -113,23 +132,39 @@ def _register() -> dict[str, bytes]:
         graph = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 21]>\n'
             f"adder (float[N,{COLUMNS}] x) => (float[N,1] y) <float[1] amount = {{{amount}.0}}, int64[1] axis = {{1}}> "
-            "{ total = ReduceSum(x, axis)\n y = Add(total, amount) }"
+            "{ total = ReduceSum(x, axis)\n y = Add(total, amount) }",
         )
         with mlflow.start_run():
-            mlflow.onnx.log_model(graph, name="m", registered_model_name=NAME, pip_requirements=["onnxruntime"])
+            mlflow.onnx.log_model(
+                graph,
+                name="m",
+                registered_model_name=NAME,
+                pip_requirements=["onnxruntime"],
+            )
     MlflowClient().transition_model_version_stage(NAME, "1", "Production")
     return {version: f"[[{COLUMNS + int(version)}.0]]".encode() for version in ("1", "2")}
 
 
 def _onnxserve(folder: Path, stack: ExitStack) -> Server:
     port = free_port()
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", f"models:/{NAME}/Production"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "-m",
+        f"models:/{NAME}/Production",
+    ]
     command += ["-p", str(port), "-w", str(WORKERS), "--state-dir", str(folder / "state")]
     question = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations", BODY, {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}/invocations",
+        BODY,
+        {"Content-Type": "application/json"},
     )
     environment = {"ONNXSERVE_HOME": str(folder / "home")}
-    return stack.enter_context(running("onnxserve", command, port, folder / "serve.log", environment, question))
+    return stack.enter_context(
+        running("onnxserve", command, port, folder / "serve.log", environment, question),
+    )
 
 
 def _swap(folder: Path, number: int, pause: float) -> Swap:
@@ -179,15 +214,25 @@ def _report(answers: Answers, swaps: list[Swap], peak: float) -> int:
     swapping, quiet = answers.only(during), answers.only(~during)
     rows = []
     for name, part in (("quiet", quiet), ("during swaps", swapping)):
-        ms = np.percentile(part.latency, [50, 99, 99.9]) * 1e3 if len(part.latency) else [float("nan")] * 3
+        ms = (
+            np.percentile(part.latency, [50, 99, 99.9]) * 1e3
+            if len(part.latency)
+            else [float("nan")] * 3
+        )
         rows.append(ms)
-        print(f"{name}: {len(part.due)} requests, p50 {ms[0]:.2f} ms, p99 {ms[1]:.2f} ms, p99.9 {ms[2]:.2f} ms")
-    print(f"added latency (during / quiet): p50 × {rows[1][0] / rows[0][0]:.2f}, p99 × {rows[1][1] / rows[0][1]:.2f}")
+        print(
+            f"{name}: {len(part.due)} requests, p50 {ms[0]:.2f} ms, p99 {ms[1]:.2f} ms, p99.9 {ms[2]:.2f} ms",
+        )
+    print(
+        f"added latency (during / quiet): p50 × {rows[1][0] / rows[0][0]:.2f}, p99 × {rows[1][1] / rows[0][1]:.2f}",
+    )
     print(
         f"swaps={len(swaps)} rate={peak / 2:,.0f}/s (peak {peak:,.0f}/s) requests={len(answers.due)} "
-        f"longest={answers.latency.max():.2f} s"
+        f"longest={answers.latency.max():.2f} s",
     )
-    print(f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, maximum {seconds.max():.2f} s")
+    print(
+        f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, maximum {seconds.max():.2f} s",
+    )
     print(f"failed={answers.failed} mixed={answers.mixed} late={late}")
     missed = [
         name

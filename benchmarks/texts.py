@@ -31,11 +31,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _ROUNDS, _SECONDS = 3, 3.0
 _SIZES = (1, 32, 256)
-_NET = {"vocab_size": 2000, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+_NET = {
+    "vocab_size": 2000,
+    "hidden_size": 384,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 
 
 def sentences() -> list[str]:
-    text = " ".join((ROOT / "docs" / name).read_text() for name in ("wrap.md", "serve.md", "monitor.md"))
+    text = " ".join(
+        (ROOT / "docs" / name).read_text() for name in ("wrap.md", "serve.md", "monitor.md")
+    )
     parts = [part.strip() for part in text.replace("\n", " ").split(". ") if 20 < len(part) < 400]
     np.random.default_rng(0).shuffle(parts)
     return parts
@@ -58,14 +65,21 @@ def save_nets(folder: Path) -> None:
         model_max_length=512,
     )
     config = transformers.BertConfig(**_NET, num_hidden_layers=6, pad_token_id=2)
-    for name, net in (("encoder", transformers.BertModel), ("classifier", transformers.BertForSequenceClassification)):
+    for name, net in (
+        ("encoder", transformers.BertModel),
+        ("classifier", transformers.BertForSequenceClassification),
+    ):
         net(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     modules = [Transformer(str(folder / "encoder")), Pooling(384)]
     encoder = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
     encoder.save(str(folder / "sentence-transformers"))
     onnxserve.save_model(encoder, folder / "wrapped-encoder", input_example=sentences()[:5])
-    pipeline = transformers.pipeline("text-classification", str(folder / "classifier"), truncation=True)
+    pipeline = transformers.pipeline(
+        "text-classification",
+        str(folder / "classifier"),
+        truncation=True,
+    )
     onnxserve.save_model(pipeline, folder / "wrapped-classifier", input_example=sentences()[:5])
 
 
@@ -87,7 +101,12 @@ def load(kind: str, folder: Path, device: str) -> Callable[[list[str]], Any]:
         return lambda texts: encoder.encode(texts, show_progress_bar=False)
     import transformers
 
-    pipeline = transformers.pipeline("text-classification", str(folder / "classifier"), truncation=True, device=device)
+    pipeline = transformers.pipeline(
+        "text-classification",
+        str(folder / "classifier"),
+        truncation=True,
+        device=device,
+    )
     return lambda texts: pipeline(texts, batch_size=32)
 
 
@@ -107,7 +126,12 @@ def measure(kind: str, folder: Path, device: str) -> Iterator[float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--one", nargs=2, metavar=("KIND", "FOLDER"), help="measure a single saved model")
+    parser.add_argument(
+        "--one",
+        nargs=2,
+        metavar=("KIND", "FOLDER"),
+        help="measure a single saved model",
+    )
     options = parser.parse_args()
     if options.one:
         print(*measure(options.one[0], Path(options.one[1]), options.device))

@@ -24,15 +24,26 @@ PARTS = ("levels", "segments", "relations", "labels", "cost")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--only", choices=PARTS, help="run only this part")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the streams, such as 0.3 on a busy machine")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="share of the streams, such as 0.3 on a busy machine",
+    )
     options = parser.parse_args()
     for name in PARTS:
         if options.only not in (None, name):
             continue
         started = time.perf_counter()
-        print(f"\n## {name}\n\n| | measured; 95 % interval | target | outcome |\n|---|---|---|---|", flush=True)
+        print(
+            f"\n## {name}\n\n| | measured; 95 % interval | target | outcome |\n|---|---|---|---|",
+            flush=True,
+        )
         for line in importlib.import_module(f"benchmarks.over_time.{name}").lines(options.share):
             print(line, flush=True)
         print(f"\n({time.perf_counter() - started:.0f} s)", flush=True)

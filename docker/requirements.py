@@ -25,14 +25,21 @@ def brought_by(extra: str) -> list[str]:
     found = []
     for line in lines_of(extras[extra]):
         if line.startswith("mlflow-onnxserve["):
-            found += [one for name in line.partition("[")[2].strip("]").split(",") for one in brought_by(name)]
+            found += [
+                one
+                for name in line.partition("[")[2].strip("]").split(",")
+                for one in brought_by(name)
+            ]
         else:
             found.append(line)
     return found
 
 
 asked = [argument for argument in sys.argv[1:] if argument != "--serve"]
-wanted = [*lines_of(setup["options"]["install_requires"]), *(line for extra in asked for line in brought_by(extra))]
+wanted = [
+    *lines_of(setup["options"]["install_requires"]),
+    *(line for extra in asked for line in brought_by(extra)),
+]
 for line in wanted:
     if "--serve" not in sys.argv or line.split()[0] not in NOT_TO_SERVE:
         sys.stdout.write(f"{line}\n")

@@ -28,14 +28,55 @@ from collections.abc import Iterable
 from pathlib import Path
 
 UNUSED = (
-    *("**/tests", "**/*.pyi", "**/*.pyx", "**/*.pxd", "**/*.pxi", "**/*.h", "**/*.hpp", "**/*.cpp", "**/*.a"),
-    *("numpy/distutils", "zstandard/_cffi*", "pyarrow/include", "pyarrow/src", "pyarrow/*flight*.so*"),
-    *("pyarrow/_pyarrow_cpp_tests*", "pyarrow/*encryption*.so*", "pyarrow/*orc*.so", "pyarrow/_substrait.*"),
-    *("pyarrow/_azurefs.*", "pyarrow/_gcsfs.*", "pyarrow/_hdfs.*", "pyarrow/lib[ap]*.so", "pyarrow/lib*.so.*.*.*"),
+    *(
+        "**/tests",
+        "**/*.pyi",
+        "**/*.pyx",
+        "**/*.pxd",
+        "**/*.pxi",
+        "**/*.h",
+        "**/*.hpp",
+        "**/*.cpp",
+        "**/*.a",
+    ),
+    *(
+        "numpy/distutils",
+        "zstandard/_cffi*",
+        "pyarrow/include",
+        "pyarrow/src",
+        "pyarrow/*flight*.so*",
+    ),
+    *(
+        "pyarrow/_pyarrow_cpp_tests*",
+        "pyarrow/*encryption*.so*",
+        "pyarrow/*orc*.so",
+        "pyarrow/_substrait.*",
+    ),
+    *(
+        "pyarrow/_azurefs.*",
+        "pyarrow/_gcsfs.*",
+        "pyarrow/_hdfs.*",
+        "pyarrow/lib[ap]*.so",
+        "pyarrow/lib*.so.*.*.*",
+    ),
     *("onnxruntime/capi/libonnxruntime.so.*", "onnxruntime/tools", "onnxruntime/transformers"),
     *("onnxruntime/quantization", "onnxruntime/datasets", "onnxruntime/backend"),
-    *("databricks/sdk", "databricks_sdk-*", "google/auth", "google/oauth2", "google_auth-*", "pyasn1*"),
-    *("mlflow/assistant", "mlflow/demo", "mlflow/langchain", "mlflow/pyspark", "mlflow/sagemaker", "mlflow/server"),
+    *(
+        "databricks/sdk",
+        "databricks_sdk-*",
+        "google/auth",
+        "google/oauth2",
+        "google_auth-*",
+        "pyasn1*",
+    ),
+    *(
+        "mlflow/assistant",
+        "mlflow/demo",
+        "mlflow/langchain",
+        "mlflow/pyspark",
+        "mlflow/sagemaker",
+        "mlflow/server",
+    ),
     *("mlflow/transformers", "botocore/cacert.pem"),  # certifi contains the same certificates
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
@@ -55,7 +96,12 @@ with contextlib.suppress(ImportError):  # not on Python 3.14
 """Modules of other packages that a server imports. Python keeps the byte code of these modules and their imports
 only."""
 NOT_SERVED = (
-    *("numpy/_core/_simd.*", "numpy/f2py", "cffi", "pycparser*"),  # used by numpy's tests and by compilers
+    *(
+        "numpy/_core/_simd.*",
+        "numpy/f2py",
+        "cffi",
+        "pycparser*",
+    ),  # used by numpy's tests and by compilers
     *("git", "GitPython-*", "gitpython-*", "gitdb*", "smmap*"),
     *("mlflow/gateway/providers", "mlflow/store/**/dbmodels", "mlflow/store/db_migrations"),
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),

@@ -74,7 +74,7 @@ IMPERATIVES = frozenset(
         "install", "keep", "load", "log", "lower", "move", "name", "pass", "pip", "put", "raise", "remove",
         "rename", "repeat", "retry", "run", "save", "select", "send", "set", "shorten", "specify", "split",
         "start", "stop", "try", "uninstall", "unset", "update", "upgrade", "use", "wait", "wrap", "write",
-    }
+    },
 )  # fmt: skip
 """The words that begin the remedy at the end of a message."""
 
@@ -149,7 +149,8 @@ def _section(name: str, messages: list[Message]) -> str:
     remedy = next(REMEDIES[base.__name__] for base in error.__mro__ if base.__name__ in REMEDIES)
     head = f"\n## {name}\n\nHTTP status {error.http_status}, `{error.error_code}`. {cause} {remedy}\n\n"
     return head + "".join(
-        f"### {_code(_shortened(message.problem))}\n" + (f"{_code(message.remedy)}\n" if message.remedy else "")
+        f"### {_code(_shortened(message.problem))}\n"
+        + (f"{_code(message.remedy)}\n" if message.remedy else "")
         for message in messages
     )
 

@@ -25,7 +25,15 @@ _BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 110
 _ROLLOUT = "rollout start flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
 
 
-def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, example: bool = False) -> None:
+def take(
+    page: Page,
+    url: str,
+    name: str,
+    height: int,
+    *,
+    width: int = 1100,
+    example: bool = False,
+) -> None:
     """Save the upper part of a page as pictures/NAME.png."""
     page.set_viewport_size({"width": width, "height": height})
     page.goto(url)
@@ -46,12 +54,20 @@ def ask(server: str, ended: threading.Event) -> None:
     from projects.flight_delay.traffic import request_body
 
     flights = load_flights().sample(2000, random_state=1)
-    bodies = [(request_body(flights.iloc[[row]]), bool(flights[LABEL].iloc[row])) for row in range(len(flights))]
+    bodies = [
+        (request_body(flights.iloc[[row]]), bool(flights[LABEL].iloc[row]))
+        for row in range(len(flights))
+    ]
     session, begun, asked = requests.Session(), time.monotonic(), 0
     while not ended.wait(0.02 * (1.4 + math.sin((time.monotonic() - begun) / 40))):
         body, delayed = bodies[asked % len(bodies)]
         asked += 1
-        answer = session.post(f"{server}/invocations", body, headers={"Content-Type": "application/json"}, timeout=30)
+        answer = session.post(
+            f"{server}/invocations",
+            body,
+            headers={"Content-Type": "application/json"},
+            timeout=30,
+        )
         if asked % 8 == 0 and "X-Prediction-Id" in answer.headers:
             label = {"prediction_id": answer.headers["X-Prediction-Id"], "label": delayed}
             session.post(f"{server}/feedback", json=label, timeout=30)
@@ -92,16 +108,36 @@ def take_console(browser: Browser, console: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--console", required=True, help="address of the console, as printed by the demo")
-    parser.add_argument("--server", default="http://127.0.0.1:8080", help="address of the model's server")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--console",
+        required=True,
+        help="address of the console, as printed by the demo",
+    )
+    parser.add_argument(
+        "--server",
+        default="http://127.0.0.1:8080",
+        help="address of the model's server",
+    )
     parser.add_argument("--rollout-to", default="1", help="version without the alias champion")
-    parser.add_argument("--only-console", action="store_true", help="do not take the other pictures")
+    parser.add_argument(
+        "--only-console",
+        action="store_true",
+        help="do not take the other pictures",
+    )
     asked = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        if not asked.only_console:  # first, while the rollout has not left an archived version in service
+        browser = browsers.chromium.launch(
+            executable_path="/usr/bin/chromium",
+            args=["--no-sandbox", "--disable-gpu"],
+        )
+        if (
+            not asked.only_console
+        ):  # first, while the rollout has not left an archived version in service
             page = browser.new_page()
             take(page, f"{asked.server}/", "try", 900, example=True)
             take(page, (ROOT / ".demo" / "reports" / "summer.html").as_uri(), "report", 1000)

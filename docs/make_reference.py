@@ -39,9 +39,16 @@ From the environment.
 
 def reference() -> str:
     """Return the page as Markdown."""
-    rows = [_row(name, default, description, kind) for name, kind, default, description in field_reference()]
+    rows = [
+        _row(name, default, description, kind)
+        for name, kind, default, description in field_reference()
+    ]
     settings = [
-        _row(f"ONNXSERVE_{name.upper()}", str(field.default or ""), field_descriptions(Settings)[name])
+        _row(
+            f"ONNXSERVE_{name.upper()}",
+            str(field.default or ""),
+            field_descriptions(Settings)[name],
+        )
         for name, field in Settings.model_fields.items()
     ]
     return HEAD + "".join(rows) + SETTINGS + "".join(settings)

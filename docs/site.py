@@ -22,7 +22,10 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CODE_OF_CONDUCT.md": "code_of_conduct.md",
     "SECURITY.md": "security.md",
-    **{f"{page.parent.relative_to(ROOT)}/README.md": f"{page.parent.relative_to(ROOT)}.md" for page in _PROJECTS},
+    **{
+        f"{page.parent.relative_to(ROOT)}/README.md": f"{page.parent.relative_to(ROOT)}.md"
+        for page in _PROJECTS
+    },
 }
 """Path in the repository → path in the site."""
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
@@ -36,9 +39,13 @@ def on_files(files: Files, config: Any) -> Files:
     for source, place in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text()))
     for path in sorted((ROOT / "docker").glob("*/*.yaml")):
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_text()))
+        files.append(
+            File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_text()),
+        )
     for path in sorted((ROOT / "projects").glob("*/*.png")):
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+        files.append(
+            File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)),
+        )
     return files
 
 
@@ -75,5 +82,6 @@ def on_post_template(output_content: str, **_: Any) -> str:
 def on_post_page(output: str, **_: Any) -> str:
     """Give the theme's dialog a name."""
     return output.replace(
-        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+        'data-md-component="search" role="dialog"',
+        'data-md-component="search" role="dialog" aria-label="Search"',
     )

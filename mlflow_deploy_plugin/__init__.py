@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.core.version import __version__
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.client.client import AsyncClient, Client, Prediction, RetryPolicy
+    from mlflow_deploy_plugin.serve.client.client import (
+        AsyncClient,
+        Client,
+        Prediction,
+        RetryPolicy,
+    )
     from mlflow_deploy_plugin.serve.embed import asgi_app, wsgi_app
     from mlflow_deploy_plugin.ship.batch.run import BatchPlan, run_batch
     from mlflow_deploy_plugin.ship.batch.spark import predict_frame

@@ -26,7 +26,13 @@ def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) 
         if not run_id or name not in {file.path for file in MlflowClient().list_artifacts(run_id)}:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            return read(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder))
+            return read(
+                mlflow.artifacts.download_artifacts(
+                    run_id=run_id,
+                    artifact_path=name,
+                    dst_path=folder,
+                ),
+            )
     except MlflowException:
         return None
     except Exception:  # noqa: BLE001 — pickle raises any exception for a damaged file.
@@ -52,7 +58,11 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
         state: the tag `onnxserve.parity` of the run or of the registered version.
         metrics: the metrics of the run that logged the model.
     """
-    figures = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
+    figures = {
+        name.removeprefix(PREFIX): value
+        for name, value in metrics.items()
+        if name.startswith(PREFIX)
+    }
     if not figures:
         return f"parity {state}"
     parts = []

@@ -87,15 +87,27 @@ def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
     with mlflow.start_run():
         log_options(options)
         features, held_out, answers, truth = train_test_split(
-            table.features, target, test_size=0.2, random_state=options.seed
+            table.features,
+            target,
+            test_size=0.2,
+            random_state=options.seed,
         )
-        print(f"{len(features):,} rows for training, {len(held_out):,} held out, from {table.origin}", flush=True)
+        print(
+            f"{len(features):,} rows for training, {len(held_out):,} held out, from {table.origin}",
+            flush=True,
+        )
         rows = features.assign(**{str(target.name): answers})
         dataset = mlflow.data.from_pandas(rows, targets=target.name, name=table.origin)
         mlflow.log_input(dataset, context="training")
-        pipeline = make_pipeline(preprocessing(features, recipe.is_scaled), recipe.estimator()).fit(features, answers)
+        pipeline = make_pipeline(preprocessing(features, recipe.is_scaled), recipe.estimator()).fit(
+            features,
+            answers,
+        )
         log_scores(recipe.score(pipeline, held_out, truth))
-        with picture(f"{options.registered_model} on {len(held_out):,} held-out rows ({table.origin})", 2) as axes:
+        with picture(
+            f"{options.registered_model} on {len(held_out):,} held-out rows ({table.origin})",
+            2,
+        ) as axes:
             recipe.draw(axes, pipeline, held_out, truth)
         return register(
             pipeline,
@@ -118,17 +130,22 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         target = str(rows.columns[-1])
         if options.target not in ("", target):
             raise InvalidConfig(
-                f"target {options.target}: the target of the synthetic rows is {target}; for a file, set data=FILE.csv"
+                f"target {options.target}: the target of the synthetic rows is {target}; for a file, set data=FILE.csv",
             )
     rows = rows.dropna(subset=[target]).reset_index(drop=True)
     if len(rows) < MIN_ROWS:
-        raise InvalidConfig(f"{origin}: {len(rows)} rows with a {target}; at least {MIN_ROWS} are needed")
+        raise InvalidConfig(
+            f"{origin}: {len(rows)} rows with a {target}; at least {MIN_ROWS} are needed",
+        )
     features = rows.drop(columns=target)
     columns: dict[str, pd.Series] = {}
     for label, column in features.items():
         name = str(label)
         if name.startswith("Unnamed: "):
-            print(f"left out: column {name.removeprefix('Unnamed: ')}, which has no name", flush=True)
+            print(
+                f"left out: column {name.removeprefix('Unnamed: ')}, which has no name",
+                flush=True,
+            )
         elif column.isna().all():
             print(f"left out: {name}, which has no values", flush=True)
         elif pd.api.types.is_bool_dtype(column):
@@ -170,7 +187,7 @@ def numbers(target: pd.Series) -> pd.Series:
     wrong = target[~(converted.abs() <= LARGEST)]
     if len(wrong):
         raise InvalidConfig(
-            f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a regression needs numbers"
+            f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a regression needs numbers",
         )
     return converted
 
@@ -179,13 +196,23 @@ def two_answers(target: pd.Series) -> pd.Series:
     """Return the target as booleans, integers or text. Raises InvalidConfig unless it has two different values."""
     if pd.api.types.is_bool_dtype(target):
         converted = target
-    elif pd.api.types.is_numeric_dtype(target) and (target % 1 == 0).all() and target.abs().max() < 2**53:
-        converted = target.astype("int64")  # In a column with a missing value, pandas reads 1 as 1.0.
+    elif (
+        pd.api.types.is_numeric_dtype(target)
+        and (target % 1 == 0).all()
+        and target.abs().max() < 2**53
+    ):
+        converted = target.astype(
+            "int64",
+        )  # In a column with a missing value, pandas reads 1 as 1.0.
     else:
         converted = target.astype(str)
     if converted.nunique() != 2 or converted.value_counts().min() < 10:
-        counts = ", ".join(f"{value} ({count:,})" for value, count in converted.value_counts().head(5).items())
-        raise InvalidConfig(f"target {target.name}: two classes of at least 10 rows each are needed; it has {counts}")
+        counts = ", ".join(
+            f"{value} ({count:,})" for value, count in converted.value_counts().head(5).items()
+        )
+        raise InvalidConfig(
+            f"target {target.name}: two classes of at least 10 rows each are needed; it has {counts}",
+        )
     return converted
 
 
@@ -206,7 +233,11 @@ def read_rows(path: Path, column: str, parameter: str) -> tuple[pd.DataFrame, st
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # Errors of pandas, and text that is not UTF-8.
-        raise InvalidConfig(f"the file {path} is not CSV with a header: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(
+            f"the file {path} is not CSV with a header: {' '.join(str(error).split())}",
+        ) from None
     if column not in rows:
-        raise InvalidConfig(f"the file {path} has no column {column!r}; it has {', '.join(map(str, rows.columns))}")
+        raise InvalidConfig(
+            f"the file {path} has no column {column!r}; it has {', '.join(map(str, rows.columns))}",
+        )
     return rows, f"{path.name} (SHA-256 {hashlib.sha256(content).hexdigest()[:12]})"

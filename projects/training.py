@@ -46,7 +46,9 @@ def run_command(train: Callable[[Any], Any], options: type[Any], document: str) 
     parsed = parser.parse_args()
     with one_line_errors():
         if not 0 <= parsed.seed < 2**32:
-            raise InvalidConfig(f"seed {parsed.seed}: a whole number from 0 to {2**32 - 1} is expected")
+            raise InvalidConfig(
+                f"seed {parsed.seed}: a whole number from 0 to {2**32 - 1} is expected",
+            )
         train(options(**vars(parsed)))
 
 
@@ -54,13 +56,18 @@ def log_options(options: Any) -> None:
     """Log the options as parameters of the active run, except options that `mlflow run` has already logged."""
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params
-    mlflow.log_params({name: value for name, value in vars(options).items() if value != "" and name not in known})
+    mlflow.log_params(
+        {name: value for name, value in vars(options).items() if value != "" and name not in known},
+    )
 
 
 def log_scores(scores: dict[str, float]) -> None:
     """Log and print metrics of the held-out rows."""
     mlflow.log_metrics(scores)
-    print("held out: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+    print(
+        "held out: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()),
+        flush=True,
+    )
 
 
 def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
@@ -106,12 +113,19 @@ def register(model: Any, registered_model: str, origin: str, method: str, **argu
     mlflow.set_tag(DATA_TAG, origin)
     print("converting to ONNX and comparing its predictions with the original", flush=True)
     info = onnxserve.log_model(
-        model, name="model", registered_model_name=registered_model, fallback="error", **arguments
+        model,
+        name="model",
+        registered_model_name=registered_model,
+        fallback="error",
+        **arguments,
     )
     client, version = MlflowClient(), info.registered_model_version
     client.set_model_version_tag(registered_model, version, TRAINING_TAG, method)
     client.update_model_version(registered_model, version, description=f"Trained on {origin}.")
     logged = mlflow.get_run(info.run_id).data
     print(parity_line(logged.tags["onnxserve.parity"], logged.metrics))
-    print(f"registered {registered_model} version {version}, trained on {origin}, run {info.run_id}", flush=True)
+    print(
+        f"registered {registered_model} version {version}, trained on {origin}, run {info.run_id}",
+        flush=True,
+    )
     return info

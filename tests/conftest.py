@@ -82,7 +82,9 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))  # On a busy machine, drills of two minutes took over five.
+            item.add_marker(
+                pytest.mark.timeout(900),
+            )  # On a busy machine, drills of two minutes took over five.
 
 
 def pytest_unconfigure() -> None:
@@ -111,7 +113,9 @@ def process_of_a_user() -> None:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Path]]:
+def alone(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], AbstractContextManager[Path]]:
     """A lock with this name between the workers of the run, and a folder that all workers share."""
     own = tmp_path_factory.getbasetemp()
     folder = own if IS_CONTROLLER else own.parent
@@ -137,7 +141,8 @@ def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callab
 
 @pytest.fixture(scope="session")
 def mlflow_server(
-    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
 ) -> Iterator[MlflowServer]:
     """The MLflow server of this session; tests use different model names."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))

@@ -29,12 +29,16 @@ PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.m
 
 def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
     make_reference = runpy.run_path(str(DOCS / "make_reference.py"))
-    assert (DOCS / "reference.md").read_text() == make_reference["reference"](), "run python docs/make_reference.py"
+    assert (DOCS / "reference.md").read_text() == make_reference["reference"](), (
+        "run python docs/make_reference.py"
+    )
 
 
 def test_the_page_of_errors_is_the_one_that_the_code_makes() -> None:
     make_errors = runpy.run_path(str(DOCS / "make_errors.py"))
-    assert (DOCS / "errors.md").read_text() == make_errors["page"](), "run python docs/make_errors.py"
+    assert (DOCS / "errors.md").read_text() == make_errors["page"](), (
+        "run python docs/make_errors.py"
+    )
 
 
 def test_the_page_of_errors_has_the_problem_and_the_remedy_of_a_message() -> None:
@@ -50,9 +54,13 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     front = (tmp_path / "site" / "index.html").read_text()
     assert 'href="monitor.html"' in front
     assert "docs/monitor.md" not in front
-    assert '<link rel="stylesheet" href="site.css">' in front  # Links must not differ from text only by colour.
+    assert (
+        '<link rel="stylesheet" href="site.css">' in front
+    )  # Links must not differ from text only by colour.
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
-    assert [name for name, page in pages.items() if 'role="dialog" aria-label="Search"' not in page] == []
+    assert [
+        name for name, page in pages.items() if 'role="dialog" aria-label="Search"' not in page
+    ] == []
     assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
 
 
@@ -71,7 +79,9 @@ def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
     (block,) = blocks("sh", section("Two commands"))
     assert re.findall(r"^make ([\w-]+)", block, flags=re.MULTILINE) == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
-    assert all(re.search(rf"^{target}: install$", makefile, re.MULTILINE) for target in ("demo", "test"))
+    assert all(
+        re.search(rf"^{target}: install$", makefile, re.MULTILINE) for target in ("demo", "test")
+    )
 
 
 def test_the_commands_are_grouped_as_the_guides_in_readme_and_on_the_site() -> None:
@@ -79,7 +89,11 @@ def test_the_commands_are_grouped_as_the_guides_in_readme_and_on_the_site() -> N
     commands = groups[groups.index("Options") + 1 :]
     assert commands
     guides = re.findall(r"^\| \*\*(\w+)\*\* \|", section("Guides"), re.MULTILINE)
-    site = [title for entry in yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"] for title in entry]
+    site = [
+        title
+        for entry in yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"]
+        for title in entry
+    ]
     assert guides[: len(commands)] == commands
     assert [title for title in site if title in commands] == commands
 
@@ -90,14 +104,24 @@ def test_every_page_of_the_site_is_among_the_guides_in_readme() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(onnxserve.__all__) - {"__version__"}))
-def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(name: str) -> None:
+def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(
+    name: str,
+) -> None:
     function = getattr(onnxserve, name)
     assert f"::: mlflow_deploy_plugin.{name}\n" in (DOCS / "client.md").read_text()
     described = re.findall(r"^    (\w+): ", inspect.getdoc(function) or "", re.MULTILINE)
-    assert [parameter for parameter in inspect.signature(function).parameters if parameter not in described] == []
+    assert [
+        parameter
+        for parameter in inspect.signature(function).parameters
+        if parameter not in described
+    ] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "CHANGELOG.md"],
+    ids=lambda page: page.name,
+)
 def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
     """The tests that run pages try the content between them (tests/support/guides.py)."""
     for words in _commands(page.read_text()):
@@ -105,8 +129,16 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
         while isinstance(command, click.Group) and words and words[0][0] not in "-…":
             command = command.get_command(click.Context(command), words.pop(0))
         assert command is not None, words
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        given = {option for word in words for option in re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word)}
+        known = {
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        given = {
+            option
+            for word in words
+            for option in re.findall(r"^(--[a-z][a-z-]*|-[A-Za-z])(?![\w-])", word)
+        }
         assert given <= known | {"--help", "--version"}, f"onnxserve {command.name} {words}"
 
 
@@ -127,33 +159,58 @@ def test_every_folder_and_module_of_the_glossary_is_there() -> None:
 def test_every_module_and_name_that_the_architecture_sends_to_is_there() -> None:
     page = (DOCS / "architecture.md").read_text()
     folders = ("mlflow_deploy_plugin", "tests", "docs", "docker", "benchmarks")
-    sources = {f"/{path.relative_to(ROOT)}": path.read_text() for top in folders for path in (ROOT / top).rglob("*.py")}
+    sources = {
+        f"/{path.relative_to(ROOT)}": path.read_text()
+        for top in folders
+        for path in (ROOT / top).rglob("*.py")
+    }
     modules = set(re.findall(r"`([\w/]+\.py)`", page))
     paths = {name for name in modules if "/" in name}
-    assert {name for name in paths if not any((root / name).is_file() for root in (PACKAGE, ROOT))} == set()
-    assert {name for name in modules - paths if not any(path.endswith(f"/{name}") for path in sources)} == set()
+    assert {
+        name for name in paths if not any((root / name).is_file() for root in (PACKAGE, ROOT))
+    } == set()
+    assert {
+        name for name in modules - paths if not any(path.endswith(f"/{name}") for path in sources)
+    } == set()
     known = {name for source in sources.values() for name in re.findall(r"\w+", source)}
     assert {*re.findall(r"`(\w*[A-Z_]\w*)`", page)} - known == set()
 
 
 def test_every_route_and_kind_of_monitor_stands_in_a_guide() -> None:
     guides = "\n".join(page.read_text() for page in PAGES)
-    paths = {route.path.partition("[")[0] for route in ROUTES if not route.path.startswith("/pages/")}
+    paths = {
+        route.path.partition("[")[0] for route in ROUTES if not route.path.startswith("/pages/")
+    }
     assert {path for path in paths if not re.search(rf"[ `]{re.escape(path)}\b", guides)} == set()
-    assert [kind for kind in get_args(MonitorKind) if f"| `{kind}` |" not in (DOCS / "monitor.md").read_text()] == []
+    assert [
+        kind
+        for kind in get_args(MonitorKind)
+        if f"| `{kind}` |" not in (DOCS / "monitor.md").read_text()
+    ] == []
 
 
 @pytest.mark.parametrize("document", blocks("toml", (DOCS / "extend.md").read_text()))
 def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_it_registers(
-    document: str, tmp_path: Path
+    document: str,
+    tmp_path: Path,
 ) -> None:
     page = (DOCS / "extend.md").read_text()
-    for name, code in re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)```", page, flags=re.MULTILINE | re.DOTALL):
+    for name, code in re.findall(
+        r"^`(\w+\.py)`:\n\n```python\n(.*?)```",
+        page,
+        flags=re.MULTILINE | re.DOTALL,
+    ):
         (tmp_path / name).write_text(code)
     (tmp_path / "pyproject.toml").write_text(document)
 
     build = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    built = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [sys.executable, "-c", build],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -164,6 +221,14 @@ def test_a_distribution_of_the_page_on_extensions_is_built_with_the_module_that_
 
 def _commands(page: str) -> list[list[str]]:
     """Return the words behind `onnxserve` of each command in a block or between back-ticks."""
-    code = re.findall(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", page.replace("\\\n", " "), flags=re.DOTALL | re.MULTILINE)
+    code = re.findall(
+        r"^```\w*\n(.*?)^```$|`([^`\n]+)`",
+        page.replace("\\\n", " "),
+        flags=re.DOTALL | re.MULTILINE,
+    )
     start = r"(?:^|[$&|<] |\(|=\S+ )onnxserve ([^|<>&;#$)\n]+)"
-    return [command.split() for pair in code for command in re.findall(start, "\n".join(pair), re.MULTILINE)]
+    return [
+        command.split()
+        for pair in code
+        for command in re.findall(start, "\n".join(pair), re.MULTILINE)
+    ]

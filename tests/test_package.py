@@ -45,7 +45,10 @@ def test_the_command_is_installed() -> None:
     assert callable(command.load())
 
 
-@pytest.mark.parametrize("extra", ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "all", "dev"])
+@pytest.mark.parametrize(
+    "extra",
+    ["cpu", "gpu", "sklearn", "torch", "s3", "postgresql", "all", "dev"],
+)
 def test_no_extra_asks_for_both_runtimes(extra: str) -> None:
     runtimes = requirements_of(extra) & {"onnxruntime", "onnxruntime-gpu"}
     assert len(runtimes) <= 1
@@ -80,7 +83,11 @@ def test_what_develops_needs_all_extras_but_torch_and_transformers() -> None:
 
 
 def test_the_tested_versions_are_exact_and_keep_to_what_is_known_to_work() -> None:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     pinned = dict(line.split("==") for line in lines)
     assert pinned["torch"] == "2.13.0"
     assert tuple(map(int, pinned["pandas"].split(".")[:2])) < (3, 1)
@@ -111,8 +118,6 @@ def test_every_public_name_of_the_package_can_be_imported() -> None:
     ],
 )
 def test_a_light_module_loads_no_heavy_library(module: str, others: tuple[str, ...]) -> None:
-    code = (
-        f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if name.endswith({others})])"
-    )
+    code = f"import sys, mlflow_deploy_plugin.{module}; print([name for name in sys.modules if name.endswith({others})])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

@@ -23,7 +23,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("site")
     command = [f"{sys.prefix}/bin/mkdocs", "build", "--strict", "--site-dir", str(folder)]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0),
+        partial(SimpleHTTPRequestHandler, directory=folder),
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -46,10 +49,20 @@ def search(browser: Browser, site: str, query: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("query", "words"), [("what is a gate", {"gate"}), ("how do I roll back a version?", {"roll", "back", "version?"})]
+    ("query", "words"),
+    [("what is a gate", {"gate"}), ("how do I roll back a version?", {"roll", "back", "version?"})],
 )
-def test_stop_words_of_a_query_are_ignored(browser: Browser, site: str, query: str, words: set[str]) -> None:
-    matched = {word for link in search(browser, site, query) for word in parse_qs(urlsplit(link).query).get("h", [])}
+def test_stop_words_of_a_query_are_ignored(
+    browser: Browser,
+    site: str,
+    query: str,
+    words: set[str],
+) -> None:
+    matched = {
+        word
+        for link in search(browser, site, query)
+        for word in parse_qs(urlsplit(link).query).get("h", [])
+    }
 
     assert {part for phrase in matched for part in phrase.split()} - words == set()
 

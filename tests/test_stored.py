@@ -25,7 +25,9 @@ from tests.stored.contents import (
 )
 from tests.stored.documents import reduced_to
 
-FOLDERS = [path for path in sorted(write.STORED.iterdir()) if path.is_dir() and path.name != "__pycache__"]
+FOLDERS = [
+    path for path in sorted(write.STORED.iterdir()) if path.is_dir() and path.name != "__pycache__"
+]
 ROWS = (
     "endpoints",
     "events",
@@ -67,7 +69,10 @@ def test_the_loader_of_a_saved_model_is_the_package(folder: Path) -> None:
     assert document["flavors"]["python_function"]["loader_module"] == "mlflow_deploy_plugin"
 
 
-def test_both_loaders_answer_as_the_version_that_saved_the_model(folder: Path, expected: Any) -> None:
+def test_both_loaders_answer_as_the_version_that_saved_the_model(
+    folder: Path,
+    expected: Any,
+) -> None:
     contents = as_json(model_contents(folder / "model", expected["examples"]))
 
     probabilities = contents["outputs"].pop("probabilities")
@@ -78,7 +83,9 @@ def test_both_loaders_answer_as_the_version_that_saved_the_model(folder: Path, e
 
 
 def test_the_reference_of_a_saved_model_has_the_columns_and_rows_that_were_written(
-    folder: Path, expected: Any, tmp_path: Path
+    folder: Path,
+    expected: Any,
+    tmp_path: Path,
 ) -> None:
     assert reference_contents(folder / "model", tmp_path) == expected["reference"]
 
@@ -108,7 +115,10 @@ def test_a_spec_has_the_fields_that_were_written(folder: Path, name: str) -> Non
     assert [load_specs(dump_spec(spec)) for spec in specs] == [[spec] for spec in specs]
 
 
-def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(folder: Path, expected: Any) -> None:
+def test_a_policy_has_the_fields_that_were_written_and_keeps_its_digest(
+    folder: Path,
+    expected: Any,
+) -> None:
     text = (folder / "policy.yaml").read_text()
     document = yaml.safe_load(text)
 
@@ -127,14 +137,20 @@ def test_the_state_files_have_the_versions_that_were_served(folder: Path, expect
     assert {*contents["wanted"]} == {"flights", "extra"}
 
 
-def test_the_inference_log_has_the_rows_and_labels_that_were_captured(folder: Path, expected: Any) -> None:
+def test_the_inference_log_has_the_rows_and_labels_that_were_captured(
+    folder: Path,
+    expected: Any,
+) -> None:
     contents = as_json(log_contents(folder / "log"))
 
     assert reduced_to(contents, expected["log"]) == expected["log"]
     assert len(contents["rows"]) == contents["count"] == 10
 
 
-def test_a_stored_folder_is_never_written_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_folder_is_never_written_again(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sys.argv", ["write.py", folder.name])
 
     with pytest.raises(SystemExit, match="exists already"):

@@ -39,7 +39,13 @@ def _lgbm(kind: str = "Classifier", **options: Any) -> Any:
 def _cat(kind: str = "Classifier", **options: Any) -> Any:
     import catboost
 
-    options = {"iterations": 20, "thread_count": 1, "verbose": 0, "allow_writing_files": False, **options}
+    options = {
+        "iterations": 20,
+        "thread_count": 1,
+        "verbose": 0,
+        "allow_writing_files": False,
+        **options,
+    }
     return getattr(catboost, f"CatBoost{kind}")(**options)
 
 
@@ -62,17 +68,33 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "xgboost counts": (partial(_xgb, "Regressor", objective="count:poisson"), "counts", "full"),
     "xgboost gamma": (partial(_xgb, "Regressor", objective="reg:gamma"), "positive", "full"),
     "xgboost targets": (partial(_xgb, "Regressor"), "targets", "full"),
-    "xgboost vector leaves": (partial(_xgb, "Regressor", multi_strategy="multi_output_tree"), "targets", "full"),
+    "xgboost vector leaves": (
+        partial(_xgb, "Regressor", multi_strategy="multi_output_tree"),
+        "targets",
+        "full",
+    ),
     "xgboost DART": (partial(_xgb, booster="dart", rate_drop=0.3), "two", "full"),
     "xgboost forest": (partial(_xgb, "RFRegressor"), "score", "full"),
     "xgboost hist": (partial(_xgb, tree_method="hist", max_bin=16), "three", "gaps"),
-    "xgboost monotone": (partial(_xgb, "Regressor", monotone_constraints=(1, 0, 0, 0)), "score", "full"),
+    "xgboost monotone": (
+        partial(_xgb, "Regressor", monotone_constraints=(1, 0, 0, 0)),
+        "score",
+        "full",
+    ),
     "xgboost linear": (partial(_xgb, "Regressor", booster="gblinear"), "score", "full"),
-    "xgboost categories": (partial(_xgb, enable_categorical=True, max_cat_to_onehot=1), "two", "categories"),
+    "xgboost categories": (
+        partial(_xgb, enable_categorical=True, max_cat_to_onehot=1),
+        "two",
+        "categories",
+    ),
     "xgboost encoded": (lambda: _encoded(_xgb()), "two", "texts"),
     "xgboost scaled": (lambda: make_pipeline(StandardScaler(), _xgb()), "three", "full"),
     "xgboost search": (
-        lambda: GridSearchCV(make_pipeline(SimpleImputer(), _xgb()), {"xgbclassifier__max_depth": [2, 4]}, cv=2),
+        lambda: GridSearchCV(
+            make_pipeline(SimpleImputer(), _xgb()),
+            {"xgbclassifier__max_depth": [2, 4]},
+            cv=2,
+        ),
         "two",
         "gaps",
     ),
@@ -80,16 +102,36 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "lightgbm three classes": (_lgbm, "three", "gaps"),
     "lightgbm texts": (_lgbm, "text", "full"),
     "lightgbm regressor": (partial(_lgbm, "Regressor"), "score", "gaps"),
-    "lightgbm quantile": (partial(_lgbm, "Regressor", objective="quantile", alpha=0.9), "score", "full"),
+    "lightgbm quantile": (
+        partial(_lgbm, "Regressor", objective="quantile", alpha=0.9),
+        "score",
+        "full",
+    ),
     "lightgbm tweedie": (partial(_lgbm, "Regressor", objective="tweedie"), "counts", "full"),
     "lightgbm ova": (partial(_lgbm, objective="multiclassova"), "three", "full"),
-    "lightgbm forest": (partial(_lgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), "two", "full"),
+    "lightgbm forest": (
+        partial(_lgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5),
+        "two",
+        "full",
+    ),
     "lightgbm DART": (partial(_lgbm, boosting_type="dart"), "two", "full"),
     "lightgbm GOSS": (partial(_lgbm, data_sample_strategy="goss"), "two", "full"),
     "lightgbm linear": (partial(_lgbm, "Regressor", linear_tree=True), "score", "full"),
-    "lightgbm categories": (partial(_lgbm, max_cat_to_onehot=1, cat_smooth=0.1), "two", "categories"),
-    "lightgbm categories of a table": (lambda: _behind_a_table(_lgbm(cat_smooth=0.1)), "two", "categories"),
-    "hist categories of a table": (lambda: _behind_a_table(HistGradientBoostingRegressor()), "score", "categories"),
+    "lightgbm categories": (
+        partial(_lgbm, max_cat_to_onehot=1, cat_smooth=0.1),
+        "two",
+        "categories",
+    ),
+    "lightgbm categories of a table": (
+        lambda: _behind_a_table(_lgbm(cat_smooth=0.1)),
+        "two",
+        "categories",
+    ),
+    "hist categories of a table": (
+        lambda: _behind_a_table(HistGradientBoostingRegressor()),
+        "score",
+        "categories",
+    ),
     "lightgbm encoded": (lambda: _encoded(_lgbm()), "two", "texts"),
     "lightgbm scaled": (lambda: make_pipeline(StandardScaler(), _lgbm()), "three", "full"),
     "lightgbm calibrated": (lambda: CalibratedClassifierCV(_lgbm(), cv=2), "two", "full"),
@@ -109,7 +151,9 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "full",
     ),
     "boosters voting": (
-        lambda: VotingRegressor([("x", _xgb("Regressor")), ("l", _lgbm("Regressor")), ("r", Ridge())]),
+        lambda: VotingRegressor(
+            [("x", _xgb("Regressor")), ("l", _lgbm("Regressor")), ("r", Ridge())],
+        ),
         "score",
         "full",
     ),
@@ -122,15 +166,21 @@ def _case(name: str) -> Case:
     random = np.random.default_rng(11)
 
     def drawn(rows: int) -> pd.DataFrame:
-        table = pd.DataFrame({column: random.normal(size=rows) * 10**place for place, column in enumerate("abcd")})
+        table = pd.DataFrame(
+            {column: random.normal(size=rows) * 10**place for place, column in enumerate("abcd")},
+        )
         if kind == "gaps":
             return table.mask(random.random(table.shape) < 0.1)
         if kind == "categories":
-            return table.assign(kind=pd.Categorical(random.choice(list("pqrstuv"), rows), list("pqrstuv")))
+            return table.assign(
+                kind=pd.Categorical(random.choice(list("pqrstuv"), rows), list("pqrstuv")),
+            )
         return table.assign(kind=random.choice(["x", "y", "z"], rows)) if kind == "texts" else table
 
     table = drawn(_ROWS)
-    score = (table["a"].fillna(0) + table["b"].fillna(0) / 10 + random.normal(size=_ROWS) * 0.3).to_numpy()
+    score = (
+        table["a"].fillna(0) + table["b"].fillna(0) / 10 + random.normal(size=_ROWS) * 0.3
+    ).to_numpy()
     three = np.digitize(score, [-1, 1])
     targets: dict[str, Any] = {
         "score": score,

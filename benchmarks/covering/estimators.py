@@ -38,29 +38,70 @@ _ROWS = 260
 
 _INNER_CLASSIFIER = (
     *("ClassifierChain", "FixedThresholdClassifier", "OneVsOneClassifier", "OneVsRestClassifier"),
-    *("OutputCodeClassifier", "TunedThresholdClassifierCV", "MultiOutputClassifier", "SelfTrainingClassifier"),
+    *(
+        "OutputCodeClassifier",
+        "TunedThresholdClassifierCV",
+        "MultiOutputClassifier",
+        "SelfTrainingClassifier",
+    ),
 )
 _MADE: dict[str, Callable[[type], Any]] = {
     **{name: lambda kind: kind(LogisticRegression()) for name in _INNER_CLASSIFIER},
     **{name: lambda kind: kind(Ridge()) for name in ("MultiOutputRegressor", "RegressorChain")},
-    **{name: lambda kind: kind(Ridge()) for name in ("RFE", "RFECV", "SelectFromModel", "SequentialFeatureSelector")},
-    "ColumnTransformer": lambda kind: kind([("a", StandardScaler(), [0, 1]), ("b", "passthrough", [2, 3])]),
+    **{
+        name: lambda kind: kind(Ridge())
+        for name in ("RFE", "RFECV", "SelectFromModel", "SequentialFeatureSelector")
+    },
+    "ColumnTransformer": lambda kind: kind(
+        [("a", StandardScaler(), [0, 1]), ("b", "passthrough", [2, 3])],
+    ),
     "FeatureUnion": lambda kind: kind([("a", PCA(2)), ("b", SelectKBest(k=2))]),
     "GridSearchCV": lambda kind: kind(LogisticRegression(), {"C": [0.1, 1]}, cv=2),
-    "RandomizedSearchCV": lambda kind: kind(DecisionTreeRegressor(), {"max_depth": [2, 5]}, n_iter=2, cv=2),
-    "FrozenEstimator": lambda kind: kind(LogisticRegression().fit(numbers(1), target(numbers(1)) > 1)),
-    **{name: lambda kind: kind(n_components=3) for name in ("GaussianRandomProjection", "SparseRandomProjection")},
+    "RandomizedSearchCV": lambda kind: kind(
+        DecisionTreeRegressor(),
+        {"max_depth": [2, 5]},
+        n_iter=2,
+        cv=2,
+    ),
+    "FrozenEstimator": lambda kind: kind(
+        LogisticRegression().fit(numbers(1), target(numbers(1)) > 1),
+    ),
+    **{
+        name: lambda kind: kind(n_components=3)
+        for name in ("GaussianRandomProjection", "SparseRandomProjection")
+    },
     "PLSSVD": lambda kind: kind(n_components=1),
     "LocalOutlierFactor": lambda kind: kind(novelty=True),
     "Pipeline": lambda kind: kind([("a", StandardScaler()), ("b", Ridge())]),
     "SparseCoder": lambda kind: kind(np.eye(5)),
-    "StackingClassifier": lambda kind: kind([("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())]),
-    "StackingRegressor": lambda kind: kind([("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())]),
-    "VotingClassifier": lambda kind: kind([("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())]),
-    "VotingRegressor": lambda kind: kind([("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())]),
+    "StackingClassifier": lambda kind: kind(
+        [("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())],
+    ),
+    "StackingRegressor": lambda kind: kind(
+        [("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())],
+    ),
+    "VotingClassifier": lambda kind: kind(
+        [("a", DecisionTreeClassifier(max_depth=3)), ("b", LogisticRegression())],
+    ),
+    "VotingRegressor": lambda kind: kind(
+        [("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())],
+    ),
 }
-_SMALLER = {"n_estimators": 15, "max_iter": 60, "n_init": 1, "cv": 2, "n_jobs": None, "random_state": 0}
-_KEEP_ITERATIONS = ("SVC", "SVR", "NuSVC", "NuSVR", "OneClassSVM")  # -1 there means that it runs until it has converged
+_SMALLER = {
+    "n_estimators": 15,
+    "max_iter": 60,
+    "n_init": 1,
+    "cv": 2,
+    "n_jobs": None,
+    "random_state": 0,
+}
+_KEEP_ITERATIONS = (
+    "SVC",
+    "SVR",
+    "NuSVC",
+    "NuSVR",
+    "OneClassSVM",
+)  # -1 there means that it runs until it has converged
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
@@ -80,12 +121,14 @@ def numbers(seed: int, rows: int = _ROWS) -> np.ndarray:
             random.integers(0, 6, rows).astype(float),
             random.uniform(0, 0.01, rows),
             random.normal(3000, 700, rows),
-        ]
+        ],
     )
 
 
 def target(matrix: np.ndarray) -> np.ndarray:
-    return np.asarray(matrix[:, 0] * 2 + matrix[:, 1] / 10 + np.sin(matrix[:, 2]) + matrix[:, 4] / 1000)
+    return np.asarray(
+        matrix[:, 0] * 2 + matrix[:, 1] / 10 + np.sin(matrix[:, 2]) + matrix[:, 4] / 1000,
+    )
 
 
 def sentences(seed: int, rows: int = _ROWS) -> list[str]:
@@ -96,18 +139,25 @@ def sentences(seed: int, rows: int = _ROWS) -> list[str]:
 def _case(name: str, kind: type) -> Case:
     if name in _TEXTS:
         texts = sentences(1)
-        model = make_pipeline(kind(), LogisticRegression()).fit(texts, ["good" in text for text in texts])
+        model = make_pipeline(kind(), LogisticRegression()).fit(
+            texts,
+            ["good" in text for text in texts],
+        )
         return Case(model, texts, sentences(2))
     estimator = _made(name, kind)
     tried = []
-    for rows, fresh, wanted in _worlds(name.endswith(("Classifier", "NB", "SVC")) or is_classifier(estimator)):
+    for rows, fresh, wanted in _worlds(
+        name.endswith(("Classifier", "NB", "SVC")) or is_classifier(estimator),
+    ):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model = _fitted(estimator, rows, wanted)
                 model.predict(rows[:3])
         except Exception as error:  # noqa: BLE001 - the next kind of data may fit
-            tried.append(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}" if str(error) else "")
+            tried.append(
+                f"{type(error).__name__}: {str(error).splitlines()[0][:80]}" if str(error) else "",
+            )
             continue
         return Case(model, rows, fresh)
     raise LookupError(tried[0] if tried else "no data fits")

@@ -36,9 +36,32 @@ _ONE_BY_ONE = 60  # rows of a group of which the original refuses some
 
 _EXACT = (  # models that decide by comparing single inputs, and sums: rounding does not explain another prediction
     *("XGB", "LGBM", "CatBoost"),
-    *("DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "HistGradientBoosting", "IsolationForest"),
-    *("Bagging", "AdaBoost", "Voting", "Stacking", "MultiOutput", "GridSearchCV", "RandomizedSearchCV", "Pipeline"),
-    *("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "SimpleImputer", "ColumnTransformer"),
+    *(
+        "DecisionTree",
+        "ExtraTree",
+        "RandomForest",
+        "GradientBoosting",
+        "HistGradientBoosting",
+        "IsolationForest",
+    ),
+    *(
+        "Bagging",
+        "AdaBoost",
+        "Voting",
+        "Stacking",
+        "MultiOutput",
+        "GridSearchCV",
+        "RandomizedSearchCV",
+        "Pipeline",
+    ),
+    *(
+        "StandardScaler",
+        "MinMaxScaler",
+        "MaxAbsScaler",
+        "RobustScaler",
+        "SimpleImputer",
+        "ColumnTransformer",
+    ),
     *(
         "KBinsDiscretizer",
         "Binarizer",
@@ -94,7 +117,9 @@ def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
         root = Path(temporary)
         (root / "mlflow.db").write_bytes(_empty_database())
         with tracking_at(f"sqlite:///{root / 'mlflow.db'}"):
-            mlflow.set_experiment(experiment_id=mlflow.create_experiment("coverage", str(root / "artifacts")))
+            mlflow.set_experiment(
+                experiment_id=mlflow.create_experiment("coverage", str(root / "artifacts")),
+            )
             for number, (name, case) in enumerate(cases.items()):
                 start = time.perf_counter()
                 verdicts[name], folder = _log(name, case)
@@ -122,7 +147,12 @@ def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
     """Log the model, and return the result and the folder of the served model."""
     try:
         # Requirements are set, because MLflow otherwise loads the model in another process for seconds to find them.
-        info = onnxserve.log_model(case.model, "model", input_example=case.example, pip_requirements=["mlflow"])
+        info = onnxserve.log_model(
+            case.model,
+            "model",
+            input_example=case.example,
+            pip_requirements=["mlflow"],
+        )
     except OnnxserveError as error:
         return Verdict(name, "refused", error.message), None
     except Exception:  # noqa: BLE001 - the judge looks for tracebacks
@@ -142,9 +172,13 @@ class _Judged:
         self._spread: np.ndarray | float = 0.0
 
     def all(self, seed: int) -> None:
-        example, fresh = (_table(self._case, data) for data in (self._case.example, self._case.fresh))
+        example, fresh = (
+            _table(self._case, data) for data in (self._case.example, self._case.fresh)
+        )
         if example is None or fresh is None:
-            self._spread = max(float(np.std(answer)) for answer in self._original(self._case.fresh).values())
+            self._spread = max(
+                float(np.std(answer)) for answer in self._original(self._case.fresh).values()
+            )
             self._compare("fresh", self._case.fresh)
             self._small("fresh", self._case.fresh)
             return
@@ -184,7 +218,15 @@ class _Judged:
         for name, expected in want.items():
             self._judge(kind, rows, name, expected, got[name], want)
 
-    def _judge(self, kind: str, rows: Any, name: str, want: np.ndarray, got: np.ndarray, all_: Any) -> None:
+    def _judge(
+        self,
+        kind: str,
+        rows: Any,
+        name: str,
+        want: np.ndarray,
+        got: np.ndarray,
+        all_: Any,
+    ) -> None:
         if want.shape != got.shape:
             self._note(kind, len(want), f"the shape of {name} is {got.shape}, not {want.shape}")
             return
@@ -212,7 +254,10 @@ class _Judged:
     def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
         if name == "label" or want.dtype.kind not in "f":
             return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
-        want, got = want.astype(np.float64), got.astype(np.float64)  # null (NaN in `got`) may be infinity
+        want, got = (
+            want.astype(np.float64),
+            got.astype(np.float64),
+        )  # null (NaN in `got`) may be infinity
         bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
         same = (want == got) | (~np.isfinite(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
         return np.asarray(~same.reshape(len(want), -1).all(axis=1))
@@ -222,7 +267,10 @@ class _Judged:
         model = self._case.model
         if "probabilities" in want and want["label"].ndim == 1:
             tied = _lead(want["probabilities"]) < _TIE
-            if hasattr(model, "decision_function"):  # probabilities of 1 do not show which label is better
+            if hasattr(
+                model,
+                "decision_function",
+            ):  # probabilities of 1 do not show which label is better
                 scores = np.asarray(model.decision_function(self._own(rows)))
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= _lead(scores) < _TIE * np.maximum(largest, 1)
@@ -233,17 +281,32 @@ class _Judged:
             scores = np.asarray(model.decision_function(self._own(rows)))
             bound = _TIE * min(1.0, float(np.abs(scores).max(initial=0)))
             return np.asarray(_lead(scores) < bound)
-        if isinstance(getattr(model, "classes_", None), list):  # several targets, each with its own margin
-            return np.asarray(np.min([_lead(each) for each in model.predict_proba(self._own(rows))], axis=0) < _TIE)
+        if isinstance(
+            getattr(model, "classes_", None),
+            list,
+        ):  # several targets, each with its own margin
+            return np.asarray(
+                np.min([_lead(each) for each in model.predict_proba(self._own(rows))], axis=0)
+                < _TIE,
+            )
         return np.zeros(_count(rows), dtype=bool)
 
-    def _hangs_on_rounding(self, rows: pd.DataFrame, name: str, want: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    def _hangs_on_rounding(
+        self,
+        rows: pd.DataFrame,
+        name: str,
+        want: np.ndarray,
+        wrong: np.ndarray,
+    ) -> np.ndarray:
         """Return True for rows where the original's prediction changes if a number moves by less than a 32-bit float
         can represent."""
         found = np.zeros(len(wrong), dtype=bool)
         positions = np.flatnonzero(wrong)[:100]
         some = rows.iloc[positions].reset_index(drop=True)
-        reach = max((float(np.nanmax(np.abs(some[c].to_numpy(float)), initial=0)) for c in _floats(some)), default=0)
+        reach = max(
+            (float(np.nanmax(np.abs(some[c].to_numpy(float)), initial=0)) for c in _floats(some)),
+            default=0,
+        )
         for column in _floats(some):
             for way in (-1, 1):
                 step = way * _ROUNDING * np.maximum(np.abs(some[column].to_numpy(float)), reach)
@@ -261,7 +324,11 @@ class _Judged:
             return rows
         if isinstance(self._case.example, list):
             return rows.iloc[:, 0].tolist()
-        return rows if isinstance(self._case.example, pd.DataFrame) else rows.to_numpy(self._case.example.dtype)
+        return (
+            rows
+            if isinstance(self._case.example, pd.DataFrame)
+            else rows.to_numpy(self._case.example.dtype)
+        )
 
     def _original(self, rows: Any) -> dict[str, np.ndarray]:
         model, data = self._case.model, self._own(rows)
@@ -304,10 +371,17 @@ def _is_exact(model: Any) -> bool:
     """Return True if all decisions of the model compare single inputs with constants."""
     if not _is_estimator(model):
         return False
-    inside = [model, *(value for value in model.get_params(deep=True).values() if _is_estimator(value))]
+    inside = [
+        model,
+        *(value for value in model.get_params(deep=True).values() if _is_estimator(value)),
+    ]
     names = [type(part).__name__ for part in inside]
-    votes = any(name == "VotingClassifier" for name in names)  # Votes depend on the labels of parts that may be tied.
-    return all(name.startswith(_EXACT) for name in names) and not (votes and "LogisticRegression" in names)
+    votes = any(
+        name == "VotingClassifier" for name in names
+    )  # Votes depend on the labels of parts that may be tied.
+    return all(name.startswith(_EXACT) for name in names) and not (
+        votes and "LogisticRegression" in names
+    )
 
 
 def _floats(table: pd.DataFrame) -> list[str]:
@@ -321,7 +395,11 @@ def _count(rows: Any) -> int:
 def _slice(rows: Any, start: int, stop: int) -> Any:
     if isinstance(rows, dict):
         return {name: array[start:stop] for name, array in rows.items()}
-    return rows.iloc[start:stop].reset_index(drop=True) if isinstance(rows, pd.DataFrame) else rows[start:stop]
+    return (
+        rows.iloc[start:stop].reset_index(drop=True)
+        if isinstance(rows, pd.DataFrame)
+        else rows[start:stop]
+    )
 
 
 def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
@@ -330,12 +408,20 @@ def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
     named = rows if isinstance(rows, dict) else {"": rows}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
     with torch.no_grad():
-        if type(module).__module__.startswith("transformers."):  # the order of the parameters is not meaningful there
+        if type(module).__module__.startswith(
+            "transformers.",
+        ):  # the order of the parameters is not meaningful there
             answer = module(**tensors)
         else:
             answer = module.eval()(*tensors.values())
     if isinstance(answer, Mapping):  # other values, such as a cache, are not served
-        return {name: value.numpy() for name, value in answer.items() if isinstance(value, torch.Tensor)}
+        return {
+            name: value.numpy() for name, value in answer.items() if isinstance(value, torch.Tensor)
+        }
     answers = answer if isinstance(answer, tuple) else (answer,)
-    names = ["output"] if len(answers) == 1 else [f"output_{position}" for position in range(len(answers))]
+    names = (
+        ["output"]
+        if len(answers) == 1
+        else [f"output_{position}" for position in range(len(answers))]
+    )
     return {name: value.numpy() for name, value in zip(names, answers, strict=True)}

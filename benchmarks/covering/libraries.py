@@ -47,7 +47,10 @@ def _transformer(name: str, options: dict[str, Any]) -> Case:
         return Case(net, *({"pixel_values": one} for one in images))
     lengths = random.integers(3, 10, (2, 6, 1))
     tables = [
-        {"input_ids": random.integers(1, 50, (6, 10)), "attention_mask": (np.arange(10) < some).astype(np.int64)}
+        {
+            "input_ids": random.integers(1, 50, (6, 10)),
+            "attention_mask": (np.arange(10) < some).astype(np.int64),
+        }
         for some in lengths
     ]
     return Case(net, *tables)
@@ -59,7 +62,9 @@ def _case(library: str, make: Callable[[Any], Any], kind: str) -> Case:
     except ImportError as error:
         raise LookupError(f"{library} is not installed ({error})") from None
     tables: list[Any] = [_table(seed) for seed in (31, 32)]
-    wanted: Any = target(tables[0][_NUMBERS].to_numpy()) + 3.0 * (tables[0].city == "oslo").to_numpy()
+    wanted: Any = (
+        target(tables[0][_NUMBERS].to_numpy()) + 3.0 * (tables[0].city == "oslo").to_numpy()
+    )
     if "gaps" in kind:
         tables = [one.mask(np.random.default_rng(33).random(one.shape) < 0.1) for one in tables]
     if "numbers" in kind:
@@ -79,7 +84,10 @@ def _table(seed: int) -> pd.DataFrame:
     random = np.random.default_rng(seed)
     table = pd.DataFrame(numbers(seed, 260), columns=_NUMBERS)
     chances = [0.3, 0.25, 0.2, 0.15, 0.08, 0.02]
-    return table.assign(city=random.choice(_CITIES, 260, p=chances), sex=random.choice(["m", "f"], 260))
+    return table.assign(
+        city=random.choice(_CITIES, 260, p=chances),
+        sex=random.choice(["m", "f"], 260),
+    )
 
 
 def _part(library: Any, path: str, *arguments: Any, **options: Any) -> Any:
@@ -113,12 +121,21 @@ def _numeric_engineered(library: Any) -> Any:
 
 def _additive(library: Any, kind: str) -> Any:
     # With one process, joblib's workers cannot keep the process of the cases alive.
-    return _part(library, f"glassbox.ExplainableBoosting{kind}", max_rounds=50, outer_bags=2, n_jobs=1)
+    return _part(
+        library,
+        f"glassbox.ExplainableBoosting{kind}",
+        max_rounds=50,
+        outer_bags=2,
+        n_jobs=1,
+    )
 
 
 def _columns() -> Any:
     numeric = make_pipeline(SimpleImputer(), StandardScaler())
-    return make_column_transformer((numeric, _NUMBERS), (OneHotEncoder(handle_unknown="ignore"), ["city", "sex"]))
+    return make_column_transformer(
+        (numeric, _NUMBERS),
+        (OneHotEncoder(handle_unknown="ignore"), ["city", "sex"]),
+    )
 
 
 def _resampled(library: Any) -> Any:
@@ -146,18 +163,34 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "feature_engine: numbers": (_numeric_engineered, "gaps numbers"),
     "imblearn: a sampler in a pipeline": (_resampled, "gaps labels"),
     "imblearn: EasyEnsembleClassifier": (
-        lambda library: _part(library, "ensemble.EasyEnsembleClassifier", n_estimators=3, random_state=0),
+        lambda library: _part(
+            library,
+            "ensemble.EasyEnsembleClassifier",
+            n_estimators=3,
+            random_state=0,
+        ),
         "numbers classes",
     ),
-    "skrub: TableVectorizer": (lambda library: make_pipeline(library.TableVectorizer(), Ridge()), ""),
-    "skrub: tabular_pipeline": (lambda library: library.tabular_pipeline("classifier"), "gaps labels"),
+    "skrub: TableVectorizer": (
+        lambda library: make_pipeline(library.TableVectorizer(), Ridge()),
+        "",
+    ),
+    "skrub: tabular_pipeline": (
+        lambda library: library.tabular_pipeline("classifier"),
+        "gaps labels",
+    ),
     "interpret: EBM, classes": (partial(_additive, kind="Classifier"), "numbers gaps classes"),
     "interpret: EBM, regression of numbers": (partial(_additive, kind="Regressor"), "numbers"),
     "interpret: EBM, labels of texts": (partial(_additive, kind="Classifier"), "gaps labels"),
-    "ngboost: NGBRegressor": (lambda library: library.NGBRegressor(n_estimators=20, verbose=False), "numbers"),
+    "ngboost: NGBRegressor": (
+        lambda library: library.NGBRegressor(n_estimators=20, verbose=False),
+        "numbers",
+    ),
     "ngboost: NGBClassifier": (
         lambda library: library.NGBClassifier(
-            n_estimators=20, verbose=False, Dist=_part(library, "distns.k_categorical", 3)
+            n_estimators=20,
+            verbose=False,
+            Dist=_part(library, "distns.k_categorical", 3),
         ),
         "numbers classes",
     ),
@@ -166,26 +199,44 @@ _CASES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "numbers",
     ),
     "skorch: NeuralNetClassifier": (_skorch_classifier, "matrix classes"),
-    "skorch: NeuralNetRegressor": (lambda library: _torch_net(library, "NeuralNetRegressor", 1), "matrix column"),
-    "pytorch_tabnet: TabNetRegressor": (
-        lambda library: _Fitted(_part(library, "tab_model.TabNetRegressor", verbose=0, device_name="cpu")),
+    "skorch: NeuralNetRegressor": (
+        lambda library: _torch_net(library, "NeuralNetRegressor", 1),
         "matrix column",
     ),
-    "skglm: Lasso": (lambda library: make_pipeline(StandardScaler(), library.Lasso(0.1)), "numbers"),
+    "pytorch_tabnet: TabNetRegressor": (
+        lambda library: _Fitted(
+            _part(library, "tab_model.TabNetRegressor", verbose=0, device_name="cpu"),
+        ),
+        "matrix column",
+    ),
+    "skglm: Lasso": (
+        lambda library: make_pipeline(StandardScaler(), library.Lasso(0.1)),
+        "numbers",
+    ),
     "sklego: ColumnSelector": (
-        lambda library: make_pipeline(_part(library, "preprocessing.ColumnSelector", ["smooth", "large"]), Ridge()),
+        lambda library: make_pipeline(
+            _part(library, "preprocessing.ColumnSelector", ["smooth", "large"]),
+            Ridge(),
+        ),
         "numbers",
     ),
     "umap: UMAP before a forest": (
         lambda library: make_pipeline(
-            StandardScaler(), library.UMAP(n_components=2, random_state=0), RandomForestClassifier(10, random_state=0)
+            StandardScaler(),
+            library.UMAP(n_components=2, random_state=0),
+            RandomForestClassifier(10, random_state=0),
         ),
         "numbers classes",
     ),
 }
 
 
-_SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+_SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+}
 _TRANSFORMERS: dict[str, dict[str, Any]] = {
     "BertForSequenceClassification": {"vocab_size": 50, **_SMALL},
     "DistilBertModel": {"vocab_size": 50, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2},

@@ -15,9 +15,19 @@ Shape = tuple[int, ...]
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    for library, shapes in (("torch", _TORCH), ("torchscript", _PROGRAMS), ("torch.export", _PROGRAMS)):
-        yield from ((f"{library} net {name}", partial(_case, library, name, shape)) for name, shape in shapes.items())
-    yield from ((f"keras net {name}", partial(_case, "keras", name, shape)) for name, shape in _KERAS.items())
+    for library, shapes in (
+        ("torch", _TORCH),
+        ("torchscript", _PROGRAMS),
+        ("torch.export", _PROGRAMS),
+    ):
+        yield from (
+            (f"{library} net {name}", partial(_case, library, name, shape))
+            for name, shape in shapes.items()
+        )
+    yield from (
+        (f"keras net {name}", partial(_case, "keras", name, shape))
+        for name, shape in _KERAS.items()
+    )
 
 
 _TOKENS = 30
@@ -89,7 +99,9 @@ def _case(library: str, name: str, shape: Shape | dict[str, Shape]) -> Case:
         near = drawn(80, kind, size)
         if near.dtype.kind != "f" or kind == "mask":
             return near
-        return np.concatenate([near[:60], near[60:] * 30, drawn(10, kind, size) * 1000, near[:2] * 0])
+        return np.concatenate(
+            [near[:60], near[60:] * 30, drawn(10, kind, size) * 1000, near[:2] * 0],
+        )
 
     if isinstance(shape, dict):
         example: Any = {kind: drawn(40, kind, size) for kind, size in shape.items()}
@@ -105,12 +117,18 @@ def _case(library: str, name: str, shape: Shape | dict[str, Shape]) -> Case:
 
 
 def _program(torch: Any, library: str, module: Any, example: Any) -> Any:
-    tensors = tuple(map(torch.from_numpy, example.values() if isinstance(example, dict) else [example]))
+    tensors = tuple(
+        map(torch.from_numpy, example.values() if isinstance(example, dict) else [example]),
+    )
     if library == "torchscript":
         return torch.jit.trace(module, tensors)
     if library == "torch.export":
         rows = torch.export.Dim("rows")
-        program = torch.export.export(module, tensors, dynamic_shapes=tuple({0: rows} for _ in tensors))
+        program = torch.export.export(
+            module,
+            tensors,
+            dynamic_shapes=tuple({0: rows} for _ in tensors),
+        )
         program.eval = program.module  # the judge calls it like a module
         return program
     return module
@@ -139,7 +157,11 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+            self.body = nn.Sequential(
+                nn.Conv2d(4, 8, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+            )
             self.more = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
             self.short = nn.Conv2d(4, 8, 1, 2, bias=False)
 
@@ -187,25 +209,51 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
 
     made: dict[str, Callable[[], Any]] = {
         "mlp": lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)),
-        "batch norm": lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 2)),
-        "layer norm": lambda: nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.SiLU(), nn.Linear(16, 2)),
+        "batch norm": lambda: nn.Sequential(
+            nn.Linear(6, 16),
+            nn.BatchNorm1d(16),
+            nn.GELU(),
+            nn.Linear(16, 2),
+        ),
+        "layer norm": lambda: nn.Sequential(
+            nn.Linear(6, 16),
+            nn.LayerNorm(16),
+            nn.SiLU(),
+            nn.Linear(16, 2),
+        ),
         "cnn": lambda: nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(100, 3)
+            nn.Conv2d(1, 4, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(100, 3),
         ),
         "residual block": Residual,
         "autoencoder": lambda: nn.Sequential(
-            nn.Conv2d(1, 4, 3, 2, 1), nn.PReLU(), nn.ConvTranspose2d(4, 1, 3, 2, 1, 1), nn.Sigmoid()
+            nn.Conv2d(1, 4, 3, 2, 1),
+            nn.PReLU(),
+            nn.ConvTranspose2d(4, 1, 3, 2, 1, 1),
+            nn.Sigmoid(),
         ),
         "upsampling": lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding="same"), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2, mode="bilinear")
+            nn.Conv2d(2, 4, 3, padding="same"),
+            nn.GroupNorm(2, 4),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
         ),
         "temporal convolution": lambda: nn.Sequential(
-            nn.Conv1d(4, 8, 3, dilation=2, padding=4), nn.LeakyReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten()
+            nn.Conv1d(4, 8, 3, dilation=2, padding=4),
+            nn.LeakyReLU(),
+            nn.AdaptiveMaxPool1d(1),
+            nn.Flatten(),
         ),
         "lstm": lambda: Recurrent(nn.LSTM),
         "gru": lambda: Recurrent(nn.GRU),
         "bidirectional": lambda: Recurrent(nn.LSTM, both=True),
-        "transformer": lambda: nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten()),
+        "transformer": lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            nn.Flatten(),
+        ),
         "attention": Attention,
         "tokens": Tokens,
         "tokens and mask": Masked,
@@ -231,7 +279,9 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
 
     def residual() -> Any:
         given = keras.Input((8, 8, 3))
-        inner = layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", activation="relu")(given))
+        inner = layers.BatchNormalization()(
+            layers.Conv2D(3, 3, padding="same", activation="relu")(given),
+        )
         pooled = layers.GlobalAveragePooling2D()(layers.Add()([given, inner]))
         return keras.Model(given, layers.Dense(2)(pooled))
 
@@ -251,7 +301,14 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
             words.adapt(["a fine day", "rain"])
         except ImportError as error:
             raise LookupError(f"needs {error.name or 'TensorFlow'}") from None
-        return chain((1,), words, layers.Embedding(10, 3), layers.Flatten(), layers.Dense(2), dtype="string")
+        return chain(
+            (1,),
+            words,
+            layers.Embedding(10, 3),
+            layers.Flatten(),
+            layers.Dense(2),
+            dtype="string",
+        )
 
     def values() -> Any:
         given = keras.Input((6,))
@@ -260,7 +317,11 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
     class Hidden(keras.Model):
         def __init__(self) -> None:
             super().__init__()
-            self.hidden, self.drop, self.head = layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(2)
+            self.hidden, self.drop, self.head = (
+                layers.Dense(8, "relu"),
+                layers.Dropout(0.5),
+                layers.Dense(2),
+            )
 
     class Subclassed(Hidden):
         def call(self, rows: Any, training: bool = False) -> Any:
@@ -277,7 +338,11 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
     made: dict[str, Callable[[], Any]] = {
         "mlp": lambda: chain((6,), layers.Dense(16, "relu"), layers.Dense(3, "softmax")),
         "cnn": lambda: chain(
-            (12, 12, 1), layers.Conv2D(4, 3), layers.MaxPooling2D(), layers.Flatten(), layers.Dense(3)
+            (12, 12, 1),
+            layers.Conv2D(4, 3),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(3),
         ),
         "residual graph": residual,
         "autoencoder": lambda: chain(
@@ -286,17 +351,34 @@ def _keras(name: str) -> Any:  # noqa: C901 - as above
             layers.Conv2DTranspose(1, 3, strides=2, padding="same", activation="sigmoid"),
         ),
         "lstm": lambda: chain((7, 4), layers.LSTM(6), layers.Dense(2)),
-        "bidirectional gru": lambda: chain((7, 4), layers.Bidirectional(layers.GRU(6)), layers.Dense(2)),
+        "bidirectional gru": lambda: chain(
+            (7, 4),
+            layers.Bidirectional(layers.GRU(6)),
+            layers.Dense(2),
+        ),
         "attention of any length": attention,
         "tokens": lambda: chain(
-            (6,), layers.Embedding(_TOKENS, 4), layers.GlobalAveragePooling1D(), layers.Dense(2), dtype="int64"
+            (6,),
+            layers.Embedding(_TOKENS, 4),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(2),
+            dtype="int64",
         ),
         "masked tokens": lambda: chain(
-            (6,), layers.Embedding(_TOKENS, 4, mask_zero=True), layers.LSTM(5), layers.Dense(2), dtype="int64"
+            (6,),
+            layers.Embedding(_TOKENS, 4, mask_zero=True),
+            layers.LSTM(5),
+            layers.Dense(2),
+            dtype="int64",
         ),
         "normalization": normalization,
         "batch norm and dropout": lambda: chain(
-            (6,), layers.Dense(8), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5), layers.Dense(2)
+            (6,),
+            layers.Dense(8),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Dropout(0.5),
+            layers.Dense(2),
         ),
         "subclassed": Subclassed,
         "subclassed, two inputs": TwoInputs,

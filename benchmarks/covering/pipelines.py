@@ -93,7 +93,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 def _ratios(table: Any) -> Any:
     rows = np.abs(np.asarray(table) if isinstance(table, pd.DataFrame) else table) + 0.5
-    return np.column_stack([rows, np.log(rows[:, 0] / rows[:, 4]), np.where(rows[:, 2] > 3, 1.0, 0.0)])
+    return np.column_stack(
+        [rows, np.log(rows[:, 0] / rows[:, 4]), np.where(rows[:, 2] > 3, 1.0, 0.0)],
+    )
 
 
 def _scaled(*steps: Any) -> Any:
@@ -119,38 +121,74 @@ def _hist_c() -> Any:
 _REGRESSORS: dict[str, Callable[[], Any]] = {
     "hist boosting": _hist_r,
     "hist boosting, poisson": lambda: HistGradientBoostingRegressor(loss="poisson", max_iter=20),
-    "hist boosting, quantile": lambda: HistGradientBoostingRegressor(loss="quantile", quantile=0.9, max_iter=20),
+    "hist boosting, quantile": lambda: HistGradientBoostingRegressor(
+        loss="quantile",
+        quantile=0.9,
+        max_iter=20,
+    ),
     "scaler, hist boosting": lambda: _scaled(_hist_r()),
     "min-max, hist boosting": lambda: make_pipeline(MinMaxScaler(), _hist_r()),
-    "robust, forest": lambda: make_pipeline(RobustScaler(), RandomForestRegressor(15, random_state=0)),
+    "robust, forest": lambda: make_pipeline(
+        RobustScaler(),
+        RandomForestRegressor(15, random_state=0),
+    ),
     "scaler, tree": lambda: _scaled(DecisionTreeRegressor(random_state=0)),
-    "max-abs, boosting": lambda: make_pipeline(MaxAbsScaler(), GradientBoostingRegressor(n_estimators=20)),
+    "max-abs, boosting": lambda: make_pipeline(
+        MaxAbsScaler(),
+        GradientBoostingRegressor(n_estimators=20),
+    ),
     "pca, forest": lambda: _scaled(PCA(3), _forest()),
     "pca, ridge": lambda: _scaled(PCA(3), Ridge()),
     "polynomials, ridge": lambda: _scaled(PolynomialFeatures(2), Ridge()),
-    "polynomials, tree": lambda: make_pipeline(PolynomialFeatures(2), DecisionTreeRegressor(max_depth=5)),
-    "bins, ridge": lambda: make_pipeline(KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"), Ridge()),
+    "polynomials, tree": lambda: make_pipeline(
+        PolynomialFeatures(2),
+        DecisionTreeRegressor(max_depth=5),
+    ),
+    "bins, ridge": lambda: make_pipeline(
+        KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
+        Ridge(),
+    ),
     "bins as codes, tree": lambda: make_pipeline(
-        KBinsDiscretizer(5, encode="ordinal", quantile_method="averaged_inverted_cdf"), DecisionTreeRegressor()
+        KBinsDiscretizer(5, encode="ordinal", quantile_method="averaged_inverted_cdf"),
+        DecisionTreeRegressor(),
     ),
     "binarizer, ridge": lambda: make_pipeline(Binarizer(threshold=0.1), Ridge()),
     "splines, ridge": lambda: make_pipeline(SplineTransformer(), Ridge()),
     "power, ridge": lambda: make_pipeline(PowerTransformer(), Ridge()),
-    "quantiles, ridge": lambda: make_pipeline(QuantileTransformer(output_distribution="normal"), Ridge()),
+    "quantiles, ridge": lambda: make_pipeline(
+        QuantileTransformer(output_distribution="normal"),
+        Ridge(),
+    ),
     "scaler, neighbours": lambda: _scaled(KNeighborsRegressor(5)),
     "neighbours by distance": lambda: _scaled(KNeighborsRegressor(5, weights="distance")),
     "neighbours, manhattan": lambda: _scaled(KNeighborsRegressor(5, p=1)),
     "radius neighbours": lambda: _scaled(RadiusNeighborsRegressor(2.0)),
     "scaler, svr": lambda: _scaled(SVR()),
-    "scaler, mlp": lambda: make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(8,), max_iter=60)),
-    "log target": lambda: TransformedTargetRegressor(Ridge(), func=np.exp, inverse_func=np.log, check_inverse=False),
-    "log of the target, ridge": lambda: TransformedTargetRegressor(
-        _scaled(Ridge()), func=np.log1p, inverse_func=np.expm1
+    "scaler, mlp": lambda: make_pipeline(
+        StandardScaler(),
+        MLPRegressor(hidden_layer_sizes=(8,), max_iter=60),
     ),
-    "power of the target": lambda: TransformedTargetRegressor(_hist_r(), transformer=PowerTransformer()),
+    "log target": lambda: TransformedTargetRegressor(
+        Ridge(),
+        func=np.exp,
+        inverse_func=np.log,
+        check_inverse=False,
+    ),
+    "log of the target, ridge": lambda: TransformedTargetRegressor(
+        _scaled(Ridge()),
+        func=np.log1p,
+        inverse_func=np.expm1,
+    ),
+    "power of the target": lambda: TransformedTargetRegressor(
+        _hist_r(),
+        transformer=PowerTransformer(),
+    ),
     "own ratios, forest": lambda: make_pipeline(FunctionTransformer(_ratios), _forest()),
     "logs of columns, ridge": lambda: make_pipeline(
-        make_column_transformer((FunctionTransformer(np.log1p), ["small", "whole"]), remainder=StandardScaler()),
+        make_column_transformer(
+            (FunctionTransformer(np.log1p), ["small", "whole"]),
+            remainder=StandardScaler(),
+        ),
         Ridge(),
     ),
     "eliminated, forest": lambda: _scaled(RFE(Ridge(), n_features_to_select=3), _forest()),
@@ -158,26 +196,44 @@ _REGRESSORS: dict[str, Callable[[], Any]] = {
     "part of a kernel, ridge": lambda: _scaled(Nystroem(n_components=30, random_state=0), Ridge()),
     "scaled target of picked columns": lambda: TransformedTargetRegressor(
         make_pipeline(
-            make_column_transformer((StandardScaler(), ["smooth", "large"]), remainder="passthrough"), Ridge()
+            make_column_transformer(
+                (StandardScaler(), ["smooth", "large"]),
+                remainder="passthrough",
+            ),
+            Ridge(),
         ),
         transformer=StandardScaler(),
     ),
     "function, ridge": lambda: make_pipeline(FunctionTransformer(np.abs), Ridge()),
     "stacked": lambda: StackingRegressor([("hist", _hist_r()), ("ridge", _scaled(Ridge()))], cv=2),
     "stacked with passthrough": lambda: StackingRegressor(
-        [("forest", _forest()), ("ridge", Ridge())], Ridge(), passthrough=True, cv=2
+        [("forest", _forest()), ("ridge", Ridge())],
+        Ridge(),
+        passthrough=True,
+        cv=2,
     ),
-    "voting": lambda: VotingRegressor([("hist", _hist_r()), ("tree", _scaled(DecisionTreeRegressor(max_depth=4)))]),
+    "voting": lambda: VotingRegressor(
+        [("hist", _hist_r()), ("tree", _scaled(DecisionTreeRegressor(max_depth=4)))],
+    ),
     "bagged hist boosting": lambda: BaggingRegressor(_hist_r(), 4, random_state=0),
     "bagged neighbours": lambda: BaggingRegressor(KNeighborsRegressor(), 4, random_state=0),
-    "bagged eliminations": lambda: BaggingRegressor(_scaled(RFE(Ridge(), n_features_to_select=3)), 4, random_state=0),
+    "bagged eliminations": lambda: BaggingRegressor(
+        _scaled(RFE(Ridge(), n_features_to_select=3)),
+        4,
+        random_state=0,
+    ),
     "boosted trees by ada": lambda: _scaled(AdaBoostRegressor(n_estimators=8, random_state=0)),
     "searched": lambda: GridSearchCV(_scaled(_hist_r()), _DEPTHS, cv=2),
     "best of a search at random": lambda: RandomizedSearchCV(
-        RandomForestRegressor(8), {"max_depth": [3]}, n_iter=1, cv=2
+        RandomForestRegressor(8),
+        {"max_depth": [3]},
+        n_iter=1,
+        cv=2,
     ),
     "union, ridge": lambda: make_pipeline(
-        StandardScaler(), FeatureUnion([("a", PCA(2)), ("b", SelectKBest(k=2))]), Ridge()
+        StandardScaler(),
+        FeatureUnion([("a", PCA(2)), ("b", SelectKBest(k=2))]),
+        Ridge(),
     ),
 }
 
@@ -192,12 +248,20 @@ _CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "scaler, sgd": lambda: _scaled(SGDClassifier(random_state=0)),
     "calibrated, sigmoid": lambda: CalibratedClassifierCV(_scaled(LinearSVC()), cv=2),
     "calibrated, isotonic": lambda: CalibratedClassifierCV(
-        RandomForestClassifier(8, random_state=0), method="isotonic", cv=2
+        RandomForestClassifier(8, random_state=0),
+        method="isotonic",
+        cv=2,
     ),
     "calibrated, temperature": lambda: CalibratedClassifierCV(
-        _scaled(LogisticRegression()), method="temperature", cv=2
+        _scaled(LogisticRegression()),
+        method="temperature",
+        cv=2,
     ),
-    "calibrated pipeline, isotonic": lambda: CalibratedClassifierCV(_scaled(GaussianNB()), method="isotonic", cv=2),
+    "calibrated pipeline, isotonic": lambda: CalibratedClassifierCV(
+        _scaled(GaussianNB()),
+        method="isotonic",
+        cv=2,
+    ),
     "one against the rest, hist boosting": lambda: OneVsRestClassifier(_hist_c()),
     "one against one, svc": lambda: _scaled(OneVsOneClassifier(SVC())),
     "baseline": DummyClassifier,
@@ -207,14 +271,21 @@ _CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "neighbours by distance, classes": lambda: KNeighborsClassifier(5, weights="distance"),
     "discriminant": lambda: _scaled(LinearDiscriminantAnalysis()),
     "mlp, classes": lambda: _scaled(MLPClassifier((8,), max_iter=60, random_state=0)),
-    "stacked, classes": lambda: StackingClassifier([("hist", _hist_c()), ("extra", ExtraTreesClassifier(8))], cv=2),
+    "stacked, classes": lambda: StackingClassifier(
+        [("hist", _hist_c()), ("extra", ExtraTreesClassifier(8))],
+        cv=2,
+    ),
     "voting, soft": lambda: VotingClassifier(
-        [("hist", _hist_c()), ("logistic", _scaled(LogisticRegression()))], voting="soft"
+        [("hist", _hist_c()), ("logistic", _scaled(LogisticRegression()))],
+        voting="soft",
     ),
     "voting, hard": lambda: VotingClassifier(
-        [("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB()), ("c", LinearSVC())]
+        [("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB()), ("c", LinearSVC())],
     ),
-    "bagged trees": lambda: make_pipeline(MinMaxScaler(), BaggingClassifier(n_estimators=6, random_state=0)),
+    "bagged trees": lambda: make_pipeline(
+        MinMaxScaler(),
+        BaggingClassifier(n_estimators=6, random_state=0),
+    ),
     "boosting, classes": lambda: _scaled(GradientBoostingClassifier(n_estimators=10)),
     "normalizer, logistic": lambda: make_pipeline(Normalizer(), LogisticRegression()),
 }
@@ -223,14 +294,23 @@ _GAPPED: dict[str, Callable[[], Any]] = {
     "gaps: hist boosting": _hist_r,
     "gaps: scaler, hist boosting": lambda: _scaled(_hist_r()),
     "gaps: scaler, tree that asks what is missing": lambda: make_pipeline(
-        StandardScaler(), DecisionTreeRegressor(max_depth=6)
+        StandardScaler(),
+        DecisionTreeRegressor(max_depth=6),
     ),
     "gaps: forest": _forest,
-    "gaps: imputer, scaler, forest": lambda: make_pipeline(SimpleImputer(), StandardScaler(), _forest()),
-    "gaps: indicator, hist boosting": lambda: make_pipeline(SimpleImputer(add_indicator=True), _hist_r()),
+    "gaps: imputer, scaler, forest": lambda: make_pipeline(
+        SimpleImputer(),
+        StandardScaler(),
+        _forest(),
+    ),
+    "gaps: indicator, hist boosting": lambda: make_pipeline(
+        SimpleImputer(add_indicator=True),
+        _hist_r(),
+    ),
     "gaps: nearest neighbours impute": lambda: make_pipeline(KNNImputer(), Ridge()),
     "gaps: extra scaled isolation": lambda: make_pipeline(
-        StandardScaler(), IsolationForest(n_estimators=8, random_state=0)
+        StandardScaler(),
+        IsolationForest(n_estimators=8, random_state=0),
     ),
 }
 
@@ -238,7 +318,9 @@ _GAPPED: dict[str, Callable[[], Any]] = {
 def _columns(texts: Any, sparse: float = 0.0) -> Any:
     whole = make_pipeline(SimpleImputer(), StandardScaler())
     return ColumnTransformer(
-        [("n", whole, ["tenths", "large"]), ("t", texts, ["city"])], remainder="drop", sparse_threshold=sparse
+        [("n", whole, ["tenths", "large"]), ("t", texts, ["city"])],
+        remainder="drop",
+        sparse_threshold=sparse,
     )
 
 
@@ -249,35 +331,48 @@ def _on_columns(texts: Any, last: Any) -> Any:
 _MIXED: dict[str, Callable[[], Any]] = {
     "mixed: one-hot, logistic": lambda: make_pipeline(_columns(_one_hot()), LogisticRegression()),
     "mixed: one-hot, hist boosting": lambda: _on_columns(_one_hot(), _hist_c()),
-    "mixed: sparse one-hot, forest": lambda: make_pipeline(_columns(_one_hot(), 1.0), RandomForestClassifier(8)),
+    "mixed: sparse one-hot, forest": lambda: make_pipeline(
+        _columns(_one_hot(), 1.0),
+        RandomForestClassifier(8),
+    ),
     "mixed: ordinals, hist boosting": lambda: make_pipeline(
         make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]), remainder="passthrough"
+            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
+            remainder="passthrough",
         ),
         _hist_c(),
     ),
     "mixed: scaler after ordinals, hist boosting": lambda: make_pipeline(
         make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]), remainder="passthrough"
+            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
+            remainder="passthrough",
         ),
         StandardScaler(),
         _hist_c(),
     ),
     "mixed: target encoder, ridge": lambda: make_pipeline(
-        _columns(TargetEncoder(random_state=0)), LogisticRegression()
+        _columns(TargetEncoder(random_state=0)),
+        LogisticRegression(),
     ),
     "mixed: imputed texts, one-hot": lambda: make_pipeline(
-        _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())), LogisticRegression()
+        _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())),
+        LogisticRegression(),
     ),
-    "mixed: several labels": lambda: make_pipeline(_columns(_one_hot()), MultiOutputClassifier(LogisticRegression())),
+    "mixed: several labels": lambda: make_pipeline(
+        _columns(_one_hot()),
+        MultiOutputClassifier(LogisticRegression()),
+    ),
     "mixed: categories of boosting": lambda: make_pipeline(
         make_column_transformer(
-            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]), remainder="passthrough"
+            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]),
+            remainder="passthrough",
         ),
         HistGradientBoostingClassifier(max_iter=20, categorical_features=[0], random_state=0),
     ),
     "mixed: texts as categories of boosting": lambda: HistGradientBoostingClassifier(
-        max_iter=20, categorical_features=["city", "hour"], random_state=0
+        max_iter=20,
+        categorical_features=["city", "hour"],
+        random_state=0,
     ),
     "mixed: filled in, then one-hot": lambda: make_pipeline(
         make_column_transformer(
@@ -288,10 +383,15 @@ _MIXED: dict[str, Callable[[], Any]] = {
         make_column_transformer((_one_hot(), ["city"]), remainder=StandardScaler()),
         LogisticRegression(),
     ),
-    "mixed: calibrated": lambda: CalibratedClassifierCV(_on_columns(_one_hot(), LogisticRegression()), cv=2),
+    "mixed: calibrated": lambda: CalibratedClassifierCV(
+        _on_columns(_one_hot(), LogisticRegression()),
+        cv=2,
+    ),
     "mixed: baseline": DummyClassifier,
     "mixed: searched": lambda: GridSearchCV(
-        _on_columns(_one_hot(), _hist_c()), {"histgradientboostingclassifier__max_depth": [2, 3]}, cv=2
+        _on_columns(_one_hot(), _hist_c()),
+        {"histgradientboostingclassifier__max_depth": [2, 3]},
+        cv=2,
     ),
 }
 
@@ -304,24 +404,48 @@ _TEXTS: dict[str, tuple[Callable[[], Any], bool]] = {
     "text: own pattern with accents": (lambda: TfidfVectorizer(token_pattern="[a-zà-ÿ]+"), True),
     "text: own tokenizer": (lambda: TfidfVectorizer(tokenizer=str.split, token_pattern=None), True),
     "text: characters": (lambda: TfidfVectorizer(analyzer="char", ngram_range=(2, 3)), False),
-    "text: characters with accents": (lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 2)), True),
-    "text: characters within words": (lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)), True),
-    "text: pairs of words": (lambda: CountVectorizer(ngram_range=(1, 2), token_pattern=_LETTERS), False),
+    "text: characters with accents": (
+        lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 2)),
+        True,
+    ),
+    "text: characters within words": (
+        lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)),
+        True,
+    ),
+    "text: pairs of words": (
+        lambda: CountVectorizer(ngram_range=(1, 2), token_pattern=_LETTERS),
+        False,
+    ),
     "text: binary, no lower case": (
         lambda: CountVectorizer(binary=True, lowercase=False, token_pattern=_LETTERS),
         False,
     ),
-    "text: stop words": (lambda: TfidfVectorizer(stop_words="english", token_pattern=_LETTERS), False),
+    "text: stop words": (
+        lambda: TfidfVectorizer(stop_words="english", token_pattern=_LETTERS),
+        False,
+    ),
     "text: stripped accents": (lambda: TfidfVectorizer(strip_accents="unicode"), True),
     "text: sublinear": (lambda: TfidfVectorizer(sublinear_tf=True, token_pattern=_LETTERS), False),
-    "text: longer characters within words": (lambda: CountVectorizer(analyzer="char_wb", ngram_range=(3, 5)), False),
+    "text: longer characters within words": (
+        lambda: CountVectorizer(analyzer="char_wb", ngram_range=(3, 5)),
+        False,
+    ),
     "text: own tokenizer of letters": (
-        lambda: TfidfVectorizer(tokenizer=lambda text: re.findall(r"[a-zA-Z]+", text), token_pattern=None),
+        lambda: TfidfVectorizer(
+            tokenizer=lambda text: re.findall(r"[a-zA-Z]+", text),
+            token_pattern=None,
+        ),
         True,
     ),
-    "text: hashed, counts": (lambda: HashingVectorizer(n_features=256, lowercase=False, norm=None), True),
+    "text: hashed, counts": (
+        lambda: HashingVectorizer(n_features=256, lowercase=False, norm=None),
+        True,
+    ),
     "text: hashed": (lambda: HashingVectorizer(n_features=64), False),
-    "text: svd": (lambda: make_pipeline(TfidfVectorizer(token_pattern=_LETTERS), TruncatedSVD(4)), False),
+    "text: svd": (
+        lambda: make_pipeline(TfidfVectorizer(token_pattern=_LETTERS), TruncatedSVD(4)),
+        False,
+    ),
     "text: naive bayes": (lambda: CountVectorizer(token_pattern=_LETTERS), False),
 }
 
@@ -359,7 +483,9 @@ def _mixed(make: Callable[[], Any]) -> Case:
     tables = []
     for seed in (17, 18):
         random = np.random.default_rng(seed)
-        tables.append(_frame(seed).assign(city=random.choice(_CITIES, 260), hour=random.integers(0, 24, 260)))
+        tables.append(
+            _frame(seed).assign(city=random.choice(_CITIES, 260), hour=random.integers(0, 24, 260)),
+        )
     labels = _labels(target(tables[0][_NAMES].to_numpy()) + (tables[0].city == "oslo"))
     model = make()
     if "multioutput" in repr(model):
@@ -368,7 +494,9 @@ def _mixed(make: Callable[[], Any]) -> Case:
 
 
 def _text(make: Callable[[], Any], accents: bool) -> Case:
-    texts, fresh = ([_accented(text) if accents else text for text in sentences(seed)] for seed in (19, 20))
+    texts, fresh = (
+        [_accented(text) if accents else text for text in sentences(seed)] for seed in (19, 20)
+    )
     labels = ["good" in text or "warm" in text for text in texts]
     step = make()
     last = (
@@ -377,18 +505,26 @@ def _text(make: Callable[[], Any], accents: bool) -> Case:
         else LogisticRegression()
     )
     model = make_pipeline(step, last).fit(texts, labels)
-    plain = [text for text in texts if text.isascii()]  # the example does not contain the training rows
+    plain = [
+        text for text in texts if text.isascii()
+    ]  # the example does not contain the training rows
     return Case(model, plain or texts, fresh)
 
 
 def _accented(text: str) -> str:
-    return text.replace("warm", "wärm") if len(text) % 2 else text.replace("old", "été").replace("new", "żółw")
+    return (
+        text.replace("warm", "wärm")
+        if len(text) % 2
+        else text.replace("old", "été").replace("new", "żółw")
+    )
 
 
 def _text_beside_numbers() -> Case:
     tables = [_frame(seed).assign(text=sentences(seed)) for seed in (21, 22)]
     columns = make_column_transformer(
-        (TfidfVectorizer(token_pattern=_LETTERS), "text"), (StandardScaler(), _NAMES), sparse_threshold=0
+        (TfidfVectorizer(token_pattern=_LETTERS), "text"),
+        (StandardScaler(), _NAMES),
+        sparse_threshold=0,
     )
     labels = _labels(target(tables[0][_NAMES].to_numpy()))
     return Case(make_pipeline(columns, LogisticRegression()).fit(tables[0], labels), *tables)
@@ -402,7 +538,10 @@ def _single(make: Callable[[], Any]) -> Case:
 def _grid() -> Case:
     """Return whole numbers, so that many rows have the same distance to several neighbours."""
     random = np.random.default_rng(25)
-    rows, fresh = (pd.DataFrame(random.integers(0, 5, (200, 3)).astype(float), columns=list("abc")) for _ in range(2))
+    rows, fresh = (
+        pd.DataFrame(random.integers(0, 5, (200, 3)).astype(float), columns=list("abc"))
+        for _ in range(2)
+    )
     return Case(KNeighborsClassifier(3).fit(rows, random.choice(["x", "y", "z"], 200)), rows, fresh)
 
 

@@ -12,11 +12,63 @@ import numpy as np
 import pandas as pd
 
 STRANGE_TEXTS = (
-    *("", " ", "\t\n", "a", "I", "żółw", "ŻÓŁW", "straße", "STRASSE", "İstanbul", "ﬁne", "naïve café", "Ελλάδα"),
-    *("日本語 テキスト", "e\u0301te\u0301", "été", "été déjà vu", "good_bad", "good-bad", "good's", "x1 2y 33", "٣٤"),
-    *("goodé bad", "égood bad", "good٣", "good1 bad_", "I\u0307t good", "ügood", "good_é", "bad\u0301", "b good"),
-    *("GOOD good GoOd", "good.bad,ugly;fine", "good\u00a0bad", "good\u200bbad", "a b c d", "the good the bad", "ﬀ"),
-    *("\x00good", "good\x1fbad", "good good bad " * 50, "ǅ good", "ſtrange", "K good", "good\u2028bad", "'", "--"),
+    *(
+        "",
+        " ",
+        "\t\n",
+        "a",
+        "I",
+        "żółw",
+        "ŻÓŁW",
+        "straße",
+        "STRASSE",
+        "İstanbul",
+        "ﬁne",
+        "naïve café",
+        "Ελλάδα",
+    ),
+    *(
+        "日本語 テキスト",
+        "e\u0301te\u0301",
+        "été",
+        "été déjà vu",
+        "good_bad",
+        "good-bad",
+        "good's",
+        "x1 2y 33",
+        "٣٤",
+    ),
+    *(
+        "goodé bad",
+        "égood bad",
+        "good٣",
+        "good1 bad_",
+        "I\u0307t good",
+        "ügood",
+        "good_é",
+        "bad\u0301",
+        "b good",
+    ),
+    *(
+        "GOOD good GoOd",
+        "good.bad,ugly;fine",
+        "good\u00a0bad",
+        "good\u200bbad",
+        "a b c d",
+        "the good the bad",
+        "ﬀ",
+    ),
+    *(
+        "\x00good",
+        "good\x1fbad",
+        "good good bad " * 50,
+        "ǅ good",
+        "ſtrange",
+        "K good",
+        "good\u2028bad",
+        "'",
+        "--",
+    ),
     *("Москва", "😀 good", "ο ΛΟΓΟΣ", "  good   bad  ", "good  ", "İ", "xİ fine"),
 )
 _FAR = (-3.7e5, -2.3e4, -130.0, -4.5, 4.5, 130.0, 2.3e4, 3.7e5)
@@ -53,7 +105,12 @@ def hostile(example: Table, fresh: Table, answer: Answer, seed: int) -> Iterator
             yield f"unseen {name}", _set(fresh.head(4), name, np.array([-7, 99, 12345, 0]))
 
 
-def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Generator) -> Iterator[tuple[str, Table]]:
+def edges(
+    fresh: Table,
+    names: list[str],
+    answer: Answer,
+    random: np.random.Generator,
+) -> Iterator[tuple[str, Table]]:
     """Return both rows of each pair between which the prediction changes, and their 32-bit neighbours."""
     count = len(fresh)
     low = fresh.iloc[random.integers(0, count, _PAIRS)].reset_index(drop=True)
@@ -64,7 +121,11 @@ def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Gene
         high.loc[moved == name, name] = donors.loc[moved == name, name]
     try:
         start, end = answer(low), answer(high)
-        differ = _apart(start, end) & low.notna().all(axis=1).to_numpy() & high.notna().all(axis=1).to_numpy()
+        differ = (
+            _apart(start, end)
+            & low.notna().all(axis=1).to_numpy()
+            & high.notna().all(axis=1).to_numpy()
+        )
     except Exception:  # noqa: BLE001 - an original that refuses its own kind of rows has no edges
         return
     low, high = (part[differ].reset_index(drop=True) for part in (low, high))
@@ -92,7 +153,12 @@ def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Gene
         yield "edges in 32 bits", single
 
 
-def _middle(low: Table, high: Table, moved: np.ndarray, names: list[str]) -> tuple[Table, np.ndarray]:
+def _middle(
+    low: Table,
+    high: Table,
+    moved: np.ndarray,
+    names: list[str],
+) -> tuple[Table, np.ndarray]:
     middle, open_ = low.copy(), np.zeros(len(low), dtype=bool)
     for name in names:
         mine = moved == name
@@ -152,9 +218,15 @@ def _constant(fresh: Table, names: list[str]) -> Table:
 
 def _halfway(example: Table, names: list[str], random: np.random.Generator) -> Table:
     """Return points between two training rows, at the same distance from both."""
-    left, right = (example.iloc[random.integers(0, len(example), 100)].reset_index(drop=True) for _ in range(2))
+    left, right = (
+        example.iloc[random.integers(0, len(example), 100)].reset_index(drop=True) for _ in range(2)
+    )
     for name in names:
-        left = _set(left, name, left[name].to_numpy(np.float64) / 2 + right[name].to_numpy(np.float64) / 2)
+        left = _set(
+            left,
+            name,
+            left[name].to_numpy(np.float64) / 2 + right[name].to_numpy(np.float64) / 2,
+        )
     return left
 
 
@@ -169,7 +241,9 @@ def _set(table: Table, name: str, values: Any) -> Table:
     dtype = table[name].dtype
     if dtype.kind in "iu":
         values = np.clip(np.round(values), -(2**31), 2**31).astype(dtype)
-    return table.reset_index(drop=True).assign(**{name: pd.Series(values, dtype=None if dtype.kind in "iu" else dtype)})
+    return table.reset_index(drop=True).assign(
+        **{name: pd.Series(values, dtype=None if dtype.kind in "iu" else dtype)},
+    )
 
 
 def _is_number(series: "pd.Series[Any]") -> bool:
@@ -177,4 +251,8 @@ def _is_number(series: "pd.Series[Any]") -> bool:
 
 
 def _is_text(series: "pd.Series[Any]") -> bool:
-    return not _is_number(series) and series.dtype.kind != "b" and not isinstance(series.dtype, pd.CategoricalDtype)
+    return (
+        not _is_number(series)
+        and series.dtype.kind != "b"
+        and not isinstance(series.dtype, pd.CategoricalDtype)
+    )

@@ -20,7 +20,13 @@ from tests.support.serving import servers_below
 from tests.support.waiting import wait_until
 
 _READY_SECONDS = 180.0
-_DATATYPES = {"float32": "FP32", "float64": "FP64", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
+_DATATYPES = {
+    "float32": "FP32",
+    "float64": "FP64",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 
 
 class Refused(Exception):
@@ -55,21 +61,35 @@ class ServedModel:
             Refused: the server refuses the rows.
         """
         if not self.is_onnx:
-            return {"": np.asarray(self._post(f"endpoints/{self._name}/invocations", _mlflow_body(own))["predictions"])}
+            return {
+                "": np.asarray(
+                    self._post(f"endpoints/{self._name}/invocations", _mlflow_body(own))[
+                        "predictions"
+                    ],
+                ),
+            }
         if self._artifact.columns:
             tensors = {str(name): _values(rows[name]) for name in rows}
         elif isinstance(own, dict):
             tensors = own
         else:
             tensors = {self._artifact.inputs[0].name: np.asarray(own)}
-        answer = self._post(f"v2/models/{self._name}/infer", {"inputs": list(map(_tensor, tensors, tensors.values()))})
+        answer = self._post(
+            f"v2/models/{self._name}/infer",
+            {"inputs": list(map(_tensor, tensors, tensors.values()))},
+        )
         return {one["name"]: _array(one) for one in answer["outputs"]}
 
     def _post(self, path: str, body: Any) -> Any:
         content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = {"Content-Type": "application/json"}
         try:
-            answer = self._session.post(f"{self._url}/{path}", data=content, headers=headers, timeout=120)
+            answer = self._session.post(
+                f"{self._url}/{path}",
+                data=content,
+                headers=headers,
+                timeout=120,
+            )
         except requests.RequestException as error:
             raise Refused(f"no response: {error}") from error
         if answer.status_code != 200:
@@ -85,7 +105,12 @@ def _values(series: "pd.Series[Any]") -> np.ndarray:
 
 def _tensor(name: str, array: np.ndarray) -> dict[str, Any]:
     datatype = _DATATYPES.get(str(array.dtype), "BYTES")
-    return {"name": name, "shape": array.shape, "datatype": datatype, "data": array.reshape(-1).tolist()}
+    return {
+        "name": name,
+        "shape": array.shape,
+        "datatype": datatype,
+        "data": array.reshape(-1).tolist(),
+    }
 
 
 def _array(output: Mapping[str, Any]) -> np.ndarray:
@@ -96,7 +121,9 @@ def _array(output: Mapping[str, Any]) -> np.ndarray:
 def _mlflow_body(own: Any) -> Any:
     if isinstance(own, pd.DataFrame):
         rows = own.astype(object).where(own.notna(), None)
-        return {"dataframe_split": {"columns": list(map(str, own)), "data": rows.to_numpy().tolist()}}
+        return {
+            "dataframe_split": {"columns": list(map(str, own)), "data": rows.to_numpy().tolist()},
+        }
     if isinstance(own, dict):
         return {"inputs": {name: array.tolist() for name, array in own.items()}}
     return {"inputs": own if isinstance(own, list) else own.tolist()}
@@ -107,7 +134,11 @@ def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, Serv
     """Serve the models of these folders with `onnxserve serve` under their names until the end of the block."""
     port, documents = free_port(), []
     for name, path in models.items():
-        document = {"apiVersion": "onnxserve/v1", "name": name, "variants": {"v": {"model": str(path)}}}
+        document = {
+            "apiVersion": "onnxserve/v1",
+            "name": name,
+            "variants": {"v": {"model": str(path)}},
+        }
         documents.append(document | {"server": {"port": port, "max_body_bytes": 2**28}})
     (folder / "spec.yaml").write_text(yaml.safe_dump_all(documents))
     os.environ["ONNXSERVE_HOME"] = str(folder / "home")

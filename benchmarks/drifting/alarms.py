@@ -4,7 +4,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.drifting.judging import RATE, Flags, Judge, Line, forward_flags, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.judging import (
+    RATE,
+    Flags,
+    Judge,
+    Line,
+    forward_flags,
+    is_alarm,
+    on_all_cores,
+    rate_line,
+)
 from benchmarks.drifting.worlds import (
     CALM_DAYS,
     DAY_US,
@@ -30,7 +39,10 @@ def of_splits(share: float) -> Iterator[Line]:
     for null, judged in (("contiguous null", _blocks), ("`independent_rows`", _samples)):
         every: list[Flags] = []
         for size in SIZES:
-            groups = on_all_cores(judged, [(size, seed) for seed in range(_some(_REFERENCES[size], share))])
+            groups = on_all_cores(
+                judged,
+                [(size, seed) for seed in range(_some(_REFERENCES[size], share))],
+            )
             every += groups
             yield rate_line(f"independent rows, {size:,} per window, {null}", groups)
         yield rate_line(f"independent rows, all sizes together, {null}", every)
@@ -39,18 +51,28 @@ def of_splits(share: float) -> Iterator[Line]:
 def of_calm_time(share: float) -> Iterator[Line]:
     """Judge simulated days that depend on each other, and days and hours held out from the calm months."""
     days = on_all_cores(_held_out_day, range(0, CALM_DAYS, max(round(1 / share), 1)))
-    yield rate_line("flights, January to March: each day compared with the others", [[flag] for flag, _ in days])
+    yield rate_line(
+        "flights, January to March: each day compared with the others",
+        [[flag] for flag, _ in days],
+    )
     yield rate_line("the same at 10 %", [[flag] for _, flag in days], 0.1)
     for length, count, what in (
         (7, 91, "a week compared with 13, overlapping null"),
         (30, 90, "30 days compared with 90, bootstrap"),
     ):
         found = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
-        yield rate_line(f"days that depend on the previous day, {what}", [flags for flags, _, _ in found])
+        yield rate_line(
+            f"days that depend on the previous day, {what}",
+            [flags for flags, _, _ in found],
+        )
         rate = max(rate for _, _, rate in found)
         if rate:  # three months are too few to measure the rate
             forward = [flags for _, flags, _ in found]
-            yield rate_line(f"the same, rate in the reports, measured forward in time, at {rate:.2g}", forward, rate)
+            yield rate_line(
+                f"the same, rate in the reports, measured forward in time, at {rate:.2g}",
+                forward,
+                rate,
+            )
     hours = on_all_cores(_held_out_hours, range(_some(4, share)))
     yield rate_line("flights, January to March: hours, held out in tenths", hours)
 
@@ -64,9 +86,15 @@ def _blocks(task: tuple[int, int]) -> Flags:
     size, seed = task
     rng = np.random.default_rng([seed, size])
     blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
-    reference = Rows(independent_rows(rng, blocks * rows), np.repeat(np.arange(blocks) * HOUR_US, rows))
+    reference = Rows(
+        independent_rows(rng, blocks * rows),
+        np.repeat(np.arange(blocks) * HOUR_US, rows),
+    )
     judge = Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US))
-    flags = [is_alarm(judge(independent_rows(rng, size), (1_000 + number) * HOUR_US)) for number in range(10)]
+    flags = [
+        is_alarm(judge(independent_rows(rng, size), (1_000 + number) * HOUR_US))
+        for number in range(10)
+    ]
     judge.close()
     return flags
 

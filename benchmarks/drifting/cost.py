@@ -76,14 +76,23 @@ def sketches() -> Figures:
     for one in range(1, 13):
         first, last = np.searchsorted(month, [one, one + 1]).tolist()  # the rows are sorted by time
         present, groups = np.unique(hours[first:last], return_inverse=True)
-        monthly.append(merge(sketch_groups(bins, table.slice(first, last - first), groups, len(present))))
+        monthly.append(
+            merge(sketch_groups(bins, table.slice(first, last - first), groups, len(present))),
+        )
         count += len(present)
     inputs = [
-        (float(bins[name].distance(column.counts[:-1], total.columns[name].counts[:-1])), column.missing / column.rows)
+        (
+            float(bins[name].distance(column.counts[:-1], total.columns[name].counts[:-1])),
+            column.missing / column.rows,
+        )
         for profile in monthly
         for name, column in profile.columns.items()
     ]
-    return begin.figures(rows=sum(profile.rows for profile in monthly), inputs=len(inputs), hours=count)
+    return begin.figures(
+        rows=sum(profile.rows for profile in monthly),
+        inputs=len(inputs),
+        hours=count,
+    )
 
 
 def evidently() -> Figures:
@@ -96,18 +105,29 @@ def evidently() -> Figures:
     numbers = [name for name in COLUMNS if name not in texts]
     begin = _Begin()
     definition = DataDefinition(numerical_columns=numbers, categorical_columns=texts)
-    reference = Dataset.from_pandas(calm[COLUMNS].astype(dict.fromkeys(texts, object)), data_definition=definition)
+    reference = Dataset.from_pandas(
+        calm[COLUMNS].astype(dict.fromkeys(texts, object)),
+        data_definition=definition,
+    )
     inputs = 0
     for one in range(1, 13):
         current = year.loc[month == one, COLUMNS].astype(dict.fromkeys(texts, object))
-        report = Report([DataDriftPreset()]).run(Dataset.from_pandas(current, data_definition=definition), reference)
+        report = Report([DataDriftPreset()]).run(
+            Dataset.from_pandas(current, data_definition=definition),
+            reference,
+        )
         inputs += len(report.dict()["metrics"])
     return begin.figures(rows=len(year), inputs=inputs)
 
 
 def days() -> Figures:
     year, calm = load()
-    table, times, reference, calm_times = table_of(year), times_of(year), table_of(calm), times_of(calm)
+    table, times, reference, calm_times = (
+        table_of(year),
+        times_of(year),
+        table_of(calm),
+        times_of(calm),
+    )
     spec = MonitorSpec()
     begin = _Begin()
     bins, _ = freeze_table(reference, (), "January to March")
@@ -118,10 +138,17 @@ def days() -> Figures:
     numbers = (times - start) // _DAY_US
     present, groups = np.unique(numbers, return_inverse=True)
     with tempfile.TemporaryDirectory() as cache:
-        for day, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):
+        for day, profile in zip(
+            present.tolist(),
+            sketch_groups(bins, table, groups, len(present)),
+            strict=True,
+        ):
             verdict = judge_profile(whole, profile, start + day * _DAY_US, spec, Path(cache))
             states[verdict.state] = states.get(verdict.state, 0) + 1
-    return begin.figures(days=len(present), **{name.replace(" ", "_"): count for name, count in states.items()})
+    return begin.figures(
+        days=len(present),
+        **{name.replace(" ", "_"): count for name, count in states.items()},
+    )
 
 
 def rows(path: str) -> Figures:
@@ -160,7 +187,13 @@ def write_log(folder: Path) -> None:
     cuts = np.flatnonzero(np.diff(times // _HOUR_US, prepend=-1, append=-1))
     for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         hour = datetime.fromtimestamp(int(times[first]) // 1_000_000, UTC)
-        path = folder / "endpoint=flights" / f"date={hour:%Y-%m-%d}" / f"hour={hour:%H}" / "rows.parquet"
+        path = (
+            folder
+            / "endpoint=flights"
+            / f"date={hour:%Y-%m-%d}"
+            / f"hour={hour:%H}"
+            / "rows.parquet"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.slice(first, last - first), path, compression="zstd")
 
@@ -212,8 +245,15 @@ def measure(part: str, *arguments: str) -> Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", action="store_true", help="also measure the year in an inference log")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--log",
+        action="store_true",
+        help="also measure the year in an inference log",
+    )
     parser.add_argument("--part", nargs="+", metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -239,7 +279,10 @@ def show(with_log: bool = False) -> None:
         if with_log:
             write_log(Path(folder, "log"))
             _show("the year in a log, from its rows", measure("log", str(Path(folder, "log"))))
-            _show("the year in a log, from the profiles of its hours", measure("log", str(Path(folder, "log"))))
+            _show(
+                "the year in a log, from the profiles of its hours",
+                measure("log", str(Path(folder, "log"))),
+            )
 
 
 def _show(name: str, figures: Figures) -> None:

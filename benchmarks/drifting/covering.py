@@ -59,13 +59,21 @@ def _line(task: tuple[_World, int, int]) -> str:
 
 def _right(windows: list[tuple[Array, ClassPredictions]]) -> dict[str, float]:
     """Return the figures of many windows together; each window is a sample of them."""
-    said = np.concatenate([one.probabilities for _, one in windows if one.probabilities is not None])
+    said = np.concatenate(
+        [one.probabilities for _, one in windows if one.probabilities is not None],
+    )
     together = ClassPredictions(said.argmax(axis=1), said, windows[0][1].classes)
-    found = _values([(np.concatenate([truth for truth, _ in windows]), together)], Sampling(_CONFIDENCE))
+    found = _values(
+        [(np.concatenate([truth for truth, _ in windows]), together)],
+        Sampling(_CONFIDENCE),
+    )
     return {name: ones[0].value for name, ones in found.items()}
 
 
-def _values(windows: list[tuple[Array, ClassPredictions]], sampling: Sampling) -> dict[str, list[MetricInterval]]:
+def _values(
+    windows: list[tuple[Array, ClassPredictions]],
+    sampling: Sampling,
+) -> dict[str, list[MetricInterval]]:
     found: dict[str, list[MetricInterval]] = {name: [] for name in NAMES}
     for truth, answers in windows:
         for name, one in classification_metrics(truth, answers, NAMES, sampling).items():
@@ -83,7 +91,10 @@ def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, Cl
         fresh = math.sqrt(1 - world.coefficient**2) * rng.normal()
         level[stretch] = world.coefficient * level[stretch - 1] + fresh
     chances = rng.uniform(0.3, 0.95, rows)
-    moved = np.log(chances / (1 - chances)) + world.strength * level[np.arange(rows) * world.stretches // rows]
+    moved = (
+        np.log(chances / (1 - chances))
+        + world.strength * level[np.arange(rows) * world.stretches // rows]
+    )
     truth = (rng.random(rows) < 1 / (1 + np.exp(-moved))).astype(np.int64)
     said = np.stack([1 - chances, chances], axis=1)
     return truth, ClassPredictions(said.argmax(axis=1), said, ("no", "yes"))

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.drifting.judging import Flags, Judge, Line, found_line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.judging import (
+    Flags,
+    Judge,
+    Line,
+    found_line,
+    is_alarm,
+    on_all_cores,
+    rate_line,
+)
 from benchmarks.drifting.worlds import HOUR_US, Rows, busy_hours, reference_of, rolling_reference_of
 
 _WAYS = {0: "compared with all hours of 14 days", 24: "`rolling:1d`", 168: "`rolling:7d`"}
@@ -20,7 +28,10 @@ _WORLDS = 20
 def of_cycles(share: float) -> Iterator[Line]:
     worlds = max(round(_WORLDS * share), 2)
     for lag, way in _WAYS.items():
-        calm, shifted = zip(*on_all_cores(_judged, [(seed, lag) for seed in range(worlds)]), strict=True)
+        calm, shifted = zip(
+            *on_all_cores(_judged, [(seed, lag) for seed in range(worlds)]),
+            strict=True,
+        )
         yield rate_line(f"hours with a daily cycle, {way}", calm)
         what = f"found: 2 deviations within a cycle of ± 3, {way}"
         yield found_line(what, [[bool(flag)] for flag in shifted], 0.9 if lag else None)

@@ -43,9 +43,18 @@ class Line:
 class Judge:
     """Judges windows by one reference, whose null distribution is computed once."""
 
-    def __init__(self, reference: DriftReference, rate: float = RATE, independent_rows: bool = False) -> None:
+    def __init__(
+        self,
+        reference: DriftReference,
+        rate: float = RATE,
+        independent_rows: bool = False,
+    ) -> None:
         self._reference = reference
-        self._spec = MonitorSpec(min_rows=30, false_alarm_rate=rate, independent_rows=independent_rows)
+        self._spec = MonitorSpec(
+            min_rows=30,
+            false_alarm_rate=rate,
+            independent_rows=independent_rows,
+        )
         self._cache = tempfile.TemporaryDirectory(prefix="onnxserve-benchmark-")
 
     def __call__(self, window: pa.Table, start_us: int) -> DriftVerdict:
@@ -85,7 +94,12 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
         outcome = "met"
     elif last < low or first > high:
         outcome = "missed"
-    return Line(what, f"{alarms / count:.1%} of {count:,}{said}; {first:.1%} to {last:.1%}", target, outcome)
+    return Line(
+        what,
+        f"{alarms / count:.1%} of {count:,}{said}; {first:.1%} to {last:.1%}",
+        target,
+        outcome,
+    )
 
 
 def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None) -> Line:
@@ -105,7 +119,10 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
 
 def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> Line:
     """Return the rate that reports measure about themselves. The target is half to twice the actual rate."""
-    ours, theirs = ([[bool(flag) for flag in flags if flag is not None] for flags in side] for side in (reported, came))
+    ours, theirs = (
+        [[bool(flag) for flag in flags if flag is not None] for flags in side]
+        for side in (reported, came)
+    )
     share, real = (sum(map(sum, side)) / sum(map(len, side)) for side in (ours, theirs))
     (first, last), (least, most) = interval(ours), interval(theirs)
     outcome: Outcome = "uncertain"
@@ -120,7 +137,9 @@ def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> 
 def forward_flags(verdict: DriftVerdict) -> Flags:
     """Return the verdicts that the report contains about the later windows of the reference."""
     told = verdict.held_out
-    return [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
+    return (
+        [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
+    )
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
@@ -131,12 +150,20 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     over the design effect, and smaller again if there are few references (Korn & Graubard, Confidence Intervals for
     Proportions with Small Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology 24, 1998).
     """
-    sums, sizes = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
+    sums, sizes = (
+        np.array([sum(group) for group in groups]),
+        np.array([len(group) for group in groups]),
+    )
     count = float(sizes.sum())
     share = float(sums.sum() / count)
     alone = share * (1 - share) / count
     if len(groups) > 1 and alone > 0:
-        together = len(groups) / (len(groups) - 1) * float(np.square(sums - share * sizes).sum()) / count**2
+        together = (
+            len(groups)
+            / (len(groups) - 1)
+            * float(np.square(sums - share * sizes).sum())
+            / count**2
+        )
         count /= max(together / alone, 1.0)
     if len(groups) > 1:  # The effect itself is imprecise with few references.
         count *= float(stats.norm.ppf(0.975) / stats.t.ppf(0.975, len(groups) - 1)) ** 2

@@ -67,7 +67,10 @@ class Others:
         """Return True if the population stability index of a column is above 0.2, by tenths of the reference or by
         category."""
         frame = _frame(window)
-        return any(_index(self._columns[name].table(frame[name])) > PSI_LIMIT for name in self._common(frame))
+        return any(
+            _index(self._columns[name].table(frame[name])) > PSI_LIMIT
+            for name in self._common(frame)
+        )
 
     def smallest_p(self, window: pa.Table) -> tuple[float, int]:
         """Return the smallest p-value of Kolmogorov–Smirnov (numbers) and chi-squared (categories), and the number of
@@ -89,7 +92,8 @@ class Others:
         names = self._common(right)
         texts = [name for name in names if self._frame[name].dtype == object]
         definition = DataDefinition(
-            numerical_columns=[name for name in names if name not in texts], categorical_columns=texts
+            numerical_columns=[name for name in names if name not in texts],
+            categorical_columns=texts,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,7 +113,9 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     frame = table.to_pandas()
     for name in frame:
         is_text = frame[name].dtype == bool or not pd.api.types.is_numeric_dtype(frame[name])
-        frame[name] = frame[name].astype(str).astype(object) if is_text else frame[name].astype(float)
+        frame[name] = (
+            frame[name].astype(str).astype(object) if is_text else frame[name].astype(float)
+        )
     filled = [name for name in frame if frame[name].dtype == object or frame[name].notna().any()]
     return frame[filled]
 

@@ -29,7 +29,12 @@ Shift = Callable[[pa.Table, np.random.Generator], pa.Table]
 Found = dict[str, list[bool]]
 
 ROWS, BLOCKS = 1_000, 39
-COLUMNS = ("ours, contiguous", "ours, `independent_rows`", "Evidently, data set", "Evidently, any column")
+COLUMNS = (
+    "ours, contiguous",
+    "ours, `independent_rows`",
+    "Evidently, data set",
+    "Evidently, any column",
+)
 BESIDE = ("PSI > 0.2, any column", "KS/χ² p < 0.05, any column", "the same, Bonferroni")
 _WINDOWS, _WITH_EVIDENTLY = 6, 2
 """The windows per reference, and the number of references whose first window is also judged by Evidently."""
@@ -52,7 +57,11 @@ def _scale(table: pa.Table, rng: np.random.Generator) -> pa.Table:
 
 def _swap(table: pa.Table, rng: np.random.Generator) -> pa.Table:
     is_swapped = pa.array(rng.random(len(table)) < 0.3)
-    return _set(table, "four", pc.if_else(pc.and_(is_swapped, pc.equal(table["four"], "c0")), "c3", table["four"]))
+    return _set(
+        table,
+        "four",
+        pc.if_else(pc.and_(is_swapped, pc.equal(table["four"], "c0")), "c3", table["four"]),
+    )
 
 
 def _missing(table: pa.Table, rng: np.random.Generator) -> pa.Table:
@@ -85,9 +94,14 @@ def injected(share: float, lines: list[Line]) -> Iterator[str]:
     references = max(round(5 * share), 2)
     for name in (*SHIFTS, _FIFTY_NAME):
         one = on_all_cores(_injected, [(name, seed) for seed in range(references)])
-        shares = [_share([flag for found in one for flag in found[column]]) for column in (*COLUMNS, *BESIDE)]
+        shares = [
+            _share([flag for found in one for flag in found[column]])
+            for column in (*COLUMNS, *BESIDE)
+        ]
         if not name.startswith("nothing"):
-            lines.append(found_line(f"found: {name}", [found[COLUMNS[0]] for found in one], _TO_FIND))
+            lines.append(
+                found_line(f"found: {name}", [found[COLUMNS[0]] for found in one], _TO_FIND),
+            )
         yield f"| {name} | {' | '.join(shares)} |"
 
 
@@ -100,7 +114,10 @@ def _injected(task: tuple[str, int]) -> Found:
     if name == _FIFTY_NAME:
         return _one_of_fifty(seed)
     rng = np.random.default_rng([seed, 3])
-    reference = Rows(independent_rows(rng, BLOCKS * ROWS), np.repeat(np.arange(BLOCKS) * HOUR_US, ROWS))
+    reference = Rows(
+        independent_rows(rng, BLOCKS * ROWS),
+        np.repeat(np.arange(BLOCKS) * HOUR_US, ROWS),
+    )
     windows = [SHIFTS[name](independent_rows(rng, ROWS), rng) for _ in range(_WINDOWS)]
     return _verdicts(reference, windows, rng, seed < _WITH_EVIDENTLY)
 
@@ -117,11 +134,18 @@ def _one_of_fifty(seed: int) -> Found:
     return _verdicts(reference, [fifty(ROWS, 0.3) for _ in range(_WINDOWS)], rng, seed == 0)
 
 
-def _verdicts(reference: Rows, windows: list[pa.Table], rng: np.random.Generator, with_evidently: bool) -> Found:
+def _verdicts(
+    reference: Rows,
+    windows: list[pa.Table],
+    rng: np.random.Generator,
+    with_evidently: bool,
+) -> Found:
     """Return the verdict of each method on each window; the other methods receive 10,000 rows of the reference."""
     found: Found = {column: [] for column in (*COLUMNS, *BESIDE)}
     sample = reference.take(
-        np.sort(rng.choice(len(reference.table), min(_SAMPLE, len(reference.table)), replace=False))
+        np.sort(
+            rng.choice(len(reference.table), min(_SAMPLE, len(reference.table)), replace=False)
+        ),
     )
     ours = (
         Judge(reference_of(reference, 1_000 * HOUR_US, HOUR_US)),
@@ -140,7 +164,11 @@ def _verdicts(reference: Rows, windows: list[pa.Table], rng: np.random.Generator
 def beside(found: Found, others: Others, window: pa.Table, with_evidently: bool) -> None:
     """Add the verdicts of the other methods on one window."""
     p_value, columns = others.smallest_p(window)
-    for column, flag in zip(BESIDE, (others.psi(window), p_value < P_LIMIT, p_value < P_LIMIT / columns), strict=True):
+    for column, flag in zip(
+        BESIDE,
+        (others.psi(window), p_value < P_LIMIT, p_value < P_LIMIT / columns),
+        strict=True,
+    ):
         found[column].append(flag)
     if with_evidently:
         for column, flag in zip(COLUMNS[2:], others.evidently(window), strict=True):
@@ -162,7 +190,11 @@ def _month(task: tuple[int, int]) -> str:
     month, step = task
     days = (flights().times - FIRST_US) // DAY_US
     held = np.sort(np.random.default_rng(0).choice(CALM_DAYS, 9, replace=False))
-    wanted = held if month == 0 else np.array([day for day in range(CALM_DAYS, 365) if month_of(day) == month])
+    wanted = (
+        held
+        if month == 0
+        else np.array([day for day in range(CALM_DAYS, 365) if month_of(day) == month])
+    )
     judge, others = _beside_calm(tuple(held.tolist()) if month == 0 else ())
     found: Found = {column: [] for column in (*COLUMNS, *BESIDE)}
     judged = wanted[::step].tolist()

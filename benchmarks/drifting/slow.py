@@ -61,21 +61,40 @@ def of_slow_time(share: float) -> Iterator[Line]:
         yield rate_line(what, came) if is_calm else found_line(what, _plain(came), None)
         yield beside_line("the same, rate in the reports, measured forward in time", forward, came)
         if is_calm:
-            yield found_line("reports without a warning about a higher rate", [[not one] for one in said], 0.85)
+            yield found_line(
+                "reports without a warning about a higher rate",
+                [[not one] for one in said],
+                0.85,
+            )
         else:
-            yield found_line("reports with a warning about a higher rate", [[one] for one in said], 0.67)
+            yield found_line(
+                "reports with a warning about a higher rate",
+                [[one] for one in said],
+                0.67,
+            )
         yield rate_line("the same days with `rolling:7d`", rolling)
-    for made, what in ((True, "independent days of independent rows"), (False, "independent days of dependent rows")):
+    for made, what in (
+        (True, "independent days of independent rows"),
+        (False, "independent days of dependent rows"),
+    ):
         judged = on_all_cores(_is_judged, [(made, seed) for seed in range(references)])
         right = [[is_judged == made] for is_judged in judged]
-        yield found_line(f"`independent_rows` is {'judged' if made else 'refused'}: {what}", right, 0.95)
+        yield found_line(
+            f"`independent_rows` is {'judged' if made else 'refused'}: {what}",
+            right,
+            0.95,
+        )
 
 
 def _is_judged(task: tuple[bool, int]) -> bool:
     """Return True if a day is judged with `independent_rows` by days that contain a tenth of its rows each."""
     is_independent, seed = task
     rng = np.random.default_rng([seed, 12])
-    table = independent_rows(rng, _DAYS * _ROWS) if is_independent else _independent_days(rng, _DAYS, _ROWS).table
+    table = (
+        independent_rows(rng, _DAYS * _ROWS)
+        if is_independent
+        else _independent_days(rng, _DAYS, _ROWS).table
+    )
     rows = Rows(table, _independent_days(rng, _DAYS, _ROWS).times)
     judge = Judge(reference_of(rows, _DAYS * DAY_US, DAY_US), independent_rows=True)
     verdict = judge(table.take(rng.integers(0, len(table), 10 * _ROWS)), _DAYS * DAY_US)
@@ -101,7 +120,12 @@ def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
         judge = Judge(rolling_reference_of(past, day * DAY_US, DAY_US, _LAG))
         rolling.append(is_alarm(judge(_day(rows, day), day * DAY_US)))
         judge.close()
-    return [is_alarm(verdict) for verdict in verdicts], forward_flags(verdicts[0]), is_warned, rolling
+    return (
+        [is_alarm(verdict) for verdict in verdicts],
+        forward_flags(verdicts[0]),
+        is_warned,
+        rolling,
+    )
 
 
 def _day(rows: Rows, day: int) -> pa.Table:

@@ -6,14 +6,24 @@ import numpy as np
 import pyarrow as pa
 from sklearn.datasets import load_digits
 
-from benchmarks.drifting.judging import Flags, Judge, Line, found_line, is_alarm, on_all_cores, rate_line
+from benchmarks.drifting.judging import (
+    Flags,
+    Judge,
+    Line,
+    found_line,
+    is_alarm,
+    on_all_cores,
+    rate_line,
+)
 from benchmarks.drifting.worlds import DAY_US, Array, Rows, reference_of
 
 _DAYS, _ROWS, _WINDOWS = 39, 100, 6
 _SIZE = 384
 """The size of the embeddings of small sentence transformers."""
 _WORLDS = 20
-_SHIFTS = {f"embeddings moved by {share:g} of their spread": share for share in (0.1, 0.2, 0.3, 0.5)}
+_SHIFTS = {
+    f"embeddings moved by {share:g} of their spread": share for share in (0.1, 0.2, 0.3, 0.5)
+}
 
 
 def of_vectors(share: float) -> Iterator[Line]:
@@ -48,7 +58,10 @@ def _judge_embeddings(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
     vectors = center + scale * rng.normal(size=((_DAYS + _WINDOWS) * _ROWS, _SIZE))
     direction = rng.normal(size=_SIZE)
     direction *= np.sqrt(np.square(scale).sum() / np.square(direction).sum())
-    changed = {what: _of_length_one(vectors[-_ROWS:] + share * direction) for what, share in _SHIFTS.items()}
+    changed = {
+        what: _of_length_one(vectors[-_ROWS:] + share * direction)
+        for what, share in _SHIFTS.items()
+    }
     return _judge(_of_length_one(vectors), changed)
 
 
@@ -64,7 +77,8 @@ def _judge(values: Array, changed: dict[str, Array]) -> tuple[Flags, dict[str, l
     starts = [(_DAYS + number) * DAY_US for number in range(_WINDOWS)]
     flags = [is_alarm(judge(rows.between(start, start + DAY_US).table, start)) for start in starts]
     found = {
-        what: [bool(is_alarm(judge(pa.table({"x": table.tolist()}), starts[-1])))] for what, table in changed.items()
+        what: [bool(is_alarm(judge(pa.table({"x": table.tolist()}), starts[-1])))]
+        for what, table in changed.items()
     }
     judge.close()
     return flags, found

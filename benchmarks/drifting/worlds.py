@@ -12,7 +12,12 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    DriftReference,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
@@ -38,27 +43,47 @@ class Rows:
 
     def with_times(self) -> pa.Table:
         """Return the rows as the log contains them."""
-        return self.table.append_column(EVENT_TIME, pa.array(self.times, pa.timestamp("us", tz="UTC")))
+        return self.table.append_column(
+            EVENT_TIME,
+            pa.array(self.times, pa.timestamp("us", tz="UTC")),
+        )
 
     def between(self, start_us: int, end_us: int) -> "Rows":
         return self.take((self.times >= start_us) & (self.times < end_us))
 
 
-def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> DriftReference:
+def reference_of(
+    rows: Rows,
+    start_us: int,
+    length_us: int,
+    has_times: bool = True,
+) -> DriftReference:
     """Return the reference of a monitor whose windows have this phase and length."""
     bins, notes = freeze_table(rows.table, (), "the rows")
     pieces = cut_pieces(bins, rows.table, rows.times if has_times else None, start_us, length_us)
     return DriftReference(
-        bins, bins_digest(bins), pieces, rows.with_times() if has_times else rows.table, notes=tuple(notes)
+        bins,
+        bins_digest(bins),
+        pieces,
+        rows.with_times() if has_times else rows.table,
+        notes=tuple(notes),
     )
 
 
-def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> DriftReference:
+def rolling_reference_of(
+    rows: Rows,
+    start_us: int,
+    length_us: int,
+    lag_windows: int,
+) -> DriftReference:
     """Return the reference of `rolling:`, which compares each window with the window `lag_windows` earlier."""
     bins, _ = freeze_table(rows.table, (), "the rows")
     over = window_grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
     return DriftReference(
-        bins, bins_digest(bins), sketch_pieces(bins, [(rows.table, rows.times)], over), rows.with_times()
+        bins,
+        bins_digest(bins),
+        sketch_pieces(bins, [(rows.table, rows.times)], over),
+        rows.with_times(),
     )
 
 
@@ -79,9 +104,12 @@ def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -
             "level": level + rng.normal(size=rows),
             "noise": rng.normal(size=rows),
             "late": pa.array(np.where(is_late, "yes", "no")),
-        }
+        },
     )
-    return Rows(table, np.repeat(np.arange(hours) * HOUR_US, counts) + rng.integers(0, HOUR_US, rows))
+    return Rows(
+        table,
+        np.repeat(np.arange(hours) * HOUR_US, counts) + rng.integers(0, HOUR_US, rows),
+    )
 
 
 def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
@@ -99,7 +127,7 @@ def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
             "four": _texts(rng.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])),
             "many": _texts(np.minimum(rng.zipf(1.7, count), 500)),
             "flag": rng.random(count) < 0.2,
-        }
+        },
     )
 
 
@@ -107,10 +135,18 @@ def _texts(codes: Array) -> pa.Array:
     """Return the texts c0, c1, … without a loop over the rows."""
     names, inverse = np.unique(codes, return_inverse=True)
     texts = pa.array([f"c{name}" for name in names], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), texts).dictionary_decode()
+    return pa.DictionaryArray.from_arrays(
+        pa.array(inverse.astype(np.int32)),
+        texts,
+    ).dictionary_decode()
 
 
-def dependent_days(rng: np.random.Generator, coefficients: Sequence[float], days: int, rows: int) -> Rows:
+def dependent_days(
+    rng: np.random.Generator,
+    coefficients: Sequence[float],
+    days: int,
+    rows: int,
+) -> Rows:
     """Return days with random levels: half of each column's variance is the day's level, which depends on the previous
     day with the column's coefficient (an autoregressive process in its stationary state)."""
     return _days_of(rng, _autoregressive(rng, days, coefficients), rows)
@@ -154,7 +190,8 @@ def _days_of(rng: np.random.Generator, levels: Array, rows: int) -> Rows:
     values = np.sqrt(0.5) * np.repeat(levels, rows, axis=0)
     values += np.sqrt(0.5) * rng.normal(size=values.shape)
     return Rows(
-        pa.table({f"x{number}": column for number, column in enumerate(values.T)}), _times_of(rng, len(levels), rows)
+        pa.table({f"x{number}": column for number, column in enumerate(values.T)}),
+        _times_of(rng, len(levels), rows),
     )
 
 
@@ -167,7 +204,9 @@ def flights() -> Rows:
     """Return all flights, with their times in 2013."""
     frame = load_flights()
     table = pa.Table.from_pandas(frame[list(FEATURES)], preserve_index=False)
-    times = pa.array(frame[FLIGHT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    times = (
+        pa.array(frame[FLIGHT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
+    )
     return Rows(table, times)
 
 

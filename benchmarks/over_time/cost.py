@@ -45,7 +45,10 @@ def table(rows: int, seed: int, days: int = 0) -> pa.Table:
     columns = {f"x{number:02d}": rng.normal(size=rows) for number in range(COLUMNS)}
     if days:
         start = _DAY - timedelta(days=max(days, 0))
-        microseconds = np.sort(rng.integers(0, abs(days) * 86_400_000_000, rows)) + int(start.timestamp()) * 1_000_000
+        microseconds = (
+            np.sort(rng.integers(0, abs(days) * 86_400_000_000, rows))
+            + int(start.timestamp()) * 1_000_000
+        )
         columns["_event_time"] = pa.array(microseconds, pa.timestamp("us", tz="UTC"))
     return pa.table(columns)
 
@@ -55,7 +58,10 @@ def write_log(root: Path, rows: pa.Table) -> None:
     from mlflow_deploy_plugin.serve.inference_log.storage import encode_parquet
 
     count = len(rows)
-    own = {name: pa.repeat(value, count) for name, value in (("_model", NAME), ("_version", "1"), ("_segment", "s"))}
+    own = {
+        name: pa.repeat(value, count)
+        for name, value in (("_model", NAME), ("_version", "1"), ("_segment", "s"))
+    }
     own |= {"_offset": pa.array(np.arange(count)), "_row": pa.array(np.zeros(count, np.int32))}
     for name, values in own.items():
         rows = rows.append_column(name, values)
@@ -80,17 +86,27 @@ def serve(root: Path, reference: pa.Table) -> None:
     pq.write_table(reference, model / "reference.parquet")
     logged = {"data": "reference.parquet", "rows": len(reference)}
     flavor = {"data": "model.onnx", "onnxserve_version": "0", "reference": logged}
-    (model / "MLmodel").write_text(json.dumps({"mlflow_version": "3", "flavors": {"onnxserve": flavor}}))
+    (model / "MLmodel").write_text(
+        json.dumps({"mlflow_version": "3", "flavors": {"onnxserve": flavor}}),
+    )
     uri = f"models:/{NAME}/1"
     (state / "spec.yaml").write_text(json.dumps({"name": NAME, "variants": {NAME: {"model": uri}}}))
     variant = WantedVariant(model_uri=uri, model=NAME, version="1", folder=model)
-    write_state(state / WANTED, Wanted(generation=1, endpoints={NAME: WantedEndpoint(variants={NAME: variant})}))
+    write_state(
+        state / WANTED,
+        Wanted(generation=1, endpoints={NAME: WantedEndpoint(variants={NAME: variant})}),
+    )
 
 
 def prepare_library(root: Path, rows: int) -> list[str]:
     pq.write_table(table(rows, 1, -1), root / "recent.parquet")
     pq.write_table(table(REFERENCE_ROWS, 0, _REFERENCE_DAYS), root / "training.parquet")
-    return ["-m", __spec__.name if __spec__ else "benchmarks.over_time.cost", "--library", str(root)]
+    return [
+        "-m",
+        __spec__.name if __spec__ else "benchmarks.over_time.cost",
+        "--library",
+        str(root),
+    ]
 
 
 def prepare_files(root: Path, rows: int, is_timed: bool = False) -> list[str]:
@@ -103,7 +119,15 @@ def prepare_files(root: Path, rows: int, is_timed: bool = False) -> list[str]:
 def prepare_captured(root: Path, rows: int) -> list[str]:
     write_log(root / "log", table(rows, 1, -1))
     serve(root, table(REFERENCE_ROWS, 0, _REFERENCE_DAYS))
-    return ["-m", "mlflow_deploy_plugin.cli", "drift", "run", NAME, "--window", f"{_DAY:%Y-%m-%d}/1d"]
+    return [
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "drift",
+        "run",
+        NAME,
+        "--window",
+        f"{_DAY:%Y-%m-%d}/1d",
+    ]
 
 
 RUNS: dict[str, tuple[str, Callable[[Path, int], list[str]], Cost]] = {
@@ -135,7 +159,8 @@ def judge_in_library(root: Path) -> None:
     reference = DriftReference(bins, bins_digest(bins), pieces, rows)
     begun = time.process_time()
     window = sketch_batches(
-        bins, pq.ParquetFile(root / "recent.parquet", buffer_size=2**16, pre_buffer=False).iter_batches()
+        bins,
+        pq.ParquetFile(root / "recent.parquet", buffer_size=2**16, pre_buffer=False).iter_batches(),
     )
     judge_profile(reference, window, start, MonitorSpec(), root)
     print(time.process_time() - begun)
@@ -151,10 +176,22 @@ def measure(name: str, rows: int) -> Cost:
         own["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         create = "import mlflow; mlflow.MlflowClient().create_experiment('other')"  # A new database takes seconds.
         environment = {**os.environ, **own}
-        subprocess.run([sys.executable, "-c", create], env=environment, cwd=root, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", create],
+            env=environment,
+            cwd=root,
+            check=True,
+            capture_output=True,
+        )
         begun, peak = time.perf_counter(), 0
         with (root / "output").open("w+") as output:
-            child = subprocess.Popen(command, env=environment, cwd=root, stdout=output, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=root,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
             tree = psutil.Process(child.pid)
             while True:
                 pid, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -168,7 +205,9 @@ def measure(name: str, rows: int) -> Cost:
             text = output.read()
         if child.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{text}")
-        cpu_seconds = float(text.split()[-1]) if name == "library" else usage.ru_utime + usage.ru_stime
+        cpu_seconds = (
+            float(text.split()[-1]) if name == "library" else usage.ru_utime + usage.ru_stime
+        )
         return Cost(cpu_seconds, seconds, max(peak, usage.ru_maxrss * 1024) / 1e6)
 
 
@@ -189,8 +228,14 @@ def lines(share: float) -> Iterator[Line]:
         cost = measure(name, rows)
         figure = f"{cost.cpu_seconds:.1f} s CPU, {cost.seconds:.1f} s, {cost.megabytes:.0f} MB"
         limits = zip(target, ("s CPU", "s", "MB"), strict=True)
-        text = " and ".join(f"at most {limit:g} {unit}" for limit, unit in limits if np.isfinite(limit))
-        outcome: Outcome = "met" if all(value <= limit for value, limit in zip(cost, target, strict=True)) else "missed"
+        text = " and ".join(
+            f"at most {limit:g} {unit}" for limit, unit in limits if np.isfinite(limit)
+        )
+        outcome: Outcome = (
+            "met"
+            if all(value <= limit for value, limit in zip(cost, target, strict=True))
+            else "missed"
+        )
         yield Line(f"{what}, {rows:,} rows, {COLUMNS} columns", figure, text, outcome)
 
 

@@ -16,7 +16,11 @@ from benchmarks.drifting.worlds import Array
 from benchmarks.labels import CONFIDENCE, RATE, START, answers_of
 from mlflow_deploy_plugin.watch.statistics.cbpe import COMPLETE, LabelledWindow, trust_labels
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.label_weights import (
+    LabelWeights,
+    weigh_labels,
+    weighted_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
 _ODDS = -1.5  # One row in four is positive.
@@ -67,7 +71,11 @@ class _Judged(NamedTuple):
 
 
 def _draw(
-    rng: np.random.Generator, model: str, rows: int, chance: Callable[[Array, Array], Array], flipped: float = 0.0
+    rng: np.random.Generator,
+    model: str,
+    rows: int,
+    chance: Callable[[Array, Array], Array],
+    flipped: float = 0.0,
 ) -> _Partly:
     skill, sharper, odds = _MODELS[model]
     drawn = answers_of(rng, rows, skill, sharper, odds=odds)
@@ -93,7 +101,13 @@ def _judge(window: _Partly, earlier: Sequence[LabelledWindow] = ()) -> _Judged:
         now = labelled.at_worst
 
     def accuracy(labels: LabelWeights) -> MetricInterval:
-        figure = weighted_metrics(predictions, labels, np.ones(rows, bool), ["accuracy"], Sampling(CONFIDENCE))
+        figure = weighted_metrics(
+            predictions,
+            labels,
+            np.ones(rows, bool),
+            ["accuracy"],
+            Sampling(CONFIDENCE),
+        )
         assert isinstance(figure["accuracy"], MetricInterval)
         return figure["accuracy"]
 
@@ -122,12 +136,19 @@ def _repeated(task: tuple[str, str, int]) -> list[tuple[bool, ...]]:
     model, mechanism, times = task
     rng = np.random.default_rng([2, list(_MODELS).index(model), list(_MECHANISMS).index(mechanism)])
     return [
-        tuple(judged.now.low <= real <= judged.now.high for judged, real in _stream(rng, model, mechanism))
+        tuple(
+            judged.now.low <= real <= judged.now.high
+            for judged, real in _stream(rng, model, mechanism)
+        )
         for _ in range(times)
     ]
 
 
-def _stream(rng: np.random.Generator, model: str, mechanism: str) -> Iterator[tuple[_Judged, float]]:
+def _stream(
+    rng: np.random.Generator,
+    model: str,
+    mechanism: str,
+) -> Iterator[tuple[_Judged, float]]:
     earlier: list[LabelledWindow] = []
     for _ in range(6):
         window = _draw(rng, model, _ROWS, _MECHANISMS[mechanism])
@@ -165,27 +186,53 @@ def _at_most(what: str, groups: Sequence[Sequence[bool]], most: float) -> Line:
     flags = [flag for group in groups for flag in group]
     share = sum(flags) / len(flags)
     outcome: Outcome = "met" if share <= most else "missed" if first > most else "uncertain"
-    return Line(what, f"{share:.0%} of {len(flags):,}; {first:.0%} to {last:.0%}", f"at most {100 * most:g} %", outcome)
+    return Line(
+        what,
+        f"{share:.0%} of {len(flags):,}; {first:.0%} to {last:.0%}",
+        f"at most {100 * most:g} %",
+        outcome,
+    )
 
 
 def lines(share: float) -> Iterator[Line]:
     times = max(round(200 * share), 20)
     for model in _MODELS:
         cells = on_all_cores(_dependent, [(model, mechanism, times) for mechanism in _MECHANISMS])
-        now, before, wrong, wrong_before = ([[row[side] for row in cell] for cell in cells] for side in range(4))
+        now, before, wrong, wrong_before = (
+            [[row[side] for row in cell] for cell in cells] for side in range(4)
+        )
         what = f"labels depend on the truth, {model} model"
-        yield found_line(f"{what}: held or `cannot tell` (before: {np.mean(before):.0%})", now, 0.85)
-        yield _at_most(f"{what}: wrong by more than 0.03 (before: {np.mean(wrong_before):.0%})", wrong, 0.1)
+        yield found_line(
+            f"{what}: held or `cannot tell` (before: {np.mean(before):.0%})",
+            now,
+            0.85,
+        )
+        yield _at_most(
+            f"{what}: wrong by more than 0.03 (before: {np.mean(wrong_before):.0%})",
+            wrong,
+            0.1,
+        )
     times = max(round(60 * share), 10)
-    streams = on_all_cores(_repeated, [(model, mechanism, times) for model in _MODELS for mechanism in _MECHANISMS])
+    streams = on_all_cores(
+        _repeated,
+        [(model, mechanism, times) for model in _MODELS for mechanism in _MECHANISMS],
+    )
     for number in (4, 5):
         held = [[stream[number - 1] for stream in cell] for cell in streams]
-        yield found_line(f"the same in every window, all models, window {number}: held or `cannot tell`", held, None)
+        yield found_line(
+            f"the same in every window, all models, window {number}: held or `cannot tell`",
+            held,
+            None,
+        )
     for part in _SHARES:
         cells = on_all_cores(_worse, [(model, part, _EARLIER, times) for model in _MODELS])
         soon = [[any(stream[:2]) for stream in cell] for cell in cells]
         what = f"worse model, labels of {part:.0%} at random"
-        yield found_line(f"{what}, {_EARLIER} windows before: `violated` within 2 windows", soon, 0.95)
+        yield found_line(
+            f"{what}, {_EARLIER} windows before: `violated` within 2 windows",
+            soon,
+            0.95,
+        )
     for part in (0.1, 0.5):
         fresh = on_all_cores(_worse, [(model, part, 0, times) for model in _MODELS])
         for within in (2, 5):

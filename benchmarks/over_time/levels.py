@@ -78,20 +78,46 @@ def lines(share: float) -> Iterator[Line]:
         yield from _calm_lines(what, world, some(_CALM_STREAMS, share), 1.5)
     yield from _endpoint_lines(some(_CALM_STREAMS, share))
     for what, world, change, most, is_required in DELAYS:
-        days = on_all_cores(_delay, [(world, change, seed) for seed in range(some(_CHANGED_STREAMS, share))])
+        days = on_all_cores(
+            _delay,
+            [(world, change, seed) for seed in range(some(_CHANGED_STREAMS, share))],
+        )
         yield median_line(f"lasting shift {what}: days until the alarm", days, most)
         least = 0.9 if is_required else None
-        yield found_line(f"the same, found within {_LATER_DAYS} days", [[day <= _LATER_DAYS] for day in days], least)
+        yield found_line(
+            f"the same, found within {_LATER_DAYS} days",
+            [[day <= _LATER_DAYS] for day in days],
+            least,
+        )
     yield from _onset_lines(some(_CHANGED_STREAMS, share))
     for shift in _SINGLE_DAYS:
-        found = on_all_cores(_single_day, [(shift, seed) for seed in range(some(_CHANGED_STREAMS, share))])
-        yield found_line(f"a single day with +{shift:g} is found", [[is_found] for is_found in found], None)
+        found = on_all_cores(
+            _single_day,
+            [(shift, seed) for seed in range(some(_CHANGED_STREAMS, share))],
+        )
+        yield found_line(
+            f"a single day with +{shift:g} is found",
+            [[is_found] for is_found in found],
+            None,
+        )
     others = some(_OTHER_STREAMS, share)
     for what, world in OTHERS.items():
         yield from _calm_lines(what, world, others)
-    yield from _calm_lines("independent days, 10 columns, reference of 30 days", INDEPENDENT, others, reference=30)
+    yield from _calm_lines(
+        "independent days, 10 columns, reference of 30 days",
+        INDEPENDENT,
+        others,
+        reference=30,
+    )
     hours = "hours with a daily cycle, reference of 30 days"
-    yield from _calm_lines(hours, _HOURS, others, reference=30 * 24, judged=60 * 24, spec={"season": "1d"})
+    yield from _calm_lines(
+        hours,
+        _HOURS,
+        others,
+        reference=30 * 24,
+        judged=60 * 24,
+        spec={"season": "1d"},
+    )
     yield from _later_lines(some(_CHANGED_STREAMS, share))
     for what, world in WORLDS.items():
         yield from _without_budget(what, world, others)
@@ -106,26 +132,43 @@ def _calm_lines(
     judged: int = _CALM_DAYS,
     spec: dict[str, Any] | None = None,
 ) -> Iterator[Line]:
-    tasks = [(world, reference or _reference_days(world), judged, spec or {}, seed) for seed in range(streams)]
+    tasks = [
+        (world, reference or _reference_days(world), judged, spec or {}, seed)
+        for seed in range(streams)
+    ]
     calm = on_all_cores(_calm, tasks)
     years = years_of(world, judged)
     yield yearly_line(f"false alarms per year, {what}", [one.alarms for one in calm], years, most)
     yield yearly_line("of these, single windows", [one.jumps for one in calm], years)
     yield yearly_line("of these, lasting shifts", [one.shifts for one in calm], years)
-    yield found_line("references with a note that the budget is not kept", [[one.is_unkept] for one in calm], None)
+    yield found_line(
+        "references with a note that the budget is not kept",
+        [[one.is_unkept] for one in calm],
+        None,
+    )
 
 
 def _calm(task: tuple[World, int, int, dict[str, Any], int]) -> Calm:
     world, reference, judged, spec, seed = task
     with Monitor(simulate(world, seed, reference, judged), 1.0, **spec) as monitor:
         jumps, shifts = monitor.jumps, monitor.shift_alarms
-        return Calm(count_alarms(jumps | shifts), count_alarms(jumps), count_alarms(shifts), bool(monitor.unkept))
+        return Calm(
+            count_alarms(jumps | shifts),
+            count_alarms(jumps),
+            count_alarms(shifts),
+            bool(monitor.unkept),
+        )
 
 
 def _endpoint_lines(streams: int) -> Iterator[Line]:
     counts = on_all_cores(_endpoint, range(streams))
     years = years_of(_ENDPOINT, _CALM_DAYS)
-    yield yearly_line("false alarms per year, five monitors on one endpoint", [sum(one) for one in counts], years, 1.5)
+    yield yearly_line(
+        "false alarms per year, five monitors on one endpoint",
+        [sum(one) for one in counts],
+        years,
+        1.5,
+    )
     for index, kind in enumerate(_MONITORS):
         yield yearly_line(f"of these, {kind}", [one[index] for one in counts], years)
 
@@ -146,7 +189,10 @@ def _endpoint(seed: int) -> list[int]:
     ):
         spec = MonitorSpec.model_validate({"kind": kind, "require": [text]})
         confidence = bonferroni_confidence(per_year / spec.windows_per_year, 1)
-        violated = [_is_violated(spec.requirements[0], rng.random(rows) < share, confidence) for _ in range(_CALM_DAYS)]
+        violated = [
+            _is_violated(spec.requirements[0], rng.random(rows) < share, confidence)
+            for _ in range(_CALM_DAYS)
+        ]
         counts.append(count_alarms(np.array(violated)))
     return counts
 
@@ -156,21 +202,39 @@ def _is_violated(requirement: Requirement, is_hit: Array, confidence: float) -> 
         interval = share_interval("accuracy", is_hit, Sampling(confidence, np.arange(len(is_hit))))
     else:
         interval = wilson_interval(requirement.name, int(is_hit.sum()), len(is_hit), confidence)
-    return criterion_state(requirement.holds(interval.low), requirement.holds(interval.high)) == "violated"
+    return (
+        criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
+        == "violated"
+    )
 
 
 def _delay(task: tuple[World, Change, int]) -> float:
     """Return the day of the first alarm after a change on the first judged day; infinity without one."""
     world, change, seed = task
-    with Monitor(simulate(world, seed, _reference_days(world), _LATER_DAYS, change), 1.0) as monitor:
+    with Monitor(
+        simulate(world, seed, _reference_days(world), _LATER_DAYS, change),
+        1.0,
+    ) as monitor:
         return first_alarm(monitor.alarms)
 
 
 def _onset_lines(streams: int) -> Iterator[Line]:
     found = [one for one in on_all_cores(_onset, range(streams)) if one is not None]
-    yield median_line("onset, +2 from day 31: error in days", [abs(error) for error, *_ in found], 3)
-    yield found_line("the same, column and direction right", [[is_right] for _, is_right, _ in found], 0.95)
-    yield found_line("the same, the interval contains the change", [[is_inside] for _, _, is_inside in found], None)
+    yield median_line(
+        "onset, +2 from day 31: error in days",
+        [abs(error) for error, *_ in found],
+        3,
+    )
+    yield found_line(
+        "the same, column and direction right",
+        [[is_right] for _, is_right, _ in found],
+        0.95,
+    )
+    yield found_line(
+        "the same, the interval contains the change",
+        [[is_inside] for _, _, is_inside in found],
+        None,
+    )
 
 
 def _onset(seed: int) -> tuple[int, bool, bool] | None:
@@ -207,10 +271,15 @@ def _later_lines(streams: int) -> Iterator[Line]:
 def _end(seed: int) -> float | None:
     """Return the days from the return of the level until no alarm is open; None if no alarm is open at the return."""
     change = Change(shift=2, end=_SHIFTED_DAYS)
-    with Monitor(simulate(INDEPENDENT, seed, 90, _SHIFTED_DAYS + _LATER_DAYS, change), 1.0) as monitor:
+    with Monitor(
+        simulate(INDEPENDENT, seed, 90, _SHIFTED_DAYS + _LATER_DAYS, change),
+        1.0,
+    ) as monitor:
         if not monitor.tracking(_SHIFTED_DAYS - 1).shifts:
             return None
-        open_days = [bool(monitor.tracking(_SHIFTED_DAYS + day).shifts) for day in range(_LATER_DAYS)]
+        open_days = [
+            bool(monitor.tracking(_SHIFTED_DAYS + day).shifts) for day in range(_LATER_DAYS)
+        ]
         return first_alarm(~np.array(open_days))
 
 
@@ -231,7 +300,9 @@ def _without_budget(what: str, world: World, streams: int) -> Iterator[Line]:
     for consecutive in (1, 2, 3):
         counts = [count_alarms(one, consecutive) for one in flags]
         yield yearly_line(
-            f"without a budget, `consecutive: {consecutive}`, {what}", counts, years_of(world, _CALM_DAYS)
+            f"without a budget, `consecutive: {consecutive}`, {what}",
+            counts,
+            years_of(world, _CALM_DAYS),
         )
 
 

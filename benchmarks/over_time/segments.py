@@ -46,12 +46,27 @@ def lines(share: float) -> Iterator[Line]:
     for offset in _OFFSETS:
         what = f"two segments with means of ± {offset:g} exchange"
         days = on_all_cores(_delay, [_Task(seed, _LATER_DAYS, offset) for seed in range(streams)])
-        yield found_line(f"{what}: found within {_WITHIN} days", [[day <= _WITHIN] for day in days], 0.85)
+        yield found_line(
+            f"{what}: found within {_WITHIN} days",
+            [[day <= _WITHIN] for day in days],
+            0.85,
+        )
         yield median_line("the same, days until the alarm", days)
-        jumps = on_all_cores(_jumps, [_Task(seed, _LATER_DAYS, offset, per_year=None) for seed in range(streams)])
+        jumps = on_all_cores(
+            _jumps,
+            [_Task(seed, _LATER_DAYS, offset, per_year=None) for seed in range(streams)],
+        )
         yield found_line("the same, days with drift without a budget", jumps, None)
-    calm = on_all_cores(_calm, [_Task(seed, _CALM_DAYS, _OFFSETS[0], False) for seed in range(streams // 2)])
-    yield yearly_line("false alarms per year, two segments", calm, years_of(_WORLD, _CALM_DAYS), 1.5)
+    calm = on_all_cores(
+        _calm,
+        [_Task(seed, _CALM_DAYS, _OFFSETS[0], False) for seed in range(streams // 2)],
+    )
+    yield yearly_line(
+        "false alarms per year, two segments",
+        calm,
+        years_of(_WORLD, _CALM_DAYS),
+        1.5,
+    )
 
 
 def _delay(task: _Task) -> float:
@@ -83,7 +98,9 @@ def _simulate(task: _Task) -> Stream:
     values = np.repeat(sides.reshape(2 * days, _WORLD.columns), _WORLD.rows // 2, axis=0)
     values += rng.normal(size=values.shape)
     side = np.tile(np.repeat(["a", "b"], _WORLD.rows // 2), days)
-    table = pa.table({**{f"x{number}": column for number, column in enumerate(values.T)}, "side": side})
+    table = pa.table(
+        {**{f"x{number}": column for number, column in enumerate(values.T)}, "side": side},
+    )
     numbers = np.repeat(np.arange(days), _WORLD.rows)
     stream = stream_of(table, numbers, _WORLD, _REFERENCE, task.judged)
     parts = {}
@@ -92,7 +109,21 @@ def _simulate(task: _Task) -> Stream:
         rows, own = table.filter(chosen), numbers[np.asarray(chosen)]
         split = int(np.searchsorted(own, _REFERENCE))
         earlier, times = rows.slice(0, split), own[:split] * _WORLD.length_us
-        pieces = cut_pieces(stream.reference.bins, earlier, times, stream.first_us, _WORLD.length_us)
-        profiles = sketch_groups(stream.reference.bins, rows.slice(split), own[split:] - _REFERENCE, task.judged)
-        parts[f"side={name}"] = replace(stream.reference, pieces=pieces, sample=earlier, notes=()), profiles
+        pieces = cut_pieces(
+            stream.reference.bins,
+            earlier,
+            times,
+            stream.first_us,
+            _WORLD.length_us,
+        )
+        profiles = sketch_groups(
+            stream.reference.bins,
+            rows.slice(split),
+            own[split:] - _REFERENCE,
+            task.judged,
+        )
+        parts[f"side={name}"] = (
+            replace(stream.reference, pieces=pieces, sample=earlier, notes=()),
+            profiles,
+        )
     return replace(stream, parts=parts)

@@ -77,7 +77,9 @@ class World:
             noise = rng.standard_t(self.tails, shape) * math.sqrt(1 - 2 / self.tails)
         levels = noise.copy()
         for now in range(1, windows):
-            levels[now] = self.correlation * levels[now - 1] + math.sqrt(1 - self.correlation**2) * noise[now]
+            levels[now] = (
+                self.correlation * levels[now - 1] + math.sqrt(1 - self.correlation**2) * noise[now]
+            )
         levels *= self.deviation
         if self.season == 7:
             levels += (np.arange(windows) % 7 >= 5)[:, None] * np.resize(_WEEKEND, self.columns)
@@ -104,7 +106,11 @@ class Change:
 
     def steps(self, windows: int) -> Array:
         late = np.arange(windows) - self.start
-        return np.where((late >= 0) & (np.arange(windows) < self.end), self.shift + self.slope * (late + 1), 0.0)
+        return np.where(
+            (late >= 0) & (np.arange(windows) < self.end),
+            self.shift + self.slope * (late + 1),
+            0.0,
+        )
 
 
 CALM = Change()
@@ -132,7 +138,9 @@ def simulate(world: World, seed: int, reference: int, judged: int, change: Chang
     windows = reference + judged
     levels = world.levels(rng, windows)
     levels[reference:, min(CHANGED, world.columns - 1)] += world.deviation * change.steps(judged)
-    values = np.repeat(levels, world.rows, axis=0) + rng.normal(size=(windows * world.rows, world.columns))
+    values = np.repeat(levels, world.rows, axis=0) + rng.normal(
+        size=(windows * world.rows, world.columns),
+    )
     if world.missing:
         shares = world.missing * np.exp(0.3 * rng.normal(size=levels.shape))
         values[rng.random(values.shape) < np.repeat(shares, world.rows, axis=0)] = np.nan
@@ -188,7 +196,16 @@ class Monitor:
             baseline=self.baseline,
         )
         parts = {name: (own, profiles[number]) for name, (own, profiles) in stream.parts.items()}
-        return WindowComparison(request, ("m", "1"), stream.reference, "", stream.profiles[number], parts, (), {})
+        return WindowComparison(
+            request,
+            ("m", "1"),
+            stream.reference,
+            "",
+            stream.profiles[number],
+            parts,
+            (),
+            {},
+        )
 
     @cached_property
     def _past(self) -> tuple[JudgedWindow, ...]:
@@ -220,7 +237,11 @@ class Monitor:
     @property
     def unkept(self) -> list[str]:
         """The statements of the report about a budget that the reference cannot keep."""
-        return [] if self.per_year is None else [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
+        return (
+            []
+            if self.per_year is None
+            else [*budget.unkept(self.reference_levels, self.spec, self.per_year)]
+        )
 
     def verdict(self, number: int) -> DriftVerdict:
         return self.comparison(number).verdict(self.columns)
@@ -228,7 +249,9 @@ class Monitor:
     @cached_property
     def jumps(self) -> Array:
         """The windows with a jump, [judged] bool."""
-        return np.array([self._is_jump(self.verdict(number)) for number in range(len(self.stream.profiles))])
+        return np.array(
+            [self._is_jump(self.verdict(number)) for number in range(len(self.stream.profiles))],
+        )
 
     def _is_jump(self, verdict: DriftVerdict) -> bool:
         if verdict.state == "not judged":
@@ -242,14 +265,22 @@ class Monitor:
         """The windows and shifts of the whole stream; None if no series can be followed."""
         reference, last = self.stream.reference, len(self.stream.profiles) - 1
         request = self.comparison(last).request
-        return shifts.follow(request, reference, self.reference_levels, self.levels(last), reference.bins_key)
+        return shifts.follow(
+            request,
+            reference,
+            self.reference_levels,
+            self.levels(last),
+            reference.bins_key,
+        )
 
     @property
     def shift_alarms(self) -> Array:
         """The windows at which an alarm of the detector begins, [judged] bool."""
         flags = np.zeros(len(self.stream.profiles), bool)
         if self.course is not None:
-            flags[np.array(self.course.tracking.alarms, np.int64) - self.course.windows.reference] = True
+            flags[
+                np.array(self.course.tracking.alarms, np.int64) - self.course.windows.reference
+            ] = True
         return flags
 
     @property
@@ -268,7 +299,10 @@ class Monitor:
     def _limit(self) -> float:
         assert self.course is not None
         assert self.per_year is not None
-        return limit_for(self.course.windows, budget.LASTING_SHARE * self.per_year / self.spec.windows_per_year)
+        return limit_for(
+            self.course.windows,
+            budget.LASTING_SHARE * self.per_year / self.spec.windows_per_year,
+        )
 
     def findings(self, number: int) -> tuple[Finding, ...]:
         """Return the lasting shifts in the report of a window."""
@@ -278,7 +312,9 @@ class Monitor:
     def agrees(self) -> bool:
         """Return True if judging each window with the windows before it gives the same alarms of the detector."""
         own = [bool(self.findings(number)) for number in range(len(self.stream.profiles))]
-        return own == [bool(self.tracking(number).shifts) for number in range(len(self.stream.profiles))]
+        return own == [
+            bool(self.tracking(number).shifts) for number in range(len(self.stream.profiles))
+        ]
 
 
 def count_alarms(flags: Array, consecutive: int = 1) -> int:
@@ -300,13 +336,22 @@ def yearly_line(what: str, counts: Sequence[int], years: float, most: float | No
     years are divided by the ratio of the variance between streams and the mean.
     """
     total, exposure = sum(counts), years * len(counts)
-    effect = max(float(np.var(counts, ddof=1)) / max(total / len(counts), 1e-9), 1.0) if len(counts) > 1 else 1.0
+    effect = (
+        max(float(np.var(counts, ddof=1)) / max(total / len(counts), 1e-9), 1.0)
+        if len(counts) > 1
+        else 1.0
+    )
     events = total / effect
     low = float(stats.chi2.ppf(0.025, 2 * events)) / 2 * effect / exposure if total else 0.0
     high = float(stats.chi2.ppf(0.975, 2 * events + 2)) / 2 * effect / exposure
     figure = total / exposure
     shown = f"{figure:.2f} in {exposure:.0f} years; {low:.2f} to {high:.2f}"
-    return Line(what, shown, f"at most {most:g}" if most is not None else "–", _at_most(figure, low, most))
+    return Line(
+        what,
+        shown,
+        f"at most {most:g}" if most is not None else "–",
+        _at_most(figure, low, most),
+    )
 
 
 def median_line(what: str, values: Collection[float], most: float | None = None) -> Line:
@@ -316,7 +361,12 @@ def median_line(what: str, values: Collection[float], most: float | None = None)
     middle = float(ordered[(count - 1) // 2])
     first, last = float(ordered[max(low - 1, 0)]), float(ordered[min(high, count - 1)])
     figure = f"median {middle:g} of {count}; {first:g} to {last:g}"
-    return Line(what, figure, f"at most {most:g}" if most is not None else "–", _at_most(middle, first, most))
+    return Line(
+        what,
+        figure,
+        f"at most {most:g}" if most is not None else "–",
+        _at_most(middle, first, most),
+    )
 
 
 def _at_most(figure: float, low: float, most: float | None) -> Outcome:

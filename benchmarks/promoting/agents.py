@@ -63,7 +63,8 @@ class Agents:
         return [
             agent
             for agent, model in enumerate(self.models)
-            if model in versions and (agent not in self.latest or self.latest[agent].version != versions[model])
+            if model in versions
+            and (agent not in self.latest or self.latest[agent].version != versions[model])
         ]
 
     def wait_for(self, versions: dict[str, str], seconds: float) -> list[int]:
@@ -75,7 +76,12 @@ class Agents:
 
 @contextmanager
 def running_agents(
-    folder: Path, models: list[str], servers: int, poll_seconds: float, has_feed: bool, cache: Path
+    folder: Path,
+    models: list[str],
+    servers: int,
+    poll_seconds: float,
+    has_feed: bool,
+    cache: Path,
 ) -> Iterator[Agents]:
     """Run an agent per entry of `models`, the first `servers` of them as real servers. `cache` has all versions."""
     agents, stop = Agents(models, servers), threading.Event()
@@ -84,7 +90,8 @@ def running_agents(
     queue: SimpleQueue[Arrival | None] = context.SimpleQueue()
     followers = list(enumerate(models))[servers:]
     arguments = [
-        (folder, followers[start::PROCESSES], queue, cache, poll_seconds, has_feed) for start in range(PROCESSES)
+        (folder, followers[start::PROCESSES], queue, cache, poll_seconds, has_feed)
+        for start in range(PROCESSES)
     ]
     processes = [context.Process(target=follow_all, args=some, daemon=True) for some in arguments]
 
@@ -99,11 +106,22 @@ def running_agents(
     try:
         with servers_below(folder) as start:
             served = [
-                start("-m", f"models:/{model}@champion", "-w", "1", "-p", str(free_port()), state=f"server-{agent}")
+                start(
+                    "-m",
+                    f"models:/{model}@champion",
+                    "-w",
+                    "1",
+                    "-p",
+                    str(free_port()),
+                    state=f"server-{agent}",
+                )
                 for agent, model in enumerate(models[:servers])
             ]
             asking = [
-                threading.Thread(target=ask, args=(agent, models[agent], one.wait_ready(), agents, stop))
+                threading.Thread(
+                    target=ask,
+                    args=(agent, models[agent], one.wait_ready(), agents, stop),
+                )
                 for agent, one in enumerate(served)
             ]
             for thread in asking:
@@ -163,7 +181,9 @@ def follow_all(
         for agent, model in followers:
             state_dir = folder / f"follower-{agent}"
             shutil.copytree(cache, state_dir / "cache", copy_function=os.link)
-            (state_dir / "spec.yaml").write_text(f"name: e\nvariants: {{v: {{model: 'models:/{model}@champion'}}}}\n")
+            (state_dir / "spec.yaml").write_text(
+                f"name: e\nvariants: {{v: {{model: 'models:/{model}@champion'}}}}\n",
+            )
             arguments = (state_dir, agent, model, queue, poll_seconds, has_feed)
             threading.Thread(target=follow, args=arguments, daemon=True).start()
             time.sleep(_START_SECONDS)
@@ -171,7 +191,12 @@ def follow_all(
 
 
 def follow(
-    state_dir: Path, agent: int, model: str, queue: "SimpleQueue[Any]", poll_seconds: float, has_feed: bool
+    state_dir: Path,
+    agent: int,
+    model: str,
+    queue: "SimpleQueue[Any]",
+    poll_seconds: float,
+    has_feed: bool,
 ) -> None:
     """Run an agent like `serve/agent/__main__.py`, without the spool. Report a version after its wanted.json is
     written."""

@@ -61,14 +61,18 @@ class Proxy:
         connection.is_stuck = self._hangs
         self._connections.add(connection)
         try:
-            with suppress(OSError, asyncio.CancelledError):  # The tasks are cancelled when the proxy ends.
+            with suppress(
+                OSError,
+                asyncio.CancelledError,
+            ):  # The tasks are cancelled when the proxy ends.
                 if connection.is_stuck:
                     await reader.read()  # This call returns when the client gives up.
                     return
                 answers, server = await asyncio.open_connection("127.0.0.1", self._target_port)
                 connection.writers.append(server)
                 await asyncio.gather(
-                    self._forward(connection, reader, server, self.requests), self._forward(connection, answers, client)
+                    self._forward(connection, reader, server, self.requests),
+                    self._forward(connection, answers, client),
                 )
         finally:
             self._connections.discard(connection)

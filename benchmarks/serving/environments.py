@@ -33,14 +33,22 @@ def environment(name: str, requirements: tuple[str, ...]) -> Path:
 
 def versions(programs: Path, *packages: str) -> str:
     """Return `name version` of each package of an environment."""
-    code = (
-        "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' for n in sys.argv[1:]))"
+    code = "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' for n in sys.argv[1:]))"
+    shown = subprocess.run(
+        [programs / "python", "-c", code, *packages],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    shown = subprocess.run([programs / "python", "-c", code, *packages], capture_output=True, text=True, check=True)
     return shown.stdout.strip()
 
 
 def _uv(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "uv", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise NotInstalled(" ".join(done.stderr.split())[-300:])

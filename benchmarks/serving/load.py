@@ -89,12 +89,19 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
             script.append(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}")
     script.append(
         "done = function(s, l, r) io.write(string.format('figures %d %d %d %d %d', s.requests, s.duration, "
-        "l:percentile(50), l:percentile(99), s.errors.status + s.errors.read + s.errors.write + s.errors.timeout)) end"
+        "l:percentile(50), l:percentile(99), s.errors.status + s.errors.read + s.errors.write + s.errors.timeout)) end",
     )
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write("\n".join(script))
         file.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", file.name]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "-s",
+            file.name,
+        ]
         command.append(f"http://127.0.0.1:{target.port}{path}")
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     requests, duration, p50, p99, wrong = map(int, output.partition("figures ")[2].split())
@@ -125,7 +132,10 @@ class _Connection(asyncio.Protocol):
         if length is not None and len(self._answer) >= length:
             answer = bytes(self._answer[:length])
             del self._answer[:length]
-            self._on_answer(self, answer.startswith(b"HTTP/1.1 200") and self._target.expected in answer)
+            self._on_answer(
+                self,
+                answer.startswith(b"HTTP/1.1 200") and self._target.expected in answer,
+            )
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_closed = True
@@ -159,10 +169,18 @@ def _stay_awake() -> None:
     again()
 
 
-async def _open(target: Target, count: int, on_answer: Callable[[_Connection, bool], None]) -> list[_Connection]:
+async def _open(
+    target: Target,
+    count: int,
+    on_answer: Callable[[_Connection, bool], None],
+) -> list[_Connection]:
     loop = asyncio.get_running_loop()
     opened = [
-        await loop.create_connection(lambda: _Connection(target, on_answer), "127.0.0.1", target.port)
+        await loop.create_connection(
+            lambda: _Connection(target, on_answer),
+            "127.0.0.1",
+            target.port,
+        )
         for _ in range(count)
     ]
     return [connection for _, connection in opened]

@@ -61,14 +61,28 @@ def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
     sample, columns = parts.train.sample(20_000, random_state=0), list(FEATURES)
     pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
     rows = parts.train[columns].head(100)
-    return _saved(pipeline, sample[columns].head(1000), folder / "flights"), rows, pipeline.predict(rows)
+    return (
+        _saved(pipeline, sample[columns].head(1000), folder / "flights"),
+        rows,
+        pipeline.predict(rows),
+    )
 
 
 def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
-    model = Model(folder / "mlflow", folder / "ours", folder / "model.pkl", folder / "ours" / "model.onnx")
+    model = Model(
+        folder / "mlflow",
+        folder / "ours",
+        folder / "model.pkl",
+        folder / "ours" / "model.onnx",
+    )
     if not folder.exists():
         signature = infer_signature(example, pipeline.predict(example))
-        mlflow.sklearn.save_model(pipeline, model.mlflow, signature=signature, serialization_format="cloudpickle")
+        mlflow.sklearn.save_model(
+            pipeline,
+            model.mlflow,
+            signature=signature,
+            serialization_format="cloudpickle",
+        )
         onnxserve.save_model(pipeline, model.ours, signature=signature, input_example=example)
         model.pickled.write_bytes(pickle.dumps(pipeline))
     return model
@@ -77,7 +91,10 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
 def tiled(data: pd.DataFrame, rows: int = TABLE_ROWS) -> pd.DataFrame:
     """Return `rows` different rows within the range of the data."""
     noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
-    return pd.DataFrame(np.resize(data.to_numpy(), (rows, data.shape[1])) * noise, columns=data.columns)
+    return pd.DataFrame(
+        np.resize(data.to_numpy(), (rows, data.shape[1])) * noise,
+        columns=data.columns,
+    )
 
 
 def as_json(**document: Any) -> bytes:
@@ -115,13 +132,22 @@ def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
     return _network(build(), (3, 32, 32), folder / "resnet18")
 
 
-def _network(network: Any, shape: tuple[int, ...], folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
+def _network(
+    network: Any,
+    shape: tuple[int, ...],
+    folder: Path,
+) -> tuple[Model, np.ndarray, list[Any]]:
     import torch
 
     torch.manual_seed(0)
     network.eval()
     images = np.random.default_rng(0).uniform(size=(4, *shape)).astype(np.float32).round(3)
-    model = Model(folder / "mlflow", folder / "ours", folder / "model.pkl", folder / "ours" / "model.onnx")
+    model = Model(
+        folder / "mlflow",
+        folder / "ours",
+        folder / "model.pkl",
+        folder / "ours" / "model.onnx",
+    )
     if not model.ours.exists():
         onnxserve.save_model(network, model.ours, input_example=images)
     with torch.no_grad():

@@ -31,15 +31,33 @@ class Row:
 
 
 def compared(
-    work: str, against: str, ours: Sequence[Measured], theirs: Sequence[Measured], target: float | None
+    work: str,
+    against: str,
+    ours: Sequence[Measured],
+    theirs: Sequence[Measured],
+    target: float | None,
 ) -> Row:
     """Compare requests per second in each round."""
     ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
-    return Row(work, against, shown(ours), shown(theirs), median(ratios), min(ratios), max(ratios), target)
+    return Row(
+        work,
+        against,
+        shown(ours),
+        shown(theirs),
+        median(ratios),
+        min(ratios),
+        max(ratios),
+        target,
+    )
 
 
 def times_less(
-    work: str, against: str, ours: Sequence[float], theirs: Sequence[float], unit: str, target: float | None
+    work: str,
+    against: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    unit: str,
+    target: float | None,
 ) -> Row:
     """Compare durations or sizes, where smaller values are better: the ratio is theirs ÷ ours."""
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
@@ -49,7 +67,9 @@ def times_less(
 
 def shown(rounds: Sequence[Measured]) -> str:
     """Return requests per second and the latencies, as medians over the rounds."""
-    rate, p50, p99 = (median(values) for values in zip(*((r.rate, r.p50, r.p99) for r in rounds), strict=True))
+    rate, p50, p99 = (
+        median(values) for values in zip(*((r.rate, r.p50, r.p99) for r in rounds), strict=True)
+    )
     return f"{rate:,.0f}/s, {p50 * 1e3:.2f} / {p99 * 1e3:.2f} ms"
 
 
@@ -62,5 +82,7 @@ def markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         target = "" if row.target is None else f"≥ {row.target:g}"
         spread = f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f})"
-        lines.append(f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | {row.holds} |")
+        lines.append(
+            f"| {row.work} | {row.against} | {row.ours} | {row.theirs} | {spread} | {target} | {row.holds} |",
+        )
     return "\n".join(lines)

@@ -65,7 +65,14 @@ class OpenLoop:
         values: version → bytes that only this version's response contains.
     """
 
-    def __init__(self, port: int, raw: bytes, values: Mapping[str, bytes], rate: float, file: Path) -> None:
+    def __init__(
+        self,
+        port: int,
+        raw: bytes,
+        values: Mapping[str, bytes],
+        rate: float,
+        file: Path,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._begun, self._ended = context.Event(), context.Event()
         self._file = file
@@ -159,7 +166,9 @@ class _Client:
     async def connect(self, port: int) -> None:
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(self), "127.0.0.1", port
+                lambda: _Connection(self),
+                "127.0.0.1",
+                port,
             )
         except OSError:
             if self.waiting:
@@ -170,14 +179,25 @@ class _Client:
 
 
 def _record(
-    port: int, raw: bytes, values: dict[str, bytes], rate: float, file: str, begun: Event, ended: Event
+    port: int,
+    raw: bytes,
+    values: dict[str, bytes],
+    rate: float,
+    file: str,
+    begun: Event,
+    ended: Event,
 ) -> None:
     kept = uvloop.run(_loop(port, _Client(raw, values), rate, begun, ended))
     np.save(file, np.array(kept, dtype=np.float64).reshape(-1, 3).T)
 
 
 async def _loop(
-    port: int, client: _Client, rate: float, begun: Event, ended: Event, connections: int = 32
+    port: int,
+    client: _Client,
+    rate: float,
+    begun: Event,
+    ended: Event,
+    connections: int = 32,
 ) -> list[Any]:
     for _ in range(connections):
         await client.connect(port)
@@ -207,7 +227,9 @@ async def _loop(
         await asyncio.sleep(0.01)
     answered = {due for due, _, _ in client.kept}
     client.kept += [
-        (begin + number / rate, _PATIENCE, FAILED) for number in range(sent) if begin + number / rate not in answered
+        (begin + number / rate, _PATIENCE, FAILED)
+        for number in range(sent)
+        if begin + number / rate not in answered
     ]
     for connection in list(client.all):
         connection.close()

@@ -15,7 +15,19 @@ import numpy as np
 from . import models, table
 from .environments import NotInstalled, environment, versions
 from .load import Measured, Target, closed_loop, constant_rate, post, wrk_loop
-from .peers import BENTOML, ECHO, FASTAPI, FLASK, HERE, LITSERVE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
+from .peers import (
+    BENTOML,
+    ECHO,
+    FASTAPI,
+    FLASK,
+    HERE,
+    LITSERVE,
+    MLFLOW,
+    MLSERVER,
+    MOSEC,
+    OURS,
+    Peer,
+)
 from .servers import NotStarted, Server, free_port, running
 
 CONNECTIONS = 8
@@ -82,34 +94,89 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         others = {
             peer: asked
             for peer, _ in targets
-            if (asked := _peer(bench, stack, peer, model, _form(peer, body, v2, split), expected, answer))
+            if (
+                asked := _peer(
+                    bench,
+                    stack,
+                    peer,
+                    model,
+                    _form(peer, body, v2, split),
+                    expected,
+                    answer,
+                )
+            )
         }
         everyone = [ours, silent, array, *others.values()]
-        measured = _rounds(bench, everyone, lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds))
+        measured = _rounds(
+            bench,
+            everyone,
+            lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds),
+        )
         by_wrk = (
-            _rounds(bench, everyone, lambda asked: wrk_loop(asked.target, CONNECTIONS, bench.seconds)) if WRK else []
+            _rounds(
+                bench,
+                everyone,
+                lambda asked: wrk_loop(asked.target, CONNECTIONS, bench.seconds),
+            )
+            if WRK
+            else []
         )
         half = 0.5 * float(np.median([m.rate for m in measured[0]]))
         asked_openly = [ours, *(others[peer] for peer in (ECHO,) if peer in others)]
-        opened = _rounds(bench, asked_openly, lambda asked: constant_rate(asked.target, bench.seconds, half))
+        opened = _rounds(
+            bench,
+            asked_openly,
+            lambda asked: constant_rate(asked.target, bench.seconds, half),
+        )
     for client, rounds in (("", measured), (" (wrk)", by_wrk)):
         by_peer = dict(zip(others, rounds[3:], strict=True)) if rounds else {}
         if rounds:
-            yield table.compared(f"{ONE_ROW}{client}, from an array", "from a frame", rounds[2], rounds[0], 0.95)
+            yield table.compared(
+                f"{ONE_ROW}{client}, from an array",
+                "from a frame",
+                rounds[2],
+                rounds[0],
+                0.95,
+            )
         for peer, target in targets:
             if peer is ECHO and peer in by_peer:
                 # wrk sends requests to the echo twice as fast as the polling client.
                 of_echo = (None, None) if client else (0.25, 0.35)
-                yield table.compared(ONE_ROW + client, ECHO.name, rounds[0], by_peer[peer], of_echo[0])
-                yield table.compared(f"{ONE_ROW}{client}, capture off", ECHO.name, rounds[1], by_peer[peer], of_echo[1])
+                yield table.compared(
+                    ONE_ROW + client,
+                    ECHO.name,
+                    rounds[0],
+                    by_peer[peer],
+                    of_echo[0],
+                )
+                yield table.compared(
+                    f"{ONE_ROW}{client}, capture off",
+                    ECHO.name,
+                    rounds[1],
+                    by_peer[peer],
+                    of_echo[1],
+                )
             elif peer in by_peer:
                 yield table.compared(ONE_ROW + client, peer.name, rounds[0], by_peer[peer], target)
     if not by_wrk:
         bench.notes.append("wrk is not installed: only the polling client was used")
-    for measurements, name, target in zip(opened, ("own p50", f"{ECHO.name}, its own p50"), (1.0, None), strict=False):
-        tails, medians = [m.p99 * 1e3 for m in measurements], [5 * m.p50 * 1e3 for m in measurements]
+    for measurements, name, target in zip(
+        opened,
+        ("own p50", f"{ECHO.name}, its own p50"),
+        (1.0, None),
+        strict=False,
+    ):
+        tails, medians = (
+            [m.p99 * 1e3 for m in measurements],
+            [5 * m.p50 * 1e3 for m in measurements],
+        )
         yield table.times_less(
-            f"open loop at {half:,.0f}/s: p99 compared with 5 × p50", name, tails, medians, "ms", target
+            f"open loop at {half:,.0f}/s: p99 compared with 5 × p50",
+            name,
+            tails,
+            medians,
+            "ms",
+            target,
         )
     wrong = sum(m.wrong for rounds in (*measured, *by_wrk, *opened) for m in rounds)
     bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
@@ -121,7 +188,9 @@ def mixed_row(bench: Bench) -> Iterator[table.Row]:
     expected = [bool(answers[0])]
     forms = {
         "dataframe_split": models.as_split(rows.head(1)),
-        "dataframe_records": models.as_json(dataframe_records=json.loads(rows.head(1).to_json(orient="records"))),
+        "dataframe_records": models.as_json(
+            dataframe_records=json.loads(rows.head(1).to_json(orient="records")),
+        ),
     }
     yield from _against_mlflow(bench, model, "1 flight, mixed columns, {}", forms, expected, 25)
 
@@ -132,7 +201,15 @@ def big_table(bench: Bench) -> Iterator[table.Row]:
     rows = models.tiled(data)
     expected = _scikit_learn(model, rows)
     forms = {"JSON": models.as_split(rows)}
-    yield from _against_mlflow(bench, model, "10,000 rows × 30, {}", forms, expected, 5, models.as_arrow(rows))
+    yield from _against_mlflow(
+        bench,
+        model,
+        "10,000 rows × 30, {}",
+        forms,
+        expected,
+        5,
+        models.as_arrow(rows),
+    )
 
 
 def _against_mlflow(
@@ -153,32 +230,66 @@ def _against_mlflow(
             return
         asked = []
         for body in forms.values():
-            asked += [_asked(OURS, ours.server, body, expected), _asked(MLFLOW, theirs.server, body, expected)]
+            asked += [
+                _asked(OURS, ours.server, body, expected),
+                _asked(MLFLOW, theirs.server, body, expected),
+            ]
         if arrow is not None:
-            raw = post("/invocations", arrow, "application/vnd.apache.arrow.stream", Accept="application/json")
+            raw = post(
+                "/invocations",
+                arrow,
+                "application/vnd.apache.arrow.stream",
+                Accept="application/json",
+            )
             asked.append(replace(ours, target=replace(ours.target, raw=raw)))
         connections = CONNECTIONS if len(expected) == 1 else 2
-        measured = _rounds(bench, asked, lambda one: closed_loop(one.target, connections, bench.seconds))
+        measured = _rounds(
+            bench,
+            asked,
+            lambda one: closed_loop(one.target, connections, bench.seconds),
+        )
     for position, name in enumerate(forms):
         mine, other = measured[2 * position], measured[2 * position + 1]
         yield table.compared(work.format(name), MLFLOW.name, mine, other, target)
     if arrow is not None:
-        yield table.compared(work.format("Arrow"), f"{MLFLOW.name}, JSON", measured[-1], measured[1], 20)
+        yield table.compared(
+            work.format("Arrow"),
+            f"{MLFLOW.name}, JSON",
+            measured[-1],
+            measured[1],
+            20,
+        )
 
 
 def batching(bench: Bench) -> Iterator[table.Row]:
     """Measure images from 64 clients, as binary tensors: ours with and without batching, and LitServe with batching."""
-    for name, size, make in (("torch CNN", 8, models.digits_cnn), ("ResNet18, 3×32×32", 4, models.resnet18)):
+    for name, size, make in (
+        ("torch CNN", 8, models.digits_cnn),
+        ("ResNet18, 3×32×32", 4, models.resnet18),
+    ):
         model, image, expected = make(bench.folder)
         body = models.as_json(inputs=image.tolist())
         with ExitStack() as stack:
-            on = ("-C", f"server.max_batch_size={size}", "-C", "server.max_queue_delay_microseconds=500")
+            on = (
+                "-C",
+                f"server.max_batch_size={size}",
+                "-C",
+                "server.max_queue_delay_microseconds=500",
+            )
             ours = _ours(bench, stack, model.ours, body, expected, *on)
             off = _ours(bench, stack, model.ours, body, expected, "-C", "server.max_batch_size=1")
-            lit = replace(LITSERVE, name=f"{LITSERVE.name}, batches of {size}", command=(*LITSERVE.command, str(size)))
+            lit = replace(
+                LITSERVE,
+                name=f"{LITSERVE.name}, batches of {size}",
+                command=(*LITSERVE.command, str(size)),
+            )
             theirs = _peer(bench, stack, lit, model, body, expected, 0)
             everyone = [ours, off] + ([theirs] if theirs else [])
-            measured = _rounds(bench, everyone, lambda a: closed_loop(a.target, BATCH_CONNECTIONS, bench.seconds))
+            measured = _rounds(
+                bench,
+                everyone,
+                lambda a: closed_loop(a.target, BATCH_CONNECTIONS, bench.seconds),
+            )
         work = f"{name}, batches of {size}"
         yield table.compared(work, "onnxserve, batching off", measured[0], measured[1], 1.2)
         if theirs:
@@ -190,7 +301,11 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     model, data, answers = models.small(bench.folder)
     row = data.to_numpy()[:1].tolist()
     v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
-    split, plain, expected = models.as_split(data.head(1)), models.as_json(inputs=row), [int(answers[0])]
+    split, plain, expected = (
+        models.as_split(data.head(1)),
+        models.as_json(inputs=row),
+        [int(answers[0])],
+    )
     targets = {MLFLOW: (5, 3), BENTOML: (None, None), MLSERVER: (None, None)}
     peers = [peer for peer in targets if bench.wants(peer)]
     seconds: dict[str, list[float]] = {}
@@ -200,7 +315,15 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
             with ExitStack() as stack:
                 if peer is OURS:
                     server = _ours(bench, stack, model.ours, split, expected).server
-                elif asked := _peer(bench, stack, peer, model, _form(peer, plain, v2, split), expected, 0):
+                elif asked := _peer(
+                    bench,
+                    stack,
+                    peer,
+                    model,
+                    _form(peer, plain, v2, split),
+                    expected,
+                    0,
+                ):
                     server = asked.server
                 else:
                     continue
@@ -209,8 +332,22 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     mine = OURS.name
     for peer in (peer for peer in peers if peer.name in seconds):
         other, (faster, smaller) = peer.name, targets[peer]
-        yield table.times_less("start to first response", other, seconds[mine], seconds[other], "s", faster)
-        yield table.times_less("memory of the worker (PSS)", other, memory[mine], memory[other], "MB", smaller)
+        yield table.times_less(
+            "start to first response",
+            other,
+            seconds[mine],
+            seconds[other],
+            "s",
+            faster,
+        )
+        yield table.times_less(
+            "memory of the worker (PSS)",
+            other,
+            memory[mine],
+            memory[other],
+            "MB",
+            smaller,
+        )
 
 
 WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
@@ -234,7 +371,11 @@ def _worker_memory(server: Server) -> float:
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
 
 
-def _rounds(bench: Bench, everyone: Sequence[Asked], measure: Callable[[Asked], Measured]) -> list[list[Measured]]:
+def _rounds(
+    bench: Bench,
+    everyone: Sequence[Asked],
+    measure: Callable[[Asked], Measured],
+) -> list[list[Measured]]:
     """Run the rounds in the order A B C A B C …, so that a disturbance of the machine affects all servers."""
     measured: list[list[Measured]] = [[] for _ in everyone]
     for asked in everyone:
@@ -254,21 +395,39 @@ def _rounds(bench: Bench, everyone: Sequence[Asked], measure: Callable[[Asked], 
     return measured
 
 
-def _ours(bench: Bench, stack: ExitStack, model: Path, body: bytes, expected: list[Any], *config: str) -> Asked:
+def _ours(
+    bench: Bench,
+    stack: ExitStack,
+    model: Path,
+    body: bytes,
+    expected: list[Any],
+    *config: str,
+) -> Asked:
     words = {"ours": str(model)}
     command = (*OURS.command, *config)
     return _started(bench, stack, replace(OURS, command=command), Path("/"), words, body, expected)
 
 
 def _peer(
-    bench: Bench, stack: ExitStack, peer: Peer, model: models.Model, body: bytes, expected: list[Any], answer: int
+    bench: Bench,
+    stack: ExitStack,
+    peer: Peer,
+    model: models.Model,
+    body: bytes,
+    expected: list[Any],
+    answer: int,
 ) -> Asked | None:
     """Return the started peer; None if it cannot be started, with a note of the reason."""
     if not bench.wants(peer):
         return None
     try:
         programs = environment(peer.requirements[0].split("=")[0], peer.requirements)
-        words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled, "answer": answer}
+        words = {
+            "mlflow": model.mlflow,
+            "onnx": model.onnx,
+            "pickled": model.pickled,
+            "answer": answer,
+        }
         asked = _started(bench, stack, peer, programs, words, body, expected)
     except (NotInstalled, NotStarted) as error:
         bench.notes.append(f"{peer.name} was skipped: {error}")
@@ -279,7 +438,13 @@ def _peer(
 
 
 def _started(
-    bench: Bench, stack: ExitStack, peer: Peer, programs: Path, words: dict[str, Any], body: bytes, expected: list[Any]
+    bench: Bench,
+    stack: ExitStack,
+    peer: Peer,
+    programs: Path,
+    words: dict[str, Any],
+    body: bytes,
+    expected: list[Any],
 ) -> Asked:
     port, work = free_port(), bench.work_folder()
     words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}
@@ -289,7 +454,9 @@ def _started(
     variables = {name: value.format(**words) for name, value in peer.environment.items()}
     url = f"http://127.0.0.1:{port}{peer.path}"
     question = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    server = stack.enter_context(running(peer.name, command, port, work / "log", variables, question))
+    server = stack.enter_context(
+        running(peer.name, command, port, work / "log", variables, question),
+    )
     return _asked(peer, server, body, expected)
 
 
@@ -314,17 +481,28 @@ def _body_of(target: Target, server: Server) -> bytes:
     head, _, body = target.raw.partition(b"\r\n\r\n")
     path = head.split(b" ")[1].decode()
     question = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}{path}", body, {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{server.port}{path}",
+        body,
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(question, timeout=60) as answer:
         return bytes(answer.read())
 
 
 def _write_mlserver(work: Path, port: int, onnx: Path) -> None:
-    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+    settings = {
+        "host": "127.0.0.1",
+        "http_port": port,
+        "grpc_port": free_port(),
+        "metrics_port": free_port(),
+    }
     settings |= {"parallel_workers": 0, "debug": False}
     (work / "settings.json").write_text(json.dumps(settings))
-    model = {"name": "small", "implementation": "mlserver_onnx.OnnxModel", "parameters": {"uri": str(onnx)}}
+    model = {
+        "name": "small",
+        "implementation": "mlserver_onnx.OnnxModel",
+        "parameters": {"uri": str(onnx)},
+    }
     (work / "model-settings.json").write_text(json.dumps(model))
 
 

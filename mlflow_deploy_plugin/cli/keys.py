@@ -59,7 +59,12 @@ def keys() -> None:
     show_default="all",
     help="Endpoint that the key is valid for. May be repeated.",
 )
-@option("--expires", metavar="DURATION", show_default="never", help="Lifetime of the key: 12h, 90d.")
+@option(
+    "--expires",
+    metavar="DURATION",
+    show_default="never",
+    help="Lifetime of the key: 12h, 90d.",
+)
 @option(
     "--limit",
     "limits",
@@ -90,9 +95,13 @@ def create(
         empty_endpoint(identifier)  # This raises an error if the name is not valid.
     for rate in limits:
         if not re.fullmatch(RATE, rate):
-            raise click.UsageError(f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day")
+            raise click.UsageError(
+                f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day",
+            )
     with usage_errors():
-        lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
+        lifetime: timedelta | None = (
+            None if expires is None else parse_duration(expires, "--expires")
+        )
     with opened_store() as store:
         from mlflow_deploy_plugin.core.store.keys import ApiKeys
 
@@ -103,7 +112,9 @@ def create(
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
     for identifier in endpoints:
         if identifier not in known:
-            show_progress(f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, known)}")
+            show_progress(
+                f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, known)}",
+            )
     if output == "json":
         show_json({**_document(key), "key": text})
         return
@@ -121,15 +132,31 @@ def list_keys(output: str) -> None:
         api_keys, now = ApiKeys(store).created(), store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in api_keys:
-        state = "valid" if key.expires_at is None else f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
+        state = (
+            "valid" if key.expires_at is None else f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
+        )
         if key.expires_at is not None and key.expires_at <= now:
             state = "expired"
         if key.revoked_at is not None:
             state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
         limits = ", ".join(key.limits) or "none"
-        rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", limits, created, state))
-    show_table(output, [*map(_document, api_keys)], rows, "there are no keys: run `onnxserve keys create NAME`")
+        rows.append(
+            (
+                key.name,
+                ",".join(key.scopes),
+                ",".join(key.endpoints) or "all",
+                limits,
+                created,
+                state,
+            ),
+        )
+    show_table(
+        output,
+        [*map(_document, api_keys)],
+        rows,
+        "there are no keys: run `onnxserve keys create NAME`",
+    )
 
 
 @keys.command()
@@ -159,7 +186,7 @@ def revoke(name: str, why: str) -> None:
         if stored.revoke(name, why) is None:
             valid = [key.name for key in stored.valid()]
             raise NotFound(
-                f"there is no valid key {name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}"
+                f"there is no valid key {name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}",
             )
     click.echo(f"the key {name} is revoked")
 

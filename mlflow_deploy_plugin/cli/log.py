@@ -26,7 +26,13 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.spec.types import parse_duration
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, format_of, open_output, table_writer, values_of
+from mlflow_deploy_plugin.core.tabular.files import (
+    FileFormat,
+    format_of,
+    open_output,
+    table_writer,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.serve.inference_log.query import QueryResult
@@ -40,7 +46,9 @@ _SHOWN_TIMES = 24
 _BAR = 30
 _MEMORY_BYTES = 2 * 2**30
 """The memory that a query may use, in addition to the memory of the command itself."""
-_HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
+_HIDDEN_COLUMNS = (
+    "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
+)
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
 """The columns that a table omits by default, because only programs need these columns."""
 _REMEDIES = {
@@ -73,7 +81,11 @@ _row_options = combine_options(
     click.argument("file", default="-"),
     since_option,
     until_option,
-    option("--labels/--no-labels", default=True, help="Include the columns _label and _label_number."),
+    option(
+        "--labels/--no-labels",
+        default=True,
+        help="Include the columns _label and _label_number.",
+    ),
     option("--shadows", is_flag=True, help="Include the answers of shadows."),
     option("--failed", is_flag=True, help="Show only the requests that failed, with the reason."),
     option(
@@ -98,8 +110,20 @@ _row_options = combine_options(
 @click.argument("name")
 @_row_options
 @option("--where", metavar="SQL", default="", help="WHERE condition.")
-@option("--select", metavar="SQL", default="", show_default="all columns", help="Columns and expressions.")
-@option("--order-by", metavar="SQL", default="", show_default="by hour", help="Order, e.g. _event_time DESC.")
+@option(
+    "--select",
+    metavar="SQL",
+    default="",
+    show_default="all columns",
+    help="Columns and expressions.",
+)
+@option(
+    "--order-by",
+    metavar="SQL",
+    default="",
+    show_default="by hour",
+    help="Order, e.g. _event_time DESC.",
+)
 def query(name: str, where: str, select: str, order_by: str, **rows: Any) -> None:
     """Query the captured rows of the endpoint NAME.
 
@@ -150,7 +174,9 @@ def _show_rows(
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
-        raise click.UsageError(f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}")
+        raise click.UsageError(
+            f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}",
+        )
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
     from mlflow_deploy_plugin.serve.inference_log.query import Query, limit_memory, run_query
@@ -159,7 +185,11 @@ def _show_rows(
 
     labels = labels and not failed
     if is_table:
-        hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
+        hidden = (
+            _HIDDEN_COLUMNS_OF_FAILED
+            if failed
+            else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
+        )
         columns = columns or f"* EXCLUDE ({hidden})"
         limit = _TABLE_ROWS if limit is None else limit
     with usage_errors():
@@ -178,7 +208,11 @@ def _show_rows(
         if is_table:
             show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))
         else:
-            rows, kind, advice = 0, cast(FileFormat, output), "CAST(… AS VARCHAR) converts it to text"
+            rows, kind, advice = (
+                0,
+                cast(FileFormat, output),
+                "CAST(… AS VARCHAR) converts it to text",
+            )
             with (
                 open_output(file, sys.stdout.buffer) as target,
                 table_writer(kind, result.schema, target, advice) as write,
@@ -210,7 +244,10 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     present = None
     if span is None:
-        with suppress(OnnxserveError), opened_store() as store:  # The command also works without a store.
+        with (
+            suppress(OnnxserveError),
+            opened_store() as store,
+        ):  # The command also works without a store.
             present = store.endpoint(name)
     opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:
@@ -223,7 +260,12 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
 
 @log.command()
 @click.argument("name")
-@option("--keep", required=True, metavar="DURATION", help="Maximum age of rows and labels: 90d, 12h.")
+@option(
+    "--keep",
+    required=True,
+    metavar="DURATION",
+    help="Maximum age of rows and labels: 90d, 12h.",
+)
 @option("--dry-run", is_flag=True, help="Show the number and size of files that would be deleted.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
@@ -239,7 +281,9 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{name}: {done.expired_files:,} files older than {keep} {outcome}, {size_text(done.expired_bytes)}")
+    click.echo(
+        f"{name}: {done.expired_files:,} files older than {keep} {outcome}, {size_text(done.expired_bytes)}",
+    )
 
 
 @log.command()
@@ -261,7 +305,12 @@ def compact(name: str) -> None:
 
 @click.command()
 @click.argument("name")
-@option("--last", default="24h", metavar="DURATION", help="Maximum age by the time of receipt: 90s, 1h, 7d.")
+@option(
+    "--last",
+    default="24h",
+    metavar="DURATION",
+    help="Maximum age by the time of receipt: 90s, 1h, 7d.",
+)
 @output_option
 def errors(name: str, last: str, output: str) -> None:
     """Group the failed requests of the endpoint NAME by cause.
@@ -277,7 +326,11 @@ def errors(name: str, last: str, output: str) -> None:
     from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange, time_before
 
     with usage_errors():
-        view = View(name, TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")), labels=False)
+        view = View(
+            name,
+            TimeRange(received_from=time_before(datetime.now(UTC), last, "--last")),
+            labels=False,
+        )
     opened, answered, causes = _open(), 0, list[dict[str, Any]]()
     if name in opened.failures.endpoints():
         with run_query(opened.failures, Query(view, statement=_causes_statement())) as result:
@@ -311,7 +364,12 @@ def _causes_statement() -> str:
     """
 
 
-def _cause_lines(last: str, answered: int, failed: int, causes: list[dict[str, Any]]) -> Iterator[str]:
+def _cause_lines(
+    last: str,
+    answered: int,
+    failed: int,
+    causes: list[dict[str, Any]],
+) -> Iterator[str]:
     yield f"{failed:,} of {answered + failed:,} requests failed in the last {last}"
     for cause in causes:
         column, newest = f" column {cause['column']!r}" if cause["column"] else "", cause["newest"]
@@ -329,7 +387,10 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
     from mlflow_deploy_plugin.serve.inference_log.reader import require_endpoint
     from mlflow_deploy_plugin.serve.inference_log.storage import list_endpoints
 
-    if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
+    if (
+        name not in list_endpoints(opened.location, LABELS)
+        and name not in opened.failures.endpoints()
+    ):
         require_endpoint(opened, name)
 
 
@@ -345,9 +406,16 @@ def warn_of_unreadable(log: "InferenceLog") -> None:
         click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 
 
-def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_CELL) -> Iterator[str]:
+def table_lines(
+    result: "QueryResult",
+    bound: int | None,
+    widest: int = _WIDEST_CELL,
+) -> Iterator[str]:
     """Yield at most `bound` rows as a table. The first rows set the column widths, at most `widest` characters."""
-    numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
+    numeric = [
+        str(field.type).startswith(("int", "uint", "float", "double", "halffloat"))
+        for field in result.schema
+    ]
     cell = partial(_cell, widest)
     rows = (
         row
@@ -380,7 +448,11 @@ def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
     yield from _count_lines("variants", stats.by_variant)
     labels = stats.labels
     share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
-    unmatched = "" if labels.unmatched is None else f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
+    unmatched = (
+        ""
+        if labels.unmatched is None
+        else f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
+    )
     yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
     if (account := stats.account) is not None:
         way = account.captured - account.shipped

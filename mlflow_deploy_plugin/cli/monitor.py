@@ -39,9 +39,30 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.watch.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.watch.result import Engine, MonitorResult, WindowRequest
 
-_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
+_HEAD = (
+    "ENDPOINT",
+    "MONITOR",
+    "KIND",
+    "EVERY",
+    "STATE",
+    "LAST WINDOW",
+    "VERDICT",
+    "NEXT DUE (UTC)",
+)
 _SHOWN_FINDINGS = 8
-_SHOWN = ("start", "end", "revision", "by_hand", "state", "verdict", "reason", "rows", "attempts", "run_id", "run_url")
+_SHOWN = (
+    "start",
+    "end",
+    "revision",
+    "by_hand",
+    "state",
+    "verdict",
+    "reason",
+    "rows",
+    "attempts",
+    "run_id",
+    "run_url",
+)
 """The fields of a window in JSON output."""
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_option = option(
@@ -103,25 +124,57 @@ def list_(name: str | None, output: str) -> None:
             window = str(Window(item.last.start, item.last.end))
             verdict = f"{item.last.outcome}{' (by hand)' if item.last.by_hand else ''}"
         due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
-        rows.append((item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status, window, verdict, due))
+        rows.append(
+            (
+                item.endpoint,
+                item.monitor,
+                item.spec.kind,
+                item.spec.every,
+                item.status,
+                window,
+                verdict,
+                due,
+            ),
+        )
     empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
     show_table(output, [*map(monitor_document, monitors)], rows, empty)
     if output == "json" or not monitors:
         return
-    budgets = {item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None}
-    show_lines([f"{endpoint}: alarms.false_per_year is {number:g}" for endpoint, number in budgets.items()])
+    budgets = {
+        item.endpoint: item.false_per_year for item in monitors if item.false_per_year is not None
+    }
+    show_lines(
+        [
+            f"{endpoint}: alarms.false_per_year is {number:g}"
+            for endpoint, number in budgets.items()
+        ],
+    )
     for item in monitors:
         if item.why:
             show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
         if item.given_up:
-            click.echo(f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be judged")
+            click.echo(
+                f"{item.endpoint} {item.monitor}: {item.given_up} of its windows could not be judged",
+            )
     if not is_run:
-        click.echo("no controller runs: start `onnxserve controller` to judge the windows that are due", err=True)
+        click.echo(
+            "no controller runs: start `onnxserve controller` to judge the windows that are due",
+            err=True,
+        )
 
 
 @monitor.command()
-@option("--keep", required=True, metavar="DURATION", help="Maximum age of windows and alerts: 90d, 400d.")
-@option("--dry-run", is_flag=True, help="Show the numbers of windows and alerts that would be deleted.")
+@option(
+    "--keep",
+    required=True,
+    metavar="DURATION",
+    help="Maximum age of windows and alerts: 90d, 400d.",
+)
+@option(
+    "--dry-run",
+    is_flag=True,
+    help="Show the numbers of windows and alerts that would be deleted.",
+)
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 
@@ -135,7 +188,9 @@ def expire(keep: str, dry_run: bool) -> None:
     with usage_errors():
         length = parse_duration(keep, "--keep")
     if length < timedelta(days=MIN_DAYS):
-        raise click.UsageError(f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days")
+        raise click.UsageError(
+            f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days",
+        )
     with opened_store() as store:
         done = delete(store, length, only_count=dry_run)
     outcome = "would be deleted" if dry_run else "deleted"
@@ -146,14 +201,23 @@ def expire(keep: str, dry_run: bool) -> None:
 @click.argument("name")
 @_monitor_option
 @_window_option
-@engine_option("Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.")
+@engine_option(
+    "Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.",
+)
 @option(
     "--due",
     is_flag=True,
     help="Judge all due windows like the controller, with alerts and retrainings. Intended for a CronJob.",
 )
 @output_option
-def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
+def run(
+    name: str,
+    monitor_name: str | None,
+    window: str | None,
+    engine: "Engine",
+    due: bool,
+    output: str,
+) -> None:
     """Judge a window of the endpoint NAME now.
 
     The result is logged to MLflow and stored like a scheduled result. Without --due, the command sends no alert and
@@ -232,32 +296,62 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         chosen = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
-            for number, count, window, is_new in backfill_windows(deployments, chosen, began, ended, judge_and_log):
+            for number, count, window, is_new in backfill_windows(
+                deployments,
+                chosen,
+                began,
+                ended,
+                judge_and_log,
+            ):
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
-                outcome = f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
+                outcome = (
+                    f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
+                )
                 again = "" if is_new else " (already judged)"
-                click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {outcome}{again}")
+                click.echo(
+                    f"[{number}/{count}] {Window(window.start, window.end)}: {outcome}{again}",
+                )
         except KeyboardInterrupt:
-            click.echo(f"interrupted after {number} of {count} windows; repeat the command to continue", err=True)
+            click.echo(
+                f"interrupted after {number} of {count} windows; repeat the command to continue",
+                err=True,
+            )
             sys.exit(130)
-    click.echo(f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be judged")
+    click.echo(
+        f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be judged",
+    )
     sys.exit(1 if failed else 0)
 
 
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the monitor.")
-@option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d, 1w.")
+@option(
+    "--kind",
+    type=click.Choice(get_args(MonitorKind)),
+    default="drift",
+    help="Kind of the monitor.",
+)
+@option(
+    "--every",
+    metavar="DURATION",
+    show_default="1d",
+    help="Length of a window in event time: 30m, 1h, 1d, 1w.",
+)
 @option(
     "--schedule",
     metavar="CRONTAB",
     show_default="at the end of each window",
     help="Times of the judgements in crontab syntax: '15 6 * * *'.",
 )
-@option("--time-zone", metavar="ZONE", show_default="UTC", help="Time zone of the schedule: Europe/Berlin.")
+@option(
+    "--time-zone",
+    metavar="ZONE",
+    show_default="UTC",
+    help="Time zone of the schedule: Europe/Berlin.",
+)
 @option(
     "--reference",
     metavar="REFERENCE",
@@ -273,13 +367,21 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     help="Field to set: min_rows=500, retrain.project=…. May be repeated.",
 )
 @why_option
-def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
+def add(
+    name: str,
+    monitor_name: str,
+    config: tuple[str, ...],
+    why: str,
+    **fields: str | None,
+) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
     `onnxserve controller` judges its windows from its next poll on. The field alarms.false_per_year of -C belongs to
     the endpoint, and all other fields to the monitor.
     """
-    changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
+    changes = {key: value for key, value in fields.items() if value is not None} | key_values(
+        config,
+    )
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.watch.monitors.budget import check_change
 
@@ -287,7 +389,7 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
                 f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with `onnxserve endpoint update "
-                f"{name} -C monitors.{monitor_name}.FIELD=VALUE`"
+                f"{name} -C monitors.{monitor_name}.FIELD=VALUE`",
             )
         dotted = {
             field if field.startswith("alarms.") else f"monitors.{monitor_name}.{field}": value
@@ -323,7 +425,9 @@ def accept(name: str, monitor_name: str, columns: tuple[str, ...], why: str) -> 
         accepted = accept_alarms(deployments, name, monitor_name, why, columns)
     lines = accepted.describe()
     if accepted.still_open:
-        lines.append(f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted")
+        lines.append(
+            f"the alert continues: the alarms of {', '.join(accepted.still_open)} are not accepted",
+        )
     show_lines(f"{name}: monitor {monitor_name}: {line}" for line in lines)
 
 
@@ -375,9 +479,19 @@ def drift() -> None:
     help="Share of windows without drift that may be reported as drifted.",
 )
 @option(
-    "--columns", metavar="NAMES", callback=to_names, show_default="the monitor's", help="Columns to judge: temp,image."
+    "--columns",
+    metavar="NAMES",
+    callback=to_names,
+    show_default="the monitor's",
+    help="Columns to judge: temp,image.",
 )
-@option("--exclude", metavar="NAMES", callback=to_names, show_default="none", help="Columns to ignore: id,image.")
+@option(
+    "--exclude",
+    metavar="NAMES",
+    callback=to_names,
+    show_default="none",
+    help="Columns to ignore: id,image.",
+)
 @output_option
 def run_drift(
     name: str,
@@ -399,8 +513,12 @@ def run_drift(
     """
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
-            raise click.UsageError("--rows and --reference must be specified together, without --window and --monitor")
-        show_progress(f"comparing {rows} with {reference}")  # Print the line before imports that take seconds.
+            raise click.UsageError(
+                "--rows and --reference must be specified together, without --window and --monitor",
+            )
+        show_progress(
+            f"comparing {rows} with {reference}",
+        )  # Print the line before imports that take seconds.
         from mlflow_deploy_plugin.core.settings import load_settings
         from mlflow_deploy_plugin.watch.monitors.manual_runs import run_files
 
@@ -420,13 +538,28 @@ def run_drift(
 )
 @option("--for", "length", metavar="DURATION", help="Duration from now: 30m, 2h, 7d.")
 @why_option
-@option("--list", "is_asked", is_flag=True, help="Show the active silences of NAME or of all endpoints.")
 @option(
-    "--remove", "number", type=click.IntRange(min=1), metavar="ID", help="End the silence with this ID from --list."
+    "--list",
+    "is_asked",
+    is_flag=True,
+    help="Show the active silences of NAME or of all endpoints.",
+)
+@option(
+    "--remove",
+    "number",
+    type=click.IntRange(min=1),
+    metavar="ID",
+    help="End the silence with this ID from --list.",
 )
 @list_output_option
 def silence(
-    name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None, output: str
+    name: str | None,
+    monitor: str,
+    length: str | None,
+    why: str,
+    is_asked: bool,
+    number: int | None,
+    output: str,
 ) -> None:
     """Silence the alerts of an endpoint for a limited time.
 
@@ -449,7 +582,9 @@ def silence(
         silences = Silences(store)
         if number is not None:
             if silences.end(number, why) is None:
-                raise NotFound(f"there is no silence {number}; `onnxserve silence --list` shows the active silences")
+                raise NotFound(
+                    f"there is no silence {number}; `onnxserve silence --list` shows the active silences",
+                )
             click.echo(f"silence {number} is over")
         elif name is not None and length is not None:
             with usage_errors():
@@ -468,7 +603,12 @@ def silence(
 
 
 def _judge_window(
-    name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
+    name: str,
+    monitor_name: str | None,
+    window: str | None,
+    output: str,
+    engine: "Engine" = "local",
+    **tried: Any,
 ) -> None:
     """Judge a window now and show the result. The result is not stored if the command overrides fields of the spec."""
     with opened_deployments() as deployments:
@@ -480,7 +620,9 @@ def _judge_window(
         monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "MonitorResult":
-            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # The next imports take seconds.
+            show_progress(
+                f"judging {request.window} of {name}: {request.spec.kind}",
+            )  # The next imports take seconds.
             return _judge(request)
 
         stored, result = run_window(deployments, monitor, parsed, judge, engine)
@@ -497,7 +639,10 @@ def _show_result(stored: "MonitorWindow", result: "MonitorResult", output: str) 
     from mlflow_deploy_plugin.watch.result import to_document
 
     document = {
-        **{name: getattr(result, name) for name in ("endpoint", "monitor", "kind", "model", "version")},
+        **{
+            name: getattr(result, name)
+            for name in ("endpoint", "monitor", "kind", "model", "version")
+        },
         **_window_document(stored),
         "findings": to_document(result)["findings"],
         "figures": dict(stored.figures),
@@ -570,6 +715,10 @@ def _result_lines(window: "MonitorWindow", result: "MonitorResult") -> Iterator[
 
 
 def _silence_line(silence: "Silence") -> str:
-    scope = f"{silence.endpoint}, monitor {silence.monitor}" if silence.monitor else f"{silence.endpoint}, all monitors"
+    scope = (
+        f"{silence.endpoint}, monitor {silence.monitor}"
+        if silence.monitor
+        else f"{silence.endpoint}, all monitors"
+    )
     why = f": {silence.why}" if silence.why else ""
     return f"{silence.id}  {scope}, until {silence.until:%Y-%m-%d %H:%M}Z by {silence.actor}{why}"

@@ -25,7 +25,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 class NumberRange(click.FloatRange):
     """A float range that rejects NaN, unlike click's range."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
@@ -39,7 +44,9 @@ class Commands(click.Group):
         return f"; there are {', '.join(self.list_commands(ctx))}"
 
     def resolve_command(
-        self, ctx: click.Context, args: list[str]
+        self,
+        ctx: click.Context,
+        args: list[str],
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
             raise click.UsageError(f"there is no command {args[0]!r}{self.hint(args[0], ctx)}", ctx)
@@ -64,7 +71,11 @@ def combine_options(*decorators: Callable[[_Command], _Command]) -> Callable[[_C
     return add
 
 
-def path_option(*names: str, metavar: str = "FILE", **attributes: Any) -> Callable[[_Command], _Command]:
+def path_option(
+    *names: str,
+    metavar: str = "FILE",
+    **attributes: Any,
+) -> Callable[[_Command], _Command]:
     """Return an option for the path of a file or folder, which need not exist."""
     return option(*names, type=click.Path(path_type=Path), metavar=metavar, **attributes)
 
@@ -79,7 +90,11 @@ def engine_option(help: str) -> Callable[[_Command], _Command]:
     return option("--engine", type=click.Choice(["local", "spark"]), default="local", help=help)
 
 
-output_option = format_option("Output format: lines for people, or JSON for programs.", "text", "json")
+output_option = format_option(
+    "Output format: lines for people, or JSON for programs.",
+    "text",
+    "json",
+)
 list_output_option = format_option("Output format of --list.", "text", "json")
 config_option = option(
     "-C",
@@ -90,7 +105,10 @@ config_option = option(
     "fields.",
 )
 why_option = option(
-    "--why", default="", metavar="REASON", help="Reason for the audit trail (`onnxserve history NAME`)."
+    "--why",
+    default="",
+    metavar="REASON",
+    help="Reason for the audit trail (`onnxserve history NAME`).",
 )
 
 since_option = option(
@@ -103,7 +121,10 @@ since_option = option(
     "event time (2013-07-01/1d).",
 )
 until_option = option(
-    "--until", metavar="WHEN", show_default="no end", help="End (exclusive): an age, or an event time in UTC."
+    "--until",
+    metavar="WHEN",
+    show_default="no end",
+    help="End (exclusive): an age, or an event time in UTC.",
 )
 
 
@@ -129,7 +150,11 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     return values
 
 
-def to_names(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+def to_names(
+    _context: click.Context,
+    _parameter: click.Parameter,
+    text: str | None,
+) -> tuple[str, ...]:
     """Return the value `id,image` of an option as a tuple of names, without empty names."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
@@ -180,7 +205,12 @@ def show_result(output: str, document: object, lines: Iterable[str]) -> None:
         show_lines(lines)
 
 
-def show_table(output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str) -> None:
+def show_table(
+    output: str,
+    documents: object,
+    table: Sequence[tuple[str, ...]],
+    empty: str,
+) -> None:
     """Print a list in the format of the option -o. A table without rows is replaced by the line `empty`."""
     show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
 
@@ -193,7 +223,11 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 def printable(text: str) -> str:
     """Return the text without control characters, because text from a client must not control the terminal."""
-    return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(character if character.isprintable() else " " for character in text)
+    )
 
 
 @contextmanager

@@ -40,7 +40,13 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 @click.command()
 @click.argument("name")
 @option("-f", "--file", required=True, metavar="FILE", help="File of labels; - is standard input.")
-@option("-t", "--content-type", type=_STREAMED, show_default="from the name of FILE", help="Format of the file.")
+@option(
+    "-t",
+    "--content-type",
+    type=_STREAMED,
+    show_default="from the name of FILE",
+    help="Format of the file.",
+)
 @option(
     "--key",
     metavar="COLUMNS",
@@ -49,7 +55,13 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
     help="Columns that identify a row, e.g. flight,day.",
 )
 @option("--label-column", "label", default="label", metavar="COLUMN", help="Label column.")
-@option("--id-column", "prediction_id", default="prediction_id", metavar="COLUMN", help="Column of X-Prediction-Id.")
+@option(
+    "--id-column",
+    "prediction_id",
+    default="prediction_id",
+    metavar="COLUMN",
+    help="Column of X-Prediction-Id.",
+)
 @option(
     "--row-column",
     "row",
@@ -66,7 +78,13 @@ _STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 @option("--rejects", metavar="FILE", help="File for bad rows, as JSON Lines.")
 @option("--match/--no-match", default=True, help="Count the labels whose rows are in the log.")
 def feedback(
-    name: str, file: str, content_type: str | None, url: str | None, rejects: str | None, match: bool, **columns: Any
+    name: str,
+    file: str,
+    content_type: str | None,
+    url: str | None,
+    rejects: str | None,
+    match: bool,
+    **columns: Any,
 ) -> None:
     """Import labels of earlier predictions from a file.
 
@@ -84,7 +102,11 @@ def feedback(
     from mlflow_deploy_plugin.core.store.store import unknown_endpoint
     from mlflow_deploy_plugin.serve.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.serve.inference_log.reader import open_log
-    from mlflow_deploy_plugin.ship.deployments.feedback import check_key_columns, import_labels, label_sink
+    from mlflow_deploy_plugin.ship.deployments.feedback import (
+        check_key_columns,
+        import_labels,
+        label_sink,
+    )
 
     kind = content_type or format_of(file)
     label_columns = LabelColumns(**columns)
@@ -97,7 +119,10 @@ def feedback(
             known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
             if name not in known:
                 raise unknown_endpoint(name, known, "; or specify --url")
-    label_columns = replace(label_columns, numbers=check_key_columns(log, name, label_columns.key, sink.keys))
+    label_columns = replace(
+        label_columns,
+        numbers=check_key_columns(log, name, label_columns.key, sink.keys),
+    )
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         if kind not in _STREAMED.choices:
@@ -110,7 +135,11 @@ def feedback(
     if imported.matches is not None and imported.accepted:
         matches = imported.matches
         unmatched = matches.count - matches.matched
-        rest = f"; {unmatched:,} unmatched labels are kept until their rows are logged" if unmatched else ""
+        rest = (
+            f"; {unmatched:,} unmatched labels are kept until their rows are logged"
+            if unmatched
+            else ""
+        )
         click.echo(f"  {matches.matched:,} of {matches.count:,} labelled rows are in the log{rest}")
     if imported.bad:
         click.echo(f"  {imported.bad:,} bad rows were skipped", err=True)
@@ -136,15 +165,40 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
 
         yield report
     if count > _SHOWN_BAD:
-        click.echo(f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE writes all)", err=True)
+        click.echo(
+            f"… and {count - _SHOWN_BAD:,} more bad rows (--rejects FILE writes all)",
+            err=True,
+        )
 
 
 @click.command()
-@option("-m", "--model-uri", metavar="URI", help="Model to load in this process, e.g. models:/flight-delay@champion.")
-@option("-n", "--name", metavar="NAME", help="Deployment or endpoint whose server predicts instead.")
+@option(
+    "-m",
+    "--model-uri",
+    metavar="URI",
+    help="Model to load in this process, e.g. models:/flight-delay@champion.",
+)
+@option(
+    "-n",
+    "--name",
+    metavar="NAME",
+    help="Deployment or endpoint whose server predicts instead.",
+)
 @option("-i", "--input-path", default="-", metavar="FILE", help="Input rows; - is standard input.")
-@option("-o", "--output-path", default="-", metavar="FILE", help="Predictions; - is standard output.")
-@option("-t", "--content-type", type=_KINDS, show_default="from the name, otherwise json", help="Format of the input.")
+@option(
+    "-o",
+    "--output-path",
+    default="-",
+    metavar="FILE",
+    help="Predictions; - is standard output.",
+)
+@option(
+    "-t",
+    "--content-type",
+    type=_KINDS,
+    show_default="from the name, otherwise json",
+    help="Format of the input.",
+)
 @option(
     "-O",
     "--output-type",
@@ -152,7 +206,13 @@ def _bad_row_report(rejects: str | None, labels: str) -> Iterator[Callable[["Bad
     show_default="from the file name, otherwise the input format",
     help="Format of the output.",
 )
-@option("--batch-rows", type=click.IntRange(min=1), default=1000, metavar="ROWS", help="Number of rows per request.")
+@option(
+    "--batch-rows",
+    type=click.IntRange(min=1),
+    default=1000,
+    metavar="ROWS",
+    help="Number of rows per request.",
+)
 @option(
     "--event-time",
     metavar="COLUMN",
@@ -202,7 +262,9 @@ def predict(
     input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
-        if name is not None:  # Report an unknown deployment before the file. Do not hide pandas from a model (-m).
+        if (
+            name is not None
+        ):  # Report an unknown deployment before the file. Do not hide pandas from a model (-m).
             held.enter_context(hidden_pandas())
             deployments = held.enter_context(opened_deployments())
             is_endpoint = deployments.store.endpoint(name) is not None
@@ -215,7 +277,9 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.ship.batch.table_model import body_predictor  # This imports pyarrow.
+            from mlflow_deploy_plugin.ship.batch.table_model import (
+                body_predictor,
+            )  # This imports pyarrow.
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:
@@ -261,22 +325,66 @@ class _Devices(click.Choice):  # type: ignore[type-arg]  # Older versions of cli
 
 
 @click.command()
-@option("-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay@champion.")
-@option("-i", "--input", required=True, metavar="FILES", help="File or folder of rows, also s3://….")
-@option("-o", "--output", required=True, metavar="FOLDER", help="Folder of the predictions, also s3://….")
-@option("--keep", metavar="COLUMNS", callback=to_names, help="Input columns to copy to the output, e.g. id,ts.")
-@option("--format", "output_format", type=_STREAMED, show_default="the part's format", help="Format of the output.")
-@option("--input-format", type=_STREAMED, show_default="from the file names", help="Format of the input.")
+@option(
+    "-m",
+    "--model-uri",
+    required=True,
+    metavar="URI",
+    help="Model to load, e.g. models:/flight-delay@champion.",
+)
+@option(
+    "-i",
+    "--input",
+    required=True,
+    metavar="FILES",
+    help="File or folder of rows, also s3://….",
+)
+@option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FOLDER",
+    help="Folder of the predictions, also s3://….",
+)
+@option(
+    "--keep",
+    metavar="COLUMNS",
+    callback=to_names,
+    help="Input columns to copy to the output, e.g. id,ts.",
+)
+@option(
+    "--format",
+    "output_format",
+    type=_STREAMED,
+    show_default="the part's format",
+    help="Format of the output.",
+)
+@option(
+    "--input-format",
+    type=_STREAMED,
+    show_default="from the file names",
+    help="Format of the input.",
+)
 @option(
     "--on-error",
     type=click.Choice(["fail", "skip-row", "skip-part"]),
     default="fail",
     help="Action for a bad row: end the batch, skip the row and write it to _rejected/, or skip its file.",
 )
-@option("--workers", type=click.IntRange(min=1), metavar="CORES", show_default="all", help="Number of cores to use.")
+@option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="CORES",
+    show_default="all",
+    help="Number of cores to use.",
+)
 @option("--device", type=_Devices(["cpu", "cuda", "tensorrt"]), default="cpu", help="Device.")
 @engine_option("Engine: this machine, or the cluster from the Spark configuration.")
-@option("--restart", is_flag=True, help="Delete the output of an earlier batch, and start from the beginning.")
+@option(
+    "--restart",
+    is_flag=True,
+    help="Delete the output of an earlier batch, and start from the beginning.",
+)
 @option(
     "--run",
     "experiment",
@@ -309,10 +417,13 @@ def batch(output: str, keep: tuple[str, ...], **options: Any) -> None:
     click.echo(
         f"{done.rows:,} predictions of {version} in {done.seconds:,.1f} s ({done.rows_per_second:,.0f} rows/s), "
         f"{done.parts - len(result.failed)} of {done.parts} parts"
-        + (f", {done.finished_before} finished earlier" if done.finished_before else "")
+        + (f", {done.finished_before} finished earlier" if done.finished_before else ""),
     )
     if result.rejected:
-        click.echo(f"  {result.rejected:,} bad rows were skipped: see {output.rstrip('/')}/_rejected", err=True)
+        click.echo(
+            f"  {result.rejected:,} bad rows were skipped: see {output.rstrip('/')}/_rejected",
+            err=True,
+        )
     if result.run is not None:
         click.echo(f"  recorded as run {result.run.run_id} {result.run.url}".rstrip())
     for message in result.failed.values():

@@ -52,7 +52,10 @@ _PERMANENT_CAUSES = ("artifact", "consent", "load")
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
-_model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
+_model_argument = click.argument(
+    "model",
+    callback=lambda _context, _parameter, model: check_registered_name(model),
+)
 """The argument MODEL. A URI such as models:/flight-delay/7 is refused before click reports a missing VERSION."""
 
 
@@ -100,7 +103,14 @@ class ServedAfterPromotion:
 )
 @_original_option
 @output_option
-def gate(model: str, version: str, policy_file: Path | None, against: str | None, original: str, output: str) -> None:
+def gate(
+    model: str,
+    version: str,
+    policy_file: Path | None,
+    against: str | None,
+    original: str,
+    output: str,
+) -> None:
     """Check whether a version may be promoted.
 
     The command checks VERSION of the registered MODEL against its gate policy, prints one line per check, logs a report
@@ -118,9 +128,18 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
         show_result(output, known, [f"{known}; --against URI compares it with another version"])
         return
     gated = run_gate(
-        model, version, policy_file=policy_file, against=against, original=original, progress=show_progress
+        model,
+        version,
+        policy_file=policy_file,
+        against=against,
+        original=original,
+        progress=show_progress,
     )
-    document = {**verdict_as_json(gated.verdict), "run": asdict(gated.run), "tagged": gated.is_tagged}
+    document = {
+        **verdict_as_json(gated.verdict),
+        "run": asdict(gated.run),
+        "tagged": gated.is_tagged,
+    }
     show_result(output, document, _verdict_lines(gated))
     if not gated.verdict.passed:
         sys.exit(1)
@@ -130,12 +149,40 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 @_model_argument
 @click.argument("version")
 @_to_option
-@option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
-@option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
-@path_option("--policy", "policy_file", help="YAML file of the gate policy for a model without a policy.")
-@option("--request", "is_request", is_flag=True, help="Run the gate and request approvals, but do not move VERSION.")
-@option("--to-registry", default="", metavar="URI", help="MLflow server to which VERSION is copied before the gate.")
-@option("--to-model", default="", metavar="NAME", help="Registered model to which VERSION is copied.")
+@option(
+    "--force",
+    is_flag=True,
+    help="Promote the version even if the gate fails. Requires --why, and is recorded.",
+)
+@option(
+    "--why",
+    default="",
+    metavar="REASON",
+    help="Reason for the audit trail and, with --force, for a tag.",
+)
+@path_option(
+    "--policy",
+    "policy_file",
+    help="YAML file of the gate policy for a model without a policy.",
+)
+@option(
+    "--request",
+    "is_request",
+    is_flag=True,
+    help="Run the gate and request approvals, but do not move VERSION.",
+)
+@option(
+    "--to-registry",
+    default="",
+    metavar="URI",
+    help="MLflow server to which VERSION is copied before the gate.",
+)
+@option(
+    "--to-model",
+    default="",
+    metavar="NAME",
+    help="Registered model to which VERSION is copied.",
+)
 @_original_option
 @option(
     "--wait",
@@ -145,7 +192,14 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     help="Maximum seconds to wait until the deployments that follow the stage or alias serve VERSION.",
 )
 @output_option
-def promote(model: str, version: str, wait: float, output: str, is_request: bool, **options: Any) -> None:
+def promote(
+    model: str,
+    version: str,
+    wait: float,
+    output: str,
+    is_request: bool,
+    **options: Any,
+) -> None:
     """Move a version to a stage or alias if it passes its gate.
 
     The gate of VERSION of the registered MODEL is run, unless a recent verdict is `passed`. Other versions in
@@ -169,12 +223,17 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
         if any(destination):
             from mlflow_deploy_plugin.promote.evidence.transfer import copied_version
 
-            copied = target.enter_context(copied_version(model, version, *destination, show_progress))
+            copied = target.enter_context(
+                copied_version(model, version, *destination, show_progress),
+            )
             model, version = copied.model, copied.version
         from mlflow_deploy_plugin.promote.gate.promotion import promote as move
 
         if is_request:
-            from mlflow_deploy_plugin.promote.gate.approval_client import listed_requests, send_decision
+            from mlflow_deploy_plugin.promote.gate.approval_client import (
+                listed_requests,
+                send_decision,
+            )
 
             listed_requests(model)  # Call the server before the gate, which takes minutes.
             move(model, version, **options, is_request=True, progress=show_progress)
@@ -184,7 +243,10 @@ def promote(model: str, version: str, wait: float, output: str, is_request: bool
         deployments = target.enter_context(opened_deployments())
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
-    document, lines = {**asdict(promotion), "served": served}, [*_promotion_lines(promotion, served)]
+    document, lines = (
+        {**asdict(promotion), "served": served},
+        [*_promotion_lines(promotion, served)],
+    )
     if copied is not None:
         copied.record(promotion)
         document["copy"] = copied
@@ -211,8 +273,21 @@ def requests(model: str, output: str) -> None:
     listed = listed_requests(model)
     rows = [("MODEL", "VERSION", "TO", "REQUESTED", "GATE", "APPROVED BY", "MISSING")]
     for entry in listed:
-        requested, approved = f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}", ", ".join(entry.approved_by)
-        rows.append((entry.model, entry.version, entry.to, requested, entry.verdict, approved, entry.reason))
+        requested, approved = (
+            f"{entry.at:%Y-%m-%d %H:%M}Z by {entry.requested_by}",
+            ", ".join(entry.approved_by),
+        )
+        rows.append(
+            (
+                entry.model,
+                entry.version,
+                entry.to,
+                requested,
+                entry.verdict,
+                approved,
+                entry.reason,
+            ),
+        )
     empty = "there are no requests: run `onnxserve promote MODEL VERSION --to @ALIAS --request`"
     show_table(output, [entry.model_dump(mode="json") for entry in listed], rows, empty)
 
@@ -262,15 +337,25 @@ def decline(model: str, version: str, to: str, why: str) -> None:
     show_lines([f"declined: {send_decision('decline', model, version, to, why)}"])
 
 
-def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
+def _wait(
+    deployments: "Deployments",
+    promotion: "Promotion",
+    seconds: float,
+) -> Iterator[ServedAfterPromotion]:
     """Yield each deployment that follows the stage or alias once it serves or refuses the version, or times out."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
     destination, pending = parse_model_uri(promotion.uri), []
     for deployment in deployments.list():
         followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
-        is_same_selector = followed.selector.lower() == destination.selector.lower()  # MLflow ignores case.
-        if followed.kind == destination.kind and followed.name == destination.name and is_same_selector:
+        is_same_selector = (
+            followed.selector.lower() == destination.selector.lower()
+        )  # MLflow ignores case.
+        if (
+            followed.kind == destination.kind
+            and followed.name == destination.name
+            and is_same_selector
+        ):
             pending.append(deployment)
     if pending:
         show_progress(f"waiting for {', '.join(entry.name for entry in pending)}")
@@ -282,7 +367,13 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
             if state == "waiting" and not late:
                 continue
             pending.remove(deployment)
-            yield ServedAfterPromotion(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
+            yield ServedAfterPromotion(
+                now.endpoint.name,
+                now.name,
+                state,
+                reason,
+                round(time.monotonic() - start, 1),
+            )
         if pending:
             time.sleep(_POLL_SECONDS)
 
@@ -292,13 +383,21 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     if observation.state in ("stopped", "failed"):
         return "stopped", observation.reason
     endpoint = deployment.endpoint.name
-    if {worker.loaded(endpoint, deployment.name).version for worker in observation.workers} == {promotion.version}:
+    if {worker.loaded(endpoint, deployment.name).version for worker in observation.workers} == {
+        promotion.version,
+    }:
         return "serves it", ""
     for entry in observation.refused:
-        is_meant = (entry.endpoint, entry.variant, entry.version) == (endpoint, deployment.name, promotion.version)
+        is_meant = (entry.endpoint, entry.variant, entry.version) == (
+            endpoint,
+            deployment.name,
+            promotion.version,
+        )
         if is_meant and entry.cause in _PERMANENT_CAUSES:
             return "refused", entry.reason
-    return "waiting", observation.errors.get(deployment.name) or observation.registry_error or observation.reason
+    return "waiting", observation.errors.get(
+        deployment.name,
+    ) or observation.registry_error or observation.reason
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
@@ -360,18 +459,25 @@ def diff(before: str, after: str, shows_all: bool, output: str) -> None:
     from mlflow_deploy_plugin.promote.evidence.diff import diff_versions
 
     compared = diff_versions(before, after)
-    compared = replace(compared, rows=tuple(row for row in compared.rows if shows_all or row.is_changed))
+    compared = replace(
+        compared,
+        rows=tuple(row for row in compared.rows if shows_all or row.is_changed),
+    )
     show_result(output, asdict(compared), _diff_lines(compared))
 
 
 def _diff_lines(compared: "VersionDiff") -> Iterator[str]:
-    rows = [(row.section, row.name, _text(row.before), _text(row.after), row.trend) for row in compared.rows]
+    rows = [
+        (row.section, row.name, _text(row.before), _text(row.after), row.trend)
+        for row in compared.rows
+    ]
     yield from align_columns([("SECTION", "NAME", compared.before, compared.after, "TREND"), *rows])
     if isinstance(compared.predictions, Refused):
         yield f"predictions: not compared; {compared.predictions.reason}"
     else:
         changes = [
-            (row.output, f"{row.changed_rows} of {row.rows}", _text(row.largest)) for row in compared.predictions
+            (row.output, f"{row.changed_rows} of {row.rows}", _text(row.largest))
+            for row in compared.predictions
         ]
         yield from align_columns([("OUTPUT", "CHANGED ROWS", "LARGEST DIFFERENCE"), *changes])
     yield from (f"note: {note}" for note in compared.notes)
@@ -384,7 +490,14 @@ def _text(value: str | float | None) -> str:
 
 @click.command()
 @click.argument("model_uri", metavar="URI")
-@option("-o", "--output-path", type=_FOLDER, metavar="FOLDER", show_default="NAME-VERSION-card", help="Folder.")
+@option(
+    "-o",
+    "--output-path",
+    type=_FOLDER,
+    metavar="FOLDER",
+    show_default="NAME-VERSION-card",
+    help="Folder.",
+)
 def card(model_uri: str, output_path: Path | None) -> None:
     """Write the model card of a version.
 
@@ -400,4 +513,6 @@ def card(model_uri: str, output_path: Path | None) -> None:
         made = make_card(model_uri, store)
     folder = output_path or Path(f"{made.name}-{made.version}-card")
     made.write(folder)
-    click.echo(f"{made.name} version {made.version}: {folder}/model_card.html, {folder}/model_card.json")
+    click.echo(
+        f"{made.name} version {made.version}: {folder}/model_card.html, {folder}/model_card.json",
+    )

@@ -29,9 +29,27 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prediction_id")
-@option("--endpoint", metavar="NAME", default="", show_default="all", help="Endpoint of the prediction.")
-@option("--row", type=click.IntRange(0), default=0, metavar="ROW", help="Row of the request to explain.")
-@option("--nodes", type=click.IntRange(0), default=20, metavar="NUMBER", help="Maximum number of graph nodes.")
+@option(
+    "--endpoint",
+    metavar="NAME",
+    default="",
+    show_default="all",
+    help="Endpoint of the prediction.",
+)
+@option(
+    "--row",
+    type=click.IntRange(0),
+    default=0,
+    metavar="ROW",
+    help="Row of the request to explain.",
+)
+@option(
+    "--nodes",
+    type=click.IntRange(0),
+    default=20,
+    metavar="NUMBER",
+    help="Maximum number of graph nodes.",
+)
 @option("--pdb", is_flag=True, help="Run the predict of a model without an ONNX form in pdb.")
 @output_option
 def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, output: str) -> None:
@@ -54,7 +72,9 @@ def replay(prediction_id: str, endpoint: str, row: int, nodes: int, pdb: bool, o
     log = open_log(load_settings().inference_log)
     endpoint, table = find_request(log, prediction_id, endpoint)
     warn_of_unreadable(log)
-    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+    with (
+        opened_store() as store
+    ):  # The endpoint names the masked columns, whose hashes are not values.
         traffic = open_traffic(endpoint, store.endpoint(endpoint))
     result = replay_prediction(traffic, table, row=row, nodes=nodes, debug=pdb)
     show_result(output, asdict(result), _lines(result, row))
@@ -81,7 +101,10 @@ def _explanation_lines(result: "Replay", row: int) -> Iterator[str]:
     values, base = explained.values[0], explained.base_values
     # For two classes, the contributions to the first mirror the contributions to the second.
     output = 1 if len(base) == 2 else int((base + values.sum(axis=0)).argmax())
-    total, mean = base[output] + values[:, output].sum(), f"{base[output]:.4g} over {explained.background_rows} rows"
+    total, mean = (
+        base[output] + values[:, output].sum(),
+        f"{base[output]:.4g} over {explained.background_rows} rows",
+    )
     yield f"row {row}: the output {explained.outputs[output]} is {total:.4g}, and its mean is {mean}"
     table = [("column", "value", "contribution")]
     for index in (-abs(values[:, output])).argsort()[:20]:
@@ -99,20 +122,40 @@ def _node_lines(result: "Replay", row: int) -> Iterator[str]:
     table = [("operator", "output", "type", "first values", "NaN", "infinite")]
     for node in result.nodes:
         first = ", ".join(map(str, node.values))[:60]
-        table.append((node.operator, node.output, node.type, first, str(node.nan), str(node.infinite)))
+        table.append(
+            (node.operator, node.output, node.type, first, str(node.nan), str(node.infinite)),
+        )
     yield from align_columns(table)
     yield f"{result.left_out:,} nodes are left out (--nodes)"
 
 
 @click.command()
 @click.argument("name")
-@option("--against", metavar="URI", required=True, help="Candidate that predicts the rows of the endpoint NAME.")
+@option(
+    "--against",
+    metavar="URI",
+    required=True,
+    help="Candidate that predicts the rows of the endpoint NAME.",
+)
 @since_option
 @until_option
-@option("--max-rows", type=click.IntRange(min=1), default=100_000, metavar="ROWS", help="Maximum number of rows.")
+@option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=100_000,
+    metavar="ROWS",
+    help="Maximum number of rows.",
+)
 @metric_option
 @output_option
-def backtest(name: str, against: str, output: str, since: str | None, until: str | None, **options: Any) -> None:
+def backtest(
+    name: str,
+    against: str,
+    output: str,
+    since: str | None,
+    until: str | None,
+    **options: Any,
+) -> None:
     """Compare a candidate with the captured answers.
 
     Predict the captured rows of the endpoint NAME with the candidate, and compare its predictions with the captured
@@ -129,7 +172,9 @@ def backtest(name: str, against: str, output: str, since: str | None, until: str
 
     with usage_errors():
         times = parse_time_range(since, until, datetime.now(UTC))
-    with opened_store() as store:  # The endpoint names the masked columns, whose hashes are not values.
+    with (
+        opened_store() as store
+    ):  # The endpoint names the masked columns, whose hashes are not values.
         traffic = open_traffic(name, store.endpoint(name))
     with downloaded_version(resolve(against)) as folder:
         report = compare_answers(traffic, times, load_version(folder), against, **options)

@@ -31,7 +31,9 @@ _PLACE_SECONDS = 3.0
 
 
 _wait_option = option(
-    "--wait", is_flag=True, help="Show progress until the rollout ends. Without a controller, run it here."
+    "--wait",
+    is_flag=True,
+    help="Show progress until the rollout ends. Without a controller, run it here.",
 )
 
 
@@ -61,9 +63,17 @@ def rollout() -> None:
     help="New version: models:/flight-delay/7, or only 7 for the served model.",
 )
 @option(
-    "--steps", default="1,10,50,100", metavar="PERCENT,…", help="Traffic share of the new version per step, in percent."
+    "--steps",
+    default="1,10,50,100",
+    metavar="PERCENT,…",
+    help="Traffic share of the new version per step, in percent.",
 )
-@option("--every", default="5m", metavar="DURATION", help="Minimum duration of a step: 30s, 5m, 1h.")
+@option(
+    "--every",
+    default="5m",
+    metavar="DURATION",
+    help="Minimum duration of a step: 30s, 5m, 1h.",
+)
 @option(
     "--abort-on",
     default="error_rate>1%,p99>2x",
@@ -116,7 +126,11 @@ def start(name: str, to: str, why: str, wait: bool, **plan: Any) -> None:
 @click.argument("name")
 def status(name: str) -> None:
     """Show the last rollout of the endpoint NAME."""
-    from mlflow_deploy_plugin.promote.rollouts.commands import describe_rollout, last_rollout, stall_reason
+    from mlflow_deploy_plugin.promote.rollouts.commands import (
+        describe_rollout,
+        last_rollout,
+        stall_reason,
+    )
 
     with _opened(name) as deployments:
         last = last_rollout(deployments.store, name)
@@ -176,7 +190,10 @@ def wait(name: str) -> None:
 def _opened(name: str, quiet: bool = True) -> Iterator["Deployments"]:
     """Open the deployments. Raise NotFound if there is neither an endpoint nor a rollout of this name."""
     with opened_deployments(quiet=quiet) as deployments:
-        if not deployments.store.rollouts(name, limit=1):  # The rollouts of a deleted endpoint are kept.
+        if not deployments.store.rollouts(
+            name,
+            limit=1,
+        ):  # The rollouts of a deleted endpoint are kept.
             deployments.store.require_endpoint(name)
         yield deployments
 
@@ -196,14 +213,21 @@ def _lease(deployments: "Deployments", name: str) -> str:
 
 def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     """Show the progress of the last rollout until its end, or without `wait`, whether a controller runs it."""
-    from mlflow_deploy_plugin.promote.rollouts.commands import controller_status, last_rollout, stall_reason
+    from mlflow_deploy_plugin.promote.rollouts.commands import (
+        controller_status,
+        last_rollout,
+        stall_reason,
+    )
 
     if wait:
         _wait_for_rollout(deployments, last_rollout(deployments.store, name))
         return
     stalled = stall_reason(deployments, name)
     look = f"onnxserve rollout status {name}"
-    click.echo(stalled or controller_status(deployments.store, _lease(deployments, name), look), err=True)
+    click.echo(
+        stalled or controller_status(deployments.store, _lease(deployments, name), look),
+        err=True,
+    )
 
 
 @click.command()
@@ -214,7 +238,12 @@ def _show_progress(deployments: "Deployments", name: str, wait: bool) -> None:
     show_default="the version served before",
     help="Version to go back to, or a model URI if the endpoint does not follow a stage or alias.",
 )
-@option("--why", default="", metavar="REASON", help="Reason for the audit trail and a tag of the version in MLflow.")
+@option(
+    "--why",
+    default="",
+    metavar="REASON",
+    help="Reason for the audit trail and a tag of the version in MLflow.",
+)
 def rollback(name: str, to: str | None, why: str) -> None:
     """Go back to the version that was served before.
 
@@ -229,7 +258,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     with opened_deployments() as deployments:
         done = go_back(deployments, name, why=why, to=to)
     click.echo(
-        f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}"
+        f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}",
     )
 
 
@@ -239,7 +268,9 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, last_printed, printed_at = begun, ("", -1, ""), 0.0
-    with working(run) if begun.is_live else nullcontext():  # An ended rollout does not need a controller.
+    with (
+        working(run) if begun.is_live else nullcontext()
+    ):  # An ended rollout does not need a controller.
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun

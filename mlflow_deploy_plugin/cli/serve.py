@@ -12,9 +12,19 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings, read_text
-from mlflow_deploy_plugin.core.spec.document import apply_config, dump_spec, load_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import (
+    apply_config,
+    dump_spec,
+    load_specs,
+    new_endpoint,
+)
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import (
+    SPEC,
+    claim_free_state_dir,
+    claim_state_dir,
+    write_atomically,
+)
 from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import require_device
 from mlflow_deploy_plugin.serve.supervisor import supervise
@@ -39,10 +49,28 @@ MOUNTED_SPEC = Path(SPEC_FOLDER, SPEC_FILE)
 )
 @option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
 @option(
-    "-p", "--port", type=int, metavar="PORT", show_default="the first free port from 8080", help="Port to listen on."
+    "-p",
+    "--port",
+    type=int,
+    metavar="PORT",
+    show_default="the first free port from 8080",
+    help="Port to listen on.",
 )
-@option("--metrics-port", type=int, metavar="PORT", show_default="none", help="Port for /metrics without a key.")
-@option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
+@option(
+    "--metrics-port",
+    type=int,
+    metavar="PORT",
+    show_default="none",
+    help="Port for /metrics without a key.",
+)
+@option(
+    "-w",
+    "--workers",
+    type=int,
+    metavar="COUNT",
+    show_default="1",
+    help="Number of worker processes.",
+)
 @option("--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint.")
 @option(
     "--device",
@@ -82,24 +110,37 @@ def serve(
       onnxserve serve -m models:/flight-delay@champion -p 8123
       onnxserve serve --spec endpoints.yaml
     """
-    changes = key_values(config) | {f"server.{field}": value for field, value in server.items() if value is not None}
+    changes = key_values(config) | {
+        f"server.{field}": value for field, value in server.items() if value is not None
+    }
     cloud, settings = read_cloud(), load_settings()
-    match model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None), spec_file:
+    match (
+        model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None),
+        spec_file,
+    ):
         case str(uri), None:
             first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
             if name is not None:
-                raise click.UsageError("--name requires -m; a spec contains the names of its endpoints")
+                raise click.UsageError(
+                    "--name requires -m; a spec contains the names of its endpoints",
+                )
             first, *others = load_specs(read_text(file, "the spec"), _is_stored(file, state_dir))
         case _:
             raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
     # A cloud platform specifies the port and sends requests from outside the container.
     is_in_cloud = cloud.port is not None
     defaults = {
-        "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
+        "host": "0.0.0.0"
+        if is_in_cloud and "host" not in settings.model_fields_set
+        else settings.host,
         "port": cloud.port or settings.port,
-        "device": None if first.server.providers or "server.providers" in changes else settings.device or None,
-        "insecure": settings.insecure or is_in_cloud or None,  # A cloud platform authenticates the callers.
+        "device": None
+        if first.server.providers or "server.providers" in changes
+        else settings.device or None,
+        "insecure": settings.insecure
+        or is_in_cloud
+        or None,  # A cloud platform authenticates the callers.
     }
     for name_of_field, default in defaults.items():
         if default is not None and name_of_field not in first.server.model_fields_set:
@@ -109,12 +150,29 @@ def serve(
     absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
     port = first.server.port
-    own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
-    with claim_free_state_dir(own_folder) if state_dir is None else claim_state_dir(absolute_path(state_dir)) as folder:
+    own_folder = (
+        settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
+    )
+    with (
+        claim_free_state_dir(own_folder)
+        if state_dir is None
+        else claim_state_dir(absolute_path(state_dir)) as folder
+    ):
         _write_specs(folder, [first, *others])
-        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # The agent watches SPEC.
-        watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
-        supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
+        is_watched = (
+            spec_file is not None and spec_file.absolute() != folder / SPEC
+        )  # The agent watches SPEC.
+        watched = (
+            _WatchedSpec(spec_file, folder, first.server, changes)
+            if spec_file and is_watched
+            else None
+        )
+        supervise(
+            folder,
+            not no_follow,
+            click.echo,
+            watched.refresh if watched is not None else None,
+        )
 
 
 def _is_stored(file: Path, state_dir: Path | None) -> bool:
@@ -129,7 +187,13 @@ class _WatchedSpec:
     The content of the file is compared, because a mounted ConfigMap is changed through a symbolic link in its path.
     """
 
-    def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        server: ServerSpec,
+        changes: Mapping[str, object],
+    ) -> None:
         self._path, self._folder, self._server, self._changes = path, folder, server, changes
         self._text, self._error = read_text(path, "the spec"), ""
 
@@ -140,7 +204,10 @@ class _WatchedSpec:
                 first, *others = load_specs(text, _is_stored(self._path, self._folder))
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
-                    _log.warning("%s: the change of `server` takes effect at the next start", self._path)
+                    _log.warning(
+                        "%s: the change of `server` takes effect at the next start",
+                        self._path,
+                    )
                     first = first.model_copy(update={"server": self._server})
                 _write_specs(self._folder, [first, *others])
             self._text, self._error = text, ""

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    option,
+    output_option,
+    show_progress,
+    show_result,
+)
 from mlflow_deploy_plugin.core.tabular.files import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
@@ -16,7 +22,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@option("--register", metavar="NAME", show_default="the name of MODEL", help="Registered model of the new version.")
+@option(
+    "--register",
+    metavar="NAME",
+    show_default="the name of MODEL",
+    help="Registered model of the new version.",
+)
 @option(
     "--data",
     type=click.Path(path_type=Path),
@@ -24,7 +35,13 @@ if TYPE_CHECKING:
     show_default="the input example, otherwise rows generated from the signature",
     help="Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are ignored.",
 )
-@option("-t", "--content-type", type=click.Choice(FILE_FORMATS), show_default="from its name", help="Format of FILE.")
+@option(
+    "-t",
+    "--content-type",
+    type=click.Choice(FILE_FORMATS),
+    show_default="from its name",
+    help="Format of FILE.",
+)
 @option(
     "--predict-fn",
     "pyfunc_predict_fn",
@@ -38,10 +55,20 @@ if TYPE_CHECKING:
     default="require",
     help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
-@option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
+@option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Load a joblib or pickle file, which can run any code.",
+)
 @option("--dry-run", is_flag=True, help="Convert and check the model, but do not register it.")
 @output_option
-def wrap(model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
+def wrap(
+    model: str,
+    data: Path | None,
+    content_type: FileFormat | None,
+    output: str,
+    **options: Any,
+) -> None:
     """Convert a model to checked ONNX as a new registered version.
 
     MODEL is a registered version of any MLflow flavor. With --register, it may also be the model of a run, the folder
@@ -65,7 +92,10 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
 
 def _as_json(made: "WrappedVersion") -> dict[str, object]:
     def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
-        return [{"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)} for tensor in entries]
+        return [
+            {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+            for tensor in entries
+        ]
 
     return {
         "source": made.source,
@@ -84,14 +114,22 @@ def _as_json(made: "WrappedVersion") -> dict[str, object]:
 
 def _lines(made: "WrappedVersion") -> Iterator[str]:
     state = (
-        made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
+        made.report.state
+        if made.report.state == "no-original"
+        else f"{made.report.state} on {made.report.rows:,} rows"
     )
-    target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
+    target = (
+        f"{made.name} version {made.version}"
+        if made.version
+        else f"the next version of {made.name} would be"
+    )
     form = "the pyfunc" if made.model.endswith(" in PMML") else "the ONNX form"
     yield f"{target}{':' if made.version else ''} {form} of {made.source} ({made.model}), {state}"
     rows = []
     for tensor in made.inputs:
-        columns = f"{len(tensor.columns)} columns" if len(tensor.columns) > 1 else "".join(tensor.columns)
+        columns = (
+            f"{len(tensor.columns)} columns" if len(tensor.columns) > 1 else "".join(tensor.columns)
+        )
         rows.append(("input", tensor.name, tensor.dtype, str(list(tensor.shape)), columns))
     proofs = {entry.name: entry for entry in made.report.outputs}
     for output in made.outputs:

@@ -64,9 +64,16 @@ class OnnxserveError(Exception):
     http_status: ClassVar[int] = 500
     error_code: ClassVar[str] = "INTERNAL_ERROR"
 
-    def __init_subclass__(cls, http_status: int | None = None, error_code: str | None = None) -> None:
+    def __init_subclass__(
+        cls,
+        http_status: int | None = None,
+        error_code: str | None = None,
+    ) -> None:
         super().__init_subclass__()
-        cls.http_status, cls.error_code = http_status or cls.http_status, error_code or cls.error_code
+        cls.http_status, cls.error_code = (
+            http_status or cls.http_status,
+            error_code or cls.error_code,
+        )
 
     def __init__(self, message: str, retry_after: int | None = None, *, column: str = "") -> None:
         super().__init__(message)

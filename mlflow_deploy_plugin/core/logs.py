@@ -24,7 +24,9 @@ _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is this process's role in log lines."""
-    journal = os.environ.get("JOURNAL_STREAM")  # Any child process inherits this variable: systemd.exec(5)
+    journal = os.environ.get(
+        "JOURNAL_STREAM",
+    )  # Any child process inherits this variable: systemd.exec(5)
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
@@ -41,7 +43,9 @@ def configure_logging(settings: Settings, process: str) -> None:
     handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # The caller logs an outage once; urllib3 logs every retry.
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR,
+    )  # The caller logs an outage once; urllib3 logs every retry.
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
@@ -50,7 +54,13 @@ def configure_logging(settings: Settings, process: str) -> None:
 class _JournalHandler(logging.StreamHandler[TextIO]):
     """A handler that begins each line with its priority, which journald removes again (sd-daemon(3))."""
 
-    _PRIORITIES: ClassVar[dict[str, int]] = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+    _PRIORITIES: ClassVar[dict[str, int]] = {
+        "CRITICAL": 2,
+        "ERROR": 3,
+        "WARNING": 4,
+        "INFO": 6,
+        "DEBUG": 7,
+    }
 
     def format(self, record: logging.LogRecord) -> str:
         priority = f"<{self._PRIORITIES.get(record.levelname, 6)}>"

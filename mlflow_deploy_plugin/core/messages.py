@@ -25,7 +25,11 @@ def one_line(text: object, most: int | None = None) -> str:
 
 def without_row_number(message: str) -> str:
     """Remove the row number from a message about a single row, because the row has another number in its file."""
-    return message.replace(", row 0", "", 1).replace(" in row 0", "", 1).replace("row 0 ", "the row ", 1)
+    return (
+        message.replace(", row 0", "", 1)
+        .replace(" in row 0", "", 1)
+        .replace("row 0 ", "the row ", 1)
+    )
 
 
 def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:
@@ -74,7 +78,11 @@ def join_names(names: Iterable[str], name: str = "") -> str:
     if len(known) <= _MOST_LISTED:
         return ", ".join(known)
     first = closest_match(name, known) if name else None
-    listed = known[:_MOST_LISTED] if first is None else list(dict.fromkeys([first, *known]))[:_MOST_LISTED]
+    listed = (
+        known[:_MOST_LISTED]
+        if first is None
+        else list(dict.fromkeys([first, *known]))[:_MOST_LISTED]
+    )
     return f"{', '.join(listed)} and {len(known) - len(listed)} more"
 
 

@@ -25,7 +25,16 @@ _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 """The errors that a reader raises if a value is not the expected mapping, list or string."""
 FLAVOR = "onnxserve"
-_MAPPINGS = ("categories", "digests", "optimization", "parity", "provenance", "reference", "refused", "tokenizer")
+_MAPPINGS = (
+    "categories",
+    "digests",
+    "optimization",
+    "parity",
+    "provenance",
+    "reference",
+    "refused",
+    "tokenizer",
+)
 _PLAIN_LISTS = ("classes", "prediction")
 _LISTS = ("inputs", "outputs", *_PLAIN_LISTS)
 """The entries of the section `flavors.onnxserve` that are mappings, lists of plain values, and lists of any kind."""
@@ -57,13 +66,20 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
         document = _checked_document(document)
         identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
     except FileNotFoundError:
-        raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # Nested aliases raise a RecursionError.
+        raise InvalidArtifact(
+            f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model",
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # Nested aliases raise a RecursionError.
         raise InvalidArtifact(f"the MLmodel file cannot be read: {one_line(error)}") from None
     for name, value in identifiers.items():
         if not _IDENTIFIER.fullmatch(value):
             raise InvalidArtifact(
-                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected"
+                f"the MLmodel file has {name} {value[:80]!r}: at most 256 visible ASCII characters are expected",
             )
     return document
 
@@ -74,7 +90,10 @@ def _checked_document(document: Mapping[str, Any]) -> Mapping[str, Any]:
     flavors = document.get("flavors", {})
     flavors = _checked_mappings(flavors, "flavors.", tuple(flavors))
     sections: dict[str, Mapping[str, Any]]
-    sections = {name: _checked_mappings(section, f"flavors.{name}.", ()) for name, section in flavors.items()}
+    sections = {
+        name: _checked_mappings(section, f"flavors.{name}.", ())
+        for name, section in flavors.items()
+    }
     if FLAVOR in sections:
         sections[FLAVOR] = _checked_own_section(sections[FLAVOR], f"flavors.{FLAVOR}.")
     return {**document, "flavors": sections} if "flavors" in document else document
@@ -98,7 +117,11 @@ def _checked_own_section(section: Mapping[str, Any], where: str) -> Mapping[str,
     return own
 
 
-def _checked_mappings(parent: Mapping[str, Any], where: str, names: Sequence[str]) -> dict[str, Any]:
+def _checked_mappings(
+    parent: Mapping[str, Any],
+    where: str,
+    names: Sequence[str],
+) -> dict[str, Any]:
     """Return a mapping without null entries, in which the entries `names` are mappings."""
     present = {name: value for name, value in parent.items() if value is not None}
     for name in present.keys() & set(names):
@@ -106,10 +129,15 @@ def _checked_mappings(parent: Mapping[str, Any], where: str, names: Sequence[str
     return present
 
 
-def _check_type(value: object, expected: type | tuple[type, ...], description: str, where: str) -> None:
+def _check_type(
+    value: object,
+    expected: type | tuple[type, ...],
+    description: str,
+    where: str,
+) -> None:
     if not isinstance(value, expected):
         raise InvalidArtifact(
-            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; {description} is expected"
+            f"the MLmodel file cannot be understood: {where} is {one_line(repr(value), 80)}; {description} is expected",
         )
 
 

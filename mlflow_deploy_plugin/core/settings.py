@@ -31,8 +31,12 @@ def active_workspace() -> str:
     Raises:
         InvalidConfig: the name is not a valid workspace name.
     """
-    context = sys.modules.get("mlflow.utils.workspace_context")  # Not imported, because importing MLflow takes 1 s.
-    return workspace_of({_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ)
+    context = sys.modules.get(
+        "mlflow.utils.workspace_context",
+    )  # Not imported, because importing MLflow takes 1 s.
+    return workspace_of(
+        {_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ,
+    )
 
 
 def workspace_of(environment: Mapping[str, str]) -> str:
@@ -160,10 +164,13 @@ class Settings(BaseModel):
         if self._workspace and self.store_uri and _OF_WORKSPACE not in self.store_uri:
             raise InvalidConfig(
                 f"ONNXSERVE_STORE_URI is one store for all MLflow workspaces, and {self._workspace} needs its own: put "
-                f"{_OF_WORKSPACE} in the URI, such as postgresql+psycopg://user@host/{_OF_WORKSPACE}"
+                f"{_OF_WORKSPACE} in the URI, such as postgresql+psycopg://user@host/{_OF_WORKSPACE}",
             )
         file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
-        return self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE) or f"sqlite:///{file}"
+        return (
+            self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE)
+            or f"sqlite:///{file}"
+        )
 
     @property
     def inference_log(self) -> str:
@@ -174,7 +181,9 @@ class Settings(BaseModel):
         """A URI, or an absolute path, because servers do not run in the folder of the command that starts them."""
         if ":" in self.log_uri:
             return self.log_uri
-        return str(absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log")
+        return str(
+            absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log",
+        )
 
     @property
     def artifact_paths(self) -> frozenset[Path]:
@@ -207,10 +216,14 @@ def absolute_path(path: Path | str) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except FileNotFoundError:
-        raise InvalidConfig(f"{path}: the current folder was deleted; run the command in another folder") from None
+        raise InvalidConfig(
+            f"{path}: the current folder was deleted; run the command in another folder",
+        ) from None
     except RuntimeError:
         home = Path(path).parts[0]
-        raise InvalidConfig(f"{path}: {home} has no known home folder: set HOME, or use an absolute path") from None
+        raise InvalidConfig(
+            f"{path}: {home} has no known home folder: set HOME, or use an absolute path",
+        ) from None
 
 
 def load_settings() -> Settings:
@@ -220,7 +233,11 @@ def load_settings() -> Settings:
         InvalidConfig: a value is not valid; the message names the variable.
     """
     try:
-        variables = {name.removeprefix(_PREFIX): text for name, text in os.environ.items() if name.startswith(_PREFIX)}
+        variables = {
+            name.removeprefix(_PREFIX): text
+            for name, text in os.environ.items()
+            if name.startswith(_PREFIX)
+        }
         return Settings.model_validate({name.lower(): text for name, text in variables.items()})
     except ValidationError as error:
         first = error.errors()[0]

@@ -4,7 +4,11 @@ from typing import Any
 
 import yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml.
+_LOADER = getattr(
+    yaml,
+    "CSafeLoader",
+    yaml.SafeLoader,
+)  # PyYAML may have been built without libyaml.
 _MAX_DEPTH = 100
 _MAX_ALIASED = 1_000_000
 """The maximum number of characters and values that the aliases of a document may expand to."""
@@ -49,4 +53,6 @@ def check_yaml(text: str) -> None:
         if len(open_anchors) > _MAX_DEPTH:
             raise yaml.YAMLError(f"the text is nested more than {_MAX_DEPTH} levels deep")
         if aliased > _MAX_ALIASED:
-            raise yaml.YAMLError(f"its aliases (*name) expand to more than {_MAX_ALIASED:,} characters")
+            raise yaml.YAMLError(
+                f"its aliases (*name) expand to more than {_MAX_ALIASED:,} characters",
+            )

@@ -14,12 +14,22 @@ from mlflow_deploy_plugin.serve.cloud import read_cloud
 from mlflow_deploy_plugin.serve.device import claim_device_id
 from mlflow_deploy_plugin.serve.inference.auth import Authenticator
 from mlflow_deploy_plugin.serve.inference.dataplane import DataPlane
-from mlflow_deploy_plugin.serve.inference.limits import RedisRates, RequestLimits, max_batch_rows, open_rate_limiter
+from mlflow_deploy_plugin.serve.inference.limits import (
+    RedisRates,
+    RequestLimits,
+    max_batch_rows,
+    open_rate_limiter,
+)
 from mlflow_deploy_plugin.serve.inference.response_cache import open_cache
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
 from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
-from mlflow_deploy_plugin.serve.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
+from mlflow_deploy_plugin.serve.models.loading import (
+    MemoryLimit,
+    WarmVersion,
+    load_warm,
+    worker_limit,
+)
 from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
@@ -55,7 +65,9 @@ def open_server(state_dir: Path) -> Server:
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     metrics = Metrics(state_dir / METRICS)
-    capture, of_shadows = (CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2))
+    capture, of_shadows = (
+        CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2)
+    )
     shadows = Shadows(of_shadows, metrics)
     rows, policy = max_batch_rows(spec), None  # Batching does not help tiny models on a CPU.
     if rows > 1:
@@ -84,7 +96,10 @@ def open_server(state_dir: Path) -> Server:
                 timeout_seconds=float(spec.request_timeout_seconds),
                 concurrency=spec.threads,
             )
-        most_values, batch_rows = max(spec.max_body_bytes, _LEAST_VALUES), max(rows, *spec.preferred_batch_size, 1)
+        most_values, batch_rows = (
+            max(spec.max_body_bytes, _LEAST_VALUES),
+            max(rows, *spec.preferred_batch_size, 1),
+        )
         warm.predictor.limit_values(most_values, batch_rows)
         if isinstance(warm.predictor, OnnxModel):
             warm.predictor.max_text_characters = spec.max_text_characters
@@ -95,12 +110,26 @@ def open_server(state_dir: Path) -> Server:
     recent = RecentRequests(metrics.folder, metrics.number)
     repository.add_listener(recent.follow)
     settings, count = load_settings(), metrics.count_redis_failure
-    cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
-    has_rates = spec.rate_limit is not None or spec.takes_keys  # Any API key may have its own limit.
+    cache = open_cache(
+        spec.response_cache_bytes,
+        spec.response_cache_seconds,
+        settings.redis_url,
+        count,
+    )
+    has_rates = (
+        spec.rate_limit is not None or spec.takes_keys
+    )  # Any API key may have its own limit.
     redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(
-        dataplane=DataPlane(repository, capture, metrics, shadows, cache, spec.default_timeout_microseconds),
+        dataplane=DataPlane(
+            repository,
+            capture,
+            metrics,
+            shadows,
+            cache,
+            spec.default_timeout_microseconds,
+        ),
         repository=repository,
         metrics=metrics,
         capture=capture,

@@ -26,9 +26,15 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
         for file in filter(None, (certfile, keyfile, ca_certs)):
             Path(file).read_bytes()  # The OSError has the file name, which OpenSSL's error omits.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
-        context.load_cert_chain(certfile, keyfile, password="")  # Without a password, OpenSSL would prompt for it.
+        context.load_cert_chain(
+            certfile,
+            keyfile,
+            password="",
+        )  # Without a password, OpenSSL would prompt for it.
     except ssl.SSLError as error:
-        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty if no PEM, or a wrong password
+        openssl_reason = (
+            (error.reason or "").replace("_", " ").lower()
+        )  # empty if no PEM, or a wrong password
         reason = openssl_reason or "a certificate and a key without a password in PEM are expected"
         authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
         files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"
@@ -59,7 +65,10 @@ def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[],
                 made = make(*files)
                 _log.info("the TLS files were replaced: new connections use %s", files[0])
             except InvalidConfig as error:
-                _log.error("the new TLS files cannot be used, and the previous files remain in use: %s", error.message)
+                _log.error(
+                    "the new TLS files cannot be used, and the previous files remain in use: %s",
+                    error.message,
+                )
         return made
 
     return look
@@ -69,7 +78,11 @@ def open_following_tls(config: "Config") -> ssl.SSLContext:
     """Return a TLS context for the listeners of gunicorn's configuration; a new connection uses the current files."""
     look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
-    def switch(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    def switch(
+        connection: ssl.SSLSocket | ssl.SSLObject,
+        name: str | None,
+        context: ssl.SSLContext,
+    ) -> None:
         connection.context = look()
 
     listening = look()

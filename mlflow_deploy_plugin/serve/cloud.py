@@ -54,7 +54,8 @@ class Cloud:
 
 
 def read_cloud(
-    environment: Mapping[str, str] = os.environ, folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL)
+    environment: Mapping[str, str] = os.environ,
+    folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL),
 ) -> Cloud:
     """Return the settings that the platform specifies. Raises InvalidConfig if a port or a route is malformed."""
     sagemaker, kserve = folders
@@ -70,14 +71,20 @@ def read_cloud(
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
-        if not (folder / _MLMODEL).exists():  # Azure copies the registered folder into the specified folder.
+        if not (
+            folder / _MLMODEL
+        ).exists():  # Azure copies the registered folder into the specified folder.
             inner = list(folder.glob(f"*/{_MLMODEL}"))
             folder = inner[0].parent if len(inner) == 1 else Path(local_model or folder)
         return Cloud(_AZURE_PORT, str(folder))
     if "K_SERVICE" in environment:
         return Cloud(_port(environment, "PORT"), local_model)
     if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
-        named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
+        named = (
+            "SAGEMAKER_BIND_TO_PORT"
+            if "SAGEMAKER_BIND_TO_PORT" in environment
+            else "ONNXSERVE_PORT"
+        )
         return Cloud(_port(environment, named), local_model or str(sagemaker))
     return Cloud()
 
@@ -104,7 +111,11 @@ def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bo
     target = urlsplit(url)
     server = http.client.HTTPConnection(target.netloc, timeout=4)
     if target.scheme == "https":  # Any certificate is trusted, because the server is local.
-        server = http.client.HTTPSConnection(target.netloc, timeout=4, context=ssl._create_unverified_context())
+        server = http.client.HTTPSConnection(
+            target.netloc,
+            timeout=4,
+            context=ssl._create_unverified_context(),
+        )
     try:
         server.request("GET", "/ping")
         return server.getresponse().status == 200

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.serve.runtime.session import (
 # The ONNX graph y = x + x, float32 of shape (1).
 _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
-    "080142040a00100d"
+    "080142040a00100d",
 )
 _TIMEOUT_SECONDS = 120.0  # TensorRT first compiles even the graph of one addition.
 
@@ -36,14 +36,21 @@ def require_device(server: ServerSpec) -> None:
         try:
             worker.call(_compute_on, server, seconds=_TIMEOUT_SECONDS)
         except DeadlineExceeded:
-            raise DeviceUnavailable(f"{placement} did not compute one addition in {_TIMEOUT_SECONDS:g} s") from None
+            raise DeviceUnavailable(
+                f"{placement} did not compute one addition in {_TIMEOUT_SECONDS:g} s",
+            ) from None
         except ProcessCrashed as error:
             raise DeviceUnavailable(f"{placement} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
             log = output.read()
-            reason = re.search(rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+", log)
-            raise DeviceUnavailable(error.message + (f" ({reason[0].decode()})" if reason else "")) from None
+            reason = re.search(
+                rb"(?<=with error: )\S+: cannot open shared object file|(?<=\[OpenVINO\] )[^\n]+",
+                log,
+            )
+            raise DeviceUnavailable(
+                error.message + (f" ({reason[0].decode()})" if reason else ""),
+            ) from None
         finally:
             worker.end()
 
@@ -58,7 +65,11 @@ def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
     slot = 0
     while True:
         for device_id in device_ids:
-            descriptor = os.open(folder / f"{device_id}.{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(
+                folder / f"{device_id}.{slot}",
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                0o600,
+            )
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -78,7 +89,9 @@ def _compute_on(server: ServerSpec) -> None:
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(_ADDITION)
         file.flush()
-        for placement in tests or [replace(base, device_id=device_id) for device_id in server.device_ids or (0,)]:
+        for placement in tests or [
+            replace(base, device_id=device_id) for device_id in server.device_ids or (0,)
+        ]:
             try:
                 open_session(Path(file.name), placement).run(None, {"x": np.ones(1, np.float32)})
             except DeviceUnavailable:
@@ -87,5 +100,5 @@ def _compute_on(server: ServerSpec) -> None:
                 which = f"GPU {placement.device_id}" if server.device_ids else "it"
                 raise DeviceUnavailable(
                     f"{placement} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
-                    "or not usable, its driver is too old, or a CUDA library is missing"
+                    "or not usable, its driver is too old, or a CUDA library is missing",
                 ) from None

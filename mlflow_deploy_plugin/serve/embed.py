@@ -16,7 +16,13 @@ from mlflow_deploy_plugin.core.registry.model_uri import default_endpoint_name
 from mlflow_deploy_plugin.core.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import KEYS, WANTED, temporary_folder, write_state
-from mlflow_deploy_plugin.core.statedir.models import KeyEntry, ValidKeys, Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.core.statedir.models import (
+    KeyEntry,
+    ValidKeys,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+)
 from mlflow_deploy_plugin.serve.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 
 _WAIT_SECONDS = 120.0
@@ -77,7 +83,14 @@ def wsgi_app(
 
 
 @contextmanager
-def local_server(folder: Path, name: str, version: str, host: str, port: str, key: str = "") -> Iterator[str]:
+def local_server(
+    folder: Path,
+    name: str,
+    version: str,
+    host: str,
+    port: str,
+    key: str = "",
+) -> Iterator[str]:
     """Serve the version in an MLmodel folder in a thread during the block, without a registry, and yield the address.
 
     The server has the routes and pages of `onnxserve serve`. It neither captures nor explains requests. `key` is the
@@ -89,19 +102,30 @@ def local_server(folder: Path, name: str, version: str, host: str, port: str, ke
 
     config = {"capture.fraction": 0, "server.explain_max_rows": 0, "server.api_keys": bool(key)}
     spec = new_endpoint(default_endpoint_name(str(folder.with_name(name))), str(folder), config)
-    served = WantedVariant(model_uri=f"models:/{name}/{version}", model=name, version=version, folder=folder)
+    served = WantedVariant(
+        model_uri=f"models:/{name}/{version}",
+        model=name,
+        version=version,
+        folder=folder,
+    )
     endpoint = WantedEndpoint(variants={spec.name: served}, capture=spec.capture)
-    keys = {hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read"))}
+    keys = {
+        hashlib.sha256(key.encode()).hexdigest(): KeyEntry(name="local", scopes=("infer", "read")),
+    }
     try:
         listener = socket.create_server((host, int(port)))
     except (OSError, OverflowError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InvalidConfig(f"{host} port {port} cannot be used: {reason}; choose another host or port") from None
+        raise InvalidConfig(
+            f"{host} port {port} cannot be used: {reason}; choose another host or port",
+        ) from None
     with listener, temporary_folder("onnxserve-local-") as state_dir:
         write_state(state_dir / WANTED, Wanted(generation=1, endpoints={spec.name: endpoint}))
         write_state(state_dir / KEYS, ValidKeys(keys=keys))
         with closing(AsgiApp(EmbeddedModel(spec, state_dir, None, _WAIT_SECONDS))) as app:
-            server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+            server = uvicorn.Server(
+                uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5),
+            )
             thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
             thread.start()
             try:
@@ -119,6 +143,13 @@ def _embedded_model(
     state_dir: Path | str | None,
     wait_seconds: float,
 ) -> EmbeddedModel:
-    spec = apply_config(new_endpoint(name or default_endpoint_name(model_uri), model_uri), dict(config or {}))
-    folder = load_settings().home_path / "embedded" / spec.name if state_dir is None else absolute_path(state_dir)
+    spec = apply_config(
+        new_endpoint(name or default_endpoint_name(model_uri), model_uri),
+        dict(config or {}),
+    )
+    folder = (
+        load_settings().home_path / "embedded" / spec.name
+        if state_dir is None
+        else absolute_path(state_dir)
+    )
     return EmbeddedModel(spec, folder, follow, wait_seconds)

@@ -16,7 +16,11 @@ from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.core.statedir.files import METRICS, worker_file
-from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics, shared_memory
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    make_metrics_folder,
+    remove_metrics,
+    shared_memory,
+)
 from mlflow_deploy_plugin.serve.http import limits
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
@@ -39,7 +43,12 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 """The worker class in gunicorn's syntax, and the function that creates the worker's application, by kind of worker."""
 
 
-def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
+def gunicorn_command(
+    state_dir: Path,
+    server: ServerSpec,
+    *listeners: int,
+    may_fork: int | None = None,
+) -> list[str]:
     """Return the command that serves the state folder until SIGTERM.
 
     Modules are imported before the fork. Each worker loads ONNX Runtime and its models after the fork, because ONNX
@@ -70,7 +79,9 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         options["--worker-tmp-dir"] = str(memory)  # The heartbeat must not wait for a disk.
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
-    if server.ca_certs:  # Requests without a certificate are rejected later, because health checks have none.
+    if (
+        server.ca_certs
+    ):  # Requests without a certificate are rejected later, because health checks have none.
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
     command = [sys.executable, "-m", "gunicorn", "--no-sendfile"]
     for listener in listeners:
@@ -83,7 +94,12 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         command += ["--env", f"OMP_NUM_THREADS={threads}"]
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
-    return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
+    return [
+        *command,
+        "--env",
+        f"{STATE_DIR}={state_dir}",
+        f"{_HTTP}.{application}({str(state_dir)!r})",
+    ]
 
 
 def on_starting(arbiter: "Arbiter") -> None:
@@ -96,7 +112,9 @@ def on_starting(arbiter: "Arbiter") -> None:
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
         with open(int(may_fork), "rb") as held:
             held.read()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Raise the soft limit, often 1024 for select(2).
+    soft, hard = resource.getrlimit(
+        resource.RLIMIT_NOFILE,
+    )  # Raise the soft limit, often 1024 for select(2).
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
@@ -125,16 +143,23 @@ def post_worker_init(worker: "Worker") -> None:
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
     repository = server.repository
     while worker.alive:
-        is_applied, is_late = repository.wait_until_applied(_NOTIFY_SECONDS), time.monotonic() >= deadline
+        is_applied, is_late = (
+            repository.wait_until_applied(_NOTIFY_SECONDS),
+            time.monotonic() >= deadline,
+        )
         can_answer = repository.is_complete or (is_late and not repository.not_ready_reason())
         if (is_applied and can_answer) if is_shared else (is_applied or is_late):
             break
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # A higher age means a replaced worker.
+    server.metrics.count_worker_restarts(
+        int(worker.age > worker.cfg.workers),
+    )  # A higher age means a replaced worker.
     if server.spec.grpc_port is not None:
-        from mlflow_deploy_plugin.serve.grpc.server import GrpcServer  # Imported here, because gRPC is optional.
+        from mlflow_deploy_plugin.serve.grpc.server import (
+            GrpcServer,
+        )  # Imported here, because gRPC is optional.
 
         worker.grpc = GrpcServer(server)
 
@@ -147,6 +172,9 @@ def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
 
 def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
     state_dir = Path(os.environ[STATE_DIR])
-    for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauges_{worker.pid}.db"):
+    for file in (
+        worker_file(state_dir, worker.pid),
+        state_dir / METRICS / f"gauges_{worker.pid}.db",
+    ):
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)

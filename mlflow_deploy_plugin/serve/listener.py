@@ -50,10 +50,14 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
                 break
             except OSError as error:
                 if time.monotonic() >= give_up_at:
-                    raise DeploymentFailed(f"there is no listening socket at {path}: {error.strerror}") from None
+                    raise DeploymentFailed(
+                        f"there is no listening socket at {path}: {error.strerror}",
+                    ) from None
                 time.sleep(_RETRY_SECONDS)
         if not descriptors:
-            raise DeploymentFailed(f"the process that listens at {path} did not send a listening socket")
+            raise DeploymentFailed(
+                f"the process that listens at {path} did not send a listening socket",
+            )
         with socket.socket(fileno=descriptors[0]) as listener:
             yield SharedListener(listener, holder)
 
@@ -70,7 +74,10 @@ def hold(path: Path, port: int) -> None:
     """Listen on `port` of all addresses, and send the socket to servers that connect to `path`, until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     path.unlink(missing_ok=True)
-    with socket.create_server(("", port), backlog=_BACKLOG) as listener, socket.socket(socket.AF_UNIX) as door:
+    with (
+        socket.create_server(("", port), backlog=_BACKLOG) as listener,
+        socket.socket(socket.AF_UNIX) as door,
+    ):
         door.bind(str(path))
         os.chmod(path, 0o600)
         door.listen()

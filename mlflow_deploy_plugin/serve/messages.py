@@ -119,15 +119,17 @@ def event_time(headers: Mapping[str, str]) -> int | None:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise InvalidRequest(
-            f"X-Event-Time is {header[:60]!r}; an RFC 3339 time with an offset is expected, as 2013-07-01T12:30:00Z"
+            f"X-Event-Time is {header[:60]!r}; an RFC 3339 time with an offset is expected, as 2013-07-01T12:30:00Z",
         )
     if moment < _FIRST_EVENT:
-        raise InvalidRequest(f"X-Event-Time is {header[:60]!r}; a time in 1700 or later is expected")
+        raise InvalidRequest(
+            f"X-Event-Time is {header[:60]!r}; a time in 1700 or later is expected",
+        )
     now = datetime.now(UTC)
     if moment - now > _MOST_AHEAD:
         raise InvalidRequest(
             f"X-Event-Time is {header[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
-            "of the event is expected"
+            "of the event is expected",
         )
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
@@ -146,4 +148,6 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-os.register_at_fork(after_in_child=_ready.clear)  # Otherwise parent and child would return the same ids.
+os.register_at_fork(
+    after_in_child=_ready.clear,
+)  # Otherwise parent and child would return the same ids.

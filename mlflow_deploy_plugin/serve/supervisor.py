@@ -20,7 +20,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import (
+    DeploymentFailed,
+    InvalidConfig,
+    NotInstalled,
+    RuntimeMissing,
+)
 from mlflow_deploy_plugin.core.processes.child import (
     Crashes,
     SupervisedChild,
@@ -55,7 +60,10 @@ _ORPHAN_SECONDS = 2.0
 
 
 def supervise(
-    state_dir: Path, follow: bool, announce: Callable[[str], None], refresh: Callable[[], None] | None = None
+    state_dir: Path,
+    follow: bool,
+    announce: Callable[[str], None],
+    refresh: Callable[[], None] | None = None,
 ) -> None:
     """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after a clean end.
 
@@ -72,23 +80,40 @@ def supervise(
     if server.certfile is not None and server.keyfile is not None:
         open_tls(server.certfile, server.keyfile, server.ca_certs)
     files.make_local_key(state_dir)
-    if server.api_keys and load_settings().keys_file is None and importlib.util.find_spec("sqlalchemy") is None:
+    if (
+        server.api_keys
+        and load_settings().keys_file is None
+        and importlib.util.find_spec("sqlalchemy") is None
+    ):
         raise NotInstalled(
             "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of `onnxserve keys export` "
-            "and set ONNXSERVE_KEYS_FILE to its path"
+            "and set ONNXSERVE_KEYS_FILE to its path",
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
         # Open the metrics port before a server without `port` takes the first free port.
         port = server.metrics_port
-        metrics = open_listener(server.host, port, "-C server.metrics_port=…") if port is not None else None
+        metrics = (
+            open_listener(server.host, port, "-C server.metrics_port=…")
+            if port is not None
+            else None
+        )
         # Clients connect to the shared listener; the server's own address is for the readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         adopt_orphans()
         try:
             with awaiting_signals() as wait:
-                supervisor = _Supervisor(state_dir, server, listener, shared, metrics, follow, announce, wait)
+                supervisor = _Supervisor(
+                    state_dir,
+                    server,
+                    listener,
+                    shared,
+                    metrics,
+                    follow,
+                    announce,
+                    wait,
+                )
                 supervisor.run(refresh or (lambda: None))
         finally:
             for opened in filter(None, (listener, metrics)):
@@ -113,14 +138,22 @@ class _Supervisor:
     wait_for_signal: Callable[[float], int | None]
 
     def __post_init__(self) -> None:
-        self._agent_command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(self.state_dir)]
+        self._agent_command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.serve.agent",
+            str(self.state_dir),
+        ]
         self._agent_command += [] if self.follow else ["--no-follow"]
         self._port = int(self.listener.getsockname()[1])
         host = self.server.host if self.shared is None else "127.0.0.1"
         self._url = reachable_url(host, self._port, self.server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
-        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")  # gunicorn would report readiness too early
+        self._notify_socket = os.environ.pop(
+            "NOTIFY_SOCKET",
+            "",
+        )  # gunicorn would report readiness too early
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
@@ -138,18 +171,25 @@ class _Supervisor:
         # Process ids repeat in a container, so an earlier agent's state file could be mistaken for this agent's.
         (self.state_dir / files.AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
-        with self._may_fork, held_back:  # On a failure or a signal, gunicorn is stopped before it may fork.
+        with (
+            self._may_fork,
+            held_back,
+        ):  # On a failure or a signal, gunicorn is stopped before it may fork.
             try:
                 self._agent = self._children.start(self._agent_command)
                 self._start_gunicorn()
-                self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
+                self._wait_until(
+                    lambda: (state := self._agent_state()) is not None and not state.fatal,
+                )
                 held_back.close()
                 self._wait_until(self._answers)
                 self._is_ready = True
                 self._write("serving")
                 self.announce(self._describe())
                 self._notify("READY=1")
-                self._wait_until(refresh)  # Wait for a signal, because `refresh` never returns True.
+                self._wait_until(
+                    refresh,
+                )  # Wait for a signal, because `refresh` never returns True.
             except _Stop:
                 _log.info("stopping: current requests are finished")
             finally:
@@ -160,7 +200,10 @@ class _Supervisor:
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
         """Wait for signals and check the children, until `done` returns True. Raises _Stop and DeploymentFailed."""
         while not done():
-            if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
+            if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (
+                None,
+                signal.SIGCHLD,
+            ):
                 raise _Stop
             self._children.reap()
             self._check_gunicorn()
@@ -190,7 +233,9 @@ class _Supervisor:
         self._gunicorn_deaths.add(gunicorn.started_at)
         deaths = self._gunicorn_deaths.in_a_row
         if deaths >= _MAX_DEATHS:
-            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{files.SEE_LOG}")
+            raise DeploymentFailed(
+                f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row{files.SEE_LOG}",
+            )
         pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
         _log.error("gunicorn %s; it is restarted in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
@@ -200,7 +245,10 @@ class _Supervisor:
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
         """Return True if a worker of the dead gunicorn still runs; kill such workers after a time limit."""
-        return signal_group(dead.pid, signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
+        return signal_group(
+            dead.pid,
+            signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0,
+        )
 
     def _check_agent(self) -> None:
         if self._agent is None:
@@ -228,8 +276,15 @@ class _Supervisor:
     def _check_metrics_process(self) -> None:
         """Start the process of the metrics port, and start it again after it has ended. Scrapes wait meanwhile."""
         process = self._metrics_process
-        if process and process.exit_status is not None and time.monotonic() - process.started_at > _METRICS_SECONDS:
-            _log.error("the process of the metrics port %s and is restarted", exit_reason(process.exit_status))
+        if (
+            process
+            and process.exit_status is not None
+            and time.monotonic() - process.started_at > _METRICS_SECONDS
+        ):
+            _log.error(
+                "the process of the metrics port %s and is restarted",
+                exit_reason(process.exit_status),
+            )
             process = self._metrics_process = None
         if self.metrics is not None and process is None:
             port, gpu = self.metrics.fileno(), ["--gpu"] if self.server.is_on_nvidia else []
@@ -238,7 +293,9 @@ class _Supervisor:
                 self._metrics_process = self._children.start(command, [port])
 
     def _start_gunicorn(self) -> None:
-        descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]
+        descriptors = [
+            each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each
+        ]
         may_fork = self._may_fork.fileno()
         command = gunicorn_command(self.state_dir, self.server, *descriptors, may_fork=may_fork)
         self._gunicorn = self._children.start(command, [*descriptors, may_fork])
@@ -247,7 +304,11 @@ class _Supervisor:
     def _agent_state(self) -> AgentState | None:
         """Return the state that the running (or just exited) agent has written, never an earlier agent's state."""
         state = files.read_state(self.state_dir / files.AGENT, AgentState)
-        return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
+        return (
+            state
+            if state is not None and self._agent is not None and state.pid == self._agent.pid
+            else None
+        )
 
     def _answers(self) -> bool:
         """Return True if the server is healthy and every worker of this gunicorn serves the wanted state."""
@@ -255,7 +316,11 @@ class _Supervisor:
             return False
         wanted = files.read_state(self.state_dir / files.WANTED, Wanted) or Wanted()
         states = files.read_workers(self.state_dir)  # Workers of a killed gunicorn are included.
-        workers = [worker for worker in states if worker.generation == wanted.generation and files.is_alive(worker.pid)]
+        workers = [
+            worker
+            for worker in states
+            if worker.generation == wanted.generation and files.is_alive(worker.pid)
+        ]
         loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
@@ -265,18 +330,28 @@ class _Supervisor:
             self.shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self.server.graceful_timeout_seconds + 5.0)
-            if self._restart_gunicorn_at == math.inf and signal_group(self._gunicorn.pid, signal.SIGTERM):
+            if self._restart_gunicorn_at == math.inf and signal_group(
+                self._gunicorn.pid,
+                signal.SIGTERM,
+            ):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
-            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # Orphans of a killed gunicorn may still write.
+            give_up_at = (
+                self._kill_orphans_at + _ORPHAN_SECONDS
+            )  # Orphans of a killed gunicorn may still write.
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
         for child in (self._agent, self._metrics_process):
             if child is not None:
                 self._end_child(child, _AGENT_END_SECONDS)
-        if (self._agent is None or self._agent.exit_status) and any((self.state_dir / files.SPOOL).glob("*.seg")):
+        if (self._agent is None or self._agent.exit_status) and any(
+            (self.state_dir / files.SPOOL).glob("*.seg"),
+        ):
             # A killed agent has not shipped these rows, and a container's disk may be deleted when this process exits.
-            self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
+            self._wait_or_kill(
+                self._children.start([*self._agent_command, "--ship"]),
+                _AGENT_END_SECONDS,
+            )
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:
         self._children.reap()
@@ -287,7 +362,11 @@ class _Supervisor:
         kill_at = time.monotonic() + seconds
         while child.exit_status is None:
             if time.monotonic() >= kill_at:
-                _log.error("process %d did not exit within %.0f s and is killed", child.pid, seconds)
+                _log.error(
+                    "process %d did not exit within %.0f s and is killed",
+                    child.pid,
+                    seconds,
+                )
                 signal_group(child.pid, signal.SIGKILL)
                 kill_at = math.inf
             self.wait_for_signal(_TICK_SECONDS)
@@ -304,7 +383,10 @@ class _Supervisor:
                 aspects = variant.aspects
                 alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
                 followed = aspects.get("stage") or alias
-                versions.append(f"{variant.model} version {variant.version}" + (f" ({followed})" if followed else ""))
+                versions.append(
+                    f"{variant.model} version {variant.version}"
+                    + (f" ({followed})" if followed else ""),
+                )
             lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
         return "\n".join(lines)
 
@@ -319,7 +401,9 @@ class _Supervisor:
         )
         try:
             files.write_state(self.state_dir / files.SERVER, state)
-        except OSError:  # A full disk must neither stop the server nor turn a clean end into a failure.
+        except (
+            OSError
+        ):  # A full disk must neither stop the server nor turn a clean end into a failure.
             if not self._is_ready and phase != "stopping":
                 raise
         else:
@@ -330,7 +414,10 @@ class _Supervisor:
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
                 is_abstract = self._notify_socket.startswith("@")
-                notified.sendto(state.encode(), f"\0{self._notify_socket[1:]}" if is_abstract else self._notify_socket)
+                notified.sendto(
+                    state.encode(),
+                    f"\0{self._notify_socket[1:]}" if is_abstract else self._notify_socket,
+                )
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
@@ -341,19 +428,28 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
         raise InvalidConfig(
             f"{server.host} is reachable from other machines, and no caller would need a key: set "
             "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or set --insecure "
-            "(-C server.insecure=true) if a proxy authenticates callers"
+            "(-C server.insecure=true) if a proxy authenticates callers",
         )
     announce(f"insecure: everybody who can connect to {server.host} may use this server")
 
 
-def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
+def open_listener(
+    host: str,
+    port: int | None,
+    option: str = "--port (-C server.port=…)",
+) -> socket.socket:
     """Open a listening socket on `port`, or on the first free port from 8080, for gunicorn to inherit.
 
     Raises InvalidConfig with the `option` if the port is in use or not permitted, or the host is not this machine's.
     """
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
         try:
-            addresses = socket.getaddrinfo(host or None, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            addresses = socket.getaddrinfo(
+                host or None,
+                candidate,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_PASSIVE,
+            )
             family, _, _, _, address = addresses[0]
             # Listen at once, because with SO_REUSEADDR two sockets can bind the same port until one of them listens.
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
@@ -362,13 +458,22 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
             if port is None and error.errno == errno.EADDRINUSE:
                 continue
             if error.errno == errno.EADDRINUSE:
-                raise InvalidConfig(f"port {candidate} on {host} is in use; set another port with {option}") from None
+                raise InvalidConfig(
+                    f"port {candidate} on {host} is in use; set another port with {option}",
+                ) from None
             if error.errno == errno.EACCES:
-                raise InvalidConfig(f"this user may not open port {candidate}, but may open ports from 1024") from None
-            is_of_a_name = isinstance(error, socket.gaierror)  # Name resolution has its own error numbers.
+                raise InvalidConfig(
+                    f"this user may not open port {candidate}, but may open ports from 1024",
+                ) from None
+            is_of_a_name = isinstance(
+                error,
+                socket.gaierror,
+            )  # Name resolution has its own error numbers.
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
             raise InvalidConfig(f"cannot listen on {host}:{candidate}: {why}") from None
-    raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port")
+    raise InvalidConfig(
+        f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port",
+    )
 
 
 @contextmanager
@@ -384,7 +489,7 @@ def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
         return
     if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
         raise RuntimeMissing(
-            "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'"
+            "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'",
         )
     taken = open_listener(spec.host, spec.grpc_port, "-C server.grpc_port=…")
     family, address = taken.family, taken.getsockname()

@@ -89,7 +89,10 @@ class ServedEndpoint:
         return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
 
 
-def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
+def make_served_endpoint(
+    variants: Mapping[str, ServedVariant],
+    sticky: StickySpec | None = None,
+) -> ServedEndpoint:
     """Return the endpoint of these variants. Each variant receives a reference to the shadows."""
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
@@ -140,7 +143,9 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
-        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # 53 bits, a float's precision
+        number = (
+            int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11
+        )  # 53 bits, a float's precision
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)

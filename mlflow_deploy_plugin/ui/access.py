@@ -26,10 +26,15 @@ try:
     from wtforms import ValidationError
 except ModuleNotFoundError as error:
     command = "pip install 'mlflow-onnxserve[ui]'"
-    raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
+    raise ModuleNotFoundError(
+        f"the console needs {error.name}: {command}",
+        name=error.name,
+    ) from None
 
 TOKEN_FIELD = "csrf_token"
-_TOKEN_SECONDS = 365 * 24 * 3600  # A page may be open for days, longer than Flask-WTF's default of an hour.
+_TOKEN_SECONDS = (
+    365 * 24 * 3600
+)  # A page may be open for days, longer than Flask-WTF's default of an hour.
 _KEY_BYTES = 32
 _EXTENSION = "onnxserve.login"
 
@@ -87,7 +92,9 @@ def may_act_on(models: Sequence[str]) -> bool:
 
     Only administrators may act on an endpoint without a registered model.
     """
-    return is_administrator() or (bool(models) and all(_permission(model).can_update for model in models))
+    return is_administrator() or (
+        bool(models) and all(_permission(model).can_update for model in models)
+    )
 
 
 def is_administrator() -> bool:
@@ -105,7 +112,9 @@ def seen_workspaces() -> list[str]:
 
     if not MLFLOW_ENABLE_WORKSPACES.get():
         return []
-    names = login().readable_workspaces(workspace.name for workspace in _get_workspace_store().list_workspaces())
+    names = login().readable_workspaces(
+        workspace.name for workspace in _get_workspace_store().list_workspaces()
+    )
     return sorted({*names, get_request_workspace()} - {None})
 
 
@@ -150,7 +159,11 @@ def add_sessions(app: Flask, key_file: Path) -> None:
             key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             app.secret_key = read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
         except OSError as error:
-            _log.warning("%s cannot be used (%s): only this worker accepts forms of its pages", key_file, error)
+            _log.warning(
+                "%s cannot be used (%s): only this worker accepts forms of its pages",
+                key_file,
+                error,
+            )
             app.secret_key = secrets.token_bytes(_KEY_BYTES)
     app.session_interface = _Sessions()
     app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
@@ -174,8 +187,13 @@ def require_own_site() -> None:
     """Raise CallerRefused if a page of another site has sent the request."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     # A form cannot set X-Forwarded-Host, so the hosts in this header, which proxies set, are also ours.
-    hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
-    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # The Origin `null` has an empty host.
+    hosts = {
+        host.strip()
+        for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))
+    }
+    is_ours = origin is None or origin.partition("://")[2] in hosts - {
+        "",
+    }  # The Origin `null` has an empty host.
     if site != "same-origin" if site else not is_ours:
         raise CallerRefused("the request was sent from another site")
 
@@ -184,7 +202,11 @@ def require_own_form(user: str) -> None:
     """Raise CallerRefused if the form was not sent from a page that this user has loaded."""
     require_own_site()
     try:
-        validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
+        validate_csrf(
+            request.form.get(TOKEN_FIELD),
+            time_limit=_TOKEN_SECONDS,
+            token_key=_session_key(user),
+        )
     except ValidationError:
         message = "no action was started, because the page was out of date: repeat the action"
         raise CallerRefused(message) from None

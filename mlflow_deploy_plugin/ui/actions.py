@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.connection import own_process, redact_addresses
@@ -67,7 +72,10 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 
 
 def rollback_target_of(
-    store: Store, observed: ObservedEndpoint, registry: "Registry", metrics: MetricsByServer = MappingProxyType({})
+    store: Store,
+    observed: ObservedEndpoint,
+    registry: "Registry",
+    metrics: MetricsByServer = MappingProxyType({}),
 ) -> PreviousVersion:
     """Return the rollback target of the endpoint. For `registry` and `metrics`, see `rollback_target`.
 
@@ -83,7 +91,12 @@ def rollback_target_of(
     return target
 
 
-def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str, metrics: MetricsByServer) -> None:
+def require_shown_target(
+    store: Store,
+    observed: ObservedEndpoint,
+    offered: str,
+    metrics: MetricsByServer,
+) -> None:
     """Raise InvalidConfig if the rollback target has changed since the page was loaded.
 
     Another user may have rolled back or promoted, and two users who press the button intend only one step back.
@@ -95,15 +108,24 @@ def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str,
         version, now = "", error.message
     if version != offered:
         name = observed.endpoint.name
-        raise InvalidConfig(f"{name} has changed since the page showed a rollback to {offered}: now, {now}")
+        raise InvalidConfig(
+            f"{name} has changed since the page showed a rollback to {offered}: now, {now}",
+        )
 
 
 def promotion_blocker(
-    model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
+    model: str,
+    version: str,
+    place: StageOrAlias,
+    tags: Mapping[str, str],
+    policy: GatePolicy,
+    holders: frozenset[str],
 ) -> str:
     """Return the blocker of a promotion to a stage or alias that the versions `holders` have now."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
-    return transitions.rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
+    return transitions.rolled_back_refusal(model, version, place, tags) or (
+        ALREADY_THERE if is_settled else ""
+    )
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
@@ -141,15 +163,25 @@ def parse_form(form: Mapping[str, str], store: Store) -> tuple[Json, str, list[s
         if not model or not version.isdecimal():
             raise InvalidConfig("a registered model and the number of its version are expected")
         to = "" if action == "gate" else str(transitions.parse_stage_or_alias(form.get("to", "")))
-        models, arguments = [model], {"model": model, "version": version, "to": to, "report": form.get("report", "")}
+        models, arguments = (
+            [model],
+            {"model": model, "version": version, "to": to, "report": form.get("report", "")},
+        )
         move = f"version {version} of {model} to {to}"
-        descriptions = {"gate": f"run the gate for version {version} of {model}", "promote": f"promote {move}"}
+        descriptions = {
+            "gate": f"run the gate for version {version} of {model}",
+            "promote": f"promote {move}",
+        }
         description = descriptions.get(action, f"{action} the promotion of {move}")
     else:
-        raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}")
+        raise InvalidConfig(
+            f"there is no action {action!r}; the actions are {', '.join((*_ACTIONS, *DECISIONS))}",
+        )
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
-        raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed")
+        raise InvalidConfig(
+            f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed",
+        )
     return {"action": action, "why": why, **arguments}, description, models
 
 
@@ -161,11 +193,13 @@ def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
         weight = form.get(f"{_WEIGHT}{name}", "").strip()
         if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
             raise InvalidConfig(
-                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected"
+                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected",
             )
         weights[name] = int(weight)
     if not any(weights.values()):
-        raise InvalidConfig(f"{endpoint.name} needs a variant with traffic: set at least one weight above 0")
+        raise InvalidConfig(
+            f"{endpoint.name} needs a variant with traffic: set at least one weight above 0",
+        )
     return weights
 
 
@@ -202,7 +236,9 @@ def main(path: Path) -> int:
 def _send_cookies() -> None:
     """Send the caller's session cookies to MLflow, if the caller has a session instead of a password or a token."""
     from mlflow.tracking.request_header import registry
-    from mlflow.tracking.request_header.abstract_request_header_provider import RequestHeaderProvider
+    from mlflow.tracking.request_header.abstract_request_header_provider import (
+        RequestHeaderProvider,
+    )
 
     cookies = os.environ.pop(COOKIE_VARIABLE, "")
 
@@ -223,8 +259,13 @@ def _reachable(servers: tuple[str, ...]) -> str:
     remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
     for server in servers:
         try:
-            trusted = get_default_host_creds(server).verify  # Verify certificates like MLflow's client.
-            if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code != 403:
+            trusted = get_default_host_creds(
+                server,
+            ).verify  # Verify certificates like MLflow's client.
+            if (
+                requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code
+                != 403
+            ):
                 return server
         except requests.exceptions.SSLError:
             remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
@@ -232,7 +273,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
             continue
     raise RegistryUnavailable(
         f"this MLflow server cannot send requests to itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
-        f"start it with {remedy}"
+        f"start it with {remedy}",
     )
 
 
@@ -261,7 +302,9 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.promote.gate.promotion import promote
     from mlflow_deploy_plugin.promote.gate.run import run_gate, verdict_of_served
 
-    action, model, version, to, why = (job.arguments[name] for name in ("action", "model", "version", "to", "why"))
+    action, model, version, to, why = (
+        job.arguments[name] for name in ("action", "model", "version", "to", "why")
+    )
     allowed = Permissions(code=False, files=not job.has_account)
     options: Json = {"actor": job.actor, "store": store, "progress": print, "allowed": allowed}
     if action == "gate":
@@ -278,7 +321,9 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
         return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
     before = f" instead of version {moved.before}" if moved.before else ""
-    return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
+    return (
+        f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
+    )
 
 
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {

@@ -84,7 +84,13 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     console = _Console(trail, access.static_prefix())
     console.feed.install(served, f"{access.static_prefix()}{CHANGES}")
     base = f"{access.static_prefix()}{_PATH}"
-    pages = Blueprint("onnxserve", __name__, template_folder="templates", static_folder="static", static_url_path=base)
+    pages = Blueprint(
+        "onnxserve",
+        __name__,
+        template_folder="templates",
+        static_folder="static",
+        static_url_path=base,
+    )
     views = {
         ("", "GET"): console.page,
         ("", "POST"): console.act,
@@ -133,7 +139,10 @@ def extend(app: Flask, adapter: Login, served: "Flask | FastAPI") -> None:
     @pages.errorhandler(OnnxserveError)
     def answer_error(error: OnnxserveError) -> Response:
         if request.path.endswith(_JSON_PATHS):
-            return make_response(jsonify(error_code=error.error_code, message=error.message), error.http_status)
+            return make_response(
+                jsonify(error_code=error.error_code, message=error.message),
+                error.http_status,
+            )
         return make_response(error.message, error.http_status, _TEXT)
 
     @pages.after_request
@@ -158,8 +167,15 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
         if response.status_code != 200:
             return response
         response.direct_passthrough = False
-        page = response.get_data(as_text=True).replace("</head>", f'<script src="{script}" defer></script></head>', 1)
-        return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
+        page = response.get_data(as_text=True).replace(
+            "</head>",
+            f'<script src="{script}" defer></script></head>',
+            1,
+        )
+        return Response(
+            page,
+            headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"},
+        )
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
 
@@ -175,7 +191,13 @@ def _compare_versions_as_numbers() -> None:
     transition = SqlAlchemyStore.transition_model_version_stage
 
     @wraps(transition)
-    def with_number(self: object, name: str, version: str, stage: str, archive_existing_versions: bool) -> object:
+    def with_number(
+        self: object,
+        name: str,
+        version: str,
+        stage: str,
+        archive_existing_versions: bool,
+    ) -> object:
         number = int(version) if str(version).isdecimal() else version
         return transition(self, name, number, stage, archive_existing_versions)
 
@@ -205,15 +227,28 @@ class _Console:
             raise no_endpoint(name)
         deployments = Deployments(store, settings.load_settings(), lambda line: None)
         observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
-        drawings = endpoint_pictures(observed, deployments, pages, _span(), only_traffic=only_traffic)
+        drawings = endpoint_pictures(
+            observed,
+            deployments,
+            pages,
+            _span(),
+            only_traffic=only_traffic,
+        )
         return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
 
     def diff(self) -> Response:
         """Compare the records of the versions ?before= and ?after= of ?model=, without running a model."""
         model, stores = request.args.get("model", ""), guard.OwnStores()
         versions = [request.args.get(side, "") for side in ("before", "after")]
-        diff = compare(*(record_of(model, version, stores, guard.fetch_file) for version in versions))
-        content = {"diff": diff, "model": model, "versions": versions, "pages": self._mlflow_pages()}
+        diff = compare(
+            *(record_of(model, version, stores, guard.fetch_file) for version in versions),
+        )
+        content = {
+            "diff": diff,
+            "model": model,
+            "versions": versions,
+            "pages": self._mlflow_pages(),
+        }
         html = render_template("onnxserve_diff.html", **content, base=self._base, link=self._link)
         return make_response(html, 200)
 
@@ -232,7 +267,9 @@ class _Console:
                 return make_response(redirect(self._here(), 303))
             if not access.may_act_on(models):
                 names = " and ".join(models) or "unregistered models"
-                raise ScopeMissing(f"you may not {description}: this needs the permission to edit {names}")
+                raise ScopeMissing(
+                    f"you may not {description}: this needs the permission to edit {names}",
+                )
             job = Job(
                 description=description,
                 actor=who.actor,
@@ -240,7 +277,10 @@ class _Console:
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(job, access.login().credentials() | settings.workspace_environment())
+            job = self._jobs.start(
+                job,
+                access.login().credentials() | settings.workspace_environment(),
+            )
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
@@ -266,7 +306,11 @@ class _Console:
 
     def approved(self) -> Response:
         """Return the approval of ?version= of ?model= as JSON."""
-        approval = version_approval(self._trail, request.args.get("model", ""), request.args.get("version", ""))
+        approval = version_approval(
+            self._trail,
+            request.args.get("model", ""),
+            request.args.get("version", ""),
+        )
         return jsonify(approval.model_dump(mode="json"))
 
     def changed_files(self) -> Response:
@@ -278,10 +322,16 @@ class _Console:
     def export(self) -> Response:
         """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""
         store = self._trail.store()
-        events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+        events = event_history(
+            store,
+            request.args.get("endpoint") or None,
+            request.args.get("model") or None,
+            None,
+        )
         pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
         pieces = (
-            "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page)) for page in pages
+            "".join(f"{event_as_json(event)}\n" for event in access.visible_events(store, page))
+            for page in pages
         )
         first = next(pieces, "")  # An error before the first piece still sets the HTTP status.
 
@@ -292,7 +342,11 @@ class _Console:
             except OnnxserveError as error:  # The last line marks an incomplete response.
                 yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
 
-        return Response(stream_with_context(content()), 200, content_type="application/x-ndjson; charset=utf-8")
+        return Response(
+            stream_with_context(content()),
+            200,
+            content_type="application/x-ndjson; charset=utf-8",
+        )
 
     def _mlflow_pages(self) -> MlflowPages:
         from mlflow.server import handlers
@@ -300,7 +354,11 @@ class _Console:
         return MlflowPages(handlers._get_tracking_store(), self._prefix)
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
-        who, only, model = access.caller(), request.args.get("endpoint", ""), request.args.get("model", "")
+        who, only, model = (
+            access.caller(),
+            request.args.get("endpoint", ""),
+            request.args.get("model", ""),
+        )
         pages = self._mlflow_pages()
         try:
             content = self._trail.store(), settings.load_settings(), pages, only, model, _span()
@@ -334,13 +392,17 @@ class _Console:
     def _link(self, path: str = "", **query: str) -> str:
         """Return the URL of a console page in this workspace, without empty parameters."""
         parameters = {
-            name: value for name, value in {**query, "workspace": settings.active_workspace()}.items() if value
+            name: value
+            for name, value in {**query, "workspace": settings.active_workspace()}.items()
+            if value
         }
         return f"{self._base}{path}{'?' if parameters else ''}{urlencode(parameters)}"
 
     def _here(self, job: str = "") -> str:
         """Return the URL of the current page, which then shows the job."""
-        kept = {name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")}
+        kept = {
+            name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")
+        }
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
@@ -348,8 +410,13 @@ class _Console:
         if known := settings.load_settings().mlflow_url:
             return (known.rstrip("/"),)
         addresses = []
-        if request.remote_addr:  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
-            host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
+        if (
+            request.remote_addr
+        ):  # The address is empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
+            host, port = (
+                str(request.environ.get("SERVER_NAME")),
+                int(request.environ.get("SERVER_PORT") or 0),
+            )
             addresses.append(reachable_url(host, port))
         if access.is_host_allowed():
             addresses.append(request.host_url.rstrip("/"))

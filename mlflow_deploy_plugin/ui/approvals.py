@@ -39,9 +39,15 @@ def request_rows(store: Store, models: Collection[str] | None = None) -> list[Re
     down. Decisions and promotions read the files.
     """
     requested = {event.model for event in store.events(actions=("request",))}
-    names = [name for name in sorted(requested) if (models is None or name in models) and access.may_read(name)]
+    names = [
+        name
+        for name in sorted(requested)
+        if (models is None or name in models) and access.may_read(name)
+    ]
     entries = [entry for name in names for entry in approvals.promotion_requests(store, name)]
-    return [_row(store, entry) for entry in sorted(entries, key=lambda entry: entry.at, reverse=True)]
+    return [
+        _row(store, entry) for entry in sorted(entries, key=lambda entry: entry.at, reverse=True)
+    ]
 
 
 def _row(store: Store, entry: PromotionRequest) -> RequestRow:
@@ -54,13 +60,17 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
         policy = policy_from_tags(entry.model, registered.tags) or GatePolicy()
         required = policy.required_approvals(entry.model, place)
         who = _person(entry.model)
-        known["no_decline"] = refusal_of(partial(approvals.require_may_decline, required, entry, who))
+        known["no_decline"] = refusal_of(
+            partial(approvals.require_may_decline, required, entry, who),
+        )
         version = guard.registry().get_model_version(entry.model, entry.version)
         now = approvals.subject_of(version, place, entry.subject.files, policy)
         status = approvals.approval_status(required, entry, now, store.now())
         known |= {"approved_by": status.approved_by, "missing": status.missing}
         known["reason"] = "" if status.is_complete else status.reason
-        known["no_approval"] = refusal_of(partial(approvals.require_may_approve, required, entry, now, who))
+        known["no_approval"] = refusal_of(
+            partial(approvals.require_may_approve, required, entry, now, who),
+        )
     except (MlflowException, InvalidConfig) as error:
         reason = one_line(error)
         known = {"no_decline": reason, **known, "reason": reason, "no_approval": reason}
@@ -68,7 +78,9 @@ def _row(store: Store, entry: PromotionRequest) -> RequestRow:
 
 
 def _person(model: str) -> Person:
-    if "onnxserve_groups" not in g:  # A page has several requests, and a login queries its database for the groups.
+    if (
+        "onnxserve_groups" not in g
+    ):  # A page has several requests, and a login queries its database for the groups.
         g.onnxserve_groups = access.login().groups()
     return Person(access.caller().user, g.onnxserve_groups, access.may_act_on([model]))
 
@@ -81,9 +93,13 @@ def parse_decision(store: Store) -> Json:
     access.require_own_site()
     form = request.get_json(silent=True)
     if not isinstance(form, dict) or not all(isinstance(text, str) for text in form.values()):
-        raise InvalidConfig("a JSON object with the texts action, model, version, to, why and report is expected")
+        raise InvalidConfig(
+            "a JSON object with the texts action, model, version, to, why and report is expected",
+        )
     if form.get("action") not in ("request", *DECISIONS):
-        raise InvalidConfig(f"there is no action {form.get('action')!r}; the actions are request, approve, decline")
+        raise InvalidConfig(
+            f"there is no action {form.get('action')!r}; the actions are request, approve, decline",
+        )
     arguments, _, _ = parse_form(form, store)
     return arguments
 
@@ -96,13 +112,18 @@ def decide(store: Store, arguments: Json) -> RequestRow:
     """
     from mlflow.exceptions import MlflowException
 
-    action, model, version, why = (arguments[name] for name in ("action", "model", "version", "why"))
+    action, model, version, why = (
+        arguments[name] for name in ("action", "model", "version", "why")
+    )
     place = parse_stage_or_alias(arguments["to"])
     if not access.may_read(model):
         raise NotFound(f"there is no registered model {model!r}, or you may not read it")
     try:
         if action == "decline":  # The files do not matter, and may be missing.
-            policy = policy_from_tags(model, guard.registry().get_registered_model(model).tags) or GatePolicy()
+            policy = (
+                policy_from_tags(model, guard.registry().get_registered_model(model).tags)
+                or GatePolicy()
+            )
             subject = Subject(model, str(int(version)), str(place), 0, "", policy.digest)
         else:
             policy, subject = guard.promotion_now(model, version, place)
@@ -115,13 +136,19 @@ def decide(store: Store, arguments: Json) -> RequestRow:
             _announce(store, entry, policy.required_approvals(model, place).count)
     elif action == "approve":
         known = approvals.open_request(store, subject)
-        if known and known.report_run and guard.report_digest(known.report_run) != known.report_digest:
+        if (
+            known
+            and known.report_run
+            and guard.report_digest(known.report_run) != known.report_digest
+        ):
             raise GateRefused(
-                f"the gate report {known.report} was changed after the run of the gate; run the gate again"
+                f"the gate report {known.report} was changed after the run of the gate; run the gate again",
             )
         entry, _ = approvals.approve(store, policy, subject, who, arguments["report"], why)
     else:
-        return RequestRow.model_validate(approvals.decline(store, policy, subject, who, why).model_dump())
+        return RequestRow.model_validate(
+            approvals.decline(store, policy, subject, who, why).model_dump(),
+        )
     return _row(store, entry)
 
 
@@ -142,7 +169,12 @@ def _announce(store: Store, entry: PromotionRequest, count: int) -> None:
         _log.exception("not announced: the request for %s", entry)
         return
     if settings.alert_config is not None:
-        threading.Thread(target=_send, args=(store, settings, entry), name="onnxserve-request", daemon=True).start()
+        threading.Thread(
+            target=_send,
+            args=(store, settings, entry),
+            name="onnxserve-request",
+            daemon=True,
+        ).start()
 
 
 def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
@@ -150,6 +182,11 @@ def _send(store: Store, settings: Settings, entry: PromotionRequest) -> None:
         send_until_accepted(store, settings, entry.model, partial(approvals.request_is_over, store))
     except ModuleNotFoundError as missing:
         command = "pip install 'mlflow-onnxserve[monitoring]'"
-        _log.error("not sent by this server: the request for %s, because it needs %s: %s", entry, missing.name, command)
+        _log.error(
+            "not sent by this server: the request for %s, because it needs %s: %s",
+            entry,
+            missing.name,
+            command,
+        )
     except Exception:  # noqa: BLE001 - No caller waits for this thread.
         _log.exception("not sent by this server: the request for %s", entry)

@@ -90,7 +90,9 @@ def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterato
     except InvalidConfig:
         return
     for place, version in guard.holders(model):
-        recorded = guard.recorded_files(trail, model.name, version, place) if policy.gates(place) else ""
+        recorded = (
+            guard.recorded_files(trail, model.name, version, place) if policy.gates(place) else ""
+        )
         if not recorded:
             continue
         try:
@@ -98,13 +100,22 @@ def _changed_files(trail: guard.AuditTrail, model: "RegisteredModel") -> Iterato
         except NotFound:
             now = ""
         if now != recorded:
-            yield ChangedFiles(model=model.name, version=version, place=str(place), recorded=recorded, now=now)
+            yield ChangedFiles(
+                model=model.name,
+                version=version,
+                place=str(place),
+                recorded=recorded,
+                now=now,
+            )
 
 
 def _models() -> Iterator["RegisteredModel"]:
     token = None
     while True:
-        page = guard.registry().search_registered_models(max_results=_MODELS_AT_ONCE, page_token=token)
+        page = guard.registry().search_registered_models(
+            max_results=_MODELS_AT_ONCE,
+            page_token=token,
+        )
         yield from (model for model in page if GATE_POLICY_TAG in model.tags)
         token = page.token
         if not token:

@@ -14,7 +14,15 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -24,7 +32,13 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, jsonify, request
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, ScopeMissing, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    ScopeMissing,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.core.registry.change_feed import HEARTBEAT_SECONDS, MAX_URIS, event_bytes
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
@@ -139,31 +153,51 @@ class ChangeFeed:
             raise NotFound("the change feed needs uvicorn, the default server of MLflow")
         uris = {text: parse_model_uri(text) for text in request.args.getlist("uri")}
         if not 0 < len(uris) <= MAX_URIS or not all(uri.followed for uri in uris.values()):
-            raise InvalidConfig(f"the change feed needs 1 to {MAX_URIS:,} URIs of stages, aliases or tags")
+            raise InvalidConfig(
+                f"the change feed needs 1 to {MAX_URIS:,} URIs of stages, aliases or tags",
+            )
         models = {text: uri.name for text, uri in uris.items()}
         if hidden := [model for model in models.values() if not access.may_read(model)]:
             raise ScopeMissing(f"you may not read the model {hidden[0]}")
         caller = access.caller().actor
-        subscription = _Subscription(models, caller, store, active_workspace(), copy_context(), set(models))
+        subscription = _Subscription(
+            models,
+            caller,
+            store,
+            active_workspace(),
+            copy_context(),
+            set(models),
+        )
         with self._lock:
             self._check_limits(subscription)
             subscribed.append(subscription)
             self._open.update(subscribed)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="onnxserve-changes", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._watch,
+                    name="onnxserve-changes",
+                    daemon=True,
+                )
                 self._thread.start()
         return jsonify()
 
     def _check_limits(self, added: _Subscription) -> None:
         if len(self._open) >= _MAX_STREAMS:
             raise TooManyRequests(f"this worker has {_MAX_STREAMS:,} open streams")
-        of_caller = [subscription for subscription in self._open if subscription.caller == added.caller]
+        of_caller = [
+            subscription for subscription in self._open if subscription.caller == added.caller
+        ]
         if len(of_caller) >= _MAX_STREAMS_OF_CALLER:
-            raise TooManyRequests(f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker")
-        if len(set(added.models).union(*(subscription.models for subscription in of_caller))) > _MAX_URIS_OF_CALLER:
+            raise TooManyRequests(
+                f"{added.caller} already has {_MAX_STREAMS_OF_CALLER:,} open streams of this worker",
+            )
+        if (
+            len(set(added.models).union(*(subscription.models for subscription in of_caller)))
+            > _MAX_URIS_OF_CALLER
+        ):
             raise TooManyRequests(
                 f"{added.caller} already follows so many URIs that there would be more than {_MAX_URIS_OF_CALLER:,} of "
-                "them in this worker: close other streams first"
+                "them in this worker: close other streams first",
             )
 
     def _enclose(self, app: "ASGIApp", path: str) -> "ASGIApp":
@@ -184,7 +218,12 @@ class ChangeFeed:
             try:
                 await app(scope, receive, send_unless_subscribed)
                 if subscribed:
-                    response = StreamingResponse(self._events(subscribed[0]), 200, _HEADERS, "text/event-stream")
+                    response = StreamingResponse(
+                        self._events(subscribed[0]),
+                        200,
+                        _HEADERS,
+                        "text/event-stream",
+                    )
                     async with asyncio.timeout(2 * _STREAM_SECONDS):  # The client may not read.
                         await response(scope, receive, send)
             finally:
@@ -199,7 +238,10 @@ class ChangeFeed:
         subscription.wake = partial(asyncio.get_running_loop().call_soon_threadsafe, arrived.set)
         last_sent = time.monotonic()
         end = last_sent + _STREAM_SECONDS * random.uniform(0.8, 1.2)
-        while time.monotonic() < min(end, subscription.answered_at + _STALE_SECONDS) and not _is_stopping():
+        while (
+            time.monotonic() < min(end, subscription.answered_at + _STALE_SECONDS)
+            and not _is_stopping()
+        ):
             arrived.clear()
             with self._lock:
                 unsent, subscription.unsent = subscription.unsent, {}
@@ -216,7 +258,11 @@ class ChangeFeed:
             with self._lock:
                 subscriptions = [*self._open]
             for workspace in {subscription.workspace for subscription in subscriptions}:
-                members = [subscription for subscription in subscriptions if subscription.workspace == workspace]
+                members = [
+                    subscription
+                    for subscription in subscriptions
+                    if subscription.workspace == workspace
+                ]
                 try:
                     members[0].context.run(self._update, members, watched[workspace])
                 except Exception:  # noqa: BLE001 - The thread must survive every error of the two databases.
@@ -231,10 +277,16 @@ class ChangeFeed:
             watched.counts |= subscriptions[0].store.recent_changes()
         except OnnxserveError as error:
             if waiting:
-                _log.warning("the change feed reads the registry every %g s: %s", _RESOLVE_SECONDS, error.message)
+                _log.warning(
+                    "the change feed reads the registry every %g s: %s",
+                    _RESOLVE_SECONDS,
+                    error.message,
+                )
         changed = {model for model, count in watched.counts.items() if before.get(model) != count}
         for subscription in subscriptions if changed else ():
-            subscription.due.update(uri for uri, model in subscription.models.items() if model in changed)
+            subscription.due.update(
+                uri for uri, model in subscription.models.items() if model in changed
+            )
         due = _resolve(_in_turn(_due_by_caller(subscriptions)))
         results = due | _resolve(uri for uri in waiting if uri not in due)
         for uris in watched.waiting.values():
@@ -246,7 +298,11 @@ class ChangeFeed:
                 subscription.answered_at = begun_at
             self._pass_on(subscription, results)
 
-    def _pass_on(self, subscription: _Subscription, results: "Mapping[str, _Answer | None]") -> None:
+    def _pass_on(
+        self,
+        subscription: _Subscription,
+        results: "Mapping[str, _Answer | None]",
+    ) -> None:
         """Add the results that a subscription does not know to its next event."""
         news: dict[str, ResolvedModel | None] = {}
         known = subscription.known

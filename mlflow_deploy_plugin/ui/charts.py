@@ -106,7 +106,10 @@ def line_chart(
     the future, so the legend shows the last known value of a series.
     """
     drawn = [
-        [None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0) for value in line.values]
+        [
+            None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0)
+            for value in line.values
+        ]
         for line in series
     ]
     known = [value for values in drawn for value in values if value is not None]
@@ -141,7 +144,10 @@ def ago_axis(end: datetime, seconds: float) -> TimeAxis:
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
     """Return the axis of a process that has run for `seconds`, with space for its remaining time."""
-    length = next((size for size in _LENGTHS if size >= seconds), math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1])
+    length = next(
+        (size for size in _LENGTHS if size >= seconds),
+        math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1],
+    )
     ticks = (duration(length * part / _PARTS) for part in range(1, _PARTS + 1))
     return TimeAxis(begin, begin + timedelta(seconds=length), ("start", *ticks))
 

@@ -82,7 +82,9 @@ def _words(event: AuditEvent) -> Markup:
     words = _OF_AN_OUTCOME.get((action, event.after), words)
     if event.model and not event.version and not event.endpoint:
         words = _OF_A_MODEL.get(action, words)
-    if action == "rollback" and not event.version.isdigit():  # The endpoint follows nothing, and has a model URI.
+    if (
+        action == "rollback" and not event.version.isdigit()
+    ):  # The endpoint follows nothing, and has a model URI.
         words = "rolled {endpoint} back to {version}"
     return Markup(words).format(
         action=action,

@@ -45,7 +45,12 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.served_files import SERVED, served_entry, served_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
-from mlflow_deploy_plugin.promote.gate.approvals import Subject, missing_approvals, subject_of, version_authors
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Subject,
+    missing_approvals,
+    subject_of,
+    version_authors,
+)
 from mlflow_deploy_plugin.promote.gate.approved_files import approved_files
 from mlflow_deploy_plugin.ui.access import caller, is_administrator, may_read, static_prefix
 
@@ -83,7 +88,11 @@ class AuditTrail:
     def record(self, action: str, actor: str, **event: Any) -> None:
         """Write an event with `Store.record`, and wait until it is written, at most `_WAIT_SECONDS`."""
         what = f"not in the audit trail: {action} by {actor}, {event}"
-        written = self._submit(lambda: self.store().record(action, actor=actor, **event), logging.ERROR, what)
+        written = self._submit(
+            lambda: self.store().record(action, actor=actor, **event),
+            logging.ERROR,
+            what,
+        )
         try:
             written.result(_WAIT_SECONDS)
         except NotInTime:
@@ -113,7 +122,10 @@ class AuditTrail:
             except Exception:  # noqa: BLE001  # MLflow's response must not depend on the trail.
                 _log.exception("%s", what)
 
-        return self._writer.submit(copy_context().run, attempt)  # The copied context contains the workspace.
+        return self._writer.submit(
+            copy_context().run,
+            attempt,
+        )  # The copied context contains the workspace.
 
 
 @dataclass(frozen=True)
@@ -149,12 +161,21 @@ def _transition(trail: AuditTrail, message: "Message") -> RegistryChange:
     model = registry().get_registered_model(message.name)
     version = registry().get_model_version(message.name, message.version)
     stage, number = get_canonical_stage(message.stage), str(version.version)
-    served = [] if stage in _UNSERVED_STAGES else registry().get_latest_versions(message.name, [stage])
+    served = (
+        [] if stage in _UNSERVED_STAGES else registry().get_latest_versions(message.name, [stage])
+    )
     holder = str(served[0].version) if served else ""
     detail = move_detail(stage, holder if holder != number else "")
     if holder not in ("", number):
         detail |= {"stood_there": holder, "archived": bool(message.archive_existing_versions)}
-    change = RegistryChange("transition", message.name, number, version.current_stage, stage, detail=detail)
+    change = RegistryChange(
+        "transition",
+        message.name,
+        number,
+        version.current_stage,
+        stage,
+        detail=detail,
+    )
     why = "" if stage == version.current_stage else _uncovering_refusal(trail, model, version)
     if why:
         return replace(change, why=why, is_refused=True)
@@ -184,7 +205,15 @@ def _version_deletion(trail: AuditTrail, message: "Message") -> RegistryChange |
         return None
     why = _uncovering_refusal(trail, registry().get_registered_model(message.name), version)
     number = str(version.version)
-    return RegistryChange("transition", message.name, number, version.current_stage, "deleted", why, bool(why))
+    return RegistryChange(
+        "transition",
+        message.name,
+        number,
+        version.current_stage,
+        "deleted",
+        why,
+        bool(why),
+    )
 
 
 def _model_creation(_: AuditTrail, message: "Message") -> RegistryChange | None:
@@ -197,7 +226,9 @@ def _model(trail: AuditTrail, message: "Message") -> RegistryChange | None:
     model = registry().get_registered_model(message.name)
     if _is_only_a_prompt(model):
         return None
-    action, new_name = ("rename", message.new_name) if hasattr(message, "new_name") else ("delete", "")
+    action, new_name = (
+        ("rename", message.new_name) if hasattr(message, "new_name") else ("delete", "")
+    )
     why = _policy_refusal(model, f"{action} this model")
     change = RegistryChange(action, message.name, "", message.name, new_name, why, bool(why))
     if not new_name or why:
@@ -240,10 +271,15 @@ def _adopted_files(trail: AuditTrail, model: "RegisteredModel", policy: str) -> 
         if gates is None or not gates.gates(place):
             continue
         moves = _moves_to(trail, model.name, number, place)
-        for known in filter(None, [number, *(event.detail["moved"]["before"] for event in moves[:1])]):
+        for known in filter(
+            None,
+            [number, *(event.detail["moved"]["before"] for event in moves[:1])],
+        ):
             if not recorded_files(trail, model.name, known, place):
                 with suppress(NotFound):
-                    entries.append(served_entry(known, str(place), files_digest(model.name, known, gates)))
+                    entries.append(
+                        served_entry(known, str(place), files_digest(model.name, known, gates)),
+                    )
     return entries
 
 
@@ -314,7 +350,10 @@ def _read(message: str) -> "Message":
 
     empty = getattr(model_registry_pb2, message)()
     texts = [field.name for field in empty.DESCRIPTOR.fields if field.type == field.TYPE_STRING]
-    return handlers._get_request_message(empty, schema={name: [handlers._assert_string] for name in texts})
+    return handlers._get_request_message(
+        empty,
+        schema={name: [handlers._assert_string] for name in texts},
+    )
 
 
 def registry() -> "Registry":
@@ -350,16 +389,26 @@ def _decide(
     try:
         policy = policy_from_tags(model.name, model.tags)
     except InvalidConfig as error:  # The unreadable policy may gate this stage.
-        return replace(change, why=f"{subject} was not moved to {place}: {error.message}", is_refused=True)
+        return replace(
+            change,
+            why=f"{subject} was not moved to {place}: {error.message}",
+            is_refused=True,
+        )
     is_gated = policy is not None and policy.gates(place)
-    if policy is None or (not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)):
+    if policy is None or (
+        not is_gated and (policy.approvals is None or place.stage in _UNSERVED_STAGES)
+    ):
         return accepted
     files, unreadable = "", ""
     try:
         files = files_digest(model.name, number, policy)
     except NotFound as error:
         unreadable = error.message
-    moved = change.detail | move_detail(change.detail["moved"]["place"], change.detail["moved"]["before"], files)
+    moved = change.detail | move_detail(
+        change.detail["moved"]["place"],
+        change.detail["moved"]["before"],
+        files,
+    )
     if not is_gated:
         return replace(accepted, detail=moved)
     status = _status(version, policy)
@@ -370,7 +419,9 @@ def _decide(
     if status.passed:
         refusal = _missing_approvals(trail, policy, subject_of(version, place, files, policy))
         if not refusal:
-            has_new_files = holder == number and recorded_files(trail, model.name, number, place) != files
+            has_new_files = (
+                holder == number and recorded_files(trail, model.name, number, place) != files
+            )
             if has_new_files:
                 moved |= move_detail(moved["moved"]["place"], number, files)
             why = f"gate {status.state}: {status.reason}"
@@ -378,7 +429,11 @@ def _decide(
     if holder == number:
         return replace(accepted, why="already there")
     once = policy.approvals is not None
-    if holder and not is_rolled_back and _is_rollback_target(trail, model.name, number, place, holder, once):
+    if (
+        holder
+        and not is_rolled_back
+        and _is_rollback_target(trail, model.name, number, place, holder, once)
+    ):
         changed = unreadable or _changed_files(trail, model.name, number, place, files)
         if not changed:
             why = f"rollback to the version before version {holder}; its gate: {status.reason}"
@@ -392,11 +447,21 @@ def _status(version: "ModelVersion", policy: GatePolicy) -> tags.GateStatus:
     status = tags.gate_status_of(version.tags)
     judged_by = version.tags.get(tags.GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
-        return tags.GateStatus(False, "", "it passed a different policy from the model's current policy")
+        return tags.GateStatus(
+            False,
+            "",
+            "it passed a different policy from the model's current policy",
+        )
     return status
 
 
-def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAlias, files: str) -> str:
+def _changed_files(
+    trail: AuditTrail,
+    model: str,
+    version: str,
+    place: StageOrAlias,
+    files: str,
+) -> str:
     """Return why `files` are not the files with which the version moved to the place; empty if they are."""
     try:
         recorded = served_files(trail.store(), model, version, str(place))
@@ -410,7 +475,11 @@ def _changed_files(trail: AuditTrail, model: str, version: str, place: StageOrAl
     return f"its files differ from the files that were served there ({compared}); restore the served files"
 
 
-def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion") -> str:
+def _uncovering_refusal(
+    trail: AuditTrail,
+    model: "RegisteredModel",
+    version: "ModelVersion",
+) -> str:
     """Return why the version may not leave its stage; empty if it may.
 
     In a stage, endpoints serve the highest version. If it leaves, the next version is served, as after a move. Neither
@@ -424,7 +493,11 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
         return ""
     if policy is None or not policy.gates(stage):
         return ""
-    others = [entry for entry in all_versions(registry(), model.name) if entry.current_stage == stage.stage]
+    others = [
+        entry
+        for entry in all_versions(registry(), model.name)
+        if entry.current_stage == stage.stage
+    ]
     highest = sorted(others, key=lambda entry: int(entry.version), reverse=True)
     if len(highest) < 2 or int(highest[0].version) != int(version.version):
         return ""
@@ -439,14 +512,21 @@ def _uncovering_refusal(trail: AuditTrail, model: "RegisteredModel", version: "M
     )
 
 
-def _changed_or_unapproved(trail: AuditTrail, policy: GatePolicy, version: "ModelVersion", stage: StageOrAlias) -> str:
+def _changed_or_unapproved(
+    trail: AuditTrail,
+    policy: GatePolicy,
+    version: "ModelVersion",
+    stage: StageOrAlias,
+) -> str:
     """Return why the version may not be served in its stage; empty if it may. Raises NotFound and StoreUnavailable."""
     files = files_digest(version.name, str(version.version), policy)
     if policy.approvals is None:
         is_right = _status(version, policy).on_files(files).passed
     else:
         is_right = files in approved_files(trail.store(), policy, version)
-    return "" if is_right else _changed_files(trail, version.name, str(version.version), stage, files)
+    return (
+        "" if is_right else _changed_files(trail, version.name, str(version.version), stage, files)
+    )
 
 
 def _missing_approvals(trail: AuditTrail, policy: GatePolicy, subject: Subject) -> str:
@@ -475,10 +555,15 @@ def promotion_now(model: str, version: str, place: StageOrAlias) -> tuple[GatePo
     Raises InvalidConfig if the policy is missing or invalid, NotFound if the files cannot be read, and MLflow's
     exception if the version does not exist.
     """
-    registered, entry = registry().get_registered_model(model), registry().get_model_version(model, version)
+    registered, entry = (
+        registry().get_registered_model(model),
+        registry().get_model_version(model, version),
+    )
     policy = policy_from_tags(model, registered.tags)
     if policy is None:
-        raise InvalidConfig(f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no approvals")
+        raise InvalidConfig(
+            f"model {model} has no gate policy (tag {tags.GATE_POLICY_TAG}), so it needs no approvals",
+        )
     return policy, subject_of(entry, place, files_digest(model, str(entry.version), policy), policy)
 
 
@@ -490,7 +575,9 @@ def report_digest(run_id: str) -> str:
     from mlflow.server import handlers
 
     with _reading(f"the gate report of run {run_id}"):
-        store, root = _artifact_store(handlers._get_tracking_store().get_run(run_id).info.artifact_uri)
+        store, root = _artifact_store(
+            handlers._get_tracking_store().get_run(run_id).info.artifact_uri,
+        )
         return _sha256(store, f"{root}/{tags.GATE_REPORT_FILE}".lstrip("/"))
 
 
@@ -554,7 +641,11 @@ def files_digest(model: str, version: str, policy: GatePolicy | None) -> str:
                 elif not is_loading_trace(Path(entry.path).relative_to(root)):
                     files.append((entry.path, entry.file_size))
         mlmodel = _sha256(store, f"{root}/{MLMODEL}".lstrip("/"))
-        read = _digest_of_files if policy is None or policy.approvals is None else _digest_of_files.__wrapped__
+        read = (
+            _digest_of_files
+            if policy is None or policy.approvals is None
+            else _digest_of_files.__wrapped__
+        )
         return read(uri, root, tuple(sorted(files)), mlmodel)
 
 
@@ -573,7 +664,10 @@ def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
     if not handlers._is_servable_proxied_run_artifact_root(uri):
         return get_artifact_repository(uri), ""
     folder = handlers._get_proxied_run_artifact_destination_path(uri)
-    return handlers._get_artifact_repo_mlflow_artifacts(), handlers._get_workspace_scoped_repo_path_if_enabled(folder)
+    return (
+        handlers._get_artifact_repo_mlflow_artifacts(),
+        handlers._get_workspace_scoped_repo_path_if_enabled(folder),
+    )
 
 
 def _sha256(store: "ArtifactRepository", path: str) -> str:
@@ -583,7 +677,12 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
 
 
 def _is_rollback_target(
-    trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str, once: bool
+    trail: AuditTrail,
+    model: str,
+    version: str,
+    place: StageOrAlias,
+    holder: str,
+    once: bool,
 ) -> bool:
     """Return True if, according to the audit trail, `version` had the stage or alias before `holder`.
 
@@ -623,9 +722,13 @@ def install(app: Flask, trail: AuditTrail) -> None:
 
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
-            raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not support its version")
+            raise OnnxserveError(
+                f"this MLflow has no view {view}: onnxserve does not support its version",
+            )
     for view, (message, read) in _READERS.items():  # A request that cannot be read is refused.
-        app.view_functions[view] = catch_mlflow_exception(_guarded(app.view_functions[view], message, read, trail))
+        app.view_functions[view] = catch_mlflow_exception(
+            _guarded(app.view_functions[view], message, read, trail),
+        )
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
@@ -635,8 +738,15 @@ def install(app: Flask, trail: AuditTrail) -> None:
             version = response.get_json()["model_version"]
             trail.notify_agents(version["name"])
             for tag in version.get("tags", ()):
-                if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (tags.ERROR_TAG, ROLLED_BACK_TAG):
-                    registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
+                if tag["key"].startswith(tags.GATE_TAG) or tag["key"] in (
+                    tags.ERROR_TAG,
+                    ROLLED_BACK_TAG,
+                ):
+                    registry().delete_model_version_tag(
+                        version["name"],
+                        version["version"],
+                        tag["key"],
+                    )
             _record_authors(trail, version)
         return response
 
@@ -653,14 +763,31 @@ def _record_authors(trail: AuditTrail, version: Json) -> None:
         source = _read("CreateModelVersion").source
         if urlsplit(source).scheme == "models" and (copied := _parse_model_uri(source)).version:
             original = registry().get_model_version(copied.name, copied.version)
-            authors += version_authors(trail.store(), str(original.version), int(original.creation_timestamp))
-    except (MlflowException, OnnxserveError) as error:  # The version exists, so the request has succeeded.
-        _log.error("%s version %s is a copy, and the authors of its source cannot be read: %s", name, number, error)
+            authors += version_authors(
+                trail.store(),
+                str(original.version),
+                int(original.creation_timestamp),
+            )
+    except (
+        MlflowException,
+        OnnxserveError,
+    ) as error:  # The version exists, so the request has succeeded.
+        _log.error(
+            "%s version %s is a copy, and the authors of its source cannot be read: %s",
+            name,
+            number,
+            error,
+        )
     detail = {"created": int(version["creation_timestamp"]), "authors": authors}
     _record(trail, RegistryChange("register", name, number, "", f"version {number}", detail=detail))
 
 
-def _guarded(view: Callable[..., Any], message: str, read: _Reader, trail: AuditTrail) -> Callable[..., Any]:
+def _guarded(
+    view: Callable[..., Any],
+    message: str,
+    read: _Reader,
+    trail: AuditTrail,
+) -> Callable[..., Any]:
     def guarded(**arguments: Any) -> Response:
         asked = _read(message)
         change = read(trail, asked)

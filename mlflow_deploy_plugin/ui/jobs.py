@@ -104,12 +104,20 @@ class Jobs:
                 if known.arguments == job.arguments:
                     return known
                 actors.append(person_key(known.actor))
-        if (own := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(actors) >= _MAX_RUNNING:
-            running = f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
+        if (own := actors.count(person_key(job.actor))) >= _MAX_RUNNING_OF_ONE or len(
+            actors,
+        ) >= _MAX_RUNNING:
+            running = (
+                f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
+            )
             raise TooManyRequests(f"{running} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"
         write_state(path, job)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(_SERVER_VARIABLES)
+        }
         with path.with_suffix(".log").open("wb") as log:
             process = Child(
                 [sys.executable, "-W", "ignore", "-m", _MODULE, str(path)],
@@ -126,7 +134,11 @@ class Jobs:
         """Return the model and the version of each running job that may run the gate."""
         jobs = [self.get(path.stem) for path in self.folder.glob("*.json")]
         arguments = [job.arguments for job in jobs if job is not None and job.state == "running"]
-        return {(known["model"], known["version"]) for known in arguments if known.get("action") in GATE_ACTIONS}
+        return {
+            (known["model"], known["version"])
+            for known in arguments
+            if known.get("action") in GATE_ACTIONS
+        }
 
     def get(self, id: str) -> Job | None:
         if len(id) != 16 or not id.isalnum():
@@ -134,10 +146,15 @@ class Jobs:
         job = read_state(self.folder / f"{id}.json", Job)
         if job is None or job.state != "running":
             return job
-        if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # The server that would kill it is gone.
+        if (
+            time.time() - job.started_at > self.longest + _KILLED_SECONDS
+        ):  # The server that would kill it is gone.
             return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
-            job = read_state(self.folder / f"{id}.json", Job)  # The job may have ended after the first read.
+            job = read_state(
+                self.folder / f"{id}.json",
+                Job,
+            )  # The job may have ended after the first read.
             if job is not None and job.state == "running":
                 return job.ended("failed", "the process ended without a result")
         return job
@@ -146,7 +163,10 @@ class Jobs:
         status, last = process.wait(self.longest), ""
         if status is None:
             process.kill()
-            status, last = process.wait(), f"the action was stopped after a timeout of {self.longest:g} s"
+            status, last = (
+                process.wait(),
+                f"the action was stopped after a timeout of {self.longest:g} s",
+            )
         job, log = read_state(path, Job), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()

@@ -50,8 +50,12 @@ def _create(name: str) -> "Flask | FastAPI":
     # MLflow sets this variable to the name of its WSGI or ASGI server. uvicorn cannot serve a Flask app.
     if isinstance(served, Flask) and os.environ.get("_MLFLOW_SGI_NAME") == "uvicorn":
         served = fastapi = create_fastapi_app(served)
-        if name:  # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
-            fastapi.router.routes[:] = [route for route in fastapi.routes if isinstance(route, Mount)]
+        if (
+            name
+        ):  # A login in Flask does not see FastAPI's own routes, so Flask must answer all requests.
+            fastapi.router.routes[:] = [
+                route for route in fastapi.routes if isinstance(route, Mount)
+            ]
     extend(inner, login, served)
     return served
 
@@ -66,19 +70,29 @@ def _app_and_login(name: str) -> tuple[Any, Login]:
     if not name:
         return None, ProxyHeader(settings, static_prefix()) if settings.user_header else Login()
     if settings.user_header:
-        raise InvalidConfig(f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them")
+        raise InvalidConfig(
+            f"ONNXSERVE_USER_HEADER and the login of {name} exclude each other: unset one of them",
+        )
     package = __name__.partition(".")[0]
-    apps = {entry.name: entry for entry in entry_points(group="mlflow.app") if not entry.value.startswith(package)}
+    apps = {
+        entry.name: entry
+        for entry in entry_points(group="mlflow.app")
+        if not entry.value.startswith(package)
+    }
     if name not in apps:
         installed = ", ".join(sorted(apps)) or "none"
-        raise InvalidConfig(f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}")
+        raise InvalidConfig(
+            f"ONNXSERVE_MLFLOW_APP: {name} is not the name of an installed app of MLflow: {installed}",
+        )
     try:
         return apps[name].load(), login_of(name)
     except InvalidConfig:
         raise
     except Exception as error:  # Other distributions may raise any exception.
         reason = f"{type(error).__name__}: {one_line(error)}"
-        message = f"ONNXSERVE_MLFLOW_APP: the app {name} or its login adapter cannot be loaded: {reason}"
+        message = (
+            f"ONNXSERVE_MLFLOW_APP: the app {name} or its login adapter cannot be loaded: {reason}"
+        )
         raise InvalidConfig(message) from error
 
 

@@ -39,7 +39,9 @@ class MonitorVerdict:
         """Return the bounds of the window: `2013-07-04`, `2013-07-01 – 2013-07-03` or `2013-07-04 14:00 – 15:00`."""
         start, end = self.stored.start, self.stored.end
         if start.time() == end.time() == time() and start < end:
-            return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))))
+            return " – ".join(
+                dict.fromkeys(f"{day:%Y-%m-%d}" for day in (start, end - timedelta(days=1))),
+            )
         end_format = "%H:%M" if start.date() == end.date() else "%Y-%m-%d %H:%M"
         return f"{start:%Y-%m-%d %H:%M} – {end.strftime(end_format)}"
 
@@ -104,7 +106,8 @@ class MlflowPages:
         return [
             MonitorVerdict(
                 window,
-                state=window.outcome or ("failing" if window.attempts and window.state != "failed" else window.state),
+                state=window.outcome
+                or ("failing" if window.attempts and window.state != "failed" else window.state),
                 mark=mark_of(window.outcome)
                 if window.verdict
                 else ("failed" if window.attempts or window.state == "failed" else "waiting"),

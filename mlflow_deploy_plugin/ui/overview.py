@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry import transitions
-from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri, registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    parse_model_uri,
+    registered_model_names,
+    registered_model_uris,
+)
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.core.registry.resolution import all_versions
 from mlflow_deploy_plugin.core.registry.tags import GateStatus, gate_status_of
@@ -36,7 +40,12 @@ from mlflow_deploy_plugin.ui import access, actions, guard
 from mlflow_deploy_plugin.ui.approvals import RequestRow, request_rows
 from mlflow_deploy_plugin.ui.event_words import EventRow, event_rows
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
-from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
+from mlflow_deploy_plugin.ui.pictures import (
+    Pictures,
+    Timeline,
+    endpoint_pictures,
+    monitor_timelines,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -192,7 +201,9 @@ def build_overview(
         if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
     unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
-    seen = [item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))]
+    seen = [
+        item.name for item in stored if all(map(access.may_list, registered_model_names(item.spec)))
+    ]
     # The models of unreadable endpoints are unknown, so only administrators may see these endpoints.
     names = sorted([*seen, *(item.name for item in unreadable if access.is_administrator())])
     page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
@@ -204,16 +215,33 @@ def build_overview(
     alerts = Alerts(store).firing(only or None)
     readable = deployments.list_endpoints(on_page)
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
-        metrics = list(pool.map(partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS), readable))
-        draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
+        metrics = list(
+            pool.map(
+                partial(deployments.server_metrics, timeout_seconds=_METRICS_SECONDS),
+                readable,
+            ),
+        )
+        draw = partial(
+            endpoint_pictures,
+            deployments=deployments,
+            pages=pages,
+            span=span,
+            only_traffic=not only,
+        )
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     specs = [observed.endpoint.spec for observed in readable]
     cards = [
         _endpoint_card(observed, counted, pictures, pages, store)
         for observed, counted, pictures in zip_longest(readable, metrics, drawn)
     ]
-    cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
-    of_endpoint = {name for spec in specs for name in registered_model_names(spec)} if only else None
+    cards += [
+        EndpointCard(item.name, "unreadable", item.reason, False)
+        for item in unreadable
+        if item.name in on_page
+    ]
+    of_endpoint = (
+        {name for spec in specs for name in registered_model_names(spec)} if only else None
+    )
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
     hidden = access.hidden_endpoints(store, named)
     return Overview(
@@ -222,8 +250,14 @@ def build_overview(
         shown=page_index,
         alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
         models=tuple(_model_cards(specs, model)),
-        rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
-        events=event_rows(access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS]),
+        rollouts=tuple(
+            [rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][
+                :_ROLLOUTS
+            ],
+        ),
+        events=event_rows(
+            access.visible_events(store, transitions.without_step_events(events))[::-1][:_EVENTS],
+        ),
         requests=tuple(request_rows(store, {model} if model else of_endpoint)),
         # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
@@ -231,14 +265,24 @@ def build_overview(
 
 
 def _endpoint_card(
-    observed: ObservedEndpoint, metrics: MetricsByServer, pictures: Pictures | None, pages: MlflowPages, store: Store
+    observed: ObservedEndpoint,
+    metrics: MetricsByServer,
+    pictures: Pictures | None,
+    pages: MlflowPages,
+    store: Store,
 ) -> EndpointCard:
     spec, observation = observed.endpoint.spec, observed.observation
     may_act = access.may_act_on(registered_model_names(spec))
-    reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
+    reason = (
+        observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
+    )
     health: str = observation.state
     total = total_metrics(metrics)
-    silent = [f"{server}: {answer.reason}" for server, answer in metrics.items() if isinstance(answer, Refused)]
+    silent = [
+        f"{server}: {answer.reason}"
+        for server, answer in metrics.items()
+        if isinstance(answer, Refused)
+    ]
     if observation.state == "running":
         reason = "; ".join(silent) or reason or observation.shipping_error
         health = "degraded" if reason else "healthy"
@@ -251,7 +295,12 @@ def _endpoint_card(
     no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
-            rollback_to = actions.rollback_target_of(store, observed, guard.registry(), metrics).version
+            rollback_to = actions.rollback_target_of(
+                store,
+                observed,
+                guard.registry(),
+                metrics,
+            ).version
         except RegistryUnavailable:
             pass  # Pressing the button reports the error.
         except NotFound:
@@ -292,7 +341,12 @@ def _alarms(spec: EndpointSpec, store: Store) -> list[str]:
     return sentences
 
 
-def _variant_row(observed: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
+def _variant_row(
+    observed: ObservedEndpoint,
+    name: str,
+    metrics: ServerMetrics,
+    pages: MlflowPages,
+) -> VariantRow:
     spec, observation = observed.endpoint.spec.variants[name], observed.observation
     requested = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
@@ -324,10 +378,18 @@ def _model_cards(specs: Iterable[EndpointSpec], model: str) -> list[ModelCard]:
     return [_model_card(name, places) for name, places in sorted(followed.items())]
 
 
-def _holders(model: "RegisteredModel", versions: Iterable["ModelVersion"], place: StageOrAlias) -> frozenset[str]:
+def _holders(
+    model: "RegisteredModel",
+    versions: Iterable["ModelVersion"],
+    place: StageOrAlias,
+) -> frozenset[str]:
     if place.alias:
-        return frozenset(str(number) for alias, number in model.aliases.items() if alias == place.alias)
-    return frozenset(str(version.version) for version in versions if version.current_stage == place.stage)
+        return frozenset(
+            str(number) for alias, number in model.aliases.items() if alias == place.alias
+        )
+    return frozenset(
+        str(version.version) for version in versions if version.current_stage == place.stage
+    )
 
 
 def _model_card(name: str, followed: set[str]) -> ModelCard:
@@ -349,12 +411,21 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
     followed = followed or {f"@{alias}" for alias in applied.gated_aliases}
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     names = [*sorted(followed, key=lambda place: (not place.startswith("@"), place)), *stages]
-    holders = {place: _holders(model, entries, place) for place in map(transitions.parse_stage_or_alias, names)}
+    holders = {
+        place: _holders(model, entries, place)
+        for place in map(transitions.parse_stage_or_alias, names)
+    }
     versions = []
     for index, entry in enumerate(entries):
         number, standing = str(entry.version), gate_status_of(entry.tags)
-        aliases = tuple(sorted(alias for alias, version in model.aliases.items() if str(version) == number))
-        if index >= _VERSIONS and entry.current_stage not in ("Production", "Staging") and not aliases:
+        aliases = tuple(
+            sorted(alias for alias, version in model.aliases.items() if str(version) == number),
+        )
+        if (
+            index >= _VERSIONS
+            and entry.current_stage not in ("Production", "Staging")
+            and not aliases
+        ):
             continue
         targets = tuple(
             PromotionTarget(
@@ -366,7 +437,16 @@ def _model_card(name: str, followed: set[str]) -> ModelCard:
             if not error
         )
         stage = "" if entry.current_stage == "None" else entry.current_stage
-        versions.append(VersionRow(number, stage, aliases, standing, entry.tags.get(ROLLED_BACK_TAG, ""), targets))
+        versions.append(
+            VersionRow(
+                number,
+                stage,
+                aliases,
+                standing,
+                entry.tags.get(ROLLED_BACK_TAG, ""),
+                targets,
+            ),
+        )
     gated = tuple(map(str, policy.gated_places)) if policy is not None else ()
     no_gate = error or actions.gate_blocker(applied, bool(access.caller().user))
     return ModelCard(name, may_act, tuple(versions), gated, error, no_gate)

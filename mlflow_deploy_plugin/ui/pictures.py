@@ -19,12 +19,28 @@ from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, HistoryByServer, VersionCounters
-from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    CountedInterval,
+    HistoryByServer,
+    VersionCounters,
+)
+from mlflow_deploy_plugin.ui.charts import (
+    COLOURS,
+    LineChart,
+    Series,
+    Unit,
+    ago_axis,
+    duration,
+    line_chart,
+    since_axis,
+)
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
-_LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "day": (14400, 28800, 43200, 86400)}
+_LENGTHS: Mapping[Span, tuple[int, ...]] = {
+    "hour": (480, 1200, 2400, 3600),
+    "day": (14400, 28800, 43200, 86400),
+}
 """The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
@@ -51,7 +67,10 @@ class Timeline:
     def latest(self) -> MonitorVerdict | None:
         """Return the newest window that does not wait for a verdict; otherwise the newest window, or None."""
         newest = self.windows[::-1]
-        return next((window for window in newest if window.mark != "waiting"), newest[0] if newest else None)
+        return next(
+            (window for window in newest if window.mark != "waiting"),
+            newest[0] if newest else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,15 +97,29 @@ class Pictures:
 
 
 def endpoint_pictures(
-    observed: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
+    observed: ObservedEndpoint,
+    deployments: Deployments,
+    pages: MlflowPages,
+    span: Span,
+    *,
+    only_traffic: bool,
 ) -> Pictures:
     """Return the charts of an endpoint. With `only_traffic`, omit charts that need the store or MLflow."""
     store = deployments.store
     name, now = observed.endpoint.name, store.now()
-    charts, notice = traffic_charts(name, deployments.server_history(observed, span, _HISTORY_SECONDS), span, now)
+    charts, notice = traffic_charts(
+        name,
+        deployments.server_history(observed, span, _HISTORY_SECONDS),
+        span,
+        now,
+    )
     if only_traffic:
         return Pictures(name, charts[:3], notice)
-    rollouts = [row for row in store.rollouts(name, limit=1) if row.created_at >= observed.endpoint.created_at]
+    rollouts = [
+        row
+        for row in store.rollouts(name, limit=1)
+        if row.created_at >= observed.endpoint.created_at
+    ]
     return Pictures(
         endpoint=name,
         charts=charts,
@@ -97,15 +130,31 @@ def endpoint_pictures(
 
 
 def traffic_charts(
-    endpoint: str, histories: HistoryByServer, span: Span, now: datetime
+    endpoint: str,
+    histories: HistoryByServer,
+    span: Span,
+    now: datetime,
 ) -> tuple[tuple[LineChart, ...], str]:
     """Return the charts of traffic, summed over the servers, and the reason why newer figures are missing, or ""."""
-    read = {server: intervals for server, intervals in histories.items() if not isinstance(intervals, Refused)}
+    read = {
+        server: intervals
+        for server, intervals in histories.items()
+        if not isinstance(intervals, Refused)
+    }
     intervals = [interval for series in read.values() for interval in series]
     end, notice = _newest_figures(histories, span, now)
-    age = end.timestamp() - min((interval.at - interval.seconds for interval in intervals), default=-math.inf)
+    age = end.timestamp() - min(
+        (interval.at - interval.seconds for interval in intervals),
+        default=-math.inf,
+    )
     length = next((length for length in _LENGTHS[span] if length >= age), _LENGTHS[span][-1])
-    slots = _Slots(endpoint, read, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS))
+    slots = _Slots(
+        endpoint,
+        read,
+        end.timestamp(),
+        length,
+        max(int(HISTORY_INTERVALS[span][0]), length // _POINTS),
+    )
     rates, latencies, errors = [], [], []
     for colour, (name, version) in enumerate(slots.versions().items()):
         counters = slots.counted(version)
@@ -113,21 +162,45 @@ def traffic_charts(
         for quantile, share in _QUANTILES.items():
             values = [counter.quantile(share) if counter else None for counter in counters]
             is_median = quantile == "median"
-            latencies.append(Series(f"{name} {quantile}", values, colour, is_median, "median" if is_median else ""))
+            latencies.append(
+                Series(
+                    f"{name} {quantile}",
+                    values,
+                    colour,
+                    is_median,
+                    "median" if is_median else "",
+                ),
+            )
         answered = [counter if counter and counter.requests else None for counter in counters]
-        failed = [100 * counter.failures / counter.requests if counter else None for counter in answered]
-        refused = [100 * counter.refused / counter.requests if counter else None for counter in answered]
-        errors += [Series(name, failed, colour), Series(f"{name} refused", refused, colour, True, "refused (4xx)")]
-    rows = Series("rows answered", slots.rates(lambda interval: 60 * interval.rows.get(endpoint, 0.0)))
+        failed = [
+            100 * counter.failures / counter.requests if counter else None for counter in answered
+        ]
+        refused = [
+            100 * counter.refused / counter.requests if counter else None for counter in answered
+        ]
+        errors += [
+            Series(name, failed, colour),
+            Series(f"{name} refused", refused, colour, True, "refused (4xx)"),
+        ]
+    rows = Series(
+        "rows answered",
+        slots.rates(lambda interval: 60 * interval.rows.get(endpoint, 0.0)),
+    )
     labels = Series("labels received", slots.rates(lambda interval: 60 * interval.labels), 1)
-    axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
+    axis, empty = (
+        ago_axis(end, length),
+        f"no requests in the {SPANS[span]}" if intervals else "no figures yet",
+    )
     drawn: list[tuple[str, str, Unit, list[Series]]] = [
         ("requests", "Requests", "/s", rates),
         ("latency", "Latency", *_in_readable_unit(latencies)),
         ("errors", "Failures", "%", errors),
         ("rows", "Rows and labels", "/min", [rows, labels]),
     ]
-    charts = (line_chart(f"{endpoint}-{id}", title, unit, axis, lines, empty=empty) for id, title, unit, lines in drawn)
+    charts = (
+        line_chart(f"{endpoint}-{id}", title, unit, axis, lines, empty=empty)
+        for id, title, unit, lines in drawn
+    )
     return tuple(charts), notice
 
 
@@ -135,13 +208,22 @@ def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
     known = (value for line in latencies for value in line.values if value is not None)
     if max(known, default=0.0) >= 1:
         return "s", [*latencies]
-    return "ms", [replace(line, values=[value and 1000 * value for value in line.values]) for line in latencies]
+    return "ms", [
+        replace(line, values=[value and 1000 * value for value in line.values])
+        for line in latencies
+    ]
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
     """Return the time at the right end of the charts, and the reason why newer figures are missing, or ""."""
-    unread = {server: answer.reason for server, answer in histories.items() if isinstance(answer, Refused)}
-    ends = [intervals[-1].at for intervals in histories.values() if intervals and not isinstance(intervals, Refused)]
+    unread = {
+        server: answer.reason for server, answer in histories.items() if isinstance(answer, Refused)
+    }
+    ends = [
+        intervals[-1].at
+        for intervals in histories.values()
+        if intervals and not isinstance(intervals, Refused)
+    ]
     notice = ""
     if unread:
         whose = f" of {', '.join(unread)}" if len(unread) < len(histories) else ""
@@ -152,7 +234,10 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
     late = now.timestamp() - newest
     if late > _LATE_SECONDS[span]:
         last = datetime.fromtimestamp(newest, UTC)
-        return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
+        return (
+            now,
+            f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run",
+        )
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
     # End the charts at the oldest of the servers' newest figures, because the servers' clocks may differ.
@@ -176,10 +261,14 @@ class _Slots:
     ) -> None:
         count = seconds // slot_seconds
         self._endpoint = endpoint
-        self._intervals: list[defaultdict[str, list[CountedInterval]]] = [defaultdict(list) for _ in range(count)]
+        self._intervals: list[defaultdict[str, list[CountedInterval]]] = [
+            defaultdict(list) for _ in range(count)
+        ]
         self._requests: defaultdict[_Version, float] = defaultdict(float)
         self._counted: list[dict[_Version, VersionCounters]] = [{} for _ in range(count)]
-        for server, interval in ((server, entry) for server, entries in histories.items() for entry in entries):
+        for server, interval in (
+            (server, entry) for server, entries in histories.items() for entry in entries
+        ):
             own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
             newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
             oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
@@ -193,10 +282,14 @@ class _Slots:
     def versions(self) -> dict[str, _Version]:
         """Return the versions with the most requests by name, oldest first."""
         busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
-        named = sorted(busiest, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]))
+        named = sorted(
+            busiest,
+            key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]),
+        )
         is_one_model = len({model for model, _ in named}) == 1
         return {
-            f"version {version}" if is_one_model else f"{model} {version}": (model, version) for model, version in named
+            f"version {version}" if is_one_model else f"{model} {version}": (model, version)
+            for model, version in named
         }
 
     def counted(self, version: _Version) -> list[VersionCounters | None]:
@@ -213,7 +306,10 @@ class _Slots:
     def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
         """Return a count per second for each slot, summed over all servers; None for a slot without an interval."""
         return [
-            sum(sum(map(number, entries)) / sum(entry.seconds for entry in entries) for entries in slot.values())
+            sum(
+                sum(map(number, entries)) / sum(entry.seconds for entry in entries)
+                for entries in slot.values()
+            )
             if slot
             else None
             for slot in self._intervals
@@ -226,7 +322,10 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     spec, figures = rollout.spec, rollout.figures
     done = math.inf if rollout.state == "promoted" else rollout.step
     steps = tuple(
-        (f"{share} %", "done" if index < done else "now" if index == done and rollout.is_live else "to come")
+        (
+            f"{share} %",
+            "done" if index < done else "now" if index == done and rollout.is_live else "to come",
+        )
         for index, share in enumerate(spec.get("steps", ()))
     )
     criteria = figures.get("criteria", {})
@@ -235,13 +334,20 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         f"Evidence against version {spec.get('version', '?')}",
         "%",
         axis,
-        _evidence(figures.get("trace", ()), [*criteria], until, (axis.end - axis.begin).total_seconds()),
+        _evidence(
+            figures.get("trace", ()),
+            [*criteria],
+            until,
+            (axis.end - axis.begin).total_seconds(),
+        ),
         limit=100.0,
         is_growing=True,
         empty="not judged yet",
     )
     answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
-    counts = [f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step"]
+    counts = [
+        f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step",
+    ]
     counts = [] if rollout.reason else counts  # Do not repeat figures that the reason contains.
     counts += [f"{text}: {criterion.get('figures', '')}" for text, criterion in criteria.items()]
     title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
@@ -249,14 +355,23 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
 
 
 def _evidence(
-    trace: Sequence[tuple[float, int, Json]], criteria: Sequence[str], until: float, seconds: float
+    trace: Sequence[tuple[float, int, Json]],
+    criteria: Sequence[str],
+    until: float,
+    seconds: float,
 ) -> list[Series]:
     """Return a line per abort criterion. Each point is the last measured share in percent before the time of the point.
 
     The chart covers `seconds`, of which `until` seconds have passed.
     """
-    shares_by_criterion: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
-    with suppress(TypeError, ValueError, AttributeError):  # Another version may have stored another format.
+    shares_by_criterion: dict[str, list[float | None]] = {
+        text: [None] * _POINTS for text in criteria
+    }
+    with suppress(
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # Another version may have stored another format.
         for at, _, shares in trace:
             slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
             for text, share in shares.items():
@@ -266,18 +381,29 @@ def _evidence(
     for values in shares_by_criterion.values():
         for slot in range(1, now + 1):
             values[slot] = values[slot - 1] if values[slot] is None else values[slot]
-    return [Series(text, values, colour) for colour, (text, values) in enumerate(shares_by_criterion.items())]
+    return [
+        Series(text, values, colour)
+        for colour, (text, values) in enumerate(shares_by_criterion.items())
+    ]
 
 
-def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, count: int) -> tuple[Timeline, ...]:
+def monitor_timelines(
+    spec: EndpointSpec,
+    store: Store,
+    pages: MlflowPages,
+    count: int,
+) -> tuple[Timeline, ...]:
     monitors = Monitors(store)
     notes = {
-        row.monitor: f"paused by {row.paused_by}" if row.paused else row.note for row in monitors.states(spec.name)
+        row.monitor: f"paused by {row.paused_by}" if row.paused else row.note
+        for row in monitors.states(spec.name)
     }
     verdicts = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
     return tuple(
         Timeline(
-            name, newest_verdicts([row for row in verdicts if row.stored.monitor == name], count), notes.get(name, "")
+            name,
+            newest_verdicts([row for row in verdicts if row.stored.monitor == name], count),
+            notes.get(name, ""),
         )
         for name in sorted(spec.monitors)
     )

@@ -32,7 +32,9 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     if not access.may_read(record.model):
         raise NotFound(f"there is no registered model {record.model!r}, or you may not read it")
     if not access.may_act_on([record.model]):
-        raise ScopeMissing(f"you may not record a verdict on {record.model}: this needs the permission to edit it")
+        raise ScopeMissing(
+            f"you may not record a verdict on {record.model}: this needs the permission to edit it",
+        )
     try:
         registered = guard.registry().get_registered_model(record.model)
         entry = guard.registry().get_model_version(record.model, record.version)
@@ -45,7 +47,14 @@ def record_verdict(trail: guard.AuditTrail) -> None:
     who = access.caller()
     actor = who.user or record.actor or who.actor
     machine = {"machine": record.machine} if record.machine not in ("", actor) else {}
-    record.record(trail.store(), actor, is_tagged=True, via="mlflow", address=who.address, **machine)
+    record.record(
+        trail.store(),
+        actor,
+        is_tagged=True,
+        via="mlflow",
+        address=who.address,
+        **machine,
+    )
     for key, value in record.tags_after(entry.tags).items():
         guard.registry().set_model_version_tag(record.model, version, ModelVersionTag(key, value))
     trail.notify_agents(record.model)
@@ -60,34 +69,44 @@ def _require_match(record: VerdictRecord, policy: GatePolicy | None) -> None:
     except NotFound:
         if policy is not None:
             raise
-        now = record.files  # Without a policy, this server may lack access to the files. Agents compare the files.
+        now = (
+            record.files
+        )  # Without a policy, this server may lack access to the files. Agents compare the files.
     if now != record.files:
         compared = f"sha256 {now[:12]}, judged {record.files[:12] or 'unknown'}"
-        raise GateRefused(f"the files of {subject} differ from the files that the gate judged ({compared}); {again}")
+        raise GateRefused(
+            f"the files of {subject} differ from the files that the gate judged ({compared}); {again}",
+        )
     if policy is None or record.state == "forced":
         return
     if record.policy_digest != policy.digest:
         raise GateRefused(
-            f"the policy of {record.model} has changed since the gate judged version {record.version}; {again}"
+            f"the policy of {record.model} has changed since the gate judged version {record.version}; {again}",
         )
     if policy.approvals is not None and guard.report_digest(record.run_id) != record.report_digest:
-        raise GateRefused(f"the report of the gate on {subject} in MLflow is not the report of this verdict; {again}")
+        raise GateRefused(
+            f"the report of the gate on {subject} in MLflow is not the report of this verdict; {again}",
+        )
 
 
 def _without_report(record: VerdictRecord) -> VerdictRecord:
     """Return a forced record without its report and policy. Its event would otherwise count as a run of the gate."""
     if record.state != "forced":
         return record
-    return record.model_copy(update=dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), ""))
+    return record.model_copy(
+        update=dict.fromkeys(("report", "run_id", "report_digest", "policy_digest"), ""),
+    )
 
 
 def _require_new(record: VerdictRecord, store: Store) -> None:
     """Raise GateRefused if the report is recorded already: a repeated verdict would replace a later failure."""
     for event in store.events(model=record.model, actions=("gate",)):
         is_same_run = bool(record.run_id) and event.detail.get("run_id") == record.run_id
-        is_same_report = bool(record.report_digest) and event.detail.get("report_digest") == record.report_digest
+        is_same_report = (
+            bool(record.report_digest) and event.detail.get("report_digest") == record.report_digest
+        )
         if event.version == record.version and (is_same_run or is_same_report):
             raise GateRefused(
                 f"the verdict on {record.model} version {record.version} with this report is recorded already; run "
-                f"`onnxserve gate {record.model} {record.version}` again"
+                f"`onnxserve gate {record.model} {record.version}` again",
             )

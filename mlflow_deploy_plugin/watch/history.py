@@ -32,7 +32,11 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
         return False
     if finding.check != "criterion":
         is_of_earlier_release = not outcomes and len(window.evidence.alarms) > 0
-        return False if is_of_earlier_release or ("" in outcomes and window.state != "not judged") else None
+        return (
+            False
+            if is_of_earlier_release or ("" in outcomes and window.state != "not judged")
+            else None
+        )
     if finding.key in outcomes:
         return None if outcomes[finding.key].state in UNDECIDED else False
     # Data quality has findings only for columns that violate a requirement, so other columns were not an alarm.
@@ -40,7 +44,9 @@ def was_alarm(kind: MonitorKind, finding: Finding, window: JudgedWindow) -> bool
 
 
 def _with_start(request: WindowRequest, finding: Finding) -> Finding:
-    if not finding.is_alarm or finding.since:  # A shift has its own start, before the first window with its alarm.
+    if (
+        not finding.is_alarm or finding.since
+    ):  # A shift has its own start, before the first window with its alarm.
         return finding
     first = request.window.start
     in_a_row = 1
@@ -77,4 +83,7 @@ def _with_change(request: WindowRequest, finding: Finding) -> Finding:
         source = f"the median of the {len(before)} {phase or 'windows'} before"
     then, now = f"{usual:.4g}", f"{finding.value:.4g}"
     where = "higher" if finding.value > usual else "lower"
-    return replace(finding, change=f"{then} ({source}) → {now}, {'unchanged' if then == now else where}")
+    return replace(
+        finding,
+        change=f"{then} ({source}) → {now}, {'unchanged' if then == now else where}",
+    )

@@ -19,20 +19,43 @@ from mlflow_deploy_plugin.serve.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries, Outcome, alarm_key
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    Evidence,
+    JudgedWindow,
+    LevelSeries,
+    Outcome,
+    alarm_key,
+)
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """Drift kinds use the first two states, `require` the next three, data_quality all five, and every kind the last."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
-Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion", "shift"]
+Check = Literal[
+    "distribution",
+    "missing",
+    "unseen",
+    "type",
+    "presence",
+    "constant",
+    "range",
+    "criterion",
+    "shift",
+]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 """Checks without the threshold that all other checks of columns share: any value above 0 is an alarm."""
 
 SD_LEGEND = "SD: standard deviations of the measure in the reference's own windows, counted from its mean there"
 _NOT_IN_DOCUMENT = ("report", "evidence", "log_rows", "run")
-_SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
+_SHOWN_ORDER: tuple[State, ...] = (
+    "violated",
+    "drift",
+    "cannot tell",
+    "kept",
+    "no drift",
+    "not judged",
+)
 _DAY_US, _WEEK_US, _FEWEST_IN_PHASE = 86_400_000_000, 7 * 86_400_000_000, 3
 NOT_LOGGED = LoggedRun("", "", "")
 ALARMS = ("drift", "violated")
@@ -119,7 +142,11 @@ class Finding:
     def account(self) -> str:
         """Return the reason; for an alarm or an undecided check, the history precedes the reason."""
         is_open = self.state in (*ALARMS, *UNDECIDED)
-        return f"{self.history}; {self.reason}" if is_open and self.history and self.reason else self.reason
+        return (
+            f"{self.history}; {self.reason}"
+            if is_open and self.history and self.reason
+            else self.reason
+        )
 
     @property
     def history(self) -> str:
@@ -170,12 +197,17 @@ def _day(moment: datetime) -> str:
 
 
 def same_phase(
-    start_us: int, length_us: int, starts_us: Sequence[int], season_us: int = _WEEK_US
+    start_us: int,
+    length_us: int,
+    starts_us: Sequence[int],
+    season_us: int = _WEEK_US,
 ) -> tuple[list[int], str]:
     """Return the indices of the windows that begin at `starts_us` in the same phase of the season as the window of this
     start and length, and their name, such as `Mondays`. Times are in microseconds since 1970. Both values are empty if
     fewer than three windows are in the phase, or if the season is not longer than a window."""
-    in_phase = [index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0]
+    in_phase = [
+        index for index, other in enumerate(starts_us) if (start_us - other) % season_us == 0
+    ]
     if len(in_phase) < _FEWEST_IN_PHASE or season_us <= length_us:
         return [], ""
     is_weekday = (season_us, length_us) == (_WEEK_US, _DAY_US)

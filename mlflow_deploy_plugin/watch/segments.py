@@ -13,7 +13,10 @@ _LONGEST_VALUE = 60
 
 
 def find_segments(
-    table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array
+    table: pa.Table,
+    columns: Sequence[str],
+    min_rows: int,
+    countable: Array,
 ) -> tuple[list[tuple[str, Array]], list[str]]:
     """Return the largest segments of each column, with at least `min_rows` of the `countable` rows, [N] bool, and notes
     on skipped values. A segment has a name, such as `carrier=AA`, and a row mask, [N] bool."""
@@ -25,9 +28,15 @@ def find_segments(
             continue
         texts = as_texts(table.column(column))
         if texts is None:
-            notes.append(f"segments: a column of type {table.column(column).type} cannot define segments")
+            notes.append(
+                f"segments: a column of type {table.column(column).type} cannot define segments",
+            )
             continue
-        values, left_out = largest_values(count_texts(texts.filter(pa.array(countable))), column, min_rows)
+        values, left_out = largest_values(
+            count_texts(texts.filter(pa.array(countable))),
+            column,
+            min_rows,
+        )
         notes += left_out
         for value in values:
             rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
@@ -35,28 +44,38 @@ def find_segments(
     return segments, notes
 
 
-def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
+def largest_values(
+    counts: Mapping[str, int],
+    column: str,
+    min_rows: int,
+) -> tuple[list[str], list[str]]:
     """Return the most frequent values of a column, each of which becomes a segment, and notes on skipped values."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
     if len(large) > MAX_SEGMENTS:
-        notes.append(f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are judged")
+        notes.append(
+            f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are judged",
+        )
     if small := order[len(large) :]:
         rows = sum(counts[value] for value in small)
         notes.append(
             f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each, {rows:,} rows in "
-            "total, are not judged"
+            "total, are not judged",
         )
     return large[:MAX_SEGMENTS], notes
 
 
 def count_texts(texts: pa.Array) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()}
+    return {
+        entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()
+    }
 
 
 def segment_name(column: str, value: str) -> str:
-    return f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
+    return (
+        f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
+    )
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:

@@ -39,7 +39,14 @@ def generate(seed: int) -> pd.DataFrame:
     calls = random.poisson(1.2, ROWS).astype(float)
     charge = random.normal(65, 25, ROWS).clip(15, 140).round(2)
     autopay = random.random(ROWS) < 0.5
-    tendency = -1.9 + 1.3 * (contract == "monthly") - 0.05 * months + 0.5 * calls + 0.012 * charge - 0.6 * autopay
+    tendency = (
+        -1.9
+        + 1.3 * (contract == "monthly")
+        - 0.05 * months
+        + 0.5 * calls
+        + 0.012 * charge
+        - 0.6 * autopay
+    )
     return pd.DataFrame(
         {
             "months": months,
@@ -49,7 +56,7 @@ def generate(seed: int) -> pd.DataFrame:
             "internet": random.choice(["fibre", "cable", "none"], ROWS),
             "autopay": autopay,
             "churned": random.random(ROWS) < 1 / (1 + np.exp(-tendency)),
-        }
+        },
     )
 
 
@@ -68,11 +75,17 @@ def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[
 
 def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> None:
     """Draw the ROC curve, and the most important features by the reduction of impurity."""
-    false, true, _ = roc_curve(truth == pipeline.classes_[1], pipeline.predict_proba(features)[:, 1])
+    false, true, _ = roc_curve(
+        truth == pipeline.classes_[1],
+        pipeline.predict_proba(features)[:, 1],
+    )
     axes[0].plot(false, true, color=BLUE)
     axes[0].plot([0, 1], [0, 1], color=GREY, linewidth=1)
     axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
-    importance = pd.Series(pipeline[-1].feature_importances_, index=pipeline[0].get_feature_names_out())
+    importance = pd.Series(
+        pipeline[-1].feature_importances_,
+        index=pipeline[0].get_feature_names_out(),
+    )
     largest = importance.sort_values().tail(12)
     axes[1].barh([name.partition("__")[2] for name in largest.index], largest, color=BLUE)
     axes[1].set(xlabel="importance")
@@ -86,11 +99,15 @@ def train(options: Training) -> Any:
     """
     for name in ("trees", "min_samples_leaf"):
         if getattr(options, name) < 1:
-            raise InvalidConfig(f"{name} {getattr(options, name)}: a whole number from 1 is expected")
+            raise InvalidConfig(
+                f"{name} {getattr(options, name)}: a whole number from 1 is expected",
+            )
 
     def forest() -> RandomForestClassifier:
         return RandomForestClassifier(
-            options.trees, min_samples_leaf=options.min_samples_leaf, random_state=options.seed
+            options.trees,
+            min_samples_leaf=options.min_samples_leaf,
+            random_state=options.seed,
         )
 
     return train_on_table(options, Recipe(generate, forest, False, two_answers, score, draw))

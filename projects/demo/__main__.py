@@ -15,16 +15,31 @@ from projects.demo.workspace import DEFAULT_HOME, Workspace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m projects.demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m projects.demo",
+        description=__doc__.partition("\n")[0],
+    )
     parser.add_argument("command", nargs="?", choices=("run", "stop"), default="run")
-    parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=DEFAULT_HOME,
+        help="folder for everything the demo writes",
+    )
     options = parser.parse_args()
     workspace, printer = Workspace(options.home.absolute()), StepPrinter(STEPS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the servers like Ctrl-C.
+    signal.signal(
+        signal.SIGTERM,
+        signal.default_int_handler,
+    )  # SIGTERM must stop the servers like Ctrl-C.
     try:
         with one_line_errors():
             if options.command == "stop":
-                print("all servers are stopped" if stop(workspace, printer) else "no server of the demo runs")
+                print(
+                    "all servers are stopped"
+                    if stop(workspace, printer)
+                    else "no server of the demo runs",
+                )
             else:
                 _run(workspace, printer)
     except KeyboardInterrupt:
@@ -41,7 +56,9 @@ def _run(workspace: Workspace, printer: StepPrinter) -> None:
         if not finished or os.environ.get("DEMO_EXIT") == "1":
             stop(workspace, printer)
     if os.environ.get("DEMO_EXIT") == "1":
-        print(f"The servers are stopped, because DEMO_EXIT=1 is set; the reports are in {workspace.reports}")
+        print(
+            f"The servers are stopped, because DEMO_EXIT=1 is set; the reports are in {workspace.reports}",
+        )
     else:
         print(f"The servers are still running. To stop them:   {workspace.stop_command}")
 

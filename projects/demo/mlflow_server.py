@@ -51,13 +51,19 @@ def start_mlflow(workspace: Workspace) -> str:
             env=os.environ | _WITHOUT_JOBS,
             start_new_session=True,
         )
-    remembered = {"pid": process.pid, "created": psutil.Process(process.pid).create_time(), "url": url}
+    remembered = {
+        "pid": process.pid,
+        "created": psutil.Process(process.pid).create_time(),
+        "url": url,
+    }
     workspace.server_file.write_text(json.dumps(remembered))
     deadline = time.monotonic() + READY_SECONDS
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
             stop_mlflow(workspace)
-            raise DeploymentFailed(f"the MLflow server did not start; its log ends with:\n{_tail(log)}")
+            raise DeploymentFailed(
+                f"the MLflow server did not start; its log ends with:\n{_tail(log)}",
+            )
         time.sleep(_POLL_SECONDS)
     return url
 

@@ -79,7 +79,17 @@ def train(say: Say, **parameters: float) -> Version:
     Raises:
         OnnxserveError: the training failed; the message contains the end of its output.
     """
-    command = [sys.executable, "-m", "mlflow", "run", str(CHECKOUT), "-e", "train", "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "run",
+        str(CHECKOUT),
+        "-e",
+        "train",
+        "--env-manager",
+        "local",
+    ]
     command += ["--experiment-name", EXPERIMENT]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
@@ -108,12 +118,17 @@ def train(say: Say, **parameters: float) -> Version:
 
 def _is_progress(line: str) -> bool:
     """Return True for an output line of train.py, and False for log lines and warnings of libraries."""
-    return line.startswith(("training", "train ", "validation", "converting", "parity", "registered"))
+    return line.startswith(
+        ("training", "train ", "validation", "converting", "parity", "registered"),
+    )
 
 
 def newest_version() -> Version:
     client = MlflowClient()
-    newest = max(client.search_model_versions(f"name = '{MODEL_NAME}'"), key=lambda version: int(version.version))
+    newest = max(
+        client.search_model_versions(f"name = '{MODEL_NAME}'"),
+        key=lambda version: int(version.version),
+    )
     return Version(
         number=str(newest.version),
         run_id=newest.run_id,
@@ -170,7 +185,9 @@ def keep_report(results: list[MonitorResult], state: str, target: Path) -> Monit
     for result in results:
         if result.state == state:
             mlflow.artifacts.download_artifacts(
-                run_id=result.run.run_id, artifact_path=REPORT, dst_path=str(target.parent)
+                run_id=result.run.run_id,
+                artifact_path=REPORT,
+                dst_path=str(target.parent),
             )
             (target.parent / REPORT).replace(target)
             return result
@@ -180,7 +197,10 @@ def keep_report(results: list[MonitorResult], state: str, target: Path) -> Monit
 def served_version(url: str, flight: pd.DataFrame) -> str:
     """Send a flight to the server, and return the version that predicted."""
     answer = requests.post(
-        f"{url}/invocations", data=request_body(flight), headers={"Content-Type": "application/json"}, timeout=10
+        f"{url}/invocations",
+        data=request_body(flight),
+        headers={"Content-Type": "application/json"},
+        timeout=10,
     )
     if answer.status_code != 200:
         raise NotReady(f"{url} answered {answer.status_code}: {answer.text[:300]}")
@@ -198,7 +218,9 @@ def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple
     while served_version(url, flight) != version.number:
         requests_answered += 1
         if time.monotonic() - start > FOLLOWED_SECONDS:
-            raise NotReady(f"{url} does not serve version {version.number} after {FOLLOWED_SECONDS:.0f} s")
+            raise NotReady(
+                f"{url} does not serve version {version.number} after {FOLLOWED_SECONDS:.0f} s",
+            )
         time.sleep(_POLL_SECONDS)
     return time.monotonic() - start, requests_answered
 
@@ -206,12 +228,20 @@ def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple
 def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
     """Predict the same flights with `mlflow.pyfunc.load_model` in this process and with the server."""
     answer = requests.post(
-        f"{url}/invocations", data=request_body(flights), headers={"Content-Type": "application/json"}, timeout=30
+        f"{url}/invocations",
+        data=request_body(flights),
+        headers={"Content-Type": "application/json"},
+        timeout=30,
     )
     answer.raise_for_status()
     served = np.asarray(answer.json()["predictions"])
     loaded = np.asarray(mlflow.pyfunc.load_model(MODEL).predict(flights[list(FEATURES)]))
-    return Agreement(len(flights), int((served == loaded).sum()), served, answer.headers["X-Model-Version"])
+    return Agreement(
+        len(flights),
+        int((served == loaded).sum()),
+        served,
+        answer.headers["X-Model-Version"],
+    )
 
 
 def version_link(url: str, version: Version) -> str:

@@ -39,10 +39,16 @@ class StepPrinter:
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """Print two columns. The lines of a second value are indented to its column."""
         width = max(len(name) for name, _ in rows)
-        rule = "─" * (width + 3 + max(len(line) for _, value in rows for line in value.splitlines()))
+        rule = "─" * (
+            width + 3 + max(len(line) for _, value in rows for line in value.splitlines())
+        )
         print(f"\n{rule}", flush=True)
         for name, value in rows:
-            for label, line in zip((name, *[""] * value.count("\n")), value.splitlines(), strict=True):
+            for label, line in zip(
+                (name, *[""] * value.count("\n")),
+                value.splitlines(),
+                strict=True,
+            ):
                 print(f"{label:{width}}   {line}")
         print(rule, flush=True)
 
@@ -115,7 +121,10 @@ def run_walkthrough(workspace: Workspace, printer: StepPrinter) -> list[tuple[st
     watched = _watch(server, printer)
     promoted = _promote(server, first, watched, printer)
     return [
-        ("Model", f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}"),
+        (
+            "Model",
+            f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}",
+        ),
         ("", steps.version_link(url, promoted.version)),
         ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
         ("Calm days judged as drift", _drifted(watched.calm)),
@@ -133,7 +142,9 @@ def run_walkthrough(workspace: Workspace, printer: StepPrinter) -> list[tuple[st
 def _wrap(printer: StepPrinter) -> steps.Version:
     printer.step("Train on January to March: mlflow run . -e train")
     version = steps.train(printer.line, **FIRST)
-    printer.step(f"Parity of version {version.number}: the ONNX form against the scikit-learn pipeline")
+    printer.step(
+        f"Parity of version {version.number}: the ONNX form against the scikit-learn pipeline",
+    )
     steps.show_parity(version, printer.line)
     return version
 
@@ -151,7 +162,11 @@ def _watch(server: str, printer: StepPrinter) -> Watched:
     flights = load_flights()
     calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
     traffic = pd.concat([calm, summer])
-    answers = send(server, traffic, lambda day, count: printer.line(f"{day.date()}  {count:5,} flights"))
+    answers = send(
+        server,
+        traffic,
+        lambda day, count: printer.line(f"{day.date()}  {count:5,} flights"),
+    )
     printer.line(f"{len(answers.table):,} flights answered in {answers.versions.total()} requests")
 
     printer.step("Judge each of the twenty days against the training days")
@@ -170,14 +185,20 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
     printer.step(f"Promote version {second.number} and serve it at the same URL")
     steps.promote(second)
     seconds, requests = steps.wait_until_served(server, watched.flights.head(1), second)
-    printer.line(f"X-Model-Version: {second.number} after {seconds:.1f} s; {requests} requests meanwhile, none failed")
+    printer.line(
+        f"X-Model-Version: {second.number} after {seconds:.1f} s; {requests} requests meanwhile, none failed",
+    )
 
     printer.step("mlflow.pyfunc.load_model and the server, on the same flights")
     chosen = slice(None, None, len(watched.flights) // _COMPARED_ROWS)
     agreement = steps.compare_with_pyfunc(server, watched.flights.iloc[chosen])
-    printer.line(f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}")
+    printer.line(
+        f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}",
+    )
     if agreement.equal != agreement.rows:
-        raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
+        raise OnnxserveError(
+            "the server and mlflow.pyfunc.load_model disagree, which must not happen",
+        )
     changed = int((watched.predictions[chosen] != agreement.served).sum())
     printer.line(f"version {first.number} predicted {changed} of these flights differently")
     return Promoted(second, seconds, agreement, changed)
@@ -186,9 +207,18 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
 def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
     number, agreement = promoted.version.number, promoted.agreement
     return [
-        ("Promotion", f"version {number} was served {promoted.seconds:.1f} s after the alias moved, no request failed"),
-        ("", f"it predicts {promoted.changed} of {agreement.rows} flights differently from the first version"),
-        ("Agreement", f"{agreement.equal} of {agreement.rows} predictions are equal to mlflow.pyfunc.load_model"),
+        (
+            "Promotion",
+            f"version {number} was served {promoted.seconds:.1f} s after the alias moved, no request failed",
+        ),
+        (
+            "",
+            f"it predicts {promoted.changed} of {agreement.rows} flights differently from the first version",
+        ),
+        (
+            "Agreement",
+            f"{agreement.equal} of {agreement.rows} predictions are equal to mlflow.pyfunc.load_model",
+        ),
     ]
 
 

@@ -69,7 +69,7 @@ class Workspace:
         """
         if self.home.exists() and not self.marker.exists() and any(self.home.iterdir()):
             raise InvalidConfig(
-                f"{self.home} is not empty and does not belong to the demo: specify another folder with --home"
+                f"{self.home} is not empty and does not belong to the demo: specify another folder with --home",
             )
 
     def empty(self) -> None:

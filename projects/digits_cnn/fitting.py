@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError:
     sys.exit(
         "digits_cnn needs torch, which projects/python_env.yaml does not install: "
-        "install torch, e.g. by `make install`, and run digits_cnn with `--env-manager local`"
+        "install torch, e.g. by `make install`, and run digits_cnn with `--env-manager local`",
     )
 
 WEIGHTS = "weights.pt"
@@ -59,7 +59,11 @@ def fit(images: np.ndarray, digits: np.ndarray, epochs: int, seed: int) -> Digit
 
 
 def fit_incremental(
-    built_in: Labelled, new: Labelled, base_model: str, epochs: int, seed: int
+    built_in: Labelled,
+    new: Labelled,
+    base_model: str,
+    epochs: int,
+    seed: int,
 ) -> tuple[DigitsCNN, str]:
     """Return the network of `base_model` trained further on the new images, and the method.
 
@@ -72,16 +76,26 @@ def fit_incremental(
     if not len(new[0]):
         raise InvalidConfig("mode incremental needs labelled images: data=FILE.parquet")
     if not base_model:
-        raise InvalidConfig("mode incremental needs the version to train further: base_model=models:/digits-cnn/1")
+        raise InvalidConfig(
+            "mode incremental needs the version to train further: base_model=models:/digits-cnn/1",
+        )
     count = min(len(built_in[0]), REPLAYED * len(new[0]))
     sample = np.random.default_rng(seed).choice(len(built_in[0]), count, replace=False)
-    images, digits = (np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True))
+    images, digits = (
+        np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True)
+    )
     torch.manual_seed(seed)
     base = load_run_artifact(base_model, WEIGHTS, _read)
     if base is None:
         return fit(images, digits, epochs, seed), f"sampled replay of {count:,} built-in images"
     passes = max(1, epochs // 4)
-    return _fit(base, images, digits, passes, TUNING_RATE), f"fine-tuning, {passes} passes, {count:,} built-in images"
+    return _fit(
+        base,
+        images,
+        digits,
+        passes,
+        TUNING_RATE,
+    ), f"fine-tuning, {passes} passes, {count:,} built-in images"
 
 
 def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> float:
@@ -107,12 +121,14 @@ def read_labelled(path: Path) -> Labelled:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise InvalidConfig(f"the labelled images {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(
+            f"the labelled images {path} cannot be read: {' '.join(str(error).split())}",
+        ) from None
     names = [name for name in table.column_names if not name.startswith("_")]
     if len(names) != 1 or _LABEL not in table.column_names:
         columns = ", ".join(table.column_names)
         raise InvalidConfig(
-            f"the labelled images {path} need one column of images and {_LABEL}; the columns are {columns}"
+            f"the labelled images {path} need one column of images and {_LABEL}; the columns are {columns}",
         )
     table = table.drop_null()
     try:
@@ -122,7 +138,13 @@ def read_labelled(path: Path) -> Labelled:
     return images, table.column(_LABEL).to_numpy().astype(np.int64)
 
 
-def _fit(network: DigitsCNN, images: np.ndarray, digits: np.ndarray, epochs: int, rate: float) -> DigitsCNN:
+def _fit(
+    network: DigitsCNN,
+    images: np.ndarray,
+    digits: np.ndarray,
+    epochs: int,
+    rate: float,
+) -> DigitsCNN:
     torch.set_num_threads(1)  # The batches are too small for a second thread.
     optimizer = torch.optim.Adam(network.train().parameters(), lr=rate)
     inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)

@@ -17,7 +17,14 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_labelled, save_weights
+from projects.digits_cnn.fitting import (
+    accuracy,
+    fit,
+    fit_incremental,
+    read_labelled,
+    save_labelled,
+    save_weights,
+)
 from projects.training import log_options, option, register, run_command, warn_of_chance
 
 TEST_IMAGES = "test_images.parquet"
@@ -29,7 +36,10 @@ BRIGHTEST = 16.0  # The pixels are counts from 0 to 16.
 class Training:
     """The options of a training."""
 
-    seed: int = option(7, "seed of the test images, the initial weights and the order of the batches")
+    seed: int = option(
+        7,
+        "seed of the test images, the initial weights and the order of the batches",
+    )
     epochs: int = option(12, "number of epochs")
     mode: str = option("full", "train a new network, or tune a base", "full", "incremental")
     data: str = option("", "Parquet file of labelled images")
@@ -42,7 +52,11 @@ def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     digits = load_digits()
     images = (digits.images / BRIGHTEST).astype(np.float32)[:, np.newaxis]
     return train_test_split(
-        images, digits.target.astype(np.int64), test_size=0.2, random_state=seed, stratify=digits.target
+        images,
+        digits.target.astype(np.int64),
+        test_size=0.2,
+        random_state=seed,
+        stratify=digits.target,
     )
 
 
@@ -57,17 +71,29 @@ def train(options: Training) -> Any:
     with mlflow.start_run():
         train_images, test_images, train_digits, test_digits = load_images(options.seed)
         new_images, new_digits = (
-            read_labelled(Path(options.data)) if options.data else (train_images[:0], train_digits[:0])
+            read_labelled(Path(options.data))
+            if options.data
+            else (train_images[:0], train_digits[:0])
         )
         log_options(options)
-        mlflow.log_input(mlflow.data.from_numpy(train_images, targets=train_digits, name="digits"), context="training")
+        mlflow.log_input(
+            mlflow.data.from_numpy(train_images, targets=train_digits, name="digits"),
+            context="training",
+        )
         built_in = (train_images, train_digits)
         if options.mode == "incremental":
             network, way = fit_incremental(
-                built_in, (new_images, new_digits), options.base_model, options.epochs, options.seed
+                built_in,
+                (new_images, new_digits),
+                options.base_model,
+                options.epochs,
+                options.seed,
             )
         else:
-            images, digits = np.concatenate([train_images, new_images]), np.concatenate([train_digits, new_digits])
+            images, digits = (
+                np.concatenate([train_images, new_images]),
+                np.concatenate([train_digits, new_digits]),
+            )
             network, way = fit(images, digits, options.epochs, options.seed), "new network"
         save_weights(network)
         save_labelled(test_images, test_digits, TEST_IMAGES)
@@ -78,7 +104,8 @@ def train(options: Training) -> Any:
         return register(
             network,
             options.registered_model,
-            "scikit-learn's digits" + (f" and {len(new_images):,} labelled images" if len(new_images) else ""),
+            "scikit-learn's digits"
+            + (f" and {len(new_images):,} labelled images" if len(new_images) else ""),
             f"{options.mode}: {way}",
             input_example=train_images[:4],
             parity_data=test_images,

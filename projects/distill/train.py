@@ -27,7 +27,11 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.registry.tags import tag_version
 from mlflow_deploy_plugin.core.settings import load_settings
-from mlflow_deploy_plugin.promote.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
+from mlflow_deploy_plugin.promote.gate.checks.budget import (
+    MeasuredCost,
+    measure_costs,
+    median_ratio,
+)
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.serve.inference_log.reader import View, open_log, view_schema, view_tables
 from mlflow_deploy_plugin.serve.runtime.feeds import row_count
@@ -41,7 +45,12 @@ from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     take_rows,
 )
 from mlflow_deploy_plugin.wrap.evaluation.metrics import default_metric, weighted_metric
-from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
+from mlflow_deploy_plugin.wrap.evaluation.model import (
+    LoadedModel,
+    ModelPredictions,
+    downloaded_version,
+    load_version,
+)
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import log_options, option, register, run_command
 
@@ -58,14 +67,29 @@ _LEARNED = 60  # epochs
 class Training:
     """The options of a training."""
 
-    teacher: str = option("models:/flight-delay@champion", "model whose predictions the student learns")
-    data: str = option("", "dataset without labels: a .csv or .parquet file, or a dataset of a gate policy")
+    teacher: str = option(
+        "models:/flight-delay@champion",
+        "model whose predictions the student learns",
+    )
+    data: str = option(
+        "",
+        "dataset without labels: a .csv or .parquet file, or a dataset of a gate policy",
+    )
     endpoint: str = option("", "endpoint whose captured rows are used instead of data")
-    target: str = option("", "label column, only for the comparison; of an endpoint _label (text) or _label_number")
+    target: str = option(
+        "",
+        "label column, only for the comparison; of an endpoint _label (text) or _label_number",
+    )
     student: str = option("boosting", "boosting or mlp; the student of a tensor is always an mlp")
-    size: int = option(0, "number of trees of the student (default 50), or units of its layer (default 32)")
+    size: int = option(
+        0,
+        "number of trees of the student (default 50), or units of its layer (default 32)",
+    )
     seed: int = option(7, "seed of the held-out fifth and the initial weights")
-    registered_model: str = option("", "registered model of the student; default: the teacher's name with -student")
+    registered_model: str = option(
+        "",
+        "registered model of the student; default: the teacher's name with -student",
+    )
 
 
 def train(options: Training) -> Any:
@@ -87,16 +111,31 @@ def train(options: Training) -> Any:
         rows, truth, origin = load_rows(options, teacher)
         order = np.random.default_rng(options.seed).permutation(row_count(rows))
         held_out, learned = np.split(order, [len(order) // 5])
-        print(f"{len(learned):,} rows for training, {len(held_out):,} for the comparison, from {origin}", flush=True)
+        print(
+            f"{len(learned):,} rows for training, {len(held_out):,} for the comparison, from {origin}",
+            flush=True,
+        )
         some = None if truth is None else truth[held_out]
-        metric_of(teacher, take_rows(rows, held_out), some)  # Refuse unsuitable labels before the training.
+        metric_of(
+            teacher,
+            take_rows(rows, held_out),
+            some,
+        )  # Refuse unsuitable labels before the training.
         info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
         with downloaded_version(resolve(info.model_uri)) as student:
-            compare((folder, student), (teacher, load_version(student)), take_rows(rows, held_out), some)
+            compare(
+                (folder, student),
+                (teacher, load_version(student)),
+                take_rows(rows, held_out),
+                some,
+            )
         return info
 
 
-def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.ndarray | None, str]:
+def load_rows(
+    options: Training,
+    teacher: LoadedModel,
+) -> tuple[NamedArrays, np.ndarray | None, str]:
     """Return the rows with the teacher's types, their labels or None, and a description of their origin.
 
     Raises:
@@ -111,12 +150,19 @@ def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.
     elif options.data:
         columns, origin = read_dataset(options.data, artifact), options.data
     else:
-        columns, origin = reference_rows(artifact, MAX_ROWS, options.seed) or {}, "the reference of the teacher"
+        columns, origin = (
+            reference_rows(artifact, MAX_ROWS, options.seed) or {},
+            "the reference of the teacher",
+        )
     if options.target and options.target not in columns:
-        raise InvalidConfig(f"{origin} has no column {options.target!r}; it has {', '.join(columns)[:300]}")
+        raise InvalidConfig(
+            f"{origin} has no column {options.target!r}; it has {', '.join(columns)[:300]}",
+        )
     truth = columns.pop(options.target) if options.target else None
     if row_count(columns) < MIN_ROWS:
-        raise InvalidConfig(f"{origin}: {row_count(columns)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
+        raise InvalidConfig(
+            f"{origin}: {row_count(columns)} rows; a student needs {MIN_ROWS} or more (data, endpoint)",
+        )
     picked = slice(0, MAX_ROWS)
     rows = own_columns(artifact, cast_to_signature(artifact, take_rows(columns, picked)))
     return rows, None if truth is None else truth[picked], origin
@@ -125,10 +171,14 @@ def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.
 def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
     """Return at most `MAX_ROWS` captured rows of the endpoint, without rows of shadows. Raises NotFound."""
     log, view = open_log(load_settings().inference_log), View(endpoint, labels=with_labels)
-    names = [name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS]
+    names = [
+        name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS
+    ]
     parts, count = [], 0
     for table in view_tables(log, view, names):
-        parts.append(table.select([name for name in names if name in table.column_names]).to_pandas())
+        parts.append(
+            table.select([name for name in names if name in table.column_names]).to_pandas(),
+        )
         count += len(parts[-1])
         if count >= MAX_ROWS:
             break
@@ -138,7 +188,11 @@ def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
 
 
 def fit_and_register(
-    options: Training, resolved: ResolvedModel, teacher: LoadedModel, rows: NamedArrays, origin: str
+    options: Training,
+    resolved: ResolvedModel,
+    teacher: LoadedModel,
+    rows: NamedArrays,
+    origin: str,
 ) -> Any:
     """Fit a student on the teacher's predictions and register it."""
     name = options.registered_model or f"{resolved.name}-student"
@@ -171,10 +225,21 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
     is_mlp, seed = options.student == "mlp", options.seed
     estimator: Any
     if not answers.is_label:
-        estimator = MLPRegressor(hidden_layer_sizes=(units,), random_state=seed, max_iter=200) if is_mlp else None
+        estimator = (
+            MLPRegressor(hidden_layer_sizes=(units,), random_state=seed, max_iter=200)
+            if is_mlp
+            else None
+        )
         estimator = estimator or HistGradientBoostingRegressor(max_iter=trees, random_state=seed)
-        return make_pipeline(preprocessing(features, is_mlp), estimator).fit(features, answers.prediction)
-    estimator = MLPClassifier(hidden_layer_sizes=(units,), random_state=seed, max_iter=200) if is_mlp else None
+        return make_pipeline(preprocessing(features, is_mlp), estimator).fit(
+            features,
+            answers.prediction,
+        )
+    estimator = (
+        MLPClassifier(hidden_layer_sizes=(units,), random_state=seed, max_iter=200)
+        if is_mlp
+        else None
+    )
     estimator = estimator or HistGradientBoostingClassifier(max_iter=trees, random_state=seed)
     pipeline = make_pipeline(preprocessing(features, is_mlp), estimator)
     if answers.probabilities is None or not answers.classes:
@@ -183,7 +248,11 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
     places, classes = np.nonzero(answers.probabilities >= _LEAST_WEIGHT)
     weights = answers.probabilities[places, classes]
     labels = np.array(answers.classes)[classes]
-    return pipeline.fit(features.iloc[places], labels, **{f"{pipeline.steps[-1][0]}__sample_weight": weights})
+    return pipeline.fit(
+        features.iloc[places],
+        labels,
+        **{f"{pipeline.steps[-1][0]}__sample_weight": weights},
+    )
 
 
 def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions) -> Any:
@@ -196,17 +265,26 @@ def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions)
         import torch
         from torch import nn
     except ModuleNotFoundError:
-        raise InvalidConfig("a teacher of tensors needs torch: pip install 'mlflow-onnxserve[torch]'") from None
+        raise InvalidConfig(
+            "a teacher of tensors needs torch: pip install 'mlflow-onnxserve[torch]'",
+        ) from None
     outputs = answers.prediction if not answers.is_label else answers.probabilities
     if outputs is None or outputs.dtype.kind != "f":
-        raise InvalidConfig("the teacher returns only labels, but the student of a tensor needs scores")
+        raise InvalidConfig(
+            "the teacher returns only labels, but the student of a tensor needs scores",
+        )
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    targets = torch.from_numpy(np.ascontiguousarray(outputs.reshape(len(outputs), -1), dtype=np.float32))
+    targets = torch.from_numpy(
+        np.ascontiguousarray(outputs.reshape(len(outputs), -1), dtype=np.float32),
+    )
     inputs = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     units = options.size or 32
     network = nn.Sequential(
-        nn.Flatten(), nn.Linear(inputs[0].numel(), units), nn.ReLU(), nn.Linear(units, targets.shape[1])
+        nn.Flatten(),
+        nn.Linear(inputs[0].numel(), units),
+        nn.ReLU(),
+        nn.Linear(units, targets.shape[1]),
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(_LEARNED):
@@ -218,7 +296,10 @@ def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions)
 
 
 def compare(
-    folders: tuple[Path, Path], models: tuple[LoadedModel, LoadedModel], rows: NamedArrays, truth: np.ndarray | None
+    folders: tuple[Path, Path],
+    models: tuple[LoadedModel, LoadedModel],
+    rows: NamedArrays,
+    truth: np.ndarray | None,
 ) -> None:
     """Print a comparison of teacher and student, and log it to the active run."""
     answers = [model.predict(rows) for model in models]
@@ -226,7 +307,10 @@ def compare(
     head = ("", "size", "1 row", f"{BATCH:,} rows", "agreement")
     scored = [metric_of(model, rows, truth) for model in models]
     lines: list[tuple[str, ...]] = [(*head, f"{scored[0].labels:,} labels") if scored[0] else head]
-    ones, many = (median_ratio(getattr(costs[1], kind), getattr(costs[0], kind)) for kind in ("rows", "batches"))
+    ones, many = (
+        median_ratio(getattr(costs[1], kind), getattr(costs[0], kind))
+        for kind in ("rows", "batches")
+    )
     figures: dict[str, float] = {"row_ratio": ones, "batch_ratio": many}
     compared = zip(("teacher", "student"), folders, models, answers, costs, scored, strict=True)
     for name, folder, model, answer, cost, score in compared:
@@ -246,7 +330,10 @@ def compare(
     mlflow.log_metrics(figures)
     mlflow.log_text("\n".join(align_columns(lines)), "comparison.txt")
     print("\n".join(align_columns(lines)))
-    print(f"the student takes {ones:.2f} of the time for one row, {many:.2f} for {BATCH:,}", flush=True)
+    print(
+        f"the student takes {ones:.2f} of the time for one row, {many:.2f} for {BATCH:,}",
+        flush=True,
+    )
 
 
 class Score(NamedTuple):
@@ -264,7 +351,11 @@ def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -
         return None
     labels, answered = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
     metric = default_metric(labels, answered)
-    return Score(metric, weighted_metric(metric, labels, answered)(np.ones(len(labels))), len(labels))
+    return Score(
+        metric,
+        weighted_metric(metric, labels, answered)(np.ones(len(labels))),
+        len(labels),
+    )
 
 
 def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
@@ -275,14 +366,20 @@ def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
     elif teacher.is_label and predicted.ndim == 2:  # The student returns class scores.
         predicted = np.array(teacher.classes or range(predicted.shape[1]))[predicted.argmax(axis=1)]
     elif not teacher.is_label:
-        return float(1 - np.square(expected - predicted).mean() / max(float(np.var(expected)), 1e-12))
+        return float(
+            1 - np.square(expected - predicted).mean() / max(float(np.var(expected)), 1e-12),
+        )
     return float((expected == predicted).mean())
 
 
 def file_size(folder: Path, model: LoadedModel) -> int:
     """Return the bytes of the ONNX file, or of all files of a model without one."""
     file = model.artifact.onnx_file
-    return file.stat().st_size if file.is_file() else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    return (
+        file.stat().st_size
+        if file.is_file()
+        else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    )
 
 
 def microseconds(cost: MeasuredCost, kind: str) -> str:

@@ -21,7 +21,17 @@ from mlflow_deploy_plugin.core.errors import NotFound
 CATEGORIES = ("carrier", "origin", "dest")
 INTEGERS = ("departure_minute", "arrival_minute", "distance")
 BOOLEANS = ("weekend",)
-WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+WEATHER = (
+    "temp",
+    "dewp",
+    "humid",
+    "wind_dir",
+    "wind_speed",
+    "wind_gust",
+    "precip",
+    "pressure",
+    "visib",
+)
 FEATURES = (*CATEGORIES, *INTEGERS, *BOOLEANS, *WEATHER)
 LABEL = "delayed"
 EVENT_TIME = "event_time"
@@ -79,7 +89,12 @@ def months(flights: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
     return flights[(days.year == YEAR) & days.month.between(first, last)]
 
 
-def split(flights: pd.DataFrame, seed: int, first: int = TRAINING_MONTHS[0], last: int = TRAINING_MONTHS[1]) -> Split:
+def split(
+    flights: pd.DataFrame,
+    seed: int,
+    first: int = TRAINING_MONTHS[0],
+    last: int = TRAINING_MONTHS[1],
+) -> Split:
     """Return the months `first` to `last`, split into ten whole days chosen by `seed` and the other days."""
     early = months(flights, first, last)
     held_out = early[DAY].isin(choose_days(early, HELD_OUT_DAYS, seed))

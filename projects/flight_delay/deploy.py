@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--deployment", default="flights", help="name of the deployment")
     parser.add_argument(
-        "--model-uri", default="models:/flight-delay@champion", help="URI of the model; a stage or an alias is followed"
+        "--model-uri",
+        default="models:/flight-delay@champion",
+        help="URI of the model; a stage or an alias is followed",
     )
     parser.add_argument("--workers", type=int, default=1, help="number of worker processes")
     options = parser.parse_args()

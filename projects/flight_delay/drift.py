@@ -19,7 +19,12 @@ from projects.command import one_line_errors
 def judge_window(deployment: str, window: Window | None) -> MonitorResult:
     """Run the deployment's monitor on the window, as `onnxserve monitor run` does."""
     with open_deployments(print) as deployments:
-        return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
+        return run_window(
+            deployments,
+            find_monitor(deployments, deployment, None),
+            window,
+            judge_and_log,
+        )[1]
 
 
 def describe(result: MonitorResult) -> str:
@@ -35,9 +40,15 @@ def describe(result: MonitorResult) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--deployment", default="flights", help="deployment whose captured traffic is judged")
     parser.add_argument(
-        "--window", default="", help="START/END or START/1d in UTC; default: the latest complete window"
+        "--deployment",
+        default="flights",
+        help="deployment whose captured traffic is judged",
+    )
+    parser.add_argument(
+        "--window",
+        default="",
+        help="START/END or START/1d in UTC; default: the latest complete window",
     )
     options = parser.parse_args()
     with one_line_errors():

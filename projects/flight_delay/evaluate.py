@@ -23,17 +23,23 @@ def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, flo
         InvalidConfig: the months are not a range within 1 to 12, or the model has no ONNX form or other columns.
     """
     if not 1 <= first_month <= last_month <= 12:
-        raise InvalidConfig(f"months {first_month} to {last_month}: a range within 1 to 12 is expected")
+        raise InvalidConfig(
+            f"months {first_month} to {last_month}: a range within 1 to 12 is expected",
+        )
     flights = months(load_flights(), first_month, last_month)
     with mlflow.start_run():
         model = mlflow.pyfunc.load_model(model_uri)
         onnx = model.get_raw_model()
         if not isinstance(onnx, OnnxModel):
-            raise InvalidConfig(f"{model_uri} has no ONNX form, which is needed for the probabilities")
+            raise InvalidConfig(
+                f"{model_uri} has no ONNX form, which is needed for the probabilities",
+            )
         if problem := onnx.schema.missing_columns(FEATURES):
             raise InvalidConfig(f"{model_uri} is not a model of these flights: {problem}")
         dataset = mlflow.data.from_pandas(
-            flights[[*FEATURES, LABEL]], name=f"nycflights13-months-{first_month}-{last_month}", targets=LABEL
+            flights[[*FEATURES, LABEL]],
+            name=f"nycflights13-months-{first_month}-{last_month}",
+            targets=LABEL,
         )
         mlflow.log_input(dataset, context="evaluation")
         delayed = flights[LABEL].to_numpy()
@@ -49,14 +55,20 @@ def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, flo
 def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) -> np.ndarray:
     """Return the probability of a delay, [N], from the graph, because `predict` returns only labels."""
     onnx = model.get_raw_model()
-    probabilities = next(output.name for output in onnx.artifact.outputs if output.role == "probabilities")
+    probabilities = next(
+        output.name for output in onnx.artifact.outputs if output.role == "probabilities"
+    )
     feeds = onnx.schema.from_columns({name: features[name].to_numpy() for name in features})
     return np.asarray(onnx.run(feeds, [probabilities])[probabilities][:, 1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model-uri", default="models:/flight-delay@champion", help="model to evaluate")
+    parser.add_argument(
+        "--model-uri",
+        default="models:/flight-delay@champion",
+        help="model to evaluate",
+    )
     parser.add_argument("--first-month", type=int, default=4, help="first month of 2013, 1 to 12")
     parser.add_argument("--last-month", type=int, default=6, help="last month (inclusive)")
     options = parser.parse_args()

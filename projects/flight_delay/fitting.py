@@ -23,7 +23,11 @@ def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
     """Return a pipeline of one-hot encoding, with other columns unchanged, and boosted trees, which accept NaN."""
     encode = ColumnTransformer(
         [
-            ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(CATEGORIES)),
+            (
+                "categories",
+                OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+                list(CATEGORIES),
+            ),
             ("numbers", "passthrough", [*INTEGERS, *BOOLEANS, *WEATHER]),
         ],
         sparse_threshold=0,
@@ -44,7 +48,12 @@ def fit_full(rows: pd.DataFrame, max_iter: int, learning_rate: float) -> Pipelin
 
 
 def fit_incremental(
-    training_data: TrainingData, base_model: str, max_iter: int, learning_rate: float, more_trees: int, seed: int
+    training_data: TrainingData,
+    base_model: str,
+    max_iter: int,
+    learning_rate: float,
+    more_trees: int,
+    seed: int,
 ) -> tuple[Pipeline, str]:
     """Return the pipeline of `base_model` trained further on the new rows, and the method.
 
@@ -56,9 +65,13 @@ def fit_incremental(
         InvalidConfig: there are no new rows, or no base is specified.
     """
     if training_data.new.empty:
-        raise InvalidConfig("mode incremental needs labelled rows beyond the built-in months: data=FILE.parquet")
+        raise InvalidConfig(
+            "mode incremental needs labelled rows beyond the built-in months: data=FILE.parquet",
+        )
     if not base_model:
-        raise InvalidConfig("mode incremental needs the version to train further: base_model=models:/flight-delay/1")
+        raise InvalidConfig(
+            "mode incremental needs the version to train further: base_model=models:/flight-delay/1",
+        )
     base = load_run_artifact(base_model, PIPELINE, _read)
     if base is None or training_data.new[LABEL].nunique() < 2:
         count = min(len(training_data.built_in), REPLAYED * len(training_data.new))

@@ -57,7 +57,12 @@ class Replay:
 
 
 def replay(
-    setting: ReplaySettings, span: str, injection: Injection | None, batch: int, every_day: int, folder: Path
+    setting: ReplaySettings,
+    span: str,
+    injection: Injection | None,
+    batch: int,
+    every_day: int,
+    folder: Path,
 ) -> Replay:
     """Replay the months, and write the results into the folder and to the active run.
 
@@ -75,25 +80,41 @@ def replay(
     with open_deployments(_say) as deployments:
         _say("training the first version on January to March")
         first = setup.train_first(setting, folder / "first.log")
-        with setup.deployed_endpoint(deployments, setting) as url, setup.running_controller(folder / "controller.log"):
+        with (
+            setup.deployed_endpoint(deployments, setting) as url,
+            setup.running_controller(folder / "controller.log"),
+        ):
             _say(f"{url} serves version {first}; sending {len(flights):,} flights")
             feed = Feed(url, batch)
             weeks = _play(deployments, setting, feed, flights)
         states = [
-            f"version {retraining.version}: {retraining.state}" for retraining in _retrainings(deployments, setting)
+            f"version {retraining.version}: {retraining.state}"
+            for retraining in _retrainings(deployments, setting)
         ]
     played = flights.join(feed.table(), how="inner")
     played["still"] = _answers_of(f"models:/{setting.model}/{first}", played)
     table = results.accuracy_by_month(played, injection)
-    sentences = [*([str(injection)] if injection else []), *results.conclusion(table, BUILT_IN_MONTHS)]
-    results.draw_plot(table, weeks, results.served_version_changes(played), folder / "accuracy_by_month.png", injection)
+    sentences = [
+        *([str(injection)] if injection else []),
+        *results.conclusion(table, BUILT_IN_MONTHS),
+    ]
+    results.draw_plot(
+        table,
+        weeks,
+        results.served_version_changes(played),
+        folder / "accuracy_by_month.png",
+        injection,
+    )
     table.to_csv(folder / "accuracy_by_month.csv", index=False)
     results.verdicts(weeks, injection).to_csv(folder / "verdicts.csv", index=False)
     return Replay(table, weeks, states, feed.counts, sentences)
 
 
 def _play(
-    deployments: Deployments, setting: ReplaySettings, feed: Feed, flights: pd.DataFrame
+    deployments: Deployments,
+    setting: ReplaySettings,
+    feed: Feed,
+    flights: pd.DataFrame,
 ) -> list[results.JudgedWindow]:
     """Send the flights day by day. A window is judged one day after its end, when its last labels are received."""
     log = open_log(deployments.settings.inference_log)
@@ -134,7 +155,13 @@ def _judge(
         line += f"  retraining {last.id}: {last.state} {last.version}, {time.monotonic() - judged:.0f} s"
     _say(f"{line}  lost {feed.counts.lost}")
     return [
-        results.JudgedWindow(item.monitor, _day(item.start), _day(item.end), item.verdict or item.state, item.reason)
+        results.JudgedWindow(
+            item.monitor,
+            _day(item.start),
+            _day(item.end),
+            item.verdict or item.state,
+            item.reason,
+        )
         for item in windows
     ]
 
@@ -153,10 +180,18 @@ def _answers_of(model_uri: str, flights: pd.DataFrame) -> np.ndarray:
     return np.asarray(model.predict(flights[list(FEATURES)])).astype(bool)
 
 
-def _log(result: Replay, folder: Path, setting: ReplaySettings, injection: Injection | None) -> None:
+def _log(
+    result: Replay,
+    folder: Path,
+    setting: ReplaySettings,
+    injection: Injection | None,
+) -> None:
     mlflow.set_tag("onnxserve.injected", str(injection) if injection else "nothing is injected")
     if injection is not None:
-        mlflow.set_tag("mlflow.runName", f"replay with injected drift, {injection.kind}:{injection.month}")
+        mlflow.set_tag(
+            "mlflow.runName",
+            f"replay with injected drift, {injection.kind}:{injection.month}",
+        )
     for row in result.months.to_dict("records"):
         for name in ("accuracy_with_loop", "accuracy_without"):
             mlflow.log_metric(name, row[name], step=row["month"])
@@ -180,24 +215,53 @@ def main() -> None:
     default = ReplaySettings()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--months", default="1-12", help="months of 2013 to replay")
-    parser.add_argument("--inject", default="", help="drift to inject as KIND:MONTH, e.g. celsius:7 or concept:7")
     parser.add_argument(
-        "--mode", choices=["full", "incremental"], default=default.mode, help="training mode after an alarm"
+        "--inject",
+        default="",
+        help="drift to inject as KIND:MONTH, e.g. celsius:7 or concept:7",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["full", "incremental"],
+        default=default.mode,
+        help="training mode after an alarm",
     )
     parser.add_argument("--every", default=default.every, help="length of the windows for accuracy")
-    parser.add_argument("--at-least", type=float, default=default.at_least, help="lowest accuracy without an alarm")
-    parser.add_argument("--max-iter", type=int, default=default.max_iter, help="number of boosted trees of a version")
-    parser.add_argument("--min-requests", type=int, default=default.min_requests, help="requests per step of a rollout")
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        default=default.at_least,
+        help="lowest accuracy without an alarm",
+    )
+    parser.add_argument(
+        "--max-iter",
+        type=int,
+        default=default.max_iter,
+        help="number of boosted trees of a version",
+    )
+    parser.add_argument(
+        "--min-requests",
+        type=int,
+        default=default.min_requests,
+        help="requests per step of a rollout",
+    )
     parser.add_argument("--batch", type=int, default=10, help="flights per request")
     parser.add_argument("--sample", type=int, default=1, help="send only every Nth flight")
-    parser.add_argument("--endpoint", default="", help="name of the endpoint; default: a new name for each run")
+    parser.add_argument(
+        "--endpoint",
+        default="",
+        help="name of the endpoint; default: a new name for each run",
+    )
     options = parser.parse_args()
     signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+        signal.SIGTERM,
+        lambda number, frame: sys.exit(128 + number),
     )  # SystemExit also stops the server and the controller.
     with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         injection, folder = parse_injection(options.inject), Path(name)
-        injected = "-injected" if injection else ""  # All runs, versions and events must show the injection.
+        injected = (
+            "-injected" if injection else ""
+        )  # All runs, versions and events must show the injection.
         setting = ReplaySettings(
             # If an endpoint is reused, its log contains each flight twice.
             endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",
@@ -215,7 +279,9 @@ def main() -> None:
     for line in (*result.states, *result.sentences):
         _say(line)
     counts = result.counts
-    _say(f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, {counts.labels_lost} lost")
+    _say(
+        f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, {counts.labels_lost} lost",
+    )
     _say(f"onnxserve history {setting.endpoint}    shows all events")
 
 

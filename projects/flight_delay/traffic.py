@@ -39,7 +39,11 @@ class Answers:
     versions: Counter[str] = field(default_factory=Counter)
 
 
-def send(url: str, flights: pd.DataFrame, on_day: Callable[[pd.Timestamp, int], None] | None = None) -> Answers:
+def send(
+    url: str,
+    flights: pd.DataFrame,
+    on_day: Callable[[pd.Timestamp, int], None] | None = None,
+) -> Answers:
     """Send the flights in the order of event time. `on_day` is called after each day, with its number of flights.
 
     Raises:
@@ -68,18 +72,28 @@ def request_body(flights: pd.DataFrame) -> bytes:
     return json.dumps({"dataframe_split": {"columns": list(FEATURES), "data": rows}}).encode()
 
 
-def _post(session: requests.Session, url: str, batch: pd.DataFrame, event_time: pd.Timestamp) -> Any:
+def _post(
+    session: requests.Session,
+    url: str,
+    batch: pd.DataFrame,
+    event_time: pd.Timestamp,
+) -> Any:
     headers = {"Content-Type": "application/json", "X-Event-Time": event_time.isoformat()}
     try:
         response = session.post(
-            f"{url}/invocations", data=request_body(batch), headers=headers, timeout=TIMEOUT_SECONDS
+            f"{url}/invocations",
+            data=request_body(batch),
+            headers=headers,
+            timeout=TIMEOUT_SECONDS,
         )
     except requests.RequestException as error:
         raise NotReady(f"{url} does not answer: {type(error).__name__}") from None
     if response.status_code >= 500:
         raise NotReady(f"{url} answered {response.status_code}: {response.text[:300]}")
     if response.status_code >= 400:
-        raise InvalidRequest(f"{url} refused the flights of {event_time.isoformat()}: {response.text[:300]}")
+        raise InvalidRequest(
+            f"{url} refused the flights of {event_time.isoformat()}: {response.text[:300]}",
+        )
     return response
 
 
@@ -91,13 +105,17 @@ def _answered(response: requests.Response, batch: pd.DataFrame) -> pd.DataFrame:
             EVENT_TIME: batch[EVENT_TIME].to_numpy(),
             "prediction": response.json()["predictions"],
             LABEL: batch[LABEL].to_numpy(),
-        }
+        },
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", required=True, help="URL of the server, e.g. http://127.0.0.1:8080")
+    parser.add_argument(
+        "--url",
+        required=True,
+        help="URL of the server, e.g. http://127.0.0.1:8080",
+    )
     parser.add_argument(
         "--day",
         type=date.fromisoformat,
@@ -112,9 +130,15 @@ def main() -> None:
             parser.error(f"no flight left on {day}; the data contain only 2013")
     chosen = flights[flights[DAY].isin([pd.Timestamp(day, tz="UTC") for day in options.day])]
     with one_line_errors():
-        answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
+        answers = send(
+            options.url,
+            chosen,
+            lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True),
+        )
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
-    print(f"{len(answers.table):,} flights, {right:.1%} predicted correctly, by versions {dict(answers.versions)}")
+    print(
+        f"{len(answers.table):,} flights, {right:.1%} predicted correctly, by versions {dict(answers.versions)}",
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.tags import DATA_DIGEST_TAG, PARENT_TAG
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
-from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
+from projects.flight_delay.fitting import (
+    build_pipeline,
+    fit_full,
+    fit_incremental,
+    save_pipeline,
+    score,
+)
 from projects.flight_delay.training_data import TrainingData, load_training_data
 from projects.training import log_options, option, register, run_command
 
@@ -94,7 +100,9 @@ def _check(options: Training) -> None:
             raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
     if options.base_model:
         if not parse_model_uri(options.base_model).is_registered:
-            raise InvalidConfig(f"base_model {options.base_model}: a registered version, models:/NAME/1, is expected")
+            raise InvalidConfig(
+                f"base_model {options.base_model}: a registered version, models:/NAME/1, is expected",
+            )
         resolve(options.base_model)
 
 
@@ -103,7 +111,12 @@ def _fit(training_data: TrainingData, options: Training) -> tuple[Pipeline, str]
     if options.mode == "incremental":
         _print(f"training further with {len(training_data.new):,} flights; {held_out}")
         return fit_incremental(
-            training_data, options.base_model, options.max_iter, options.learning_rate, options.more_trees, options.seed
+            training_data,
+            options.base_model,
+            options.max_iter,
+            options.learning_rate,
+            options.more_trees,
+            options.seed,
         )
     rows = training_data.all
     _print(f"training on {len(rows):,} flights; {held_out}")
@@ -111,14 +124,20 @@ def _fit(training_data: TrainingData, options: Training) -> tuple[Pipeline, str]
 
 
 def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:
-    parts = [("train", training_data.built_in), ("validation", training_data.held_out), ("new", training_data.new)]
+    parts = [
+        ("train", training_data.built_in),
+        ("validation", training_data.held_out),
+        ("new", training_data.new),
+    ]
     for name, flights in parts:
         if flights[LABEL].nunique() < 2:
             continue
         probability = pipeline.predict_proba(flights[list(FEATURES)])[:, 1]
         scores = score(flights[LABEL].to_numpy(), probability)
         mlflow.log_metrics({f"{name}_{metric}": value for metric, value in scores.items()})
-        _print(f"{name:10} " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items()))
+        _print(
+            f"{name:10} " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items()),
+        )
 
 
 def _log_dataset(training_data: TrainingData) -> str:
@@ -126,7 +145,11 @@ def _log_dataset(training_data: TrainingData) -> str:
     is_default = training_data.months == BUILT_IN_MONTHS and training_data.new.empty
     name = "nycflights13-january-to-march" if is_default else f"nycflights13-{training_data.months}"
     name += "" if training_data.new.empty else "-and-captured"
-    dataset = mlflow.data.from_pandas(training_data.all[[*FEATURES, LABEL]], name=name, targets=LABEL)
+    dataset = mlflow.data.from_pandas(
+        training_data.all[[*FEATURES, LABEL]],
+        name=name,
+        targets=LABEL,
+    )
     mlflow.log_input(dataset, context="training")
     return name
 
@@ -140,7 +163,12 @@ def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
         version = resolve(options.base_model).version
         tags[PARENT_TAG] = f"models:/{parse_model_uri(options.base_model).name}/{version}"
     for key, value in tags.items():
-        MlflowClient().set_model_version_tag(options.registered_model, info.registered_model_version, key, value)
+        MlflowClient().set_model_version_tag(
+            options.registered_model,
+            info.registered_model_version,
+            key,
+            value,
+        )
 
 
 def _spread(table: pd.DataFrame, rows: int) -> pd.DataFrame:

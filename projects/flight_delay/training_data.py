@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, YEAR, load_flights, split
+from projects.flight_delay.data import (
+    DAY,
+    EVENT_TIME,
+    FEATURES,
+    LABEL,
+    WEATHER,
+    YEAR,
+    load_flights,
+    split,
+)
 
 _LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"
 
@@ -39,7 +48,11 @@ class TrainingData:
     def all(self) -> pd.DataFrame:
         if self.new.empty:
             return self.built_in
-        return pd.concat([self.built_in, self.new]).sort_values(EVENT_TIME, kind="stable", ignore_index=True)
+        return pd.concat([self.built_in, self.new]).sort_values(
+            EVENT_TIME,
+            kind="stable",
+            ignore_index=True,
+        )
 
 
 def load_training_data(seed: int, months: str, data: str) -> TrainingData:
@@ -61,7 +74,10 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
         path = Path(data)
         new = read_labelled(path, flights)
         known = (new[DAY].dt.year == YEAR) & new[DAY].dt.month.between(first, last)
-        new, digest = new[~known].reset_index(drop=True), hashlib.sha256(path.read_bytes()).hexdigest()
+        new, digest = (
+            new[~known].reset_index(drop=True),
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
         new = as_measured(new, flights)
     return TrainingData(parts.train, new, parts.calm, months, digest)
 
@@ -80,7 +96,9 @@ def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
         singles = captured[name].to_numpy(dtype="float32", na_value=np.nan)
         distinct, places = np.unique(singles, return_inverse=True)
         first = {np.float32(value): value for value in known[name].dropna().unique()}
-        measured[name] = np.array([first.get(value, float(str(value))) for value in distinct])[places]
+        measured[name] = np.array([first.get(value, float(str(value))) for value in distinct])[
+            places
+        ]
     return measured
 
 
@@ -89,8 +107,12 @@ def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
-        raise InvalidConfig(f"the labelled rows {path} cannot be read: {' '.join(str(error).split())}") from None
-    rows = rows.rename(columns={_LOG_TIME: EVENT_TIME} | ({} if LABEL in rows else {_LOG_LABEL: LABEL}))
+        raise InvalidConfig(
+            f"the labelled rows {path} cannot be read: {' '.join(str(error).split())}",
+        ) from None
+    rows = rows.rename(
+        columns={_LOG_TIME: EVENT_TIME} | ({} if LABEL in rows else {_LOG_LABEL: LABEL}),
+    )
     if missing := [name for name in (*FEATURES, LABEL, EVENT_TIME) if name not in rows]:
         raise InvalidConfig(f"the labelled rows {path} lack the columns {', '.join(missing)}")
     rows = rows.dropna(subset=[LABEL, EVENT_TIME])
@@ -100,7 +122,9 @@ def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
         rows[DAY] = rows[EVENT_TIME].dt.floor("D")
         rows = rows[list(like.columns)].astype({name: like[name].dtype for name in FEATURES})
     except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"the labelled rows {path} have other types than the flights: {error}") from None
+        raise InvalidConfig(
+            f"the labelled rows {path} have other types than the flights: {error}",
+        ) from None
     return rows.sort_values(EVENT_TIME, kind="stable", ignore_index=True)
 
 
@@ -112,5 +136,7 @@ def parse_months(months: str) -> tuple[int, int]:
     except ValueError:
         parsed = (0, 0)
     if not 1 <= parsed[0] <= parsed[1] <= 12:
-        raise InvalidConfig(f"months {months!r}: a month of 2013 or a range is expected, e.g. 4 or 1-3")
+        raise InvalidConfig(
+            f"months {months!r}: a month of 2013 or a range is expected, e.g. 4 or 1-3",
+        )
     return parsed

@@ -51,7 +51,7 @@ def generate(seed: int) -> pd.DataFrame:
             "condition": condition,
             "garden": garden,
             "price": price.clip(20).round(1),
-        }
+        },
     )
 
 
@@ -73,7 +73,11 @@ def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     axes[0].plot(ends, ends, color=GREY, linewidth=1)
     axes[0].set(xlabel=f"true {truth.name}", ylabel="predicted")
-    weights = pd.Series(pipeline[-1].coef_, index=pipeline[0].get_feature_names_out()).sort_values(key=abs).tail(12)
+    weights = (
+        pd.Series(pipeline[-1].coef_, index=pipeline[0].get_feature_names_out())
+        .sort_values(key=abs)
+        .tail(12)
+    )
     names = [name.partition("__")[2] for name in weights.index]
     axes[1].barh(names, weights, color=np.where(weights > 0, BLUE, ORANGE))
     axes[1].set(xlabel="coefficient (numbers: per standard deviation)")

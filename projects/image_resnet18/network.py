@@ -15,7 +15,10 @@ class Block(nn.Module):
         self.second_norm = nn.BatchNorm2d(outward)
         self.around: nn.Module = nn.Identity()
         if stride != 1 or inward != outward:
-            self.around = nn.Sequential(nn.Conv2d(inward, outward, 1, stride, bias=False), nn.BatchNorm2d(outward))
+            self.around = nn.Sequential(
+                nn.Conv2d(inward, outward, 1, stride, bias=False),
+                nn.BatchNorm2d(outward),
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         within = torch.relu(self.first_norm(self.first(x)))
@@ -28,7 +31,11 @@ def resnet18(classes: int = 1000, channels: int = 3, width: int = 64) -> nn.Modu
     Args:
         width: the channels of the first stage. Each of the next three stages doubles the number.
     """
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
     layers.append(nn.MaxPool2d(3, 2, 1))
     inward = width
     for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):

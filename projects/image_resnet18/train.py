@@ -21,7 +21,15 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig
 from projects.digits_cnn.fitting import accuracy
 from projects.digits_cnn.train import load_images
 from projects.image_resnet18.network import resnet18
-from projects.training import log_options, log_scores, option, picture, register, run_command, warn_of_chance
+from projects.training import (
+    log_options,
+    log_scores,
+    option,
+    picture,
+    register,
+    run_command,
+    warn_of_chance,
+)
 
 BATCH = 64
 RATE = 1e-3
@@ -41,7 +49,11 @@ class Training:
 
 def stretched(images: np.ndarray, side: int) -> np.ndarray:
     """Return images [N, 1, 8, 8] as [N, 1, side, side], float32, bilinear."""
-    return nn.functional.interpolate(torch.from_numpy(images), (side, side), mode="bilinear").numpy()
+    return nn.functional.interpolate(
+        torch.from_numpy(images),
+        (side, side),
+        mode="bilinear",
+    ).numpy()
 
 
 def fit(images: np.ndarray, digits: np.ndarray, options: Training) -> nn.Module:
@@ -72,7 +84,9 @@ def train(options: Training) -> Any:
     """
     for name, least in (("epochs", 1), ("width", 1), ("side", 8)):
         if getattr(options, name) < least:
-            raise InvalidConfig(f"{name} {getattr(options, name)}: a whole number from {least} is expected")
+            raise InvalidConfig(
+                f"{name} {getattr(options, name)}: a whole number from {least} is expected",
+            )
     with mlflow.start_run():
         log_options(options)
         images, held_out, digits, truth = load_images(options.seed)
@@ -86,9 +100,18 @@ def train(options: Training) -> Any:
         with picture(f"image-resnet18 on {len(truth)} held-out digits ({ORIGIN})", 2) as axes:
             axes[0].imshow(np.hstack([image[0] for image in held_out[:4]]), cmap="gray")
             axes[0].set(xlabel="images", xticks=[], yticks=[])
-            ConfusionMatrixDisplay.from_predictions(truth, predicted, ax=axes[1], colorbar=False, cmap="Blues")
+            ConfusionMatrixDisplay.from_predictions(
+                truth,
+                predicted,
+                ax=axes[1],
+                colorbar=False,
+                cmap="Blues",
+            )
         mlflow.log_image(held_out[0, 0], "example.png")
-        mlflow.log_text(json.dumps({"inputs": held_out[:1].astype(float).round(3).tolist()}), "example.json")
+        mlflow.log_text(
+            json.dumps({"inputs": held_out[:1].astype(float).round(3).tolist()}),
+            "example.json",
+        )
         return register(
             nn.Sequential(network, nn.Softmax(dim=1)).eval(),
             options.registered_model,

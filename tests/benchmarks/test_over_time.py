@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from benchmarks.over_time.levels import INDEPENDENT
-from benchmarks.over_time.streams import Change, Monitor, World, count_alarms, first_alarm, simulate, yearly_line
+from benchmarks.over_time.streams import (
+    Change,
+    Monitor,
+    World,
+    count_alarms,
+    first_alarm,
+    simulate,
+    yearly_line,
+)
 
 _SMALL = World(columns=4, deviation=0.2, rows=60)
 

@@ -12,8 +12,14 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.s3,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
-    pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed: apt-get install nginx-light"),
+    pytest.mark.skipif(
+        not os.environ.get("AWS_ENDPOINT_URL"),
+        reason="no S3 API is named by AWS_ENDPOINT_URL",
+    ),
+    pytest.mark.skipif(
+        not shutil.which("nginx"),
+        reason="nginx is not installed: apt-get install nginx-light",
+    ),
 ]
 
 

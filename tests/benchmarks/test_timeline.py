@@ -62,13 +62,19 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(server: Server, tmp_path: Path) -> None:
+def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(
+    server: Server,
+    tmp_path: Path,
+) -> None:
     values = {"1": b"one", "2": b"two"}
     with OpenLoop(server.port, post("/", b"body"), values, 200.0, tmp_path / "kept.npy") as loop:
         for mood in ANSWERS:
             server.mood = mood
             seen = server.answered
-            wait_until(lambda: server.answered > seen + 20 or server.mood == "closed", what="twenty answers")  # noqa: B023
+            wait_until(
+                lambda: server.answered > seen + 20 or server.mood == "closed",
+                what="twenty answers",
+            )  # noqa: B023
         time.sleep(0.2)  # some connections are closed
         server.mood = "first"
         wait_until(lambda: server.answered > seen + 20, what="it has reconnected")

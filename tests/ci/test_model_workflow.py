@@ -42,17 +42,40 @@ class Repository:
 
     def push(self, parameters: str = "", **inputs: str) -> dict[str, list[StepResult]]:
         """Run every job and return the steps of each."""
-        caller = yaml.safe_load((self.folder / ".github/workflows/model.yaml").read_text())["jobs"]["model"]
-        quick = {"steps": "50,100", "every": "1s", "min-requests": "20", "abort-on": "error_rate>1%,disagreement>20%"}
-        here = {"mlflow-tracking-uri": MlflowClient().tracking_uri, "parameters": parameters, "image": ""}
+        caller = yaml.safe_load((self.folder / ".github/workflows/model.yaml").read_text())["jobs"][
+            "model"
+        ]
+        quick = {
+            "steps": "50,100",
+            "every": "1s",
+            "min-requests": "20",
+            "abort-on": "error_rate>1%,disagreement>20%",
+        }
+        here = {
+            "mlflow-tracking-uri": MlflowClient().tracking_uri,
+            "parameters": parameters,
+            "image": "",
+        }
         said = {**caller["with"], **here, **quick, **inputs}
-        workflow = Workflow(WORKFLOW, self.folder, said, environment={"ONNXSERVE_HOME": str(self.home)})
-        installed, self.is_installed = (self.is_installed, True)  # pip takes up to 40 s to find everything installed
+        workflow = Workflow(
+            WORKFLOW,
+            self.folder,
+            said,
+            environment={"ONNXSERVE_HOME": str(self.home)},
+        )
+        installed, self.is_installed = (
+            self.is_installed,
+            True,
+        )  # pip takes up to 40 s to find everything installed
         return {job: workflow.run(job, ["Install"] if installed else []) for job in JOBS}
 
 
 @pytest.fixture
-def repository(mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+def repository(
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Repository]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "repository"))
     with tracking_at(mlflow_server.url):
@@ -83,8 +106,13 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         assert [(step.name, step.status) for step in good["canary"]] == [("Canary", 0)]
         assert set(answers) <= {("1", 200), ("2", 200)}
 
-        assert [(step.name, step.status) for step in worse["version"]][-2:] == [("Train", 0), ("Gate", 1)]
-        assert worse["version"][-1].error.startswith(f"{MODEL} version 3 stays where it is: evaluation")
+        assert [(step.name, step.status) for step in worse["version"]][-2:] == [
+            ("Train", 0),
+            ("Gate", 1),
+        ]
+        assert worse["version"][-1].error.startswith(
+            f"{MODEL} version 3 stays where it is: evaluation",
+        )
         assert worse["canary"] == []
         assert champion() == "2"
 
@@ -93,14 +121,20 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         assert [(step.name, step.status) for step in bad["version"]][-1] == ("Gate", 0)
         (canary,) = bad["canary"]
         assert canary.status == 1
-        assert canary.error.startswith(f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back")
+        assert canary.error.startswith(
+            f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back",
+        )
         assert champion() == "2"
     finally:
         client.delete_deployment(MODEL)
 
 
 def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository) -> None:
-    (document,) = (block for block in blocks("yaml", (ROOT / "docs/render.md").read_text()) if "stages:" in block)
+    (document,) = (
+        block
+        for block in blocks("yaml", (ROOT / "docs/render.md").read_text())
+        if "stages:" in block
+    )
     gitlab = yaml.safe_load(document)
     environment = {
         **os.environ,
@@ -111,7 +145,12 @@ def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository
     }
     script = "\n".join(gitlab["version"]["script"])
     ran = subprocess.run(
-        ["bash", "-ec", script], cwd=repository.folder, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-ec", script],
+        cwd=repository.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert mentions(ran.stdout, MODEL, "version 1: passed")
@@ -155,7 +194,11 @@ def traffic(url: str, rows: pd.DataFrame) -> Iterator[Counter[tuple[str, int]]]:
             for row in rows.to_dict("records"):
                 if ended.wait(0.01):
                     return
-                answer = session.post(f"{url}/invocations", json={"dataframe_records": [row]}, timeout=30)
+                answer = session.post(
+                    f"{url}/invocations",
+                    json={"dataframe_records": [row]},
+                    timeout=30,
+                )
                 answers[answer.headers.get("X-Model-Version", ""), answer.status_code] += 1
 
     thread = threading.Thread(target=ask)

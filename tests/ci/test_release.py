@@ -26,7 +26,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.long
-def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(clone: Path) -> None:
+def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(
+    clone: Path,
+) -> None:
     run_page("release.md", clone, "")
     tag = git(clone, "tag").strip()
 
@@ -36,7 +38,10 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
         "mlflow_onnxserve-0.2.0-py3-none-any.whl",
         "mlflow_onnxserve-0.2.0.tar.gz",
     ]
-    version, notes, _ = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
+    version, notes, _ = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
+        "build",
+        leave_out=["Build"],
+    )
     assert (version.status, notes.status) == (0, 0), version.output + notes.output
     written = (clone / "release" / "notes.md").read_text()
     assert "### Added" in written
@@ -46,14 +51,20 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
 @pytest.mark.long
 def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
     at, tag = "https://github.com/somebody/onnxserve", f"v{__version__}"
-    environment = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "somebody/onnxserve"}
+    environment = {
+        "GITHUB_SERVER_URL": "https://github.com",
+        "GITHUB_REPOSITORY": "somebody/onnxserve",
+    }
     leave_out = [
         "Read the version from the package and compare it with the tag",
         "Extract the notes from the changelog",
         "Build",
     ]
 
-    (linked,) = Workflow(RELEASE, clone, environment={**environment, "GITHUB_REF_NAME": tag}).run("build", leave_out)
+    (linked,) = Workflow(RELEASE, clone, environment={**environment, "GITHUB_REF_NAME": tag}).run(
+        "build",
+        leave_out,
+    )
 
     assert linked.status == 0, linked.output
     links = re.findall(r"\]\(([^)#]+)", (clone / "README.md").read_text())
@@ -72,10 +83,18 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
         (f"v{__version__}", 1, f"CHANGELOG.md has no section [{__version__}]"),
     ],
 )
-def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone: Path, tag: str, step: int, said: str) -> None:
+def test_a_tag_that_does_not_fit_is_refused_in_one_line(
+    clone: Path,
+    tag: str,
+    step: int,
+    said: str,
+) -> None:
     (clone / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- Much.\n")
 
-    steps = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
+    steps = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run(
+        "build",
+        leave_out=["Build"],
+    )
 
     assert steps[-1].status == 1
     assert steps[step].error == said
@@ -85,11 +104,19 @@ def test_the_version_stands_in_one_place() -> None:
     """Only version.py contains the version, and charts, whose format requires it as text."""
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
     named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
-    assert [name for name in named if not name.endswith("Chart.yaml")] == ["mlflow_deploy_plugin/core/version.py"]
+    assert [name for name in named if not name.endswith("Chart.yaml")] == [
+        "mlflow_deploy_plugin/core/version.py",
+    ]
     for name in set(named) - {"mlflow_deploy_plugin/core/version.py"}:
         chart = yaml.safe_load((ROOT / name).read_text())
         assert {str(chart["version"]), str(chart["appVersion"])} == {__version__}
 
 
 def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout

@@ -36,7 +36,7 @@ def counter() -> onnx.ModelProto:
               t = Add(s, unit) }>
           nothing = Sub(x, x)
           y = Add(nothing, total)
-        }"""
+        }""",
     )
 
 
@@ -45,10 +45,15 @@ def logged(mlflow_server: MlflowServer) -> dict[str, str]:
     """Return URIs of logged models: adders by their summand, a slow model, and models without or with broken ONNX."""
     requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
-        uris = {f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri for n in (1, 2, 3)}
+        uris = {
+            f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri
+            for n in (1, 2, 3)
+        }
         uris["slow"] = mlflow.onnx.log_model(counter(), name="slow", **requirements).model_uri
         uris["pyfunc"] = mlflow.pyfunc.log_model(
-            name="pyfunc", loader_module="json", pip_requirements=["mlflow"]
+            name="pyfunc",
+            loader_module="json",
+            pip_requirements=["mlflow"],
         ).model_uri
         uris["broken"] = mlflow.onnx.log_model(adder(9), name="broken", **requirements).model_uri
     model_id = uris["broken"].removeprefix("models:/")
@@ -70,7 +75,9 @@ class Registered:
 
 @pytest.fixture
 def register(
-    mlflow_server: MlflowServer, logged: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    mlflow_server: MlflowServer,
+    logged: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Registered]:
     """Registers logged models as versions 1, 2, … of a model of this test's own."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
@@ -80,7 +87,11 @@ def register(
         name = f"model-{next(_numbers)}"
         client.create_registered_model(name)
         for kind in kinds:
-            client.create_model_version(name, logged[kind], model_id=logged[kind].removeprefix("models:/"))
+            client.create_model_version(
+                name,
+                logged[kind],
+                model_id=logged[kind].removeprefix("models:/"),
+            )
         return Registered(client, name)
 
     return make

@@ -36,14 +36,37 @@ finally:
 
 
 @pytest.mark.long
-def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
-    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": new_database(tmp_path)}
+def test_it_asks_the_registry_without_pandas_and_its_like(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> None:
+    environment = {
+        **os.environ,
+        "ONNXSERVE_HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": new_database(tmp_path),
+    }
     store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/Production"))
     store.close()
 
-    command = [sys.executable, "-c", CODE, "pandas,scipy,sklearn,shap,onnxruntime", "rollback", "flights", "--to", "1"]
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    command = [
+        sys.executable,
+        "-c",
+        CODE,
+        "pandas,scipy,sklearn,shap,onnxruntime",
+        "rollback",
+        "flights",
+        "--to",
+        "1",
+    ]
+    said = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
+    )
 
     assert said.stdout == "[]\n"
     assert said.returncode == 1
@@ -53,15 +76,28 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_da
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "answer"),
-    [(["rollout", "status", "flights"], "flights: version 6 → 7: promoted"), (["list"], "there are no deployments")],
+    [
+        (["rollout", "status", "flights"], "flights: version 6 → 7: promoted"),
+        (["list"], "there are no deployments"),
+    ],
 )
 def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
-    store: Store, tmp_path: Path, command: list[str], answer: str
+    store: Store,
+    tmp_path: Path,
+    command: list[str],
+    answer: str,
 ) -> None:
     store.add_rollout("flights", ROLLOUT.to_json(), "promoted")
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path)}
     typed = [sys.executable, "-c", CODE, "mlflow,limits,kubernetes,pyarrow", *command]
-    said = subprocess.run(typed, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    said = subprocess.run(
+        typed,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
 
     assert answer in said.stdout
     assert said.stdout.endswith("[]\n")
@@ -105,8 +141,17 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
     assert mentions(listed("flights"), "no retrainings", "'flights'")
 
 
-def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN)
+def test_what_has_begun_is_followed_by_the_list_of_retrainings(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = Retrainings(store).add(
+        "flights",
+        "accuracy",
+        "X",
+        {"kind": "asked", "why": "new"},
+        PLAN,
+    )
     monkeypatch.setattr(TRIGGER, lambda *_, **__: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrainings`")
@@ -149,7 +194,12 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
 
     with silent_api(tmp_path) as (config, listener):
         environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "KUBECONFIG": str(config)}
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as running:
             threading.Thread(target=answer_without_end, args=(listener.accept()[0],)).start()
             running.terminate()
             complaint = running.communicate(timeout=120)[1]
@@ -158,10 +208,17 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
     assert mentions(complaint, "controller", "8 s")
 
 
-def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrate_makes_the_store_and_says_why_it_cannot(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/new/store.db")
     for _ in range(2):
-        assert CliRunner().invoke(main, ["migrate"]).stdout.startswith("the store is up to date with onnxserve ")
+        assert (
+            CliRunner()
+            .invoke(main, ["migrate"])
+            .stdout.startswith("the store is up to date with onnxserve ")
+        )
     assert (tmp_path / "new" / "store.db").exists()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://onnx:s3cret@127.0.0.1:1/db")
     failed = CliRunner().invoke(main, ["migrate"])

@@ -37,9 +37,18 @@ def told(*arguments: str) -> Any:
 
 @pytest.mark.long
 def test_an_endpoint_is_created_filled_shared_out_and_deleted(
-    home: BaseDeploymentClient, models: Models, free_port: int
+    home: BaseDeploymentClient,
+    models: Models,
+    free_port: int,
 ) -> None:
-    created = endpoint("create", "flights", "-C", f"server.port={free_port}", "--why", "for the summer")
+    created = endpoint(
+        "create",
+        "flights",
+        "-C",
+        f"server.port={free_port}",
+        "--why",
+        "for the summer",
+    )
     assert created.stdout.splitlines()[0] == "flights: empty"
     home.create_deployment("champion", models.once, endpoint="flights")
     home.create_deployment("challenger", models.twice, endpoint="flights")
@@ -53,7 +62,9 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     ]
     assert "ready at" in moved.stderr
     assert told("get", "flights")["traffic"] == {"champion": 95, "challenger": 5}
-    assert told("update", "flights", "-C", "traffic.challenger=6", "-C", "sticky.header=X-User-Id")["traffic"] == {
+    assert told("update", "flights", "-C", "traffic.challenger=6", "-C", "sticky.header=X-User-Id")[
+        "traffic"
+    ] == {
         "champion": 95,
         "challenger": 6,
     }
@@ -91,7 +102,9 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
         ["flights", "unreadable"],
         ["taxis", "empty"],
     ]
-    assert {one["name"]: one["reason"] for one in home.list_endpoints()}["flights"].startswith(reason)
+    assert {one["name"]: one["reason"] for one in home.list_endpoints()}["flights"].startswith(
+        reason,
+    )
     assert all(reason in said.stderr for said in (listed, shown, monitors))
     assert [said.exit_code for said in (listed, shown, monitors, history)] == [0, 1, 0, 0]
     with pytest.raises(MlflowException, match="cannot be read"):
@@ -112,13 +125,16 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_1(
-    home: BaseDeploymentClient, arguments: list[str], names: list[str]
+    home: BaseDeploymentClient,
+    arguments: list[str],
+    names: list[str],
 ) -> None:
     assert mentions(said(endpoint(*arguments)), *names)
 
 
 def test_a_dry_run_shows_which_version_would_get_the_alias(
-    home: BaseDeploymentClient, register: Callable[..., Any]
+    home: BaseDeploymentClient,
+    register: Callable[..., Any],
 ) -> None:
     model = register("+1", "+2")
     model.promote(2)
@@ -130,7 +146,11 @@ def test_a_dry_run_shows_which_version_would_get_the_alias(
     shown = endpoint("follow", "staged", "--alias", "champion", "--dry-run").stdout
 
     assert mentions(shown, "staged", alias, "version 2")
-    assert (follower["stage_uri"], follower["alias_uri"], follower["version"]) == (stage, alias, "2")
+    assert (follower["stage_uri"], follower["alias_uri"], follower["version"]) == (
+        stage,
+        alias,
+        "2",
+    )
     assert told("get", "staged")["deployments"]["staged"]["model_uri"] == stage
     endpoint("delete", "staged")
 
@@ -144,35 +164,75 @@ def listed(*arguments: str) -> Result:
 def judged(endpoint: str, monitor: str, verdict: str) -> None:
     """Write a window of the monitor into the store, as a controller does."""
     store = open_store(load_settings().store_url)
-    window = Monitors(store).add(endpoint, monitor, datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC))
+    window = Monitors(store).add(
+        endpoint,
+        monitor,
+        datetime(2013, 7, 1, tzinfo=UTC),
+        datetime(2013, 7, 2, tzinfo=UTC),
+    )
     assert Monitors(store).update(replace(window, state="judged", verdict=verdict)) is not None
     store.close()
 
 
 def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monitors(
-    home: BaseDeploymentClient, models: Models, free_port: int
+    home: BaseDeploymentClient,
+    models: Models,
+    free_port: int,
 ) -> None:
     none = listed().stdout
-    assert none.startswith("there are no deployments: run `mlflow deployments create -t onnxserve --name NAME -m ")
+    assert none.startswith(
+        "there are no deployments: run `mlflow deployments create -t onnxserve --name NAME -m ",
+    )
     assert listed("-o", "json").stdout == "[]\n"
-    home.create_deployment("sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "data_quality"})
+    home.create_deployment(
+        "sum",
+        models.once,
+        config={"server.port": free_port, "monitors.daily.kind": "data_quality"},
+    )
     home.create_endpoint("spare")
     with closing(open_store(load_settings().store_url)) as store:
         of_60 = {"server.port": 8080, "variants.champion.weight": 60}
-        store.add_endpoint("onnxserve", new_endpoint("pair", models.twice, of_60, variant="champion"))
+        store.add_endpoint(
+            "onnxserve",
+            new_endpoint("pair", models.twice, of_60, variant="champion"),
+        )
     load_settings().state_dir("pair").mkdir(parents=True)
     assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
-    assert CliRunner().invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"])
+        .exit_code
+        == 0
+    )
     assert CliRunner().invoke(main, ["monitor", "pause", "pair", "idle"]).exit_code == 0
     judged("sum", "daily", "unhealthy")
 
     lines = listed().stdout.splitlines()
 
-    columns = ["NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS"]
+    columns = [
+        "NAME",
+        "MODEL",
+        "VERSION",
+        "TRAFFIC",
+        "STATE",
+        "WORKERS",
+        "RESTARTS",
+        "URL",
+        "MONITORS",
+    ]
     assert lines[0].split() == columns
     pair, spare, served = (line.split(maxsplit=8) for line in lines[1:4])
     url = f"http://127.0.0.1:{free_port}"
-    assert served[:2] + served[3:] == ["sum", models.once, "100", "running", "1", "0", url, "daily: unhealthy"]
+    assert served[:2] + served[3:] == [
+        "sum",
+        models.once,
+        "100",
+        "running",
+        "1",
+        "0",
+        url,
+        "daily: unhealthy",
+    ]
     assert pair[0:2] + pair[3:] == [
         "pair/champion",
         models.twice,
@@ -192,7 +252,11 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     told = {one["name"]: one for one in json.loads(listed("-o", "json").stdout)}
 
     assert list(told) == ["pair", "spare", "sum"]
-    assert (told["sum"]["state"], told["sum"]["url"], told["sum"]["restarts"]) == ("running", url, 0)
+    assert (told["sum"]["state"], told["sum"]["url"], told["sum"]["restarts"]) == (
+        "running",
+        url,
+        0,
+    )
     assert told["sum"]["deployments"]["sum"]["version"] == served[2]
     (daily,) = told["sum"]["monitors"]
     assert (daily["monitor"], daily["last"]["verdict"]) == ("daily", "unhealthy")
@@ -200,7 +264,9 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
 
 @pytest.mark.parametrize("command", [["list"], ["endpoint", "list"], ["monitor", "list"]])
 def test_a_list_of_nothing_says_how_something_is_made(
-    command: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
 
@@ -234,7 +300,10 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> 
 
     said = CliRunner().invoke(main, ["stop", "idle"])
 
-    assert (said.exit_code, said.output) == (0, "idle is stopped; `onnxserve start idle` starts it again\n")
+    assert (said.exit_code, said.output) == (
+        0,
+        "idle is stopped; `onnxserve start idle` starts it again\n",
+    )
     assert [event.action for event in store.events("idle")] == ["create", "stop"]
     store.close()
 
@@ -264,7 +333,8 @@ def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
 
 
 def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
-    own_folder: Path, taken_port: int
+    own_folder: Path,
+    taken_port: int,
 ) -> None:
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
@@ -273,13 +343,23 @@ def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
     said = CliRunner().invoke(main, ["start", "moved"])
 
     assert said.exit_code == 1
-    assert mentions(said.stderr, f"port {taken_port}", "in use", "`onnxserve endpoint update NAME -C server.port=…`")
+    assert mentions(
+        said.stderr,
+        f"port {taken_port}",
+        "in use",
+        "`onnxserve endpoint update NAME -C server.port=…`",
+    )
 
 
-def test_logs_shows_the_last_lines_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_logs_shows_the_last_lines_of_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     CliRunner().invoke(main, ["endpoint", "create", "idle"])
     (tmp_path / "deployments" / "idle").mkdir(parents=True)
     (tmp_path / "deployments" / "idle" / "server.log").write_text("one\ntwo\nthree\n")
 
-    assert CliRunner().invoke(main, ["logs", "idle", "-n", "2", "--follow"]).output == "two\nthree\n"
+    assert (
+        CliRunner().invoke(main, ["logs", "idle", "-n", "2", "--follow"]).output == "two\nthree\n"
+    )

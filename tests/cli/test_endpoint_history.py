@@ -21,9 +21,22 @@ def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/delay/Production"))
     store.record(
-        "transition", model="delay", version="7", before="None", after="Production", actor="ann", why="gate passed"
+        "transition",
+        model="delay",
+        version="7",
+        before="None",
+        after="Production",
+        actor="ann",
+        why="gate passed",
     )
-    store.record("traffic", endpoint="flights", before="a 100", after="a 95, b 5", detail={"seconds": 0.4}, actor="ben")
+    store.record(
+        "traffic",
+        endpoint="flights",
+        before="a 100",
+        after="a 95, b 5",
+        detail={"seconds": 0.4},
+        actor="ben",
+    )
     store.record("rollout.end", endpoint="other", model="delay", version="8", actor="controller")
     store.record("transition", model="unrelated", version="1", after="Staging", actor="ann")
     store.close()
@@ -46,12 +59,27 @@ def test_an_endpoint_has_its_own_history_and_that_of_its_model(trail: None) -> N
 
 def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
     store = open_store(load_settings().store_url)
-    store.record("traffic", endpoint="flights", before="a 100", after="a 90, b 10", why="step 10 % of a rollout")
+    store.record(
+        "traffic",
+        endpoint="flights",
+        before="a 100",
+        after="a 90, b 10",
+        why="step 10 % of a rollout",
+    )
     figures = {"rollout": 1, "state": "stepping"}
-    store.record("rollout.step", endpoint="flights", version="7", before="0 %", after="10 %", detail=figures)
+    store.record(
+        "rollout.step",
+        endpoint="flights",
+        version="7",
+        before="0 %",
+        after="10 %",
+        detail=figures,
+    )
     store.close()
     lines = history("flights", "--limit", "2").output.splitlines()
-    assert [line.partition("  rollout.step  ")[2] for line in lines] == ["flights version 7: 0 % → 10 %"]
+    assert [line.partition("  rollout.step  ")[2] for line in lines] == [
+        "flights version 7: 0 % → 10 %",
+    ]
 
 
 def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> None:
@@ -60,13 +88,37 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
     # The gate ran separately, an hour earlier.
     store.record("gate", after="passed", detail={"report": "http://mlflow/1"}, **verdict)
     begun = store.now().isoformat()
-    store.record("gate", before="models:/delay/7", after="passed", detail={"report": "http://mlflow/2"}, **verdict)
+    store.record(
+        "gate",
+        before="models:/delay/7",
+        after="passed",
+        detail={"report": "http://mlflow/2"},
+        **verdict,
+    )
     for tag in ("onnxserve.gate", "onnxserve.gate_policy_digest"):
         store.record("tag", after="passed", detail={"tag": tag}, **verdict)
-    store.record("tag", model="delay", version="6", before="passed", detail={"tag": "onnxserve.gate"})
-    store.record("transition", before="None", after="Production", detail={"stood_there": "7"}, **verdict)
+    store.record(
+        "tag",
+        model="delay",
+        version="6",
+        before="passed",
+        detail={"tag": "onnxserve.gate"},
+    )
+    store.record(
+        "transition",
+        before="None",
+        after="Production",
+        detail={"stood_there": "7"},
+        **verdict,
+    )
     told = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
-    store.record("promote", before="version 7", after="version 8 in Production", detail=told, **verdict)
+    store.record(
+        "promote",
+        before="version 7",
+        after="version 8 in Production",
+        detail=told,
+        **verdict,
+    )
     store.close()
     lines = history("flights").output.splitlines()
     assert [line.partition("Z  ")[2] for line in lines if not line.startswith(" ")][3:] == [
@@ -74,8 +126,14 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
         next(line.partition("Z  ")[2] for line in lines if "delay version 6" in line),
         "ann  promote  delay version 8: version 7 → version 8 in Production",
     ]
-    assert lines[-1].strip().split(", ") == ["to Production", "gate passed", "report http://mlflow/2"]
-    actions = [json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()]
+    assert lines[-1].strip().split(", ") == [
+        "to Production",
+        "gate passed",
+        "report http://mlflow/2",
+    ]
+    actions = [
+        json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()
+    ]
     assert actions[3:] == ["gate", "gate", "tag", "tag", "tag", "transition", "promote"]
 
 
@@ -83,8 +141,14 @@ def test_what_anybody_typed_stays_on_its_line(trail: None) -> None:
     store = open_store(load_settings().store_url)
     store.record("tag", model="delay", before="a: 1\nb: 2", why="\x1b[2J gone")
     store.close()
-    assert history("--model", "delay", "--limit", "1").output.splitlines()[1:] == ["    why:  [2J gone"]
-    assert history("--model", "delay", "--limit", "1").output.splitlines()[0].endswith("tag  delay: a: 1 b: 2 → –")
+    assert history("--model", "delay", "--limit", "1").output.splitlines()[1:] == [
+        "    why:  [2J gone",
+    ]
+    assert (
+        history("--model", "delay", "--limit", "1")
+        .output.splitlines()[0]
+        .endswith("tag  delay: a: 1 b: 2 → –")
+    )
 
 
 def test_json_lines_hold_every_field(trail: None) -> None:
@@ -106,14 +170,20 @@ def test_json_lines_hold_every_field(trail: None) -> None:
 
 
 def test_json_is_one_document_and_the_newest_can_be_asked_for(trail: None) -> None:
-    assert [event["action"] for event in json.loads(history("flights", "-o", "json", "--limit", "2").output)] == [
+    assert [
+        event["action"]
+        for event in json.loads(history("flights", "-o", "json", "--limit", "2").output)
+    ] == [
         "transition",
         "traffic",
     ]
 
 
 def test_a_model_and_everything_can_be_asked_for(trail: None) -> None:
-    assert [json.loads(line)["version"] for line in history("--model", "delay", "-o", "jsonl").output.splitlines()] == [
+    assert [
+        json.loads(line)["version"]
+        for line in history("--model", "delay", "-o", "jsonl").output.splitlines()
+    ] == [
         "7",
         "8",
     ]
@@ -124,7 +194,9 @@ def test_what_was_deleted_keeps_its_history_and_that_of_its_model(trail: None) -
     store = open_store(load_settings().store_url)
     store.remove_endpoint("flights")
     store.close()
-    told = [json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()]
+    told = [
+        json.loads(line)["action"] for line in history("flights", "-o", "jsonl").output.splitlines()
+    ]
     assert told == ["create", "transition", "traffic", "delete"]
 
 

@@ -17,7 +17,12 @@ def test_a_command_of_containers_starts_without_heavy_modules(arguments: list[st
         f"import atexit, sys; sys.argv[1:] = {arguments}; from mlflow_deploy_plugin.cli.entry import main; "
         f"atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules])); main()"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.stdout.endswith("[]\n")
 
 

@@ -38,7 +38,10 @@ def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> 
         f"contributions in {rows}",
         f"4 files in {folder}",
     ]
-    assert done.stderr.splitlines() == ["explaining 10 rows with 50 evaluations each", "permuting 2 columns of 60 rows"]
+    assert done.stderr.splitlines() == [
+        "explaining 10 rows with 50 evaluations each",
+        "permuting 2 columns of 60 rows",
+    ]
     assert len(pd.read_json(rows, lines=True)) == 20
 
 
@@ -56,7 +59,11 @@ def test_the_importance_is_json_for_programs(command: Any) -> None:
         (["--max-evals", "2"], ["max_evals is 2", "5"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(command: Any, arguments: list[str], names: list[str]) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(
+    command: Any,
+    arguments: list[str],
+    names: list[str],
+) -> None:
     done = command(*arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr, *names)

@@ -19,7 +19,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+def net(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Command]:
     """The command, on a registry with version 1 of `net`; `test.parquet` has labelled rows."""
     folder = tmp_path_factory.mktemp("optimize")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
@@ -48,7 +51,9 @@ def test_the_form_stands_beside_its_base_and_is_registered(net: Command) -> None
     assert "creating fp16" in done.stderr
 
 
-def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(net: Command) -> None:
+def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(
+    net: Command,
+) -> None:
     done = net("models:/net/1", "--prune", "0.95")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[2].startswith("prune 0.95")
@@ -62,22 +67,37 @@ def test_auto_shows_every_form_as_json(net: Command) -> None:
     done = CliRunner().invoke(main, ["auto-optimize", *arguments])
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert [form["name"] for form in document["forms"]] == ["base", "int8 dynamic", "int8 static", "fp16", "prune 0.5"]
+    assert [form["name"] for form in document["forms"]] == [
+        "base",
+        "int8 dynamic",
+        "int8 static",
+        "fp16",
+        "prune 0.5",
+    ]
     assert document["forms"][1]["cost"]["ratio"].keys() == {"1", "8", "1000"}
     assert document["chosen"] or "was faster than models:/net/1" in document["reason"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("models:/net/9", "--fp16"), "model net has no version 9; versions: 1 (None)")]
+    ("arguments", "message"),
+    [(("models:/net/9", "--fp16"), "model net has no version 9; versions: 1 (None)")],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(net: Command, arguments: tuple[str, ...], message: str) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(
+    net: Command,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
     done = net(*arguments)
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(f"Error: {message[:40]}")
 
 
 @pytest.mark.long
-def test_a_form_is_served_like_any_other_version(net: Command, serve: Callable[..., Served], free_port: int) -> None:
+def test_a_form_is_served_like_any_other_version(
+    net: Command,
+    serve: Callable[..., Served],
+    free_port: int,
+) -> None:
     done = net("models:/net/1", "--int8", "static", "--max-loss", "0.1", "-o", "json")
     assert done.exit_code == 0, done.output
     version = json.loads(done.stdout)["version"]

@@ -27,11 +27,30 @@ def command(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Any
         yield run
 
 
-def test_a_line_for_each_strength_and_a_reason_for_what_cannot_be_measured(command: Any, tmp_path: Path) -> None:
-    done = command("--strengths", "noise=0.1,2", "--strengths", "typos", "--folder", str(tmp_path / "out"))
+def test_a_line_for_each_strength_and_a_reason_for_what_cannot_be_measured(
+    command: Any,
+    tmp_path: Path,
+) -> None:
+    done = command(
+        "--strengths",
+        "noise=0.1,2",
+        "--strengths",
+        "typos",
+        "--folder",
+        str(tmp_path / "out"),
+    )
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["disturbance", "strength", "accuracy", "loss", "no", "number", "worst", "at"]
+    assert lines[0].split() == [
+        "disturbance",
+        "strength",
+        "accuracy",
+        "loss",
+        "no",
+        "number",
+        "worst",
+        "at",
+    ]
     assert [line.split()[:2] for line in lines[2:4]] == [["noise", "0.1"], ["noise", "2"]]
     assert lines[4:] == [
         "typos cannot be measured: the model has no text inputs",
@@ -46,7 +65,9 @@ def test_the_report_is_json_for_programs(command: Any) -> None:
     done = command("--strengths", "scale=10", "--metric", "roc_auc", "-o", "json")
     report = json.loads(done.stdout)
     assert report["metric"] == "roc_auc"
-    assert [(point["disturbance"], point["variant"]) for point in report["points"]] == [("scale", "b")]
+    assert [(point["disturbance"], point["variant"]) for point in report["points"]] == [
+        ("scale", "b"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +78,11 @@ def test_the_report_is_json_for_programs(command: Any) -> None:
         (["--log"], ["run r-1"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(command: Any, arguments: list[str], names: list[str]) -> None:
+def test_a_mistake_is_one_line_and_exit_status_1(
+    command: Any,
+    arguments: list[str],
+    names: list[str],
+) -> None:
     done = command("--strengths", "noise=0.1", *arguments)
     assert done.exit_code == 1
     assert mentions(done.stderr, *names)

@@ -17,7 +17,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["export", str(model), "--format", "wheel", "-o", str(tmp_path)])
+    done = CliRunner().invoke(
+        main,
+        ["export", str(model), "--format", "wheel", "-o", str(tmp_path)],
+    )
     assert done.exit_code == 0, done.output
     wheel = tmp_path / "flight_delay-0+m.1-py3-none-any.whl"
     assert done.stdout.count("\n") == 1
@@ -33,11 +36,20 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
         (["--name", "m"], 2, ["--name", "wheel", "onnx"]),
         (["--format", "pickle"], 2, ["'--format'"]),
         (["--rows", "none.csv"], 1, ["file none.csv"]),
-        pytest.param(["--format", "pmml"], 1, ["ONNX form", "mlflow.sklearn.log_model"], marks=needs_java),
+        pytest.param(
+            ["--format", "pmml"],
+            1,
+            ["ONNX form", "mlflow.sklearn.log_model"],
+            marks=needs_java,
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
-    model: Path, tmp_path: Path, arguments: list[str], status: int, names: list[str]
+    model: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    status: int,
+    names: list[str],
 ) -> None:
     done = CliRunner().invoke(main, ["export", str(model), "-o", str(tmp_path / "m"), *arguments])
     assert done.exit_code == status

@@ -18,7 +18,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_dry_run_prints_both_contexts(model: Path) -> None:
     done = CliRunner().invoke(main, ["build-docker", "-m", str(model), "--dry-run"])
     assert done.exit_code == 0, done.output
-    for part in ("# onnxserve:cpu-", "--target cpu", "FROM ${BASE_IMAGE} AS", "COPY rootfs /", 'CMD ["serve"]'):
+    for part in (
+        "# onnxserve:cpu-",
+        "--target cpu",
+        "FROM ${BASE_IMAGE} AS",
+        "COPY rootfs /",
+        'CMD ["serve"]',
+    ):
         assert part in done.stdout
     assert [line.split()[-1] for line in done.stdout.splitlines()[-2:]] == [
         "rootfs/opt/ml/model/MLmodel",
@@ -28,7 +34,9 @@ def test_a_dry_run_prints_both_contexts(model: Path) -> None:
 
 @pytest.mark.parametrize("is_option", [True, False])
 def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_variable(
-    model: Path, is_option: bool, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    is_option: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_option:
         monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/amd64")
@@ -49,7 +57,11 @@ def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_var
     ],
 )
 def test_a_mistake_is_one_line(
-    model: Path, arguments: list[str], status: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    arguments: list[str],
+    status: int,
+    names: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # No engine listens there.
     done = CliRunner().invoke(main, ["build-docker", "-m", str(model), *arguments])

@@ -20,14 +20,32 @@ def run(*arguments: str, format_name: str = "kubernetes") -> tuple[int, str]:
 
 def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
     (tmp_path / "flights.yaml").write_text(SPEC)
-    by_spec = run("--spec", str(tmp_path / "flights.yaml"), "--namespace", "ml", "-C", "kubernetes.replicas=5")
-    by_model = run("-n", "flights", "-m", "models:/flight-delay/3", "--namespace", "ml", "-C", "kubernetes.replicas=5")
+    by_spec = run(
+        "--spec",
+        str(tmp_path / "flights.yaml"),
+        "--namespace",
+        "ml",
+        "-C",
+        "kubernetes.replicas=5",
+    )
+    by_model = run(
+        "-n",
+        "flights",
+        "-m",
+        "models:/flight-delay/3",
+        "--namespace",
+        "ml",
+        "-C",
+        "kubernetes.replicas=5",
+    )
     assert by_spec == by_model
     deployment = next(one for one in yaml.safe_load_all(by_spec[1]) if one["kind"] == "Deployment")
     assert (deployment["metadata"]["namespace"], deployment["spec"]["replicas"]) == ("ml", 5)
 
 
-def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tmp_path: Path) -> None:
+def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(
+    tmp_path: Path,
+) -> None:
     model = ["-n", "flights", "-m", "models:/flight-delay/3"]
     status, printed = run(*model, format_name="systemd")
     assert (status, run(*model, "-o", str(tmp_path), format_name="systemd")) == (0, (0, ""))
@@ -38,10 +56,20 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tm
 def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        run("-n", "flights", "-m", "models:/flight-delay/3", "-o", str(tmp_path), format_name="systemd")
+        run(
+            "-n",
+            "flights",
+            "-m",
+            "models:/flight-delay/3",
+            "-o",
+            str(tmp_path),
+            format_name="systemd",
+        )
     finally:
         os.umask(before)
-    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"  # The user of the unit must be able to read the file.
+    spec = (
+        tmp_path / "etc" / "onnxserve" / "flights.yaml"
+    )  # The user of the unit must be able to read the file.
     assert [one.stat().st_mode & 0o005 for one in (spec.parent, spec)] == [0o005, 0o004]
 
 
@@ -49,13 +77,37 @@ def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> 
     ("arguments", "is_missing"),
     [
         (["compose", "-m", "models:/flight-delay/3"], True),
-        (["compose", "-m", "models:/x/3", "-C", "container.environment.MLFLOW_TRACKING_URI=http://mlflow:5000"], False),
-        (["kubernetes", "-m", "models:/x/3", "-C", "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri"], False),
+        (
+            [
+                "compose",
+                "-m",
+                "models:/x/3",
+                "-C",
+                "container.environment.MLFLOW_TRACKING_URI=http://mlflow:5000",
+            ],
+            False,
+        ),
+        (
+            [
+                "kubernetes",
+                "-m",
+                "models:/x/3",
+                "-C",
+                "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri",
+            ],
+            False,
+        ),
         (["compose", "-m", "/srv/model"], False),
-        (["helm", "-m", "models:/x/3"], False),  # `environment` of its values holds for all endpoints
+        (
+            ["helm", "-m", "models:/x/3"],
+            False,
+        ),  # `environment` of its values holds for all endpoints
     ],
 )
-def test_files_that_do_not_say_where_mlflow_is_are_noted(arguments: list[str], is_missing: bool) -> None:
+def test_files_that_do_not_say_where_mlflow_is_are_noted(
+    arguments: list[str],
+    is_missing: bool,
+) -> None:
     done = CliRunner().invoke(main, ["render", "--for", *arguments])
     assert done.exit_code == 0
     assert mentions(done.stderr, "note", "MLflow") is is_missing

@@ -33,7 +33,10 @@ def test_a_rate_is_a_number_above_0(rate: str) -> None:
 
 def test_a_device_that_is_missing_is_refused_before_the_measurement(tmp_path: Path) -> None:
     folder = str(single_model(tmp_path / "model"))
-    assert mentions(said(size(folder, "--rate", "5", "--p99", "1s", "-C", "server.device=cuda")), "cuda")
+    assert mentions(
+        said(size(folder, "--rate", "5", "--p99", "1s", "-C", "server.device=cuda")),
+        "cuda",
+    )
 
 
 def test_an_unknown_field_is_refused_before_the_measurement(tmp_path: Path) -> None:
@@ -54,7 +57,11 @@ def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert mentions(lines["pods"], "1", "50")
     words = [word for word in shlex.split(lines["options"]) if word != "-C"]
     spec = apply_config(new_endpoint("e", folder), dict(word.split("=", 1) for word in words))
-    assert (spec.capture.fraction, spec.server.max_batch_size, spec.kubernetes.replicas) == (0.5, 1, 1)
+    assert (spec.capture.fraction, spec.server.max_batch_size, spec.kubernetes.replicas) == (
+        0.5,
+        1,
+        1,
+    )
     command, *arguments = shlex.split(lines["autoscaler"])
     rendered = CliRunner().invoke(main, arguments)
     assert (command, rendered.exit_code) == ("onnxserve", 0), rendered.stderr
@@ -65,8 +72,26 @@ def test_the_options_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_plan_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     monkeypatch.setattr(measure, "STEADY_SECONDS", 1.0)
-    one_size = ["-C", "server.max_batch_size=1", "--cpu-hour-price", "1", "--gb-hour-price", "0", "-o", "json"]
-    done = size(str(single_model(tmp_path / "model")), "--rate", "50", "--p99", "50ms", "--rows", "4", *one_size)
+    one_size = [
+        "-C",
+        "server.max_batch_size=1",
+        "--cpu-hour-price",
+        "1",
+        "--gb-hour-price",
+        "0",
+        "-o",
+        "json",
+    ]
+    done = size(
+        str(single_model(tmp_path / "model")),
+        "--rate",
+        "50",
+        "--p99",
+        "50ms",
+        "--rows",
+        "4",
+        *one_size,
+    )
     made = json.loads(done.stdout)
     assert made["pod"]["planned"]["rate"] == 50
     assert made["plan"]["cost_per_million"] == pytest.approx(1 / (50 * 4 * 3600) * 1e6)

@@ -35,10 +35,32 @@ _IMPERATIVES = {
         "Delete",
     ),
     *("Export", "Go", "Group", "Import"),
-    *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
+    *(
+        "Judge",
+        "List",
+        "Make",
+        "Measure",
+        "Move",
+        "Pause",
+        "Predict",
+        "Query",
+        "Remove",
+        "Resume",
+        "Retrain",
+        "Revoke",
+    ),
     *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop", "Write"),
 }
-_RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
+_RAW_METAVARS = {
+    "TEXT",
+    "PATH",
+    "INTEGER",
+    "FLOAT",
+    "INTEGER RANGE",
+    "FLOAT RANGE",
+    "BOOLEAN",
+    "FILENAME",
+}
 _WIDTH = 80
 
 
@@ -64,7 +86,9 @@ def help_of(path: str) -> str:
 def prose(command: click.Command) -> list[str]:
     """The paragraphs of its help but for the examples."""
     paragraphs = [
-        " ".join(one.split()) for one in (command.help or "").split("\n\n") if not one.strip().startswith("\b")
+        " ".join(one.split())
+        for one in (command.help or "").split("\n\n")
+        if not one.strip().startswith("\b")
     ]
     return [one for one in paragraphs if one]
 
@@ -74,7 +98,12 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 def test_all_commands_are_walked() -> None:
-    assert {"onnxserve list", "onnxserve serve", "onnxserve monitor backfill", "onnxserve log query"} <= ALL.keys()
+    assert {
+        "onnxserve list",
+        "onnxserve serve",
+        "onnxserve monitor backfill",
+        "onnxserve log query",
+    } <= ALL.keys()
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -86,10 +115,23 @@ def test_a_command_is_told_in_the_imperative_and_in_whole_sentences(path: str) -
     assert [one for one in paragraphs if not one.endswith((".", ":"))] == []
 
 
-@pytest.mark.parametrize("path", [path for path, command in ALL.items() if isinstance(command, click.Group)])
+@pytest.mark.parametrize(
+    "path",
+    [path for path, command in ALL.items() if isinstance(command, click.Group)],
+)
 def test_a_list_of_commands_gives_each_its_first_sentence_on_one_line(path: str) -> None:
-    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", help_of(path).split("message and exit.\n")[1], re.MULTILINE))
-    below = {name.removeprefix(f"{path} "): one for name, one in ALL.items() if name.rpartition(" ")[0] == path}
+    listed = dict(
+        re.findall(
+            r"^  ([a-z-]+) +(\S.*)$",
+            help_of(path).split("message and exit.\n")[1],
+            re.MULTILINE,
+        ),
+    )
+    below = {
+        name.removeprefix(f"{path} "): one
+        for name, one in ALL.items()
+        if name.rpartition(" ")[0] == path
+    }
 
     assert listed.keys() == below.keys()
     for name, said in listed.items():
@@ -99,7 +141,9 @@ def test_a_list_of_commands_gives_each_its_first_sentence_on_one_line(path: str)
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_click(path: str) -> None:
+def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_click(
+    path: str,
+) -> None:
     command = ALL[path]
     context = click.Context(command, info_name=path)
     names = [name for one in command.params for name in (*one.opts, *one.secondary_opts)]
@@ -126,7 +170,10 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
     from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction
 
     types = {
-        **dict.fromkeys(("wrap --content-type", "predict --content-type", "predict --output-type"), FileFormat),
+        **dict.fromkeys(
+            ("wrap --content-type", "predict --content-type", "predict --output-type"),
+            FileFormat,
+        ),
         **dict.fromkeys(
             (
                 "explain --metric",
@@ -162,7 +209,9 @@ def test_the_choices_of_an_option_are_those_of_the_type_that_it_becomes() -> Non
         "render --for",
     }
     assert {name for name in offered if not name.endswith(" --output")} == types.keys() | of_its_own
-    assert {name: offered[name] for name in types} == {name: get_args(kind) for name, kind in types.items()}
+    assert {name: offered[name] for name in types} == {
+        name: get_args(kind) for name, kind in types.items()
+    }
 
 
 def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
@@ -170,7 +219,9 @@ def test_the_defaults_of_a_rollout_are_the_same_in_python() -> None:
 
     defaults = {one.name: one.default for one in ALL["onnxserve rollout start"].params}
     assert {
-        field.name: field.default for field in fields(RolloutRequest) if field.default not in (MISSING, "")
+        field.name: field.default
+        for field in fields(RolloutRequest)
+        if field.default not in (MISSING, "")
     }.items() <= defaults.items()
 
 
@@ -183,4 +234,6 @@ def test_the_exit_statuses_are_told_once_for_all_commands() -> None:
 
 
 def test_each_field_that_the_help_of_mlflow_deployments_lists_has_a_sentence() -> None:
-    assert [name for name, _, _, said in field_reference() if not re.fullmatch(r"\S.*\.", said)] == []
+    assert [
+        name for name, _, _, said in field_reference() if not re.fullmatch(r"\S.*\.", said)
+    ] == []

@@ -28,10 +28,18 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     made = keys("create", "shop", "--endpoint", "flights", "--expires", "90d")
     assert made.stdout.startswith("onnxserve_")
     assert "store this key" in made.stderr
-    other = json.loads(keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout)
-    assert (other["scopes"], other["endpoints"], other["expires_at"]) == (["admin", "read"], None, None)
+    other = json.loads(
+        keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout,
+    )
+    assert (other["scopes"], other["endpoints"], other["expires_at"]) == (
+        ["admin", "read"],
+        None,
+        None,
+    )
     listed = keys("list").stdout
-    assert ["shop", "infer", "flights", "none"] in [line.split()[:4] for line in listed.splitlines()]
+    assert ["shop", "infer", "flights", "none"] in [
+        line.split()[:4] for line in listed.splitlines()
+    ]
     assert "valid until " in listed
     for text in (made.stdout.strip(), other["key"]):
         assert text not in listed
@@ -39,7 +47,10 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     exported = json.loads(keys("export").stdout)["keys"]
     assert exported[hashlib.sha256(other["key"].encode()).hexdigest()]["name"] == "ops"
     assert mentions(keys("revoke", "shop", "--why", "leaked").stdout, "shop", "revoked")
-    assert [bool(key["revoked_at"]) for key in json.loads(keys("list", "-o", "json").stdout)] == [True, False]
+    assert [bool(key["revoked_at"]) for key in json.loads(keys("list", "-o", "json").stdout)] == [
+        True,
+        False,
+    ]
     history = CliRunner().invoke(main, ["history"]).output
     assert "key.create" in history
     assert "why: leaked" in history
@@ -52,7 +63,7 @@ def test_a_key_for_an_endpoint_that_is_not_known_yet_is_made_with_a_warning() ->
 
     assert made.stdout.startswith("onnxserve_")
     assert [line for line in made.stderr.splitlines() if "fligths" in line] == [
-        "the store has no endpoint 'fligths' yet; did you mean 'flights'?"
+        "the store has no endpoint 'fligths' yet; did you mean 'flights'?",
     ]
     assert "'flights' yet" not in made.stderr
 
@@ -77,7 +88,11 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
         (["revoke", "shpo"], 1, ["'shpo'", "'shop'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, names: list[str]) -> None:
+def test_what_cannot_be_is_one_clear_line(
+    arguments: list[str],
+    code: int,
+    names: list[str],
+) -> None:
     keys("create", "shop")
     result = keys(*arguments)
     assert result.exit_code == code
@@ -91,5 +106,8 @@ def test_nothing_is_made_that_others_may_write_whatever_the_umask(tmp_path: Path
 
     subprocess.run(command, env=environment, umask=0, capture_output=True, check=True)
 
-    modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "home", *(tmp_path / "home").iterdir()]}
+    modes = {
+        path.name: path.stat().st_mode & 0o777
+        for path in [tmp_path / "home", *(tmp_path / "home").iterdir()]
+    }
     assert modes == {"home": 0o755, "onnxserve.db": 0o644}

@@ -41,7 +41,7 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
             "x": [float(number) for number in range(30)],
             "carrier": carriers,
             "probs": [[0.25, 0.75]] * 30,
-        }
+        },
     )
     writer.label(Label("p0", None, None, "late", 1))
     return writer
@@ -66,7 +66,18 @@ def test_a_table_shows_the_first_rows_and_says_that_there_are_more(writer: LogWr
         "probs",
         "_label",
     ]
-    assert lines[1].split() == ["2013-07-01", "00:00:00", "p0", "flights", "1", "0", "UA", "[0.25,", "0.75]", "late"]
+    assert lines[1].split() == [
+        "2013-07-01",
+        "00:00:00",
+        "p0",
+        "flights",
+        "1",
+        "0",
+        "UA",
+        "[0.25,",
+        "0.75]",
+        "late",
+    ]
     assert "line break  [31m" in lines[2]  # The escape character is removed.
     assert len(lines) == 22
     assert mentions(lines[-1], "--limit", "20")
@@ -77,13 +88,26 @@ def test_csv_holds_every_column_and_can_be_read_back(writer: LogWriter) -> None:
     result = log("query", "flights", "-o", "csv", "--limit", "2")
 
     first, second = csv.DictReader(io.StringIO(result.stdout))
-    assert (first["_event_time"], first["x"], first["probs"]) == ("2013-07-01T00:00:00.000000Z", "0", "[0.25, 0.75]")
+    assert (first["_event_time"], first["x"], first["probs"]) == (
+        "2013-07-01T00:00:00.000000Z",
+        "0",
+        "[0.25, 0.75]",
+    )
     assert (first["_label"], second["_label"], second["_shadow"]) == ("late", "", "false")
     assert second["carrier"] == "line\nbreak \x1b[31m"
 
 
 def test_json_lines(writer: LogWriter) -> None:
-    result = log("query", "flights", "-o", "jsonl", "--select", "x, probs, _event_time, 0/0 AS nan", "--limit", "1")
+    result = log(
+        "query",
+        "flights",
+        "-o",
+        "jsonl",
+        "--select",
+        "x, probs, _event_time, 0/0 AS nan",
+        "--limit",
+        "1",
+    )
     assert json.loads(result.stdout) == {
         "x": 0.0,
         "probs": [0.25, 0.75],
@@ -93,14 +117,17 @@ def test_json_lines(writer: LogWriter) -> None:
 
 
 def test_json_is_one_array_and_a_window_may_be_called_so(writer: LogWriter) -> None:
-    rows = json.loads(log("query", "flights", "--window", "2013-07-01/1d", "-o", "json", "--select", "x").stdout)
+    rows = json.loads(
+        log("query", "flights", "--window", "2013-07-01/1d", "-o", "json", "--select", "x").stdout,
+    )
     assert rows[0] == {"x": 0.0}
     assert len(rows) > 1
     assert json.loads(log("query", "flights", "-o", "json", "--where", "x > 1e9").stdout) == []
 
 
 def test_a_file_is_written_in_the_form_that_its_name_says_whole_or_not_at_all(
-    writer: LogWriter, tmp_path: Path
+    writer: LogWriter,
+    tmp_path: Path,
 ) -> None:
     target = tmp_path / "rows.parquet"
     result = log("query", "flights", str(target))
@@ -109,14 +136,21 @@ def test_a_file_is_written_in_the_form_that_its_name_says_whole_or_not_at_all(
     assert (table.num_rows, str(table.schema.field("probs").type)) == (30, "list<element: double>")
 
     before = target.read_bytes()
-    assert "Could not convert" in said(log("query", "flights", str(target), "--select", "CAST(carrier AS INT)"))
+    assert "Could not convert" in said(
+        log("query", "flights", str(target), "--select", "CAST(carrier AS INT)"),
+    )
     assert target.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "rows.parquet"]
 
 
 def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
-    assert log("query", "flights", "-o", "csv", "--select", "x", "--where", "x > 99").stdout == '"x"\n'
-    assert log("query", "flights", "--select", "x", "--since", "1h").stdout.splitlines() == ["x", "0 rows"]
+    assert (
+        log("query", "flights", "-o", "csv", "--select", "x", "--where", "x > 99").stdout == '"x"\n'
+    )
+    assert log("query", "flights", "--select", "x", "--since", "1h").stdout.splitlines() == [
+        "x",
+        "0 rows",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +161,25 @@ def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
         (("flights", "no/such/folder/rows.csv"), ["file no/such/folder/rows.csv", "No such file"]),
     ],
 )
-def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], names: list[str]) -> None:
+def test_a_mistake_is_one_line(
+    writer: LogWriter,
+    arguments: tuple[str, ...],
+    names: list[str],
+) -> None:
     assert mentions(said(log("query", *arguments)), *names)
 
 
 def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "log", "query", "flights", "-o", "parquet"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "log",
+        "query",
+        "flights",
+        "-o",
+        "parquet",
+    ]
     terminal, output = os.openpty()
     ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     for end in (terminal, output):
@@ -142,8 +189,14 @@ def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_what_a_form_has_no_room_for_is_said_in_one_line(writer: LogWriter, tmp_path: Path, form: str) -> None:
-    message = said(log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"))
+def test_what_a_form_has_no_room_for_is_said_in_one_line(
+    writer: LogWriter,
+    tmp_path: Path,
+    form: str,
+) -> None:
+    message = said(
+        log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"),
+    )
     assert mentions(message, f"cannot be written as {form}", "CAST(… AS VARCHAR)")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
@@ -168,7 +221,10 @@ def test_a_broken_file_is_told(writer: LogWriter) -> None:
 def test_a_reader_that_has_seen_enough_ends_it_quietly(writer: LogWriter) -> None:
     command = f"{sys.executable} -m mlflow_deploy_plugin.cli log query flights -o jsonl | head -n 1"
     ended = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, env=os.environ, check=False
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        capture_output=True,
+        env=os.environ,
+        check=False,
     )
     assert ended.stdout.count(b"\n") == 1
     assert ended.stderr == b""
@@ -190,9 +246,21 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     assert (none.exit_code, none.stdout) == (0, "")
     assert mentions(none.stderr, "no failed request", "flights")
 
-    LogWriter(writer.root / "_failed").write({"_event_time": [DAY] * 2, "_status": pa.array([504, 503], pa.int16())})
+    LogWriter(writer.root / "_failed").write(
+        {"_event_time": [DAY] * 2, "_status": pa.array([504, 503], pa.int16())},
+    )
 
-    shown = log("query", "flights", "--failed", "--select", "_status", "--order-by", "1", "-o", "csv").stdout
+    shown = log(
+        "query",
+        "flights",
+        "--failed",
+        "--select",
+        "_status",
+        "--order-by",
+        "1",
+        "-o",
+        "csv",
+    ).stdout
     assert shown == '"_status"\n503\n504\n'
     assert "failed    2 rows" in log("stats", "flights").stdout
     assert "rows      30, " in log("stats", "flights").stdout
@@ -202,28 +270,50 @@ def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [400], **reason})
     assert message in log("query", "flights", "--failed").stdout
     found = log("query", "flights", "--failed", "--where", "_column = 'hour'", "-o", "json").stdout
-    assert [(one["_error_code"], one["_message"]) for one in json.loads(found)] == [("BAD_REQUEST", message)]
+    assert [(one["_error_code"], one["_message"]) for one in json.loads(found)] == [
+        ("BAD_REQUEST", message),
+    ]
     assert "--failed" in said(log("sql", "flights", "SELECT * FROM failed"))
 
-    LogWriter(writer.root / "_failed").write({"_event_time": [DAY], "_status": [500]}, endpoint="never-well")
-    assert log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout == '"_status"\n500\n'
+    LogWriter(writer.root / "_failed").write(
+        {"_event_time": [DAY], "_status": [500]},
+        endpoint="never-well",
+    )
+    assert (
+        log("query", "never-well", "--failed", "--select", "_status", "-o", "csv").stdout
+        == '"_status"\n500\n'
+    )
     assert "failed    1 rows" in log("stats", "never-well").stdout
     assert mentions(log("compact", "never-well").stdout, "never-well", "0 files")
-    assert log("expire", "never-well", "--keep", "90d").stdout.startswith("never-well: 1 files older than 90d deleted")
+    assert log("expire", "never-well", "--keep", "90d").stdout.startswith(
+        "never-well: 1 files older than 90d deleted",
+    )
 
 
 def test_old_rows_are_counted_and_then_deleted(writer: LogWriter) -> None:
     counted = log("expire", "flights", "--keep", "90d", "--dry-run").stdout
     assert counted.startswith("flights: 3 files older than 90d would be deleted")
-    assert log("expire", "flights", "--keep", "90d").stdout.startswith("flights: 3 files older than 90d deleted")
+    assert log("expire", "flights", "--keep", "90d").stdout.startswith(
+        "flights: 3 files older than 90d deleted",
+    )
     assert list(writer.root.rglob("*.parquet")) == []
     writer.label(Label("p0", None, None, "late", 1), endpoint="of-labels-alone")
-    assert log("expire", "of-labels-alone", "--keep", "90d").stdout.startswith("of-labels-alone: 1 files older")
+    assert log("expire", "of-labels-alone", "--keep", "90d").stdout.startswith(
+        "of-labels-alone: 1 files older",
+    )
     assert mentions(said(log("expire", "nobody", "--keep", "90d")), "no rows", "'nobody'")
 
 
 def test_small_files_become_one(writer: LogWriter) -> None:
-    writer.write({"_event_time": [DAY], "_prediction_id": ["q"], "x": [1.0], "carrier": ["UA"], "probs": [[1.0]]})
+    writer.write(
+        {
+            "_event_time": [DAY],
+            "_prediction_id": ["q"],
+            "x": [1.0],
+            "carrier": ["UA"],
+            "probs": [[1.0]],
+        },
+    )
     for file in writer.root.rglob("*.parquet"):
         os.utime(file, (0, 0))
     assert mentions(log("compact", "flights").stdout, "flights", "2 files", "1")
@@ -231,7 +321,8 @@ def test_small_files_become_one(writer: LogWriter) -> None:
 
 
 def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
-    writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.cli.log._MEMORY_BYTES", 200 * 2**20)
     sql = "SELECT repeat('x', 100000000 + x::INT) FROM log"
@@ -239,7 +330,8 @@ def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")]
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")],
 )
 def test_a_size_has_the_unit_that_keeps_it_short(size: float, text: str) -> None:
     assert size_text(size) == text
@@ -250,8 +342,12 @@ def test_numbers_stand_right_and_what_is_long_or_missing_is_shortened() -> None:
         {
             "count": [1, 10, None],
             "text": ["x" * 60, "a\nb", None],
-            "at": [datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 1, 0, 0, 0, 250_000, tzinfo=UTC), None],
-        }
+            "at": [
+                datetime(2013, 7, 1, tzinfo=UTC),
+                datetime(2013, 7, 1, 0, 0, 0, 250_000, tzinfo=UTC),
+                None,
+            ],
+        },
     )
 
     lines = list(table_lines(QueryResult(batch.schema, iter([batch])), 2))

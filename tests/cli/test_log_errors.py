@@ -38,7 +38,10 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))
     writer = LogWriter(tmp_path / "log")
     for number in range(30):
-        writer.write({"_event_time": [NOW - timedelta(minutes=1)] * 2}, segment=f"answered-{number}")
+        writer.write(
+            {"_event_time": [NOW - timedelta(minutes=1)] * 2},
+            segment=f"answered-{number}",
+        )
     return writer
 
 
@@ -46,13 +49,20 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogWriter:
 def fail(writer: LogWriter) -> Callable[..., None]:
     """A function that logs failed requests of the endpoint, the first at a given age, each one second later."""
 
-    def fail(messages: list[str | None], age: timedelta = timedelta(hours=1), **reason: Any) -> None:
+    def fail(
+        messages: list[str | None],
+        age: timedelta = timedelta(hours=1),
+        **reason: Any,
+    ) -> None:
         times = [NOW - age + timedelta(seconds=number) for number in range(len(messages))]
         columns: Mapping[str, Any] = {
             "_event_time": times,
             "_request_id": [f"request-{number}" for number in range(len(messages))],
             "_status": pa.array([reason.get("status", 400)] * len(messages), pa.int16()),
-            "_error_code": pa.array([reason.get("code", "BAD_REQUEST")] * len(messages), pa.string()),
+            "_error_code": pa.array(
+                [reason.get("code", "BAD_REQUEST")] * len(messages),
+                pa.string(),
+            ),
             "_column": pa.array([reason.get("column")] * len(messages), pa.string()),
             "_message": pa.array(messages, pa.string()),
         }
@@ -61,23 +71,51 @@ def fail(writer: LogWriter) -> Callable[..., None]:
     return fail
 
 
-def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(fail: Callable[..., None]) -> None:
-    bad = [f"column 'hour' (long), row {number}: 'x{number}'; an integer is expected" for number in range(8)]
+def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(
+    fail: Callable[..., None],
+) -> None:
+    bad = [
+        f"column 'hour' (long), row {number}: 'x{number}'; an integer is expected"
+        for number in range(8)
+    ]
     fail(bad, column="hour")
-    fail(["the queue of the model is full"] * 2, status=429, code="REQUEST_LIMIT_EXCEEDED", version="10")
+    fail(
+        ["the queue of the model is full"] * 2,
+        status=429,
+        code="REQUEST_LIMIT_EXCEEDED",
+        version="10",
+    )
     document = found("flights", "--last", "24h")
     assert (document["answered"], document["failed"]) == (30, 10)
     first, second = document["causes"]
-    assert (first["count"], first["share"], first["column"], first["versions"]) == (8, 0.2, "hour", ["3"])
+    assert (first["count"], first["share"], first["column"], first["versions"]) == (
+        8,
+        0.2,
+        "hour",
+        ["3"],
+    )
     assert datetime.fromisoformat(first["first"]) == NOW - timedelta(hours=1)
     assert datetime.fromisoformat(first["last"]) == NOW - timedelta(hours=1) + timedelta(seconds=7)
     assert first["newest"]["message"] == bad[-1]
     assert first["newest"]["request_id"] == "request-7"
     assert "x7" not in first["cause"]
-    assert (second["status"], second["error_code"], second["versions"]) == (429, "REQUEST_LIMIT_EXCEEDED", ["10"])
+    assert (second["status"], second["error_code"], second["versions"]) == (
+        429,
+        "REQUEST_LIMIT_EXCEEDED",
+        ["10"],
+    )
     assert mentions(second["remedy"], "server.max_queue_size")
     text = errors("flights").stdout
-    assert mentions(text, "10 of 40", "8", "20.00%", "'hour'", "request-7", "24h", "onnxserve rollback flights")
+    assert mentions(
+        text,
+        "10 of 40",
+        "8",
+        "20.00%",
+        "'hour'",
+        "request-7",
+        "24h",
+        "onnxserve rollback flights",
+    )
     assert bad[-1] in text
 
 
@@ -86,7 +124,17 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(fail:
     [
         [
             f"column 'hour' (long), row 3: {value}; an integer is expected"
-            for value in ["'a'", '"it\'s"', "'a\\'b'", "1.5", "-3e+20", "null", "true", "[1, 2, ...]", "{'a': [1]}"]
+            for value in [
+                "'a'",
+                '"it\'s"',
+                "'a\\'b'",
+                "1.5",
+                "-3e+20",
+                "null",
+                "true",
+                "[1, 2, ...]",
+                "{'a': [1]}",
+            ]
         ],
         [
             "column 'carrier', row 3: 'XX' is not a known category of the model; did you mean 'AA'?",
@@ -96,13 +144,21 @@ def test_failures_are_grouped_by_cause_with_share_times_example_and_remedy(fail:
             "the model's answer 3f2a9b1c4d5e6f708192a3b4c5d6e7f8 failed",
             "the model's answer 3f2a9b1c-4d5e-6f70-8192-a3b4c5d6e7f8 failed",
         ],
-        ["the CSV has 1,024 lines; at most 1,000 are allowed", "the CSV has 99 lines; at most 1,000 are allowed"],
-        ["could not convert string to float: 'abc' truncated at the end of this quo", "could not convert string to "],
+        [
+            "the CSV has 1,024 lines; at most 1,000 are allowed",
+            "the CSV has 99 lines; at most 1,000 are allowed",
+        ],
+        [
+            "could not convert string to float: 'abc' truncated at the end of this quo",
+            "could not convert string to ",
+        ],
     ],
     ids=["values", "categories", "ids", "numbers", "different texts"],
 )
 def test_values_row_numbers_and_ids_do_not_make_another_cause(
-    fail: Callable[..., None], messages: list[str], request: pytest.FixtureRequest
+    fail: Callable[..., None],
+    messages: list[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     fail(list(messages), column="hour")
     expected = 2 if request.node.callspec.id == "different texts" else 1
@@ -119,7 +175,9 @@ def test_other_columns_and_other_types_are_other_causes(fail: Callable[..., None
 def test_without_messages_the_causes_are_codes_and_columns(fail: Callable[..., None]) -> None:
     fail([None] * 3, column="hour")
     fail([None] * 2, column="carrier")
-    assert [(cause["count"], cause["column"], cause["cause"]) for cause in found("flights")["causes"]] == [
+    assert [
+        (cause["count"], cause["column"], cause["cause"]) for cause in found("flights")["causes"]
+    ] == [
         (3, "hour", ""),
         (2, "carrier", ""),
     ]
@@ -148,7 +206,10 @@ def test_an_endpoint_without_failures_is_not_an_error(writer: LogWriter) -> None
     ],
 )
 def test_bad_input_is_refused_in_one_line(
-    writer: LogWriter, arguments: list[str], status: int, names: list[str]
+    writer: LogWriter,
+    arguments: list[str],
+    status: int,
+    names: list[str],
 ) -> None:
     result = errors(*arguments)
     assert result.exit_code == status
@@ -158,7 +219,10 @@ def test_bad_input_is_refused_in_one_line(
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["", "b"])
 def test_failures_of_a_running_endpoint_are_shares_of_its_requests(
-    home: BaseDeploymentClient, models: Models, free_port: int, mask: str
+    home: BaseDeploymentClient,
+    models: Models,
+    free_port: int,
+    mask: str,
 ) -> None:
     name = f"sums{mask}"
     config = {"server.port": free_port, "capture.mask": mask}
@@ -170,7 +234,11 @@ def test_failures_of_a_running_endpoint_are_shares_of_its_requests(
     for _ in range(15):
         body = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).ok
-    wait_until(lambda: errors(name).exit_code == 0 and found(name)["answered"] == 15, 60, "the agent ships the rows")
+    wait_until(
+        lambda: errors(name).exit_code == 0 and found(name)["answered"] == 15,
+        60,
+        "the agent ships the rows",
+    )
     wait_until(lambda: found(name)["failed"] == 5, 60, "the agent ships the failures")
     document = found(name)
     (cause,) = document["causes"]

@@ -52,11 +52,17 @@ def usage_error(line: str) -> str:
         ("lsit", ["'lsit'", "'list'"]),
         ("deploy", ["'deploy'", "`mlflow deployments create -t onnxserve --name NAME`"]),
         ("zzz", ["'zzz'", "`onnxserve --help`"]),
-        ("monitor create flights", ["'create'", "add, backfill, expire, list, pause, remove, resume, run"]),
+        (
+            "monitor create flights",
+            ["'create'", "add, backfill, expire, list, pause, remove, resume, run"],
+        ),
         ("delete flights", ["'delete'", "`mlflow deployments delete -t onnxserve --name NAME`"]),
     ],
 )
-def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line: str, names: list[str]) -> None:
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(
+    line: str,
+    names: list[str],
+) -> None:
     assert mentions(usage_error(line), *names)
 
 
@@ -79,7 +85,10 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
             )
         ),
         ("feedback flights -f labels", ["file labels", "No such file"]),
-        ("monitor backfill flights typo --from 2013-07-01", ["'flights'", "'typo'", "onnxserve monitor add"]),
+        (
+            "monitor backfill flights typo --from 2013-07-01",
+            ["'flights'", "'typo'", "onnxserve monitor add"],
+        ),
         ("silence --remove 7", ["silence 7", "onnxserve silence --list"]),
         ("history flihgts", ["no endpoint", "'flihgts'", "'flights'"]),
         ("feedback nope -f labels.csv", ["no endpoint", "'nope'", "flights", "--url"]),
@@ -88,7 +97,10 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ("serve --spec .", ["spec .", "Is a directory"]),
     ],
 )
-def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, names: list[str]) -> None:
+def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(
+    line: str,
+    names: list[str],
+) -> None:
     assert mentions(said(typed(line)), *names)
 
 
@@ -102,8 +114,14 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, names
         ("render --for helm", ["-m MODEL_URI", "--spec FILE", "-n NAME"]),
         ("log query flights --sql x", ["--sql", "onnxserve log sql NAME STATEMENT"]),
         ("replay flights --against m", ["--against", "onnxserve backtest NAME --against URI"]),
-        ("replay flights --window 2026-01-01/1d --against m", ["--window", "onnxserve backtest NAME --against URI"]),
-        ("batch -m m -i i -o o --device openvino", ["--device", "server.providers=OpenVINOExecutionProvider"]),
+        (
+            "replay flights --window 2026-01-01/1d --against m",
+            ["--window", "onnxserve backtest NAME --against URI"],
+        ),
+        (
+            "batch -m m -i i -o o --device openvino",
+            ["--device", "server.providers=OpenVINOExecutionProvider"],
+        ),
         ("retrain --list", ["--list", "onnxserve retrainings"]),
         ("retrain -o json --list", ["-o", "onnxserve retrainings"]),
         ("rollout flights --to 2", ["'flights'", "start", "`onnxserve rollout status flights`"]),
@@ -114,7 +132,10 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, names
         ("optimize models:/m/1 --rows 8 --auto", ["--rows", "onnxserve auto-optimize MODEL_URI"]),
     ],
 )
-def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: str, names: list[str]) -> None:
+def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(
+    line: str,
+    names: list[str],
+) -> None:
     assert mentions(usage_error(line), *names)
 
 
@@ -139,12 +160,18 @@ def test_options_that_are_missing_or_do_not_go_together_are_a_usage_error(line: 
         ("monitor run flights --window soon", ["window 'soon'", "START/END"]),
         ("keys create ci --expires soon", ["--expires", "'soon'"]),
         ("keys create ci --limit fast", ["--limit fast"]),
-        ("robustness m --data d.csv --target y --strengths noise=lots", ["'noise=lots'", "NAME=STRENGTH"]),
+        (
+            "robustness m --data d.csv --target y --strengths noise=lots",
+            ["'noise=lots'", "NAME=STRENGTH"],
+        ),
         ("endpoint create e -C capture", ["-C", "'capture'", "KEY=VALUE"]),
         ("endpoint traffic flights a", ["traffic", "'a'", "KEY=VALUE"]),
     ],
 )
-def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(line: str, names: list[str]) -> None:
+def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(
+    line: str,
+    names: list[str],
+) -> None:
     assert mentions(usage_error(line), *names)
 
 
@@ -181,9 +208,23 @@ def test_nothing_to_show_or_to_do_is_said_and_no_error(line: str, names: list[st
 def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "promote", "m", "1", "--to", "Staging"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.cli",
+            "promote",
+            "m",
+            "1",
+            "--to",
+            "Staging",
+        ]
         where = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | where) as process:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | where,
+        ) as process:
             connection, _ = silent.accept()
             process.send_signal(signal.SIGINT)
             _, message = process.communicate(timeout=60)
@@ -195,6 +236,13 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
 def test_an_output_that_is_full_is_said_in_one_line() -> None:
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list"]
     with open("/dev/full", "w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        ended = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
     assert ended.returncode == 1
     assert mentions(ended.stderr, "the output", "No space left")

@@ -26,7 +26,10 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Path]:
+def home(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Path]:
     """An endpoint `flights` with a calm day and a shifted one in its log, and `other` without a monitor."""
     folder = tmp_path_factory.mktemp("monitor")
     make_endpoint(folder / "home")
@@ -56,7 +59,8 @@ def figures(result: Result) -> list[int]:
 
 @pytest.mark.long
 def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_window_down(
-    home: Path, store: Store
+    home: Path,
+    store: Store,
 ) -> None:
     first = invoke("run", "flights")
     again = invoke("run", "flights", "--window", "2013-07-02/1d", "-o", "json")
@@ -82,7 +86,9 @@ def test_spark_finds_what_this_process_finds(home: Path) -> None:
     pytest.importorskip("pyspark")
     command = ["run", "flights", "--window", "2013-07-02/1d", "-o", "json"]
 
-    here, spread = (json.loads(invoke(*command, "--engine", engine).stdout) for engine in ("local", "spark"))
+    here, spread = (
+        json.loads(invoke(*command, "--engine", engine).stdout) for engine in ("local", "spark")
+    )
 
     assert (spread["verdict"], spread["findings"]) == (here["verdict"], here["findings"])
 
@@ -103,12 +109,24 @@ def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
     assert first.exit_code == again.exit_code == 0
 
 
-def test_backfill_says_what_could_not_be_judged(home: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backfill_says_what_could_not_be_judged(
+    home: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     capture(home, CALM + 20 * DAY)
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with tracking_at("http://127.0.0.1:9"):
-            failed = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
+            failed = invoke(
+                "backfill",
+                "flights",
+                "daily",
+                "--from",
+                "2013-07-21",
+                "--to",
+                "2013-07-22",
+            )
 
     again = invoke("backfill", "flights", "daily", "--from", "2013-07-21", "--to", "2013-07-22")
 
@@ -121,7 +139,9 @@ def test_backfill_says_what_could_not_be_judged(home: Path, store: Store, monkey
 
 @pytest.mark.long
 def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for days in (30, 31):
         capture(home, CALM + days * DAY)
@@ -139,7 +159,10 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
 
     assert ended.exit_code == 130
     assert mentions(ended.stderr, "1 of 2 windows")
-    assert mentions(Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason, "interrupted by the user")
+    assert mentions(
+        Monitors(store).windows(since=CALM + 31 * DAY)[-1].reason,
+        "interrupted by the user",
+    )
     assert figures(invoke(*command)) == [1, 1, 0]
 
 
@@ -193,10 +216,20 @@ def test_list_shows_how_each_monitor_stands(home: Path, store: Store) -> None:
 
 
 def test_pausing_twice_is_fine_and_both_stand_in_the_history(home: Path, store: Store) -> None:
-    said = [invoke(verb, "flights", "daily").stdout for verb in ("pause", "pause", "resume", "resume")]
+    said = [
+        invoke(verb, "flights", "daily").stdout for verb in ("pause", "pause", "resume", "resume")
+    ]
 
-    assert [line.rpartition("is ")[2] for line in said] == ["paused\n", "paused\n", "resumed\n", "not paused\n"]
-    assert [event.action for event in store.events("flights")][-2:] == ["monitor.pause", "monitor.resume"]
+    assert [line.rpartition("is ")[2] for line in said] == [
+        "paused\n",
+        "paused\n",
+        "resumed\n",
+        "not paused\n",
+    ]
+    assert [event.action for event in store.events("flights")][-2:] == [
+        "monitor.pause",
+        "monitor.resume",
+    ]
 
 
 def test_a_monitor_of_a_stopped_endpoint_starts_no_server(home: Path, store: Store) -> None:
@@ -215,7 +248,17 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
 
     none = invoke("list", "new")
     never = invoke("run", "new", "--due")
-    added = invoke("add", "new", "nightly", "--every", "1h", "--schedule", "15 6 * * 1-5", "-C", "min_rows=7")
+    added = invoke(
+        "add",
+        "new",
+        "nightly",
+        "--every",
+        "1h",
+        "--schedule",
+        "15 6 * * 1-5",
+        "-C",
+        "min_rows=7",
+    )
     again = invoke("add", "new", "nightly")
     wrong = invoke("add", "new", "other", "--schedule", "every day")
     unknown = invoke("add", "new", "other", "-C", "min_row=7")
@@ -237,16 +280,33 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     store.remove_endpoint("new")
 
 
-def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothing(home: Path, store: Store) -> None:
+def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothing(
+    home: Path,
+    store: Store,
+) -> None:
     late = CALM.isoformat()[:10] + "/2100-01-01"
 
     zero = invoke("add", "flights", "other", "-C", "alarms.false_per_year=0")
-    overlapping = invoke("add", "flights", "other", "--reference", f"window:{late}", "-C", "alarms.false_per_year=1")
+    overlapping = invoke(
+        "add",
+        "flights",
+        "other",
+        "--reference",
+        f"window:{late}",
+        "-C",
+        "alarms.false_per_year=1",
+    )
     unchanged = store.require_endpoint("flights").spec
     added = invoke("add", "flights", "other", "-C", "alarms.false_per_year=2", "-C", "min_rows=60")
-    text, documents = invoke("list", "flights"), json.loads(invoke("list", "flights", "-o", "json").stdout)
+    text, documents = (
+        invoke("list", "flights"),
+        json.loads(invoke("list", "flights", "-o", "json").stdout),
+    )
     spec = store.require_endpoint("flights").spec
-    removed = CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
+    removed = CliRunner().invoke(
+        main,
+        ["endpoint", "update", "flights", "-C", "alarms.false_per_year="],
+    )
     invoke("remove", "flights", "other")
 
     assert mentions(zero.stderr, "alarms.false_per_year", "at least 0.1")
@@ -259,30 +319,45 @@ def test_a_budget_of_alarms_belongs_to_the_endpoint_and_a_bad_one_changes_nothin
     assert {document["false_per_year"] for document in documents} == {2}
     assert removed.exit_code == 0, removed.output
     assert store.require_endpoint("flights").spec.alarms.false_per_year is None
-    assert not (home / "deployments" / "flights" / "server.log").exists()  # The server is neither started nor changed.
+    assert not (
+        home / "deployments" / "flights" / "server.log"
+    ).exists()  # The server is neither started nor changed.
 
 
 def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) -> None:
     evidence = Evidence("bins", {"x/level": 9.0}, ("x",), {"x/level": CALM.isoformat()})
     window = Monitors(store).add("flights", "daily", CALM + 200 * DAY, CALM + 201 * DAY)
-    Monitors(store).update(replace(window, state="judged", verdict="drift", evidence=evidence.to_json()))
+    Monitors(store).update(
+        replace(window, state="judged", verdict="drift", evidence=evidence.to_json()),
+    )
 
     without = invoke("accept", "flights", "daily")
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year=1"])
     other = invoke("accept", "flights", "daily", "--column", "y")
     accepted = invoke("accept", "flights", "daily", "--column", "x", "--why", "a new carrier")
-    listed, document = invoke("list", "flights"), json.loads(invoke("list", "flights", "-o", "json").stdout)[0]
+    listed, document = (
+        invoke("list", "flights"),
+        json.loads(invoke("list", "flights", "-o", "json").stdout)[0],
+    )
     history = CliRunner().invoke(main, ["history", "flights"])
     CliRunner().invoke(main, ["endpoint", "update", "flights", "-C", "alarms.false_per_year="])
 
     assert (without.exit_code, len(without.stderr.splitlines())) == (1, 1)
     assert mentions(without.stderr, "'flights'", "alarms.false_per_year=1")
     assert accepted.exit_code == 0, accepted.output
-    assert accepted.stdout == "flights: monitor daily: x is normal since the window of 1 July 2013\n"
+    assert (
+        accepted.stdout == "flights: monitor daily: x is normal since the window of 1 July 2013\n"
+    )
     assert mentions(other.stderr, "no open alarm", "'y'", "x")
     assert mentions(listed.stdout, "2014-01-17/2014-01-18  accepted")
     assert (document["last"]["verdict"], document["last"]["accepted"]) == ("accepted", ["x"])
-    assert mentions(history.stdout, "monitor.accept", "a new carrier", "monitor daily", "x since 2013-07-01T00")
+    assert mentions(
+        history.stdout,
+        "monitor.accept",
+        "a new carrier",
+        "monitor daily",
+        "x since 2013-07-01T00",
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +374,11 @@ def test_accepted_alarms_are_named_with_their_start(home: Path, store: Store) ->
         (["pause", "flights", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], names: list[str]) -> None:
+def test_what_cannot_be_is_one_clear_line(
+    home: Path,
+    arguments: list[str],
+    names: list[str],
+) -> None:
     result = invoke(*arguments)
 
     assert result.exit_code == 1
@@ -308,7 +387,9 @@ def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], name
 
 
 def test_a_window_that_the_controller_is_at_is_left_to_it(
-    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow_deploy_plugin.watch.monitors import manual_runs
     from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
@@ -325,7 +406,9 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
 
 def test_expire_deletes_what_is_old_after_showing_it(store: Store) -> None:
     long_ago = datetime(2013, 7, 1, tzinfo=UTC)
-    Alerts(store).add_once(Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago))
+    Alerts(store).add_once(
+        Alert("flights/daily/said/1", "flights", "daily", "said", long_ago, long_ago),
+    )
 
     dry = invoke("expire", "--keep", "400d", "--dry-run")
     done = invoke("expire", "--keep", "400d")

@@ -27,7 +27,11 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture
-def home(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
     """An endpoint `flights` with a calm day and a shifted one in its log."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -39,17 +43,25 @@ def home(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytes
     (model / "MLmodel").write_text(yaml.safe_dump({"flavors": {"onnxserve": section}}))
     times = [DAY - timedelta(days=30) + timedelta(minutes=14.4 * row) for row in range(3000)]
     pq.write_table(
-        pa.table({"x": rng.normal(size=3000), "_event_time": pa.array(times, TIME)}), model / "reference.parquet"
+        pa.table({"x": rng.normal(size=3000), "_event_time": pa.array(times, TIME)}),
+        model / "reference.parquet",
     )
     state = tmp_path / "home" / "deployments" / "flights"
     state.mkdir(parents=True)
     (state / "spec.yaml").write_text(
-        yaml.safe_dump({"name": "flights", "variants": {"flights": {"model": str(model)}}})
+        yaml.safe_dump({"name": "flights", "variants": {"flights": {"model": str(model)}}}),
     )
     variant = WantedVariant(model_uri=str(model), model="model", version="unknown", folder=model)
-    write_state(state / WANTED, Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})}))
+    write_state(
+        state / WANTED,
+        Wanted(endpoints={"flights": WantedEndpoint(variants={"flights": variant})}),
+    )
     for days, shift in ((0, 0), (1, 9)):
-        write_day(tmp_path / "home" / "inference_log", DAY + timedelta(days=days), rng.normal(shift, 1, 250))
+        write_day(
+            tmp_path / "home" / "inference_log",
+            DAY + timedelta(days=days),
+            rng.normal(shift, 1, 250),
+        )
     with tracking_at(new_database(tmp_path)):
         yield tmp_path / "home"
 
@@ -88,14 +100,27 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     assert re.search(rf"\n  x: {history}; Wasserstein distance", drifted.stdout)
     figures = r"distribution +Wasserstein distance [\d.]+ SD +threshold [\d.]+ SD"
     assert re.search(rf"\n  x +{figures} .*{history}\n", drifted.stdout)
-    assert "\n  SD: standard deviations of the measure in the reference's own windows" in drifted.stdout
-    assert [values["findings"][0][name] for name in ("measure", "unit")] == ["Wasserstein distance", "SD"]
+    assert (
+        "\n  SD: standard deviations of the measure in the reference's own windows"
+        in drifted.stdout
+    )
+    assert [values["findings"][0][name] for name in ("measure", "unit")] == [
+        "Wasserstein distance",
+        "SD",
+    ]
     times = [values["findings"][0][name] for name in ("since", "since_end")]
-    assert (times, values["findings"][0]["in_a_row"]) == (["2013-07-02T00:00:00+00:00", "2013-07-03T00:00:00+00:00"], 1)
+    assert (times, values["findings"][0]["in_a_row"]) == (
+        ["2013-07-02T00:00:00+00:00", "2013-07-03T00:00:00+00:00"],
+        1,
+    )
     assert values["findings"][0]["change"].endswith(", higher")
     in_run = mlflow.artifacts.load_dict(f"runs:/{values['run_id']}/verdict.json")
     assert in_run["findings"] == values["findings"]
-    assert (values["verdict"], values["rows"], values["findings"][0]["subject"]) == ("drift", 250, "x")
+    assert (values["verdict"], values["rows"], values["findings"][0]["subject"]) == (
+        "drift",
+        250,
+        "x",
+    )
     assert drifted.stderr.splitlines() == [
         "judging 2013-07-02/2013-07-03 of flights: drift",
         "reading the reference, training",
@@ -110,9 +135,17 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     assert mentions(refused.stdout, "250 rows", "min_rows is 300")
     assert mentions(refused.stdout, "note", "min_rows=300")
     experiment = mlflow.get_experiment_by_name("onnxserve/flights")
-    runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.verdict` != ''", output_format="list")
+    runs = mlflow.search_runs(
+        [experiment.experiment_id],
+        "tags.`onnxserve.verdict` != ''",
+        output_format="list",
+    )
     assert len(runs) == 3
-    runs += mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list")
+    runs += mlflow.search_runs(
+        [experiment.experiment_id],
+        "tags.`onnxserve.tried` != ''",
+        output_format="list",
+    )
     assert [run.data.tags["onnxserve.monitor"] for run in runs[3:]] == ["nightly"]
     said = drifted.stdout + calm.stdout + refused.stdout + str(values)
     assert all(run.info.run_id in said for run in runs)
@@ -130,7 +163,12 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         (["flights", "--exclude", "x,xx"], 1, ["'xx'", "'x'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code: int, names: list[str]) -> None:
+def test_what_cannot_be_is_one_clear_line(
+    home: Path,
+    arguments: list[str],
+    code: int,
+    names: list[str],
+) -> None:
     result = invoke(*arguments)
 
     assert result.exit_code == code
@@ -150,7 +188,9 @@ def test_columns_are_named_for_one_window(home: Path) -> None:
 
 @pytest.mark.long
 def test_every_command_judges_the_same_window_with_one_function_and_the_same_verdict(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # The imports take seconds, and every worker imports every test.
     from mlflow_deploy_plugin.watch.run import KINDS
@@ -168,7 +208,9 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     project_run = mlflow.MlflowClient().create_run("0").info.run_id
 
     runs = [
-        json.loads(CliRunner().invoke(main, [*command, "flights", *window, "-o", "json"]).stdout)["run_id"]
+        json.loads(CliRunner().invoke(main, [*command, "flights", *window, "-o", "json"]).stdout)[
+            "run_id"
+        ]
         for command in (["monitor", "run"], ["drift", "run"])
     ]
     monkeypatch.setenv("MLFLOW_RUN_ID", project_run)
@@ -176,7 +218,9 @@ def test_every_command_judges_the_same_window_with_one_function_and_the_same_ver
     drift.main()
 
     assert project_run in capsys.readouterr().out
-    verdicts = [mlflow.artifacts.load_dict(f"runs:/{run}/verdict.json") for run in (*runs, project_run)]
+    verdicts = [
+        mlflow.artifacts.load_dict(f"runs:/{run}/verdict.json") for run in (*runs, project_run)
+    ]
     assert [verdict.pop("revision") for verdict in verdicts] == [1, 2, 3]
     assert verdicts[0]["state"] == "drift"
     assert verdicts[0] == verdicts[1] == verdicts[2]

@@ -17,7 +17,11 @@ from tests.support.refusals import mentions
 def flights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     store = open_store(load_settings().store_url)
-    document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {}}}
+    document = {
+        "name": "flights",
+        "variants": {"flights": {"model": "models:/m/1"}},
+        "monitors": {"daily": {}},
+    }
     store.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
     store.close()
 
@@ -34,7 +38,10 @@ def test_a_silence_is_begun_listed_and_ended(flights: None) -> None:
     assert silence("flights", "--for", "30m").output.startswith("2  flights, all monitors, ")
     assert silence("--list").output.count("\n") == 2
     assert silence("taxis", "--list").output.startswith("Error: there is no endpoint 'taxis'")
-    assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == ["daily", None]
+    assert [one["monitor"] for one in json.loads(silence("--list", "-o", "json").output)] == [
+        "daily",
+        None,
+    ]
     assert mentions(silence("--remove", "1", "--why", "passed").output, "silence 1", "over")
     assert silence("--list").output.startswith("2  ")
     history = CliRunner().invoke(main, ["history", "flights"]).output
@@ -61,11 +68,20 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
         (["flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
         (["flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),
         (["taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
-        (["flights", "--monitor", "x", "--for", "2h"], 1, ["'flights'", "monitor 'x'", "it has daily"]),
+        (
+            ["flights", "--monitor", "x", "--for", "2h"],
+            1,
+            ["'flights'", "monitor 'x'", "it has daily"],
+        ),
         (["--remove", "9"], 1, ["no silence 9"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(flights: None, arguments: list[str], code: int, names: list[str]) -> None:
+def test_what_cannot_be_is_one_clear_line(
+    flights: None,
+    arguments: list[str],
+    code: int,
+    names: list[str],
+) -> None:
     result = silence(*arguments)
     assert result.exit_code == code
     assert mentions(result.output + result.stderr, *names)

@@ -7,7 +7,13 @@ import click
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.cli.options import align_columns, key_values, show_json, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    key_values,
+    show_json,
+    show_lines,
+    show_progress,
+)
 from tests.support.refusals import refused
 
 
@@ -44,8 +50,17 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
     assert (shown.out, shown.err) == ("a [31mb c d\n", " ]0;title \n")
 
 
-def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    show_json({"at": datetime(2013, 7, 1, tzinfo=UTC), "rmse": float("nan"), "auc": np.float64(0.5), "label": "ü"})
+def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_json(
+        {
+            "at": datetime(2013, 7, 1, tzinfo=UTC),
+            "rmse": float("nan"),
+            "auc": np.float64(0.5),
+            "label": "ü",
+        },
+    )
     shown = capsys.readouterr().out
     assert json.loads(shown, parse_constant=pytest.fail) == {
         "at": "2013-07-01T00:00:00+00:00",

@@ -72,13 +72,21 @@ def answers(file: Path) -> list[Any]:
 @pytest.mark.parametrize("way", ["model", "deployment"])
 @pytest.mark.parametrize("kind", FILE_FORMATS)
 def test_every_row_of_every_kind_of_file_is_answered_in_its_order(
-    by: dict[str, list[str]], folder: Path, tmp_path: Path, way: str, kind: str
+    by: dict[str, list[str]],
+    folder: Path,
+    tmp_path: Path,
+    way: str,
+    kind: str,
 ) -> None:
     out = tmp_path / f"out.{kind}"
 
     result = predict(*by[way], "-i", str(folder / f"rows.{kind}"), "-o", str(out))
 
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"2,500 predictions in {out}\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        "",
+        f"2,500 predictions in {out}\n",
+    )
     assert answers(out) == SUMS
     assert list(tmp_path.iterdir()) == [out]
 
@@ -115,7 +123,12 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
     result = predict(*by["model"], "-t", "csv", given=text[: text.rindex(b"5")])
     assert result.stdout == "y\n3.0\n7.0\n"
 
-    assert mentions(said(predict(*by["model"], "-t", "csv", given=text)), "standard input", "line 6", "column 'a'")
+    assert mentions(
+        said(predict(*by["model"], "-t", "csv", given=text)),
+        "standard input",
+        "line 6",
+        "column 'a'",
+    )
 
 
 @pytest.mark.parametrize("way", ["model", "deployment"])
@@ -137,13 +150,20 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_there(
-    by: dict[str, list[str]], tmp_path: Path, way: str, kind: str, text: str, names: list[str]
+    by: dict[str, list[str]],
+    tmp_path: Path,
+    way: str,
+    kind: str,
+    text: str,
+    names: list[str],
 ) -> None:
     good = {"csv": "1,2\n", "jsonl": '{"a": 1, "b": 2}\n'}.get(kind, "") * 1200
     (tmp_path / f"rows.{kind}").write_text(text.replace("{ok}", good))
     (tmp_path / "out.csv").write_text("before")
 
-    message = said(predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv")))
+    message = said(
+        predict(*by[way], "-i", str(tmp_path / f"rows.{kind}"), "-o", str(tmp_path / "out.csv")),
+    )
 
     assert message.startswith(f"{tmp_path}/rows.{kind}")
     assert mentions(message, *names)
@@ -160,12 +180,18 @@ def test_a_mistake_in_a_file_is_one_line_that_says_where_and_leaves_what_was_the
         (["-n", "once", "-o", "out.xlsx"], ["out.xlsx", ".csv .json .jsonl"]),
         (["-m", "/nowhere"], ["folder /nowhere"]),
         (["-n", "once", "-i", "/nowhere.csv"], ["file /nowhere.csv", "read", "No such file"]),
-        (["-n", "once", "-o", "/nowhere/x.csv"], ["file /nowhere/x.csv", "written", "No such file"]),
+        (
+            ["-n", "once", "-o", "/nowhere/x.csv"],
+            ["file /nowhere/x.csv", "written", "No such file"],
+        ),
         (["-n", "idle"], ["idle", "empty"]),
     ],
 )
 def test_what_cannot_be_begun_says_why(
-    home: BaseDeploymentClient, by: dict[str, list[str]], arguments: list[str], names: list[str]
+    home: BaseDeploymentClient,
+    by: dict[str, list[str]],
+    arguments: list[str],
+    names: list[str],
 ) -> None:
     home.create_endpoint("idle")
     try:
@@ -183,20 +209,39 @@ def captured(home: BaseDeploymentClient, models: Models) -> str:
 def logged_times() -> list[str]:
     select = "strftime(_event_time, '%Y-%m-%dT%H:%M')"
     result = CliRunner().invoke(
-        main, ["log", "query", "captured", "--select", f"{select} AS at", "--order-by", "a", "-o", "jsonl"]
+        main,
+        [
+            "log",
+            "query",
+            "captured",
+            "--select",
+            f"{select} AS at",
+            "--order-by",
+            "a",
+            "-o",
+            "jsonl",
+        ],
     )
-    return [json.loads(line)["at"] for line in result.stdout.splitlines()] if result.exit_code == 0 else []
+    return (
+        [json.loads(line)["at"] for line in result.stdout.splitlines()]
+        if result.exit_code == 0
+        else []
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_the_column_of_event_times_reaches_the_log(captured: str, tmp_path: Path, kind: str) -> None:
+def test_the_column_of_event_times_reaches_the_log(
+    captured: str,
+    tmp_path: Path,
+    kind: str,
+) -> None:
     """Rows without an offset are in UTC; the third row is at 08:00 in UTC."""
     before = len(logged_times())
     times = ["2026-07-01T10:00:00", "2026-07-01T10:00:00", "2026-07-02T10:00:00+02:00"]
     frame = pd.DataFrame({"b": [0.0] * 3, "a": [before, before + 1, before + 2], "at": times})
     if kind == "parquet":
         frame["at"] = [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times[:2]] + [
-            datetime(2026, 7, 2, 8, tzinfo=UTC)
+            datetime(2026, 7, 2, 8, tzinfo=UTC),
         ]
         frame.to_parquet(tmp_path / "rows.parquet")
     elif kind == "csv":
@@ -204,9 +249,22 @@ def test_the_column_of_event_times_reaches_the_log(captured: str, tmp_path: Path
     else:
         frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
 
-    result = predict("-n", captured, "-i", str(tmp_path / f"rows.{kind}"), "-O", "jsonl", "--event-time", "at")
+    result = predict(
+        "-n",
+        captured,
+        "-i",
+        str(tmp_path / f"rows.{kind}"),
+        "-O",
+        "jsonl",
+        "--event-time",
+        "at",
+    )
 
-    assert [json.loads(line)["y"] for line in result.stdout.splitlines()] == [before, before + 1, before + 2]
+    assert [json.loads(line)["y"] for line in result.stdout.splitlines()] == [
+        before,
+        before + 1,
+        before + 2,
+    ]
     wait_until(lambda: len(logged_times()) == before + 3, 60, "the rows are logged")
     assert logged_times()[before:] == ["2026-07-01T10:00", "2026-07-01T10:00", "2026-07-02T08:00"]
 
@@ -229,32 +287,66 @@ def test_an_event_time_needs_a_deployment() -> None:
     assert (result.exit_code, mentions(result.stderr, "--event-time", "-n DEPLOYMENT")) == (2, True)
 
 
-@pytest.mark.parametrize(("rows", "name"), [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")])
-def test_a_bad_row_is_one_failed_request(home: BaseDeploymentClient, models: Models, rows: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [("1,x\n", "one"), ("1,2\n" * 9 + "1,x\n" + "1,2\n" * 9, "many")],
+)
+def test_a_bad_row_is_one_failed_request(
+    home: BaseDeploymentClient,
+    models: Models,
+    rows: str,
+    name: str,
+) -> None:
     home.create_deployment(name, models.once)
 
     def failed() -> int:
         result = CliRunner().invoke(main, ["errors", name, "-o", "json"])
         return json.loads(result.stdout)["failed"] if result.exit_code == 0 else 0
 
-    assert mentions(said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())), "column 'a'", "'x'")
+    assert mentions(
+        said(predict("-n", name, "-t", "csv", given=f"b,a\n{rows}".encode())),
+        "column 'a'",
+        "'x'",
+    )
     assert mentions(said(predict("-n", name, "-t", "csv", given=b"b\n1\n")), "'a'")
     wait_until(lambda: failed() >= 2, 60, "both failures are logged")
     assert failed() == 2
 
 
 def test_an_endpoint_is_asked_as_its_traffic_goes_and_in_parts_where_a_batch_is_too_large(
-    home: BaseDeploymentClient, models: Models, folder: Path, tmp_path: Path
+    home: BaseDeploymentClient,
+    models: Models,
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
-    home.create_deployment("champion", models.twice, config={"server.max_body_bytes": 4096}, endpoint="shared")
+    home.create_deployment(
+        "champion",
+        models.twice,
+        config={"server.max_body_bytes": 4096},
+        endpoint="shared",
+    )
 
-    assert predict("-n", "shared", "-i", str(folder / "rows.csv"), "-o", str(tmp_path / "out.csv")).exit_code == 0
+    assert (
+        predict(
+            "-n",
+            "shared",
+            "-i",
+            str(folder / "rows.csv"),
+            "-o",
+            str(tmp_path / "out.csv"),
+        ).exit_code
+        == 0
+    )
 
     assert answers(tmp_path / "out.csv") == [{"y": 2 * row["y"]} for row in SUMS]
     assert predict("-n", "champion", "-O", "jsonl", given=b"[[1, 2]]").stdout == '{"y":6.0}\n'
 
 
-def typed(*arguments: str, given: bytes = b"", after: str = "") -> subprocess.CompletedProcess[bytes]:
+def typed(
+    *arguments: str,
+    given: bytes = b"",
+    after: str = "",
+) -> subprocess.CompletedProcess[bytes]:
     """Run the command in a process of its own, which has imported nothing yet, and the code `after` it."""
     code = (
         "import sys; from mlflow_deploy_plugin.cli.commands import main; "
@@ -275,8 +367,15 @@ def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path
 def days(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a model without an ONNX form, which also writes on stdout."""
     folder = tmp_path_factory.mktemp("days") / "model"
-    signature = ModelSignature(inputs=Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]))
-    mlflow.pyfunc.save_model(folder, python_model=Days(), signature=signature, pip_requirements=["mlflow"])
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
+    )
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=Days(),
+        signature=signature,
+        pip_requirements=["mlflow"],
+    )
     return str(folder)
 
 
@@ -293,9 +392,13 @@ def as_parquet(frame: pd.DataFrame) -> bytes:
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
 def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
-    days: str, kind: str, encode: Callable[[pd.DataFrame], bytes]
+    days: str,
+    kind: str,
+    encode: Callable[[pd.DataFrame], bytes],
 ) -> None:
-    frame = pd.DataFrame({"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]})
+    frame = pd.DataFrame(
+        {"when": pd.to_datetime(["2013-01-01", "2013-07-04"]), "name": ["ana", "007"]},
+    )
 
     ended = typed("-m", days, "-t", kind, "-O", "jsonl", "--batch-rows", "1", given=encode(frame))
 
@@ -304,7 +407,8 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
 
 @pytest.mark.long
 def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_reads(
-    home: BaseDeploymentClient, tmp_path: Path
+    home: BaseDeploymentClient,
+    tmp_path: Path,
 ) -> None:
     folder = save_pyfuncs(tmp_path, ["bytes"])["bytes"]
     rows = as_parquet(pd.DataFrame({"blob": [b"\xff\0\x01", b""], "extra": [float("inf"), None]}))
@@ -312,7 +416,8 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
     home.create_deployment("bytes", str(folder))
     try:
         answered = [
-            predict(*way, "-t", "parquet", "-O", "jsonl", given=rows) for way in (["-n", "bytes"], ["-m", str(folder)])
+            predict(*way, "-t", "parquet", "-O", "jsonl", given=rows)
+            for way in (["-n", "bytes"], ["-m", str(folder)])
         ]
         refused = predict("-n", "bytes", "-t", "parquet", "-O", "jsonl", given=spans)
     finally:
@@ -325,7 +430,10 @@ def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_r
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
-    with open_output(str(out), sys.stdout.buffer) as target, value_writer("parquet", target, "prediction") as write:
+    with (
+        open_output(str(out), sys.stdout.buffer) as target,
+        value_writer("parquet", target, "prediction") as write,
+    ):
         write([{"score": None, "label": "x"}])
         write([{"score": 1, "label": None}])
         write([{"score": 0.5, "label": "y"}])
@@ -335,11 +443,23 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
 
 def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:
     """The bar on a terminal reaches its end, and stdout contains only the predictions."""
-    typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "predict", "-m", models.once, "-O", "jsonl"]
+    typed = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "predict",
+        "-m",
+        models.once,
+        "-O",
+        "jsonl",
+    ]
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
-            [*typed, "-i", str(folder / "rows.csv")], stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path
+            [*typed, "-i", str(folder / "rows.csv")],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            cwd=tmp_path,
         )
         os.close(theirs)
         output, _ = process.communicate(timeout=120)

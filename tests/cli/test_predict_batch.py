@@ -42,16 +42,27 @@ def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_progress_comes_in_plain_lines_where_there_is_no_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.cli.predict._LINE_SECONDS", 0)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("x\n" + "1\n" * 1000)
 
-    result = batch("-m", str(model), "-i", str(tmp_path / "rows.csv"), "-o", str(tmp_path / "out"), "--workers", "1")
+    result = batch(
+        "-m",
+        str(model),
+        "-i",
+        str(tmp_path / "rows.csv"),
+        "-o",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    )
 
     lines = result.stderr.splitlines()
     assert all(
-        re.fullmatch(r"[\d,]+ rows, [\d,]+ rows/s, [01] of 1 parts(, about [\d:]+ left)?", line) for line in lines
+        re.fullmatch(r"[\d,]+ rows, [\d,]+ rows/s, [01] of 1 parts(, about [\d:]+ left)?", line)
+        for line in lines
     )
     assert re.fullmatch(r"1,000 rows, [\d,]+ rows/s, 1 of 1 parts, about 0:00:00 left", lines[-1])

@@ -57,16 +57,25 @@ def logged(endpoint: str = "sums") -> list[dict[str, Any]]:
 
 
 def labels(endpoint: str = "sums") -> dict[tuple[float, int], str]:
-    return {(row["a"], row["_row"]): row["_label"] for row in logged(endpoint) if row["_label"] is not None}
+    return {
+        (row["a"], row["_row"]): row["_label"]
+        for row in logged(endpoint)
+        if row["_label"] is not None
+    }
 
 
 def feedback(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(main, ["feedback", *arguments], input=given)
 
 
-def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[str], tmp_path: Path) -> None:
+def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(
+    ids: list[str],
+    tmp_path: Path,
+) -> None:
     file, rejects = tmp_path / "labels.csv", tmp_path / "bad.jsonl"
-    file.write_text(f"prediction_id,row,label\n{ids[0]},0,1\n{ids[0]},1,0\n{ids[1]},,late\nunknown,0,1\n{ids[2]},0\n")
+    file.write_text(
+        f"prediction_id,row,label\n{ids[0]},0,1\n{ids[0]},1,0\n{ids[1]},,late\nunknown,0,1\n{ids[2]},0\n",
+    )
 
     result = feedback("sums", "--file", str(file), "--rejects", str(rejects))
 
@@ -86,10 +95,17 @@ def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["", "customer_id"])
 def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
-    home: BaseDeploymentClient, models: Models, tmp_path: Path, mask: str
+    home: BaseDeploymentClient,
+    models: Models,
+    tmp_path: Path,
+    mask: str,
 ) -> None:
     name = f"customers-{mask or 'plain'}".replace("_", "-")
-    deployed = home.create_deployment(name, models.once, config={"capture.keys": "customer_id", "capture.mask": mask})
+    deployed = home.create_deployment(
+        name,
+        models.once,
+        config={"capture.keys": "customer_id", "capture.mask": mask},
+    )
     requested: list[list[dict[str, Any]]] = [
         [{"a": 1, "b": 1, "customer_id": 7}, {"a": 2, "b": 1, "customer_id": None}],
         [{"a": 3, "b": 1, "customer_id": "x-9"}],
@@ -113,10 +129,18 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
 
 @pytest.mark.parametrize("kind", FILE_FORMATS)
 def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
-    customers: str, tmp_path: Path, kind: str
+    customers: str,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
-    rows, out, labels = tmp_path / f"rows.{kind}", tmp_path / f"out.{kind}", tmp_path / "labels.jsonl"
-    frame = pd.DataFrame({"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]})
+    rows, out, labels = (
+        tmp_path / f"rows.{kind}",
+        tmp_path / f"out.{kind}",
+        tmp_path / "labels.jsonl",
+    )
+    frame = pd.DataFrame(
+        {"b": 1.0, "a": range(30), "customer_id": [f"{row:03}" for row in range(30)]},
+    )
     match kind:
         case "csv":
             frame.to_csv(rows, index=False)
@@ -130,7 +154,9 @@ def test_the_output_of_predict_keeps_the_keys_and_is_a_file_of_labels(
 
     assert result.exit_code == 0, result.output
     written = written_rows(out)
-    assert [(row["customer_id"], row["y"]) for row in written] == [(f"{row:03}", row + 1.0) for row in range(30)]
+    assert [(row["customer_id"], row["y"]) for row in written] == [
+        (f"{row:03}", row + 1.0) for row in range(30)
+    ]
     assert [row["row"] for row in written] == [*range(20), *range(10)]
     assert len({row["prediction_id"] for row in written}) == 2
     labels.write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in written))
@@ -141,7 +167,9 @@ def written_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of an output file of any kind."""
     match file.suffix:
         case ".csv":
-            records: list[dict[Any, Any]] = pd.read_csv(file, dtype={"customer_id": str}).to_dict("records")
+            records: list[dict[Any, Any]] = pd.read_csv(file, dtype={"customer_id": str}).to_dict(
+                "records",
+            )
             return records
         case ".parquet":
             return pq.read_table(file).to_pylist()
@@ -153,26 +181,36 @@ def written_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_an_unknown_key_column_is_answered_with_the_columns_there_are_and_the_setting_that_adds_one(
-    ids: list[str], tmp_path: Path
+    ids: list[str],
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("request,label\n1,1\n")
     line = said(feedback("sums", "--file", str(file), "--key", "request"))
     assert "'request'" in line
-    assert {"a", "b", "prediction"} <= set(line.replace(";", ",").replace("have ", ",").replace(" ", "").split(","))
+    assert {"a", "b", "prediction"} <= set(
+        line.replace(";", ",").replace("have ", ",").replace(" ", "").split(","),
+    )
     assert "capture.keys" in line
     assert "_request_id" not in line
 
 
 def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
-    pq.write_table(pa.table({"a": [2.0, 2.0, 2.0], "b": [1, 2, 3], "delayed": [True, False, True]}), file)
+    pq.write_table(
+        pa.table({"a": [2.0, 2.0, 2.0], "b": [1, 2, 3], "delayed": [True, False, True]}),
+        file,
+    )
 
     result = feedback("sums", "--file", str(file), "--key", "a,b", "--label-column", "delayed")
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert mentions(result.stdout, "2 of 3", "1 unmatched")
-    wait_until(lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(), 60, "they are beside their rows")
+    wait_until(
+        lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(),
+        60,
+        "they are beside their rows",
+    )
 
 
 def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: list[str]) -> None:
@@ -196,13 +234,20 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         (("sums",), ["'prediction_id'", "a, b, label", "--id-column", "--key"]),
         (("sums", "--key", "a", "--label-column", "late"), ["'late'"]),
         (("sumz", "--key", "a"), ["no endpoint", "'sumz'", "'sums'"]),
-        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), ["does not answer", "http://127.0.0.1:9"]),
+        (
+            ("sums", "--key", "a", "--url", "http://127.0.0.1:9"),
+            ["does not answer", "http://127.0.0.1:9"],
+        ),
         (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), ["file no/such/bad.jsonl"]),
         (("sums", "--key", "a", "--rejects", "labels.csv"), ["--rejects labels.csv"]),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_brought(
-    ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], names: list[str]
+    ids: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    names: list[str],
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.chdir(tmp_path)
@@ -213,12 +258,24 @@ def test_a_mistake_is_one_line_and_nothing_is_brought(
 
 
 def test_a_file_that_is_not_there_or_of_no_kind_is_one_line(ids: list[str], tmp_path: Path) -> None:
-    assert mentions(said(feedback("sums", "--file", str(tmp_path / "none.csv"))), "none.csv", "No such file")
+    assert mentions(
+        said(feedback("sums", "--file", str(tmp_path / "none.csv"))),
+        "none.csv",
+        "No such file",
+    )
     (tmp_path / "labels.txt").touch()
-    assert mentions(said(feedback("sums", "--file", str(tmp_path / "labels.txt"))), "-t csv", "jsonl", "parquet")
+    assert mentions(
+        said(feedback("sums", "--file", str(tmp_path / "labels.txt"))),
+        "-t csv",
+        "jsonl",
+        "parquet",
+    )
 
 
-def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_server_runs_labels_go_straight_into_the_log(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     writer = LogWriter(tmp_path / "home" / "inference_log")
     times = [datetime(2013, 7, 1, tzinfo=UTC)] * 2
@@ -238,5 +295,12 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, mo
     (tmp_path / "labels.csv").write_text("flight,label\n7,2,2\n")
     full = feedback("sums", "-f", "labels.csv", "--key", "flight", "--rejects", "/dev/full")
     assert mentions(full.stderr.splitlines()[-1], "/dev/full", "No space left")
-    silent = feedback("sums", "--file", str(tmp_path / "labels.csv"), "--key", "flight", "--no-match")
+    silent = feedback(
+        "sums",
+        "--file",
+        str(tmp_path / "labels.csv"),
+        "--key",
+        "flight",
+        "--no-match",
+    )
     assert silent.stdout.count("\n") == 1

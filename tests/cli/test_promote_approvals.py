@@ -20,7 +20,10 @@ POLICY = f"{GATED}approvals: {{groups: [risk], evaluation: optional}}"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[People]:
     with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
         found.add_role("risk", "alice", "carol")
         yield found
@@ -31,8 +34,13 @@ def run(line: str) -> Result:
 
 
 def actions(server: People, model: str) -> list[tuple[str, str]]:
-    events = server.store.events(model=model, actions=("gate", "request", "approve", "decline", "promote"))
-    return [(event.action, event.actor.partition("@")[0]) for event in events if event.action != "gate"]
+    events = server.store.events(
+        model=model,
+        actions=("gate", "request", "approve", "decline", "promote"),
+    )
+    return [
+        (event.action, event.actor.partition("@")[0]) for event in events if event.action != "gate"
+    ]
 
 
 @pytest.mark.long
@@ -61,7 +69,11 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
     assert done.exit_code == 0, done.output
     assert mentions(table[1], model, "@champion", "alice", "carol", "passed")
     (approval,) = server.store.events(model=model, actions=("approve",))
-    assert (approval.actor, approval.why, approval.detail["report"]) == ("carol", "fine", listed["report_digest"])
+    assert (approval.actor, approval.why, approval.detail["report"]) == (
+        "carol",
+        "fine",
+        listed["report_digest"],
+    )
     assert [action for action, _ in actions(server, model)] == ["request", "approve", "promote"]
 
 
@@ -69,12 +81,20 @@ def test_a_promotion_is_requested_approved_and_done(server: People) -> None:
 def test_commands_record_the_name_of_the_login_and_the_machine_as_a_detail(server: People) -> None:
     model = server.register("alice", GATED)
     with server.logged_in("alice"):
-        commands = [f"gate {model} 1", f"promote {model} 1 --to @champion --wait 0", f"keys create key-of-{model}"]
+        commands = [
+            f"gate {model} 1",
+            f"promote {model} 1 --to @champion --wait 0",
+            f"keys create key-of-{model}",
+        ]
         results = [run(line) for line in commands]
         history = run(f"history --model {model}").stdout
     assert [result.exit_code for result in results] == [0, 0, 0], results
     of_model = server.store.events(model=model, actions=("gate", "promote"))
-    of_key = [event for event in server.store.events(actions=("key.create",)) if event.after.endswith(model)]
+    of_key = [
+        event
+        for event in server.store.events(actions=("key.create",))
+        if event.after.endswith(model)
+    ]
     events = [*of_model, *of_key]
     assert [(event.action, event.actor) for event in events] == [
         ("gate", "alice"),
@@ -111,7 +131,9 @@ def test_a_declined_request_cannot_be_approved(server: People) -> None:
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_the_gate(
-    server: People, options: str, names: list[str]
+    server: People,
+    options: str,
+    names: list[str],
 ) -> None:
     model = server.register("alice", POLICY)
     with server.logged_in("alice"):
@@ -147,10 +169,16 @@ def test_a_wrong_password_is_one_line(server: People, monkeypatch: pytest.Monkey
     assert len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("line", ["requests", "approve m 1 --to @champion", "decline m 1 --to @champion --why slow"])
+@pytest.mark.parametrize(
+    "line",
+    ["requests", "approve m 1 --to @champion", "decline m 1 --to @champion --why slow"],
+)
 @pytest.mark.parametrize("has_server", [True, False], ids=["without the app", "a database"])
 def test_an_mlflow_without_requests_is_one_line_with_the_remedy(
-    line: str, has_server: bool, mlflow_server: MlflowServer, tmp_path: Path
+    line: str,
+    has_server: bool,
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
 ) -> None:
     with tracking_at(mlflow_server.url if has_server else f"sqlite:///{tmp_path}/mlflow.db"):
         refused = run(line)

@@ -18,7 +18,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+def toy(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Command]:
     """The command, on a registry whose `toy` 1 and 2 are proven, and 3 is not."""
     folder = tmp_path_factory.mktemp("diff")
     with tracking_at(new_database(folder)):
@@ -58,7 +61,12 @@ def test_json_has_the_values_as_numbers(toy: Command) -> None:
         "trend": "",
     }
     assert operator in document["rows"]
-    assert document["predictions"][1] == {"output": "probabilities", "rows": 1, "changed_rows": 0, "largest": 0.0}
+    assert document["predictions"][1] == {
+        "output": "probabilities",
+        "rows": 1,
+        "changed_rows": 0,
+        "largest": 0.0,
+    }
     document = json.loads(toy("models:/toy/1", "models:/toy/2", "-o", "json").stdout)
     assert document["rows"] == []
     assert mentions(document["predictions"]["reason"], "input_example")
@@ -72,5 +80,9 @@ def test_json_has_the_values_as_numbers(toy: Command) -> None:
         (("models:/toy/1", "runs:/abc/model"), ("abc",)),
     ],
 )
-def test_a_wrong_version_is_one_line(toy: Command, arguments: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_a_wrong_version_is_one_line(
+    toy: Command,
+    arguments: tuple[str, ...],
+    names: tuple[str, ...],
+) -> None:
     assert mentions(said(toy(*arguments)), *names)

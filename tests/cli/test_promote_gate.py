@@ -21,7 +21,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+def toy(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Command]:
     """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3 was not proven."""
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
@@ -59,7 +62,13 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
     assert document["state"] == "failed"
     parity = document["checks"][0]
     assert mentions(parity.pop("reason"), "warned", "1,000 rows", "proven")
-    assert parity == {"name": "parity", "state": "failed", "figures": {"rows": 1000.0}, "notes": [], "table": None}
+    assert parity == {
+        "name": "parity",
+        "state": "failed",
+        "figures": {"rows": 1000.0},
+        "notes": [],
+        "table": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -78,23 +87,36 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], names: list[str], toy
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [("gate", "toy", "3"), ("promote", "toy", "3", "--to", "Production")])
-def test_a_torch_original_that_the_version_does_not_name_can_be_given(arguments: tuple[str, ...], toy: Command) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [("gate", "toy", "3"), ("promote", "toy", "3", "--to", "Production")],
+)
+def test_a_torch_original_that_the_version_does_not_name_can_be_given(
+    arguments: tuple[str, ...],
+    toy: Command,
+) -> None:
     done = toy(*arguments, "--policy", "attack.yaml", "--original", "/gone")
     assert done.exit_code == 1
     assert mentions(done.stdout + done.stderr, "torch original", "/gone")
 
 
-@pytest.mark.parametrize("arguments", [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")],
+)
 def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
-    arguments: tuple[str, ...], toy: Command, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    toy: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "")
         del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
     with tracking_at("http://127.0.0.1:9"):
         done = toy(*arguments)
-        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # MLflow's default of 7 takes minutes.
+        assert (
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+        )  # MLflow's default of 7 takes minutes.
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith(" does not answer correctly: connection refused")
@@ -106,7 +128,7 @@ def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
     lines = done.stdout.splitlines()
     assert mentions(lines[0], "toy version 2", "Production", "version 1")
     assert lines[1].startswith(
-        "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation"
+        "  gate: passed without an evaluation; checked: parity, signature; not checked: evaluation",
     )
     assert mentions(lines[-1], "no deployment", "models:/toy/Production")
 
@@ -116,7 +138,7 @@ def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "@same")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
-        "toy version 2 has the alias @same already: no change (gate: not asked; the policy does not gate @same)"
+        "toy version 2 has the alias @same already: no change (gate: not asked; the policy does not gate @same)",
     ]
 
 
@@ -125,9 +147,15 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
-    assert line.startswith("toy version 2 is the served version (Production), and there is no version to compare")
+    assert line.startswith(
+        "toy version 2 is the served version (Production), and there is no version to compare",
+    )
     known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
-    assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed without an evaluation")
+    assert (known["version"], known["stands"], known["state"]) == (
+        "2",
+        "Production",
+        "passed without an evaluation",
+    )
 
 
 def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Command) -> None:
@@ -137,7 +165,10 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
     done = toy("promote", "toy", "2", "--to", "Staging", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["toy version 2 is in Staging", "  gate: not asked; the policy does not gate Staging"]
+    assert lines[:2] == [
+        "toy version 2 is in Staging",
+        "  gate: not asked; the policy does not gate Staging",
+    ]
     assert lines[2].startswith("  sleeping/sleeping is not running after ")
     assert len(lines) == 3
     for name in ("sleeping", "pinned"):
@@ -148,6 +179,11 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
 def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 cannot be promoted to Production")
+    assert done.stderr.splitlines()[-1].startswith(
+        "Error: toy version 3 cannot be promoted to Production",
+    )
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
-    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force requires --why REASON")
+    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (
+        2,
+        "Error: --force requires --why REASON",
+    )

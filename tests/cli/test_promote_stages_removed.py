@@ -23,9 +23,15 @@ def without_stages(body: bytes) -> bytes:
     """Return an answer of MLflow without the fields of stages."""
 
     def strip(document: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in document.items() if key not in ("current_stage", "latest_versions")}
+        return {
+            key: value
+            for key, value in document.items()
+            if key not in ("current_stage", "latest_versions")
+        }
 
-    return json.dumps(json.loads(body, object_hook=strip)).encode() if body.startswith(b"{") else body
+    return (
+        json.dumps(json.loads(body, object_hook=strip)).encode() if body.startswith(b"{") else body
+    )
 
 
 @pytest.fixture
@@ -46,7 +52,10 @@ def onnxserve(*arguments: str) -> Result:
 
 @pytest.mark.long
 def test_a_server_keeps_its_version_and_moves_to_an_alias(
-    home: BaseDeploymentClient, register: Callable[..., Any], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    home: BaseDeploymentClient,
+    register: Callable[..., Any],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = register("+1", "+2")
     model.promote(1)
@@ -56,17 +65,36 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
     home.create_deployment("kept", stage)
 
     def error_without_stages() -> str:
-        deployment = wait_until(lambda: (now := home.get_deployment("kept"))["error"] and now, 30, "the error")
+        deployment = wait_until(
+            lambda: (now := home.get_deployment("kept"))["error"] and now,
+            30,
+            "the error",
+        )
         assert (deployment["state"], deployment["version"]) == ("running", "1")
         return str(deployment["error"])
 
     remove_stages(proxy)
-    assert mentions(error_without_stages(), stage, "versions: 1, 2", "no stages", f"models:/{model.name}@ALIAS")
+    assert mentions(
+        error_without_stages(),
+        stage,
+        "versions: 1, 2",
+        "no stages",
+        f"models:/{model.name}@ALIAS",
+    )
     assert onnxserve("stop", "kept").exit_code == onnxserve("start", "kept").exit_code == 0
     assert mentions(error_without_stages(), stage)
-    with refused(MlflowException, model.name, "Production", "no stages", code="RESOURCE_DOES_NOT_EXIST"):
+    with refused(
+        MlflowException,
+        model.name,
+        "Production",
+        "no stages",
+        code="RESOURCE_DOES_NOT_EXIST",
+    ):
         home.create_deployment("new", stage)
-    assert mentions(onnxserve("endpoint", "follow", "kept", "--alias", "champion").stderr, "no stages")
+    assert mentions(
+        onnxserve("endpoint", "follow", "kept", "--alias", "champion").stderr,
+        "no stages",
+    )
 
     traffic = Traffic(home.get_deployment("kept")["url"])
     traffic.start()
@@ -80,7 +108,10 @@ def test_a_server_keeps_its_version_and_moves_to_an_alias(
 
 
 def test_a_promotion_to_a_removed_stage_is_refused_in_one_line(
-    home: BaseDeploymentClient, register: Callable[..., Any], proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    home: BaseDeploymentClient,
+    register: Callable[..., Any],
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = register("+1")
     model.client.set_registered_model_tag(model.name, "onnxserve.gate.policy", "gated_stages: []")

@@ -46,15 +46,25 @@ def identity(answering: Answering) -> str:
 
 
 def test_an_equal_request_is_computed_node_by_node(answering: Answering) -> None:
-    identity = answering.answer(answering.register(write_classifier(answering.folder / "model")), ROWS)
+    identity = answering.answer(
+        answering.register(write_classifier(answering.folder / "model")),
+        ROWS,
+    )
 
     result = replay(identity, "--row", "1", "--nodes", "2")
 
     assert result.exit_code == 0, result.output
     lines = [line for line in result.stdout.splitlines() if not line.startswith("not explained")]
     assert mentions(lines[0], "toys", "models:/toy/1")
-    assert lines[1:3] == ["  prediction: equal to the bit", "  output.probabilities: equal to the bit"]
-    assert [line.split()[:2] for line in lines[4:7]] == [["operator", "output"], ["Identity", "z"], ["MatMul", "s"]]
+    assert lines[1:3] == [
+        "  prediction: equal to the bit",
+        "  output.probabilities: equal to the bit",
+    ]
+    assert [line.split()[:2] for line in lines[4:7]] == [
+        ["operator", "output"],
+        ["Identity", "z"],
+        ["MatMul", "s"],
+    ]
     assert mentions(lines[7], "5 nodes", "--nodes")
 
 
@@ -107,7 +117,8 @@ def test_bad_input_gives_a_line(identity: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")]
+    ("arguments", "name"),
+    [(["p", "--max-rows", "9"], "--max-rows"), (["p", "--row", "-1"], "--row")],
 )
 def test_unknown_options_and_rows_are_refused(arguments: list[str], name: str) -> None:
     result = replay(*arguments)
@@ -122,11 +133,21 @@ def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def debug(identity: str, typed: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "replay", identity, "--pdb"]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.long
-def test_pdb_stops_in_the_first_line_of_predict(answering: Answering, pyfuncs: dict[str, Path]) -> None:
+def test_pdb_stops_in_the_first_line_of_predict(
+    answering: Answering,
+    pyfuncs: dict[str, Path],
+) -> None:
     model = answering.register(pyfuncs["troubled"])
     identity = answering.answer(model, {"do": ["echo"]})
 
@@ -139,20 +160,39 @@ def test_pdb_stops_in_the_first_line_of_predict(answering: Answering, pyfuncs: d
     assert "(Pdb) 'echo'" in shown
     assert mentions(shown[-3], "prediction", "equal")
     ended = debug(identity, "q\n")
-    assert (ended.returncode, ended.stderr.count("\n"), "Traceback" in ended.stderr) == (1, 1, False)
+    assert (ended.returncode, ended.stderr.count("\n"), "Traceback" in ended.stderr) == (
+        1,
+        1,
+        False,
+    )
 
 
 @pytest.mark.long
 def test_a_served_prediction_is_replayed_by_its_id(
-    answering: Answering, serve: Callable[..., Served], pyfuncs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    answering: Answering,
+    serve: Callable[..., Served],
+    pyfuncs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answering.register(write_classifier(answering.folder / "model", reference=REFERENCE))
     answering.register(pyfuncs["troubled"], "troubled")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{answering.folder / 'mlflow.db'}")
     rows = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
     for name, records in (("toy", rows), ("troubled", [{"do": "echo"}])):
-        served = serve("-m", f"models:/{name}/1", "--name", name, "-p", str(find_free_port()), state=name).wait_ready()
-        answer = requests.post(f"{served.url}/invocations", json={"dataframe_records": records}, timeout=60)
+        served = serve(
+            "-m",
+            f"models:/{name}/1",
+            "--name",
+            name,
+            "-p",
+            str(find_free_port()),
+            state=name,
+        ).wait_ready()
+        answer = requests.post(
+            f"{served.url}/invocations",
+            json={"dataframe_records": records},
+            timeout=60,
+        )
         identity = answer.headers["X-Prediction-Id"]
         log = open_log(load_settings().inference_log)
         wait_until(partial(log.all_files, name), 30, "the row is logged")

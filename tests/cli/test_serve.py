@@ -25,7 +25,8 @@ from tests.support.waiting import wait_until
 
 
 def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of_a_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(serve_command, "supervise", lambda *_: None)
     spec = tmp_path / "spec.yaml"
@@ -33,7 +34,10 @@ def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of
     spec.write_text(text)
 
     refused = CliRunner().invoke(main, ["serve", "--spec", str(spec)])
-    restarted = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)])
+    restarted = CliRunner().invoke(
+        main,
+        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path)],
+    )
 
     assert refused.exit_code == 1
     assert mentions(refused.stderr, "server.io_binding was removed", "enable_cuda_graph")
@@ -47,13 +51,19 @@ def test_a_removed_field_is_refused_in_a_users_spec_and_dropped_from_the_spec_of
 
 
 def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An earlier version has written the ConfigMap, and the image of the pod is newer."""
     spec, state = tmp_path / "spec.yaml", tmp_path / "state"
     text = "name: flights\nvariants: {{flights: {{model: {}}}}}\nserver: {{io_binding: true}}\n"
 
-    def change_while_served(_folder: Path, _follow: bool, _say: object, refresh: Callable[[], None]) -> None:
+    def change_while_served(
+        _folder: Path,
+        _follow: bool,
+        _say: object,
+        refresh: Callable[[], None],
+    ) -> None:
         assert "model: old" in (state / "spec.yaml").read_text()
         spec.write_text(text.format("new"))
         refresh()
@@ -70,7 +80,9 @@ def test_a_removed_field_is_dropped_from_the_config_map_of_a_pod(
 
 @pytest.mark.long
 def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
-    serve: Callable[..., Any], register: Callable[..., Any], record_property: Callable[[str, object], None]
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    record_property: Callable[[str, object], None],
 ) -> None:
     model = register("+1", "+2")
     model.promote(1)
@@ -83,7 +95,9 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
         while not stop.wait(0.005):
             answer = session.post(f"{url}/invocations", json={"inputs": [[1.0]]}, timeout=30)
             value = answer.json()["predictions"]["y"][0][0] if answer.ok else float("nan")
-            seen.append((time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value))
+            seen.append(
+                (time.monotonic(), answer.status_code, answer.headers["X-Model-Version"], value),
+            )
 
     clients = [threading.Thread(target=ask) for _ in range(3)]
     for client in clients:
@@ -94,11 +108,19 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
         """Return the seconds until the last answer of another version."""
         model.promote(version)
         promoted = time.monotonic()
-        wait_until(lambda: {served for *_, served, _ in seen[-50:]} == {str(version)}, 60, f"version {version}")
+        wait_until(
+            lambda: {served for *_, served, _ in seen[-50:]} == {str(version)},
+            60,
+            f"version {version}",
+        )
         return max(at for at, _, served, _ in seen if served != str(version)) - promoted
 
     seconds = 5.0
-    for version in (2, 1, 2):  # On a busy machine, the first promotion may have waited for a core for seconds.
+    for version in (
+        2,
+        1,
+        2,
+    ):  # On a busy machine, the first promotion may have waited for a core for seconds.
         if seconds >= 5:
             seconds = promote(version)
     stop.set()
@@ -126,7 +148,8 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
         served = serve("-m", f"models:/{model.name}@live").wait_ready()
         registry.turn("refuse")  # All connections are closed, and new connections are refused.
     error = wait_until(
-        lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, what="an error"
+        lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error,
+        what="an error",
     )
     assert registry.url in error
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
@@ -139,7 +162,9 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
 
 @pytest.mark.long
 def test_sigterm_finishes_a_request_in_flight_and_ships_it(
-    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     served = serve("-m", f"models:/{register('slow').name}/1").wait_ready()
     with ThreadPoolExecutor(1) as pool:
@@ -148,7 +173,12 @@ def test_sigterm_finishes_a_request_in_flight_and_ships_it(
         assert requests.post(f"{url}/invocations", json={"inputs": [steps]}, timeout=60).ok
         steps = int(steps / (_computed(served) - before) * 1.5)
         before = _computed(served)
-        answer = pool.submit(requests.post, f"{url}/invocations", json={"inputs": [steps]}, timeout=60)
+        answer = pool.submit(
+            requests.post,
+            f"{url}/invocations",
+            json={"inputs": [steps]},
+            timeout=60,
+        )
         wait_until(lambda: _computed(served) > before + 0.5, 30, "the request is being computed")
         assert served.end() == 0
         assert answer.result().json() == {"predictions": {"y": [steps]}}
@@ -166,7 +196,9 @@ def _computed(served: Any) -> float:
 
 @pytest.mark.long
 def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
-    serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     model = register("+1", "broken", "+3")
@@ -190,7 +222,9 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
 
 @pytest.mark.long
 def test_no_follow_stays_with_what_it_resolved(
-    serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.1")
     model = register("+1", "+2")
@@ -249,7 +283,9 @@ def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
     ],
 )
 def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
-    arguments: list[str], names: list[str], tmp_path: Path
+    arguments: list[str],
+    names: list[str],
+    tmp_path: Path,
 ) -> None:
     said = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
 
@@ -260,13 +296,17 @@ def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
 
 
 def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
 
-    said = CliRunner().invoke(main, ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")])
+    said = CliRunner().invoke(
+        main,
+        ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")],
+    )
 
     assert said.exit_code == 1
     assert mentions(said.stderr, "Error", "the current folder", "deleted")
@@ -275,7 +315,8 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
 
 @pytest.mark.long
 def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
-    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     started = time.monotonic()
@@ -290,7 +331,9 @@ def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
 
 @pytest.mark.long
 def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part(
-    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
+    serve: Callable[..., Any],
+    register: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     model = register("+1", "+2").name
     data = [tmp_path / "first", tmp_path / "second"]
@@ -301,23 +344,31 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
         (folder / "spec.yaml").write_text(spec)
     link = tmp_path / "..data"
     link.symlink_to(data[0])
-    mounted.symlink_to("..data/spec.yaml")  # kubelet mounts a ConfigMap with such a link and replaces ..data.
+    mounted.symlink_to(
+        "..data/spec.yaml",
+    )  # kubelet mounts a ConfigMap with such a link and replaces ..data.
     served = serve("--spec", str(mounted)).wait_ready()
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
 
     (tmp_path / "new").symlink_to(data[1])
     (tmp_path / "new").rename(link)
-    wait_until(lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}}, what="the other model")
+    wait_until(
+        lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}},
+        what="the other model",
+    )
     assert mentions(served.log.read_text(), "`server`", "next start")
 
     (data[1] / "spec.yaml").write_text("name: e\nvariants: {}\n")
-    refused = f"the change of {mounted} is not served: variants: endpoint 'e' needs at least one variant"
+    refused = (
+        f"the change of {mounted} is not served: variants: endpoint 'e' needs at least one variant"
+    )
     wait_until(lambda: refused in served.log.read_text(), what="the refusal")
     assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
 
 
 def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec, served = tmp_path / "spec.yaml", tmp_path / "state" / "spec.yaml"
     spec.write_text("name: e\nvariants: {e: {model: models:/m/1}}\n")
@@ -332,5 +383,8 @@ def test_a_changed_spec_that_the_disk_does_not_take_is_served_once_it_does(
 
     monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.supervise", supervised)
     monkeypatch.setattr("mlflow_deploy_plugin.cli.serve.configure_logging", lambda *_: None)
-    ended = CliRunner().invoke(main, ["serve", "--spec", str(spec), "--state-dir", str(tmp_path / "state")])
+    ended = CliRunner().invoke(
+        main,
+        ["serve", "--spec", str(spec), "--state-dir", str(tmp_path / "state")],
+    )
     assert ended.exit_code == 0, ended.output

@@ -33,7 +33,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("serve", 2, "Error: specify either -m MODEL_URI or --spec FILE"),
         ("predict", 2, "Error: specify either -m MODEL_URI or -n DEPLOYMENT"),
         ("promote m 1 --to Production --force", 2, "Error: --force requires --why REASON"),
-        ("promote m 1 --to Production --wait nan", 2, "Error: Invalid value for '--wait': 'nan' is not a number"),
+        (
+            "promote m 1 --to Production --wait nan",
+            2,
+            "Error: Invalid value for '--wait': 'nan' is not a number",
+        ),
         (
             "rollout start flights --to 2 --every 5",
             2,
@@ -51,8 +55,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             1,
             "Error: endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one",
         ),
-        ("feedback flights -f labels", 1, "Error: the file labels cannot be read: No such file or directory"),
-        ("silence --remove 7", 1, "Error: there is no silence 7; `onnxserve silence --list` shows the active silences"),
+        (
+            "feedback flights -f labels",
+            1,
+            "Error: the file labels cannot be read: No such file or directory",
+        ),
+        (
+            "silence --remove 7",
+            1,
+            "Error: there is no silence 7; `onnxserve silence --list` shows the active silences",
+        ),
         ("keys list", 0, "there are no keys: run `onnxserve keys create NAME`"),
         ("monitor list", 0, "there are no monitors: run `onnxserve monitor add NAME MONITOR`"),
         ("silence --list", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),

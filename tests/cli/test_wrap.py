@@ -19,7 +19,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def wrapped(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+def wrapped(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Command]:
     """Return the command with a registry that contains models:/old/1, in a folder with rows.csv and model.pkl."""
     folder = tmp_path_factory.mktemp("wrap")
     table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
@@ -28,7 +31,9 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pa
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)
         model = LinearRegression().fit(table, [1.0, 2.0, 3.0])
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("old", str(folder / "artifacts")))
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("old", str(folder / "artifacts")),
+        )
         options = {"input_example": table, "pip_requirements": ["scikit-learn"]}
         mlflow.sklearn.log_model(model, name="model", registered_model_name="old", **options)
         yield lambda *arguments: CliRunner().invoke(main, ["wrap", *arguments])
@@ -39,12 +44,17 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
     done = wrapped("models:/old/1", "--data", "rows.csv")
     assert done.exit_code == 0, done.output
     first, *lines = done.stdout.splitlines()
-    assert first.startswith("old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn ")
+    assert first.startswith(
+        "old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn ",
+    )
     assert first.endswith(" rows")
     assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
     assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
     assert lines[-1].split() == ["next:", "onnxserve", "promote", "old", "2", "--to", "@champion"]
-    assert done.stderr.splitlines()[:2] == ["reading models:/old/1", "converting and proving a LinearRegression"]
+    assert done.stderr.splitlines()[:2] == [
+        "reading models:/old/1",
+        "converting and proving a LinearRegression",
+    ]
 
 
 @pytest.mark.long
@@ -52,7 +62,11 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
     done = wrapped("models:/old/1", "--dry-run", "-o", "json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
-    assert (document["source"], document["name"], document["version"]) == ("models:/old/1", "old", None)
+    assert (document["source"], document["name"], document["version"]) == (
+        "models:/old/1",
+        "old",
+        None,
+    )
     assert document["inputs"] == [{"name": "X", "dtype": "float32", "shape": [-1, 2]}]
     assert document["parity"]["state"] == "proven"
 
@@ -85,12 +99,19 @@ def test_a_pmml_file_is_shown_with_its_fields(wrapped: Command, tmp_path: Path) 
         (("rows.csv", "--register", "x"), ["rows.csv", ".joblib, .pkl, .pickle, .keras"]),
         (("models:/old/9",), ["model old", "version 9", "1 (None)"]),
         (("models:/old/1", "--data", "no.csv"), ["file no.csv", "No such file"]),
-        (("models:/old/1", "--data", "model.pkl"), ["model.pkl", ".csv, .json, .jsonl or .parquet"]),
+        (
+            ("models:/old/1", "--data", "model.pkl"),
+            ["model.pkl", ".csv, .json, .jsonl or .parquet"],
+        ),
         (("nowhere", "--register", "x"), ["the folder", "nowhere"]),
         (("old",), ["the folder", "old"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], names: list[str], wrapped: Command) -> None:
+def test_a_mistake_is_one_line(
+    arguments: tuple[str, ...],
+    names: list[str],
+    wrapped: Command,
+) -> None:
     done = wrapped(*arguments)
     assert (done.exit_code, done.stdout) == (1, "")
     assert mentions(done.stderr.splitlines()[-1], "Error", *names)

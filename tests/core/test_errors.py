@@ -30,9 +30,15 @@ def test_every_error_says_its_status_and_a_code_of_mlflow(error: type[OnnxserveE
 
 
 def test_the_drawing_shows_the_tree_as_it_is() -> None:
-    drawn = re.findall(r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?", errors.__doc__ or "", re.MULTILINE)
+    drawn = re.findall(
+        r"^ {4}[│├└─ ]*([A-Z]\w+)(?: +(\d{3}) +([A-Z_]+))?",
+        errors.__doc__ or "",
+        re.MULTILINE,
+    )
 
-    assert {name for name, *_ in drawn} ^ {error.__name__ for error in OURS} == set(), "the docstring draws the tree"
+    assert {name for name, *_ in drawn} ^ {error.__name__ for error in OURS} == set(), (
+        "the docstring draws the tree"
+    )
     for name, status, code in drawn:
         if status:
             error = getattr(errors, name)
@@ -56,5 +62,8 @@ def test_a_status_means_an_error_that_has_it(error: type[OnnxserveError]) -> Non
         (502, OnnxserveError),
     ],
 )
-def test_the_most_general_error_of_a_status_is_meant(status: int, error: type[OnnxserveError]) -> None:
+def test_the_most_general_error_of_a_status_is_meant(
+    status: int,
+    error: type[OnnxserveError],
+) -> None:
     assert errors.error_of_status(status) is error

@@ -28,7 +28,11 @@ except ValueError:
 
 
 def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
-    told = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, check=True).stderr.decode()
+    told = subprocess.run(
+        [sys.executable, "-c", _SAYS],
+        capture_output=True,
+        check=True,
+    ).stderr.decode()
     lines = [line for line in told.splitlines() if not line.startswith("    ")]
     assert len(lines) == 2, told
     assert lines[0].split(" [serve] ERROR ")[1:] == [
@@ -48,7 +52,12 @@ def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> N
     os.close(write)
     with os.fdopen(read) as written:
         assert {line[:3] for line in written} == {"<3>"}  # including the lines of a traceback
-    inherited = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, env=journal, check=True)
+    inherited = subprocess.run(
+        [sys.executable, "-c", _SAYS],
+        capture_output=True,
+        env=journal,
+        check=True,
+    )
     assert b"<3>" not in inherited.stderr
 
 
@@ -68,11 +77,19 @@ for error in (KeyError("one"), KeyError("two"), OSError("three")):
 
 
 def test_a_warning_that_repeats_itself_is_written_once_a_minute() -> None:
-    told = subprocess.run([sys.executable, "-c", _REPEATS], capture_output=True, check=True).stderr.decode()
+    told = subprocess.run(
+        [sys.executable, "-c", _REPEATS],
+        capture_output=True,
+        check=True,
+    ).stderr.decode()
     assert told.count("INFO window judged") == 3
     assert told.count("WARNING the store at here does not answer") == 1
     assert told.count("WARNING the store at there does not answer") == 1
-    assert ("KeyError: 'one'" in told, "KeyError: 'two'" in told, "OSError: three" in told) == (True, False, True)
+    assert ("KeyError: 'one'" in told, "KeyError: 'two'" in told, "OSError: three" in told) == (
+        True,
+        False,
+        True,
+    )
 
 
 @pytest.fixture
@@ -82,7 +99,9 @@ def model(tmp_path: Path) -> str:
 
 @pytest.mark.long
 def test_every_line_is_json_in_the_elastic_common_schema(
-    serve: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    serve: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
@@ -91,7 +110,11 @@ def test_every_line_is_json_in_the_elastic_common_schema(
     assert answer.status_code == 200
     wait_until(lambda: '"mine"' in served.log.read_text(), what="the request's line")
     served.end()
-    log = [read_line(line) for line in served.log.read_text().splitlines() if not line.startswith("onnxserve: ")]
+    log = [
+        read_line(line)
+        for line in served.log.read_text().splitlines()
+        if not line.startswith("onnxserve: ")
+    ]
     assert {record["service.node.role"] for record in log} >= {"worker", "serve"}
     (mine,) = [record for record in log if record.get("http.request.id") == "mine"]
     assert mine["http.response.status_code"] == 200
@@ -100,7 +123,11 @@ def test_every_line_is_json_in_the_elastic_common_schema(
 
 
 @pytest.mark.long
-def test_a_line_a_request_is_readable_too(serve: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_a_request_is_readable_too(
+    serve: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
     served = serve("-m", model, "-w", "1").wait_ready()
     served.predict(1, X_Request_Id="mine")

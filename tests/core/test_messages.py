@@ -19,7 +19,8 @@ def test_the_nearest_known_name_is_meant() -> None:
     assert closest_match("dep_tme", ["arr_time", "dep_time", "carrier"]) == "dep_time"
     assert closest_match("xyz", ["dep_time"]) is None
     assert (
-        close_matches("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0] == "/invocations"
+        close_matches("/invocation", ["/invocations", "/endpoints/NAME/invocations", "/ping"], 3)[0]
+        == "/invocations"
     )
     assert mentions(did_you_mean("dep_tme", ["dep_time"]), "'dep_time'")
 
@@ -28,12 +29,20 @@ def test_the_nearest_known_name_is_meant() -> None:
     ("missing", "unknown", "told"),
     [
         (["dep_time"], ["dep_tme"], "; 'dep_tme' is not known: did you mean 'dep_time'?"),
-        (["hour", "dep_time"], ["x", "dep_tme"], "; 'dep_tme' is not known: did you mean 'dep_time'?"),
+        (
+            ["hour", "dep_time"],
+            ["x", "dep_tme"],
+            "; 'dep_tme' is not known: did you mean 'dep_time'?",
+        ),
         (["dep_time"], ["xyz"], "; 'xyz' is not known"),
         (["dep_time"], [], ""),
     ],
 )
-def test_what_came_in_place_of_what_is_missing_is_named(missing: list[str], unknown: list[str], told: str) -> None:
+def test_what_came_in_place_of_what_is_missing_is_named(
+    missing: list[str],
+    unknown: list[str],
+    told: str,
+) -> None:
     assert hint_for_missing(missing, unknown) == told
 
 
@@ -46,7 +55,10 @@ def test_a_list_is_cut_at_ten_and_has_the_nearest_name_first() -> None:
 
 def test_a_hostile_number_of_long_names_costs_milliseconds() -> None:
     began = time.process_time()
-    hint_for_missing((f"wanted {number}" for number in range(5000)), ("x" * 1_000_000 for _ in range(100_000)))
+    hint_for_missing(
+        (f"wanted {number}" for number in range(5000)),
+        ("x" * 1_000_000 for _ in range(100_000)),
+    )
     closest_match("x" * 10_000_000, (f"known {number}" for number in range(1_000_000)))
     assert time.process_time() - began < 5
 

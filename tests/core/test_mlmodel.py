@@ -8,7 +8,11 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
 from mlflow_deploy_plugin.core.mlmodel import MLMODEL, read_mlmodel
 
-BOMB = "a: &0 [x, x]\n" + "".join(f"a{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 40)) + "model_id: *39"
+BOMB = (
+    "a: &0 [x, x]\n"
+    + "".join(f"a{n}: &{n} [*{n - 1}, *{n - 1}]\n" for n in range(1, 40))
+    + "model_id: *39"
+)
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
@@ -54,17 +58,33 @@ ODD: list[tuple[str, str]] = [
     ("flavors: {onnx: [1]}", r"flavors.onnx is \[1\]; a mapping"),
     ("flavors: {}\nmetadata: x", "metadata is 'x'; a mapping"),
     ("flavors: {onnxserve: {parity: [1]}}", r"flavors.onnxserve.parity is \[1\]; a mapping"),
-    ("flavors: {onnxserve: {parity: {rows: many}}}", "flavors.onnxserve.parity.rows is 'many'; a whole number"),
-    ("flavors: {onnxserve: {parity: {outputs: [{}]}}}", "flavors.onnxserve.parity.outputs.name is None; a text"),
+    (
+        "flavors: {onnxserve: {parity: {rows: many}}}",
+        "flavors.onnxserve.parity.rows is 'many'; a whole number",
+    ),
+    (
+        "flavors: {onnxserve: {parity: {outputs: [{}]}}}",
+        "flavors.onnxserve.parity.outputs.name is None; a text",
+    ),
     ("flavors: {onnxserve: {provenance: 3}}", "flavors.onnxserve.provenance is 3; a mapping"),
     ("flavors: {onnxserve: {outputs: [1]}}", "flavors.onnxserve.outputs is 1; a mapping"),
-    ("flavors: {onnxserve: {outputs: [{name: y, shape: 1}]}}", "flavors.onnxserve.outputs.shape is 1; a list"),
-    ("flavors: {onnxserve: {prediction: [[1]]}}", r"flavors.onnxserve.prediction is \[1\]; a text or a number"),
+    (
+        "flavors: {onnxserve: {outputs: [{name: y, shape: 1}]}}",
+        "flavors.onnxserve.outputs.shape is 1; a list",
+    ),
+    (
+        "flavors: {onnxserve: {prediction: [[1]]}}",
+        r"flavors.onnxserve.prediction is \[1\]; a text or a number",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("text", "words"), ODD)
-def test_a_section_of_another_type_is_refused_where_it_is_read(tmp_path: Path, text: str, words: str) -> None:
+def test_a_section_of_another_type_is_refused_where_it_is_read(
+    tmp_path: Path,
+    text: str,
+    words: str,
+) -> None:
     (tmp_path / MLMODEL).write_text(text)
     with pytest.raises(InvalidArtifact, match=f"cannot be understood: {words}") as caught:
         read_mlmodel(tmp_path)
@@ -72,7 +92,9 @@ def test_a_section_of_another_type_is_refused_where_it_is_read(tmp_path: Path, t
 
 
 def test_an_empty_entry_is_like_a_missing_entry(tmp_path: Path) -> None:
-    (tmp_path / MLMODEL).write_text("flavors: {onnxserve: {parity: null, data: x}, onnx: null}\nsignature: null")
+    (tmp_path / MLMODEL).write_text(
+        "flavors: {onnxserve: {parity: null, data: x}, onnx: null}\nsignature: null",
+    )
     assert read_mlmodel(tmp_path) == {"flavors": {"onnxserve": {"data": "x"}}}
 
 

@@ -90,7 +90,11 @@ def used_names(path: Path) -> Iterator[str]:
         if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
             continue
         module = imported.get(node.value.id, "")
-        if module.partition(".")[0] == "mlflow" and node.attr.startswith("_") and not node.attr.startswith("__"):
+        if (
+            module.partition(".")[0] == "mlflow"
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+        ):
             yield f"{module}.{node.attr}"
 
 
@@ -114,7 +118,11 @@ def definitions(module: Path) -> frozenset[str]:
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+            names |= {
+                f"{node.name}.{item.name}"
+                for item in node.body
+                if isinstance(item, ast.FunctionDef)
+            }
     return frozenset(names)
 
 
@@ -141,10 +149,22 @@ def admitted_versions() -> str:
 @pytest.mark.install  # MLflow is downloaded.
 @pytest.mark.parametrize("resolution", ["lowest", "highest"])
 def test_the_oldest_and_the_newest_mlflow_have_the_names(resolution: str, tmp_path: Path) -> None:
-    command = [str(Path(sys.prefix, "bin", "uv")), "pip", "install", "-q", "--no-deps", "--target", str(tmp_path)]
+    command = [
+        str(Path(sys.prefix, "bin", "uv")),
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+    ]
     command += ["--resolution", resolution, admitted_versions()]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-    assert [name for name in sorted(NAMES | METHODS | REPLACED | VIEWS) if not is_defined(tmp_path, name)] == []
+    assert [
+        name
+        for name in sorted(NAMES | METHODS | REPLACED | VIEWS)
+        if not is_defined(tmp_path, name)
+    ] == []
     messages = (tmp_path / "mlflow" / "protos" / "model_registry_pb2.py").read_text()
     assert [message for message, _ in _READERS.values() if message not in messages] == []
 
@@ -153,4 +173,6 @@ def test_the_installed_mlflow_has_the_names() -> None:
     import mlflow
 
     site = Path(mlflow.__file__).parent.parent
-    assert [name for name in sorted(NAMES | METHODS | REPLACED | VIEWS) if not is_defined(site, name)] == []
+    assert [
+        name for name in sorted(NAMES | METHODS | REPLACED | VIEWS) if not is_defined(site, name)
+    ] == []

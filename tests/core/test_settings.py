@@ -26,7 +26,10 @@ def test_everything_lies_below_home() -> None:
     assert settings.home_path == home
     assert settings.store_url == f"sqlite:///{home}/onnxserve.db"
     assert settings.inference_log == str(home / "inference_log")
-    assert (settings.cache_path, settings.deployments_path) == (home / "cache", home / "deployments")
+    assert (settings.cache_path, settings.deployments_path) == (
+        home / "cache",
+        home / "deployments",
+    )
 
 
 def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +53,9 @@ def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
 
 
-def test_a_store_and_a_log_of_all_workspaces_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_and_a_log_of_all_workspaces_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_LOG_URI", "s3://bucket/log/")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/{workspace}")
@@ -79,20 +84,28 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
         raise KeyError
 
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", unknown)  # This is the case in a container that runs with an arbitrary user id.
+    monkeypatch.setattr(
+        "pwd.getpwuid",
+        unknown,
+    )  # This is the case in a container that runs with an arbitrary user id.
     said = CliRunner().invoke(main, ["list"])
     assert said.exit_code == 1
     assert mentions(said.stderr, "~/.onnxserve", "HOME")
 
 
 def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
-    said = CliRunner().invoke(main, ["predict", "-m", "~nobody-of-this-name/model"], input='[{"a": 1}]')
+    said = CliRunner().invoke(
+        main,
+        ["predict", "-m", "~nobody-of-this-name/model"],
+        input='[{"a": 1}]',
+    )
     assert said.exit_code == 1
     assert mentions(said.stderr, "~nobody-of-this-name/model", "HOME")
 
 
 def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -129,7 +142,10 @@ def test_store_and_log_can_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_variable(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    said: str,
 ) -> None:
     monkeypatch.setenv(variable, value)
 
@@ -151,7 +167,8 @@ def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_of_a_folder_are_variables_and_the_environment_wins(
-    secrets: Path, monkeypatch: pytest.MonkeyPatch
+    secrets: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (secrets / "ONNXSERVE_STORE_URI").write_text("postgresql+psycopg://onnx:s3cret@host/db\n")
     (secrets / "AWS_SECRET_ACCESS_KEY").write_text("of the file")
@@ -173,7 +190,10 @@ def test_files_of_a_folder_are_variables_and_the_environment_wins(
     ],
 )
 def test_secrets_that_cannot_be_read_are_one_line(
-    secrets: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, why: str
+    secrets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    why: str,
 ) -> None:
     if content is None:
         monkeypatch.setenv("ONNXSERVE_SECRETS", str(secrets / "absent"))

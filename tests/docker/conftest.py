@@ -32,14 +32,34 @@ from tests.support.tracking import tracking_at
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim-bookworm"  # the base image of docker/Dockerfile
 LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
-RIGHTS = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+RIGHTS = [
+    "--read-only",
+    "--tmpfs",
+    "/tmp",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+]
 HARDENED = ["--init", "--user", "10001", *RIGHTS, *LIMITS]
 
 
-def run_docker(*arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def run_docker(
+    *arguments: str,
+    check: bool = True,
+    timeout: float = 280,
+) -> subprocess.CompletedProcess[str]:
     """Run the Docker CLI; a failure contains its output."""
-    result = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
-    assert not check or result.returncode == 0, f"docker {' '.join(arguments)}: {result.stderr[-4000:]}"
+    result = subprocess.run(
+        ["docker", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert not check or result.returncode == 0, (
+        f"docker {' '.join(arguments)}: {result.stderr[-4000:]}"
+    )
     return result
 
 
@@ -48,7 +68,18 @@ def built_image(target: str, timeout: float) -> Iterator[str]:
     """Return the tag of an image of this checkout's Dockerfile, which is removed at the end; Docker's build cache is
     kept."""
     tag = f"onnxserve-test:{target}-{uuid.uuid4().hex[:12]}"
-    run_docker("build", "-q", "-f", "docker/Dockerfile", "--target", target, "-t", tag, str(ROOT), timeout=timeout)
+    run_docker(
+        "build",
+        "-q",
+        "-f",
+        "docker/Dockerfile",
+        "--target",
+        target,
+        "-t",
+        tag,
+        str(ROOT),
+        timeout=timeout,
+    )
     try:
         yield tag
     finally:
@@ -109,8 +140,14 @@ def send(url: str, document: Any = None) -> Answer:
         response = error
     with response:
         text = response.read().decode()
-    is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""  # the body of /ping is empty
-    return Answer(response.status or 0, dict(response.headers), json.loads(text) if is_json else text)
+    is_json = (
+        "json" in response.headers.get("Content-Type", "") and text.strip() != ""
+    )  # the body of /ping is empty
+    return Answer(
+        response.status or 0,
+        dict(response.headers),
+        json.loads(text) if is_json else text,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +186,17 @@ def started(image: str, *options: str, command: list[str]) -> Iterator[Container
     """Run a container of `image`; it and its anonymous volume are removed at the end."""
     name = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker(
-        "run", "-d", "--name", name, "-p", "127.0.0.1::8080", "--health-interval", "1s", *options, image, *command
+        "run",
+        "-d",
+        "--name",
+        name,
+        "-p",
+        "127.0.0.1::8080",
+        "--health-interval",
+        "1s",
+        *options,
+        image,
+        *command,
     )
     try:
         yield Container(name)
@@ -161,7 +208,7 @@ def started(image: str, *options: str, command: list[str]) -> Iterator[Container
 def times() -> Callable[[float], onnx.ModelProto]:
     """Write the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
     return lambda factor: parse_graph(
-        f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = Mul(x, factor) }}"
+        f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = Mul(x, factor) }}",
     )
 
 
@@ -171,7 +218,10 @@ def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docker") / "model"
     example = np.ones((1, 2), np.float32)
     mlflow.onnx.save_model(
-        times(2), str(folder), signature=infer_signature(example, example), pip_requirements=["onnxruntime"]
+        times(2),
+        str(folder),
+        signature=infer_signature(example, example),
+        pip_requirements=["onnxruntime"],
     )
     folder.chmod(0o755)
     return folder
@@ -202,7 +252,9 @@ def gateway(docker: Any) -> str:
 
 @pytest.fixture(scope="module")
 def tracking_uri(
-    gateway: str, new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
+    gateway: str,
+    new_database: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """Run an MLflow server on docker0's address, where containers reach it; this process uses it as well."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), gateway)
@@ -217,12 +269,18 @@ def tracking_uri(
 
 @pytest.fixture
 def two_days(
-    gateway: str, new_database: Callable[[Path], str], serve: Callable[..., Served], tmp_path: Path
+    gateway: str,
+    new_database: Callable[[Path], str],
+    serve: Callable[..., Served],
+    tmp_path: Path,
 ) -> Iterator[TwoDays]:
     """Return two captured days whose data containers can reach; the S3 API must also be reachable."""
     if "//127." in os.environ.get("AWS_ENDPOINT_URL", ""):
         pytest.skip("the S3 API at AWS_ENDPOINT_URL is out of containers' reach")
     server = MlflowServer(tmp_path, gateway)
     new_database(tmp_path)
-    with postgresql_server(gateway) as store_url, two_captured_days(server, store_url, serve) as made:
+    with (
+        postgresql_server(gateway) as store_url,
+        two_captured_days(server, store_url, serve) as made,
+    ):
         yield made

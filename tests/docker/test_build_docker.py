@@ -23,7 +23,10 @@ from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 from tests.support.workflows import Workflow
 
-pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
+]
 
 
 @pytest.fixture
@@ -37,7 +40,12 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["build-docker", *map(str, arguments)])
 
 
-def test_an_image_says_what_it_holds(image: str, tag: str, model_folder: Path, tmp_path: Path) -> None:
+def test_an_image_says_what_it_holds(
+    image: str,
+    tag: str,
+    model_folder: Path,
+    tmp_path: Path,
+) -> None:
     sbom = tmp_path / "sbom.json"
     done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--sbom", sbom)
     assert done.exit_code == 0, done.output
@@ -51,7 +59,12 @@ def test_an_image_says_what_it_holds(image: str, tag: str, model_folder: Path, t
 
 
 def test_equal_inputs_give_an_equal_layer_by_either_builder(
-    image: str, tag: str, model_folder: Path, tmp_path: Path, docker: Any, monkeypatch: pytest.MonkeyPatch
+    image: str,
+    tag: str,
+    model_folder: Path,
+    tmp_path: Path,
+    docker: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layers = set()
     for turn, builder in enumerate("0011"):
@@ -69,10 +82,21 @@ def test_equal_inputs_give_an_equal_layer_by_either_builder(
 
 
 @pytest.mark.long
-def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tracking_uri: str, times: Any) -> None:
+def test_a_followed_model_is_the_registrys(
+    image: str,
+    tag: str,
+    start: Any,
+    tracking_uri: str,
+    times: Any,
+) -> None:
     first, second = log_version(times, 2), log_version(times, 3)
     registry = MlflowClient(tracking_uri)
-    registry.transition_model_version_stage("times", first, "Production", archive_existing_versions=True)
+    registry.transition_model_version_stage(
+        "times",
+        first,
+        "Production",
+        archive_existing_versions=True,
+    )
     done = invoke("-m", "models:/times/Production", "-n", tag, "--follow", "--server-image", image)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(f"{tag}: follows models:/times/Production, ")
@@ -80,8 +104,16 @@ def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tra
     with start(tag, *HARDENED, *home, "-e", "ONNXSERVE_INSECURE=true", command=[]) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
-        registry.transition_model_version_stage("times", second, "Production", archive_existing_versions=True)
-        wait_until(lambda: container.ask(ROWS).headers["X-Model-Version"] == second, what="the promotion is served")
+        registry.transition_model_version_stage(
+            "times",
+            second,
+            "Production",
+            archive_existing_versions=True,
+        )
+        wait_until(
+            lambda: container.ask(ROWS).headers["X-Model-Version"] == second,
+            what="the promotion is served",
+        )
 
 
 def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any) -> None:
@@ -95,7 +127,7 @@ def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -
     ended = docker("run", "--rm", *variables, image, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith(
-        "Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow "
+        "Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow ",
     )
 
 
@@ -105,12 +137,24 @@ def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("no registry is installed (apt-get install docker-registry)")
-    config = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}}
-    (tmp_path / "config.yml").write_text(json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}}))
+    config = {
+        "version": "0.1",
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
+    }
+    (tmp_path / "config.yml").write_text(
+        json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}}),
+    )
     with (tmp_path / "registry.log").open("w") as log:
-        process = subprocess.Popen([program, "serve", tmp_path / "config.yml"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [program, "serve", tmp_path / "config.yml"],
+            stdout=log,
+            stderr=log,
+        )
     try:
-        wait_until(lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), what="the registry answers")
+        wait_until(
+            lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"),
+            what="the registry answers",
+        )
         yield f"127.0.0.1:{free_port}"
     finally:
         process.terminate()
@@ -124,7 +168,12 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_what_is_pushed_is_in_the_registry(image: str, registry: str, model_folder: Path, docker: Any) -> None:
+def test_what_is_pushed_is_in_the_registry(
+    image: str,
+    registry: str,
+    model_folder: Path,
+    docker: Any,
+) -> None:
     name = f"{registry}/ml/times:3"
     try:
         done = invoke("-m", model_folder, "-n", name, "--server-image", image, "--push")
@@ -141,10 +190,20 @@ def test_what_is_pushed_is_in_the_registry(image: str, registry: str, model_fold
 
 
 def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
-    image: str, registry: str, tracking_uri: str, times: Any, docker: Any, tmp_path: Path
+    image: str,
+    registry: str,
+    tracking_uri: str,
+    times: Any,
+    docker: Any,
+    tmp_path: Path,
 ) -> None:
     version, name = log_version(times, 2), f"{registry}/ml/times"
-    inputs = {"model": "times", "mlflow-tracking-uri": tracking_uri, "image": name, "server-image": image}
+    inputs = {
+        "model": "times",
+        "mlflow-tracking-uri": tracking_uri,
+        "image": name,
+        "server-image": image,
+    }
     (tmp_path / "requirements.txt").write_text("mlflow-onnxserve[cpu]\n")
     workflow = Workflow(ROOT / ".github/workflows/model.yaml", tmp_path, inputs)
     workflow.assume("version", version=version)
@@ -153,13 +212,19 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
     finally:
         docker("rmi", "-f", f"{name}:{version}", check=False)
     assert (installed.status, pushed.status) == (0, 0), pushed.output
-    assert send(f"http://{registry}/v2/ml/times/tags/list").body == {"name": "ml/times", "tags": [version]}
+    assert send(f"http://{registry}/v2/ml/times/tags/list").body == {
+        "name": "ml/times",
+        "tags": [version],
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base-image", "127.0.0.1:9/python:3.11"], "the image onnxserve:cpu-.* was not built: .*127.0.0.1:9"),
+        (
+            ["--base-image", "127.0.0.1:9/python:3.11"],
+            "the image onnxserve:cpu-.* was not built: .*127.0.0.1:9",
+        ),
         (["--server-image", "127.0.0.1:9/onnxserve:cpu"], "was not built: .*127.0.0.1:9"),
         (
             ["--server-image", "python:3.11-slim-bookworm"],
@@ -169,11 +234,22 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
     ],
 )
 def test_what_fails_is_one_line(
-    arguments: list[str], message: str, image: str, model_folder: Path, docker: Any, tmp_path: Path
+    arguments: list[str],
+    message: str,
+    image: str,
+    model_folder: Path,
+    docker: Any,
+    tmp_path: Path,
 ) -> None:
     given = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
     name = "127.0.0.1:9/x:1"
-    done = invoke("-m", model_folder, "-n", name, *(str(tmp_path / one) if one == "x" else one for one in given))
+    done = invoke(
+        "-m",
+        model_folder,
+        "-n",
+        name,
+        *(str(tmp_path / one) if one == "x" else one for one in given),
+    )
     docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]

@@ -27,7 +27,10 @@ def write(folder: Path, endpoint: EndpointSpec) -> None:
 
 
 def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
-    image: str, model_folder: Path, tmp_path: Path, free_port: int
+    image: str,
+    model_folder: Path,
+    tmp_path: Path,
+    free_port: int,
 ) -> None:
     if run_docker("compose", "version", check=False).returncode:
         pytest.skip("docker has no plugin compose")
@@ -50,14 +53,32 @@ def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
     try:
         compose("up", "--detach", "--wait")
         container = Container(compose("ps", "--quiet").strip())
-        answer = requests.post(f"http://127.0.0.1:{free_port}/invocations", json={"inputs": ROWS}, timeout=10)
+        answer = requests.post(
+            f"http://127.0.0.1:{free_port}/invocations",
+            json={"inputs": ROWS},
+            timeout=10,
+        )
         assert answer.json()["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
-        environment = container.run("sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
+        environment = container.run(
+            "sh",
+            "-c",
+            "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'",
+        )
         assert "MLFLOW_TRACKING_TOKEN=of a file" in environment  # in the agent and in the workers
         before = container.state["StartedAt"]
-        variants = {**endpoint.variants, "other": endpoint.variants[name].model_copy(update={"shadow": True})}
+        variants = {
+            **endpoint.variants,
+            "other": endpoint.variants[name].model_copy(update={"shadow": True}),
+        }
         write(tmp_path, endpoint.model_copy(update={"variants": variants}))
-        wait_until(lambda: '"other"' in container.run("cat", "/var/lib/onnxserve/server/wanted.json"), 30, "the shadow")
+        wait_until(
+            lambda: '"other"' in container.run("cat", "/var/lib/onnxserve/server/wanted.json"),
+            30,
+            "the shadow",
+        )
         assert container.state["StartedAt"] == before
     finally:
-        subprocess.run(["docker", "compose", "-f", tmp_path / "compose.yaml", "down", "-v", "-t", "5"], check=False)
+        subprocess.run(
+            ["docker", "compose", "-f", tmp_path / "compose.yaml", "down", "-v", "-t", "5"],
+            check=False,
+        )

@@ -13,7 +13,10 @@ from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META
 from mlflow_deploy_plugin.ship.images.build import build_image, planned_image
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 
-pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/serve/test_cloud.py tests the same without containers
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.long,
+]  # tests/serve/test_cloud.py tests the same without containers
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]
@@ -47,9 +50,16 @@ def run(docker: Any, start: Any) -> Iterator[Any]:
     """Start a container without any rights, wait until it is healthy, and yield it with its address."""
     with ExitStack() as stack:
 
-        def started(image: str, *options: str, port: int = 8080, command: list[str]) -> tuple[Container, str]:
+        def started(
+            image: str,
+            *options: str,
+            port: int = 8080,
+            command: list[str],
+        ) -> tuple[Container, str]:
             publish = [] if port == 8080 else ["-p", f"127.0.0.1::{port}"]
-            container = stack.enter_context(start(image, *HARDENED, *HOME, *publish, *options, command=command))
+            container = stack.enter_context(
+                start(image, *HARDENED, *HOME, *publish, *options, command=command),
+            )
             container.wait_healthy()
             address = docker("port", container.name, f"{port}/tcp").stdout.split()[0]
             return container, f"http://{address}"
@@ -75,7 +85,14 @@ def test_without_a_network(baked: str, start: Any) -> None:
 
 
 @pytest.mark.parametrize("given", ["in the image", "unpacked"])
-def test_sagemaker(given: str, image: str, baked: str, registered: Path, run: Any, tmp_path: Path) -> None:
+def test_sagemaker(
+    given: str,
+    image: str,
+    baked: str,
+    registered: Path,
+    run: Any,
+    tmp_path: Path,
+) -> None:
     """Check `docker run IMAGE serve` with the model's tar unpacked in /opt/ml/model: /ping and /invocations on 8080."""
     if given == "in the image":
         _, url = run(baked, command=["serve"])

@@ -13,20 +13,48 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors
 from tests.support.captured_days import BEGIN, DAY, TwoDays
 from tests.support.services.s3 import NEEDS_S3
 
-pytestmark = [*NEEDS_S3, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [
+    *NEEDS_S3,
+    pytest.mark.docker,
+    pytest.mark.postgresql,
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+]
 
-HARDENED = ["--user", "10001", "--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve", "--cap-drop", "ALL"]
+HARDENED = [
+    "--user",
+    "10001",
+    "--read-only",
+    "--tmpfs",
+    "/tmp",
+    "--tmpfs",
+    "/var/lib/onnxserve",
+    "--cap-drop",
+    "ALL",
+]
 HARDENED += ["--security-opt", "no-new-privileges", "--memory", "2g"]
 
 
 @pytest.fixture
-def command(controller_image: str, docker: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(
+    controller_image: str,
+    docker: Any,
+    tmp_path: Path,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `onnxserve ARGUMENTS` in a container whose home is removed with it."""
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         secrets = tmp_path / "secrets.env"
         secrets.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        command = ["run", "--rm", *HARDENED, "--env-file", str(secrets), controller_image, *arguments]
+        command = [
+            "run",
+            "--rm",
+            *HARDENED,
+            "--env-file",
+            str(secrets),
+            controller_image,
+            *arguments,
+        ]
         return docker(*command, check=False)
 
     return run
@@ -39,21 +67,38 @@ def test_what_is_due_is_judged_once(two_days: TwoDays, command: Callable[..., An
     assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
     assert again.stdout.strip().split(": ") == ["flights", "monitor daily", "no window is due"]
     assert two_days.verdicts("daily") == ["no drift", "drift"]
-    for window, line in zip(Monitors(two_days.store).windows(), first.stdout.splitlines(), strict=True):
-        assert line.startswith(f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http")
+    for window, line in zip(
+        Monitors(two_days.store).windows(),
+        first.stdout.splitlines(),
+        strict=True,
+    ):
+        assert line.startswith(
+            f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http",
+        )
         run = MlflowClient(two_days.mlflow.url).get_run(window.run_id)
         assert run.data.tags["onnxserve.window.start"] == window.start.isoformat()
 
 
 def test_one_window_is_judged_for_drift(two_days: TwoDays, command: Callable[..., Any]) -> None:
     window = f"{BEGIN + DAY:%F}/1d"
-    done = command("drift", "run", "flights", "--monitor", "daily", "--window", window, **two_days.settings)
+    done = command(
+        "drift",
+        "run",
+        "flights",
+        "--monitor",
+        "daily",
+        "--window",
+        window,
+        **two_days.settings,
+    )
 
     assert done.returncode == 0, done.stderr
     assert re.search(r"^flights.* drift", done.stdout), done.stdout
 
 
-def test_a_store_that_does_not_answer_is_one_line_without_its_password(command: Callable[..., Any]) -> None:
+def test_a_store_that_does_not_answer_is_one_line_without_its_password(
+    command: Callable[..., Any],
+) -> None:
     url = "postgresql+psycopg://onnx:s3cret@127.0.0.1:9/x"
     for arguments in (["monitor", "run", "flights", "--due"], ["controller"]):
         done = command(*arguments, ONNXSERVE_STORE_URI=url)

@@ -45,7 +45,9 @@ def restarts(name: str) -> int:
 def ours(home: Path) -> list[str]:
     """Return the names of the containers that were created from `home`."""
     label = f"label=onnxserve.home={home}"
-    return sorted(run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split())
+    return sorted(
+        run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,9 @@ def name(client: BaseDeploymentClient) -> Iterator[str]:
     """Return an unused name; its deployment is removed at the end."""
     name = f"t{uuid.uuid4().hex[:8]}"
     yield name
-    with suppress(MlflowException):  # The test may not have created the deployment, or may have deleted it.
+    with suppress(
+        MlflowException,
+    ):  # The test may not have created the deployment, or may have deleted it.
         client.delete_deployment(name)
 
 
@@ -86,7 +90,11 @@ def name(client: BaseDeploymentClient) -> Iterator[str]:
 def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
     """Return the name of a deployment that computes a + b."""
     name = f"flights-{uuid.uuid4().hex[:8]}"
-    config = {"container.image": image, "container.memory_bytes": 512 * 1024**2, "container.cpus": 2}
+    config = {
+        "container.image": image,
+        "container.memory_bytes": 512 * 1024**2,
+        "container.cpus": 2,
+    }
     client.create_deployment(name, models.once, config=config)
     return name
 
@@ -96,7 +104,15 @@ def other_image(image: str) -> Iterator[str]:
     """Return an equivalent image with another id."""
     holder = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker("create", "--name", holder, image)
-    run_docker("commit", "-m", "the same", "--change", f"LABEL made={holder}", holder, f"{image}-other")
+    run_docker(
+        "commit",
+        "-m",
+        "the same",
+        "--change",
+        f"LABEL made={holder}",
+        holder,
+        f"{image}-other",
+    )
     run_docker("rm", "-v", holder)
     yield f"{image}-other"
     run_docker("rmi", "-f", f"{image}-other")
@@ -106,7 +122,11 @@ def register(name: str, models: Models) -> None:
     """Register the models `once` and `twice` as versions 1 and 2."""
     for folder in (models.once, models.twice):
         graph = onnx.load(f"{folder}/model.onnx")
-        named: dict[str, Any] = {"name": "model", "registered_model_name": name, "pip_requirements": []}
+        named: dict[str, Any] = {
+            "name": "model",
+            "registered_model_name": name,
+            "pip_requirements": [],
+        }
         mlflow.onnx.log_model(graph, signature=SIGNATURE, **named)
 
 
@@ -125,7 +145,12 @@ def load(url: str) -> Iterator[Counter[str]]:
         connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
         while not is_over.is_set():
             try:
-                connection.request("POST", "/invocations", BODY, {"Content-Type": "application/json"})
+                connection.request(
+                    "POST",
+                    "/invocations",
+                    BODY,
+                    {"Content-Type": "application/json"},
+                )
                 answers[str(connection.getresponse().read())] += 1
             except (OSError, HTTPException) as error:
                 answers[repr(error)] += 1
@@ -145,7 +170,9 @@ def load(url: str) -> Iterator[Counter[str]]:
 
 
 def test_a_deployment_is_a_hardened_container_of_its_name(
-    client: BaseDeploymentClient, flights: str, home: Path
+    client: BaseDeploymentClient,
+    flights: str,
+    home: Path,
 ) -> None:
     assert ours(home) == [flights, f"{flights}-listener"]
     found = container(flights)
@@ -163,7 +190,10 @@ def test_a_deployment_is_a_hardened_container_of_its_name(
     assert shown["log"] == f"docker logs {flights}"
 
 
-def test_every_command_knows_the_target_and_a_client_only_its_own(client: BaseDeploymentClient, flights: str) -> None:
+def test_every_command_knows_the_target_and_a_client_only_its_own(
+    client: BaseDeploymentClient,
+    flights: str,
+) -> None:
     assert flights in [one["name"] for one in client.list_deployments()]
     assert get_deploy_client("onnxserve").list_deployments() == []
     with pytest.raises(MlflowException, match="`-t onnxserve:/docker`"):
@@ -177,9 +207,15 @@ def test_every_command_knows_the_target_and_a_client_only_its_own(client: BaseDe
 
 
 def test_a_change_of_what_is_served_keeps_the_container(
-    client: BaseDeploymentClient, flights: str, models: Models
+    client: BaseDeploymentClient,
+    flights: str,
+    models: Models,
 ) -> None:
-    client.create_deployment("twice", models.twice, endpoint=flights)  # a folder of this machine is mounted
+    client.create_deployment(
+        "twice",
+        models.twice,
+        endpoint=flights,
+    )  # a folder of this machine is mounted
     before = container(flights)["Id"]
 
     client.update_endpoint(flights, {"traffic": {"twice": 100, flights: 0}})
@@ -195,7 +231,10 @@ def predictions_of(client: BaseDeploymentClient, endpoint: str) -> Any:
 
 
 def test_another_image_takes_over_under_load_without_a_failed_request(
-    client: BaseDeploymentClient, flights: str, other_image: str, home: Path
+    client: BaseDeploymentClient,
+    flights: str,
+    other_image: str,
+    home: Path,
 ) -> None:
     before = container(flights)["Id"]
 
@@ -208,12 +247,20 @@ def test_another_image_takes_over_under_load_without_a_failed_request(
 
 
 def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
-    client: BaseDeploymentClient, flights: str, home: Path
+    client: BaseDeploymentClient,
+    flights: str,
+    home: Path,
 ) -> None:
     before = container(flights)["Id"]
 
-    with load(client.get_deployment(flights)["url"]) as answers, pytest.raises(MlflowException) as failure:
-        client.update_deployment(flights, config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"})
+    with (
+        load(client.get_deployment(flights)["url"]) as answers,
+        pytest.raises(MlflowException) as failure,
+    ):
+        client.update_deployment(
+            flights,
+            config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"},
+        )
 
     assert mentions(failure.value.message, "exit status 1", "ONNXSERVE_POLL_SECONDS")
     assert container(flights)["Id"] == before
@@ -223,7 +270,8 @@ def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
 
 @pytest.mark.long
 def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
-    client: BaseDeploymentClient, flights: str
+    client: BaseDeploymentClient,
+    flights: str,
 ) -> None:
     for name in (flights, f"{flights}-listener"):
         os.kill(container(name)["State"]["Pid"], signal.SIGKILL)
@@ -231,17 +279,25 @@ def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
 
     def answers() -> bool:
         with suppress(MlflowException):
-            return client.get_deployment(flights)["state"] == "running" and predictions(client, flights) == [{"y": 3.0}]
+            return client.get_deployment(flights)["state"] == "running" and predictions(
+                client,
+                flights,
+            ) == [{"y": 3.0}]
         return False
 
     wait_until(answers, seconds=60)
 
 
-def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDeploymentClient, flights: str) -> None:
+def test_a_container_that_is_taken_away_is_said_and_brought_back(
+    client: BaseDeploymentClient,
+    flights: str,
+) -> None:
     run_docker("kill", flights)
     shown = client.get_deployment(flights)
     assert shown["state"] == "failed"
-    assert shown["reason"].startswith("its container was killed (exit status 137); `onnxserve start")
+    assert shown["reason"].startswith(
+        "its container was killed (exit status 137); `onnxserve start",
+    )
     assert f"`onnxserve start {flights}`" in shown["reason"]
     with open_deployments(print) as deployments:
         deployments.start(flights)
@@ -254,7 +310,10 @@ def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDep
 
 @pytest.mark.long
 def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
-    client: BaseDeploymentClient, flights: str, home: Path, image: str
+    client: BaseDeploymentClient,
+    flights: str,
+    home: Path,
+    image: str,
 ) -> None:
     run_docker("rename", flights, f"{flights}.earlier")
     slot = container(f"{flights}.earlier")["Config"]["Labels"]["onnxserve.slot"]
@@ -269,11 +328,15 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
 
 @pytest.mark.long
 def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
-    client: BaseDeploymentClient, flights: str, home: Path
+    client: BaseDeploymentClient,
+    flights: str,
+    home: Path,
 ) -> None:
     (home / "deployments" / flights).unlink()  # created in the last step of a creation
 
-    assert client.get_deployment(flights)["reason"].startswith("the command that made it ended before it was ready; `")
+    assert client.get_deployment(flights)["reason"].startswith(
+        "the command that made it ended before it was ready; `",
+    )
 
     client.update_deployment(flights, config={"capture.fraction": 0.25})
     assert client.get_deployment(flights)["state"] == "running"
@@ -282,7 +345,11 @@ def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
 
 @pytest.mark.long
 def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    home: Path,
 ) -> None:
     port = free_port()
     config = {"container.image": image, "container.network": "host", "server.grpc_port": port}
@@ -291,7 +358,10 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     assert predictions(client, name) == [{"y": 3.0}]
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
-    client.update_deployment(name, config={"container.network": "", "server.grpc_port": ""})  # back to a published port
+    client.update_deployment(
+        name,
+        config={"container.network": "", "server.grpc_port": ""},
+    )  # back to a published port
 
     assert predictions(client, name) == [{"y": 3.0}]
     assert f"{name}-listener" in ours(home)
@@ -300,8 +370,14 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"container.image": "onnxserve-test:of-nobody"}, "there is no local image 'onnxserve-test:of-nobody'"),
-        ({"container.image": "python:3.11-slim-bookworm"}, "set -C container.image=… to an onnxserve image"),
+        (
+            {"container.image": "onnxserve-test:of-nobody"},
+            "there is no local image 'onnxserve-test:of-nobody'",
+        ),
+        (
+            {"container.image": "python:3.11-slim-bookworm"},
+            "set -C container.image=… to an onnxserve image",
+        ),
         ({"container.network": "of-nobody"}, "the Docker network of-nobody does not exist"),
         pytest.param(
             *(
@@ -310,10 +386,19 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
             ),
             marks=pytest.mark.long,
         ),
-        ({"container.secrets.TOKEN": "README.md"}, "container.secrets.TOKEN: an absolute path is expected"),
-        ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
+        (
+            {"container.secrets.TOKEN": "README.md"},
+            "container.secrets.TOKEN: an absolute path is expected",
+        ),
+        (
+            {"container.secrets.TOKEN": "/of/nobody"},
+            "container.secrets.TOKEN: the file /of/nobody cannot be read",
+        ),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
-        ({"server.host": "0.0.0.0"}, "0.0.0.0 is reachable from other machines, and no caller would need a key"),
+        (
+            {"server.host": "0.0.0.0"},
+            "0.0.0.0 is reachable from other machines, and no caller would need a key",
+        ),
         ({"server.device": "cuda"}, "the NVIDIA container toolkit is not installed in this engine"),
         ({"server.grpc_port": 8999}, "container.network=host"),
         ({"server.metrics_port": 9100}, "container.network=host"),
@@ -322,7 +407,13 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path, config: dict[str, Any], said: str
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    home: Path,
+    config: dict[str, Any],
+    said: str,
 ) -> None:
     before = ours(home)
 
@@ -336,22 +427,35 @@ def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
 
 @pytest.mark.long
 def test_a_model_that_does_not_load_is_said_in_the_servers_words(
-    client: BaseDeploymentClient, name: str, models: Models, image: str
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
 ) -> None:
     with pytest.raises(MlflowException, match="onnx"):
         client.create_deployment(name, models.broken, config={"container.image": image})
 
 
 def test_a_taken_port_and_a_taken_name_are_said(
-    client: BaseDeploymentClient, name: str, models: Models, image: str
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MlflowException, match=f"port {port}.*in use"):
-            client.create_deployment(name, models.once, config={"container.image": image, "server.port": port})
+            client.create_deployment(
+                name,
+                models.once,
+                config={"container.image": image, "server.port": port},
+            )
     run_docker("create", "--name", name, image)
     try:
-        with pytest.raises(MlflowException, match=f"container '{name}'.*does not belong to onnxserve"):
+        with pytest.raises(
+            MlflowException,
+            match=f"container '{name}'.*does not belong to onnxserve",
+        ):
             client.create_deployment(name, models.once, config={"container.image": image})
     finally:
         run_docker("rm", "-v", name)
@@ -359,7 +463,11 @@ def test_a_taken_port_and_a_taken_name_are_said(
 
 @pytest.mark.long
 def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refused(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    home: Path,
 ) -> None:
     other = f"{name}-listener"
     client.create_deployment(other, models.once, config={"container.image": image})
@@ -375,7 +483,12 @@ def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refuse
 
 @pytest.mark.long
 def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client.create_deployment(name, models.once, config={"container.image": image})
     with monkeypatch.context() as patch:
@@ -390,15 +503,30 @@ def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
 
 @pytest.mark.long
 def test_a_rollout_brings_a_version_into_the_container(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    tracking_uri: str,
 ) -> None:
     register(name, models)
     mlflow.MlflowClient(tracking_uri).set_registered_model_alias(name, "live", "1")
-    url = client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})["url"]
+    url = client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})[
+        "url"
+    ]
     before = container(name)["Id"]
 
     with load(url) as answers:
-        options = ["--steps", "50,100", "--every", "2s", "--min-requests", "20", "--abort-on", "error_rate>1%"]
+        options = [
+            "--steps",
+            "50,100",
+            "--every",
+            "2s",
+            "--min-requests",
+            "20",
+            "--abort-on",
+            "error_rate>1%",
+        ]
         said = CliRunner().invoke(main, ["rollout", "start", name, "--to", "2", *options, "--wait"])
 
     assert said.exit_code == 0, said.output
@@ -408,7 +536,11 @@ def test_a_rollout_brings_a_version_into_the_container(
 
 
 def test_a_deleted_deployment_leaves_nothing(
-    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+    client: BaseDeploymentClient,
+    name: str,
+    models: Models,
+    image: str,
+    home: Path,
 ) -> None:
     client.create_deployment(name, models.once, config={"container.image": image})
     client.delete_deployment(name)

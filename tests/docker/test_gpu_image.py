@@ -9,11 +9,27 @@ import pytest
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
-def test_cuda_is_refused_in_one_line_where_there_is_no_gpu(gpu_image: str, docker: Any, model_folder: Path) -> None:
+def test_cuda_is_refused_in_one_line_where_there_is_no_gpu(
+    gpu_image: str,
+    docker: Any,
+    model_folder: Path,
+) -> None:
     if "nvidia" in docker("info", "-f", "{{json .Runtimes}}").stdout:
         pytest.skip("this machine's Docker has NVIDIA's runtime")
     mount = f"{model_folder}:/model:ro"
-    ended = docker("run", "--rm", "-v", mount, gpu_image, "serve", "-m", "/model", "--device", "cuda", check=False)
+    ended = docker(
+        "run",
+        "--rm",
+        "-v",
+        mount,
+        gpu_image,
+        "serve",
+        "-m",
+        "/model",
+        "--device",
+        "cuda",
+        check=False,
+    )
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert "cuda" in ended.stderr

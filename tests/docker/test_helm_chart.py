@@ -42,7 +42,9 @@ def cluster(gateway: str, model_image: str, controller_image: str) -> Iterator[C
 
 
 def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
-    cluster: Cluster, model_image: str, controller_image: str
+    cluster: Cluster,
+    model_image: str,
+    controller_image: str,
 ) -> None:
     def documents(variants: dict[str, Any]) -> dict[str, Manifest]:
         pod = {"image": model_image, "cpus": 0.5, "memory_bytes": 512 * 1024**2}
@@ -51,7 +53,9 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
             "endpoints": {"flights": endpoint},
             "controller": {"enabled": True, "image": controller_image, "resources": {}},
         }
-        made = [one for one in template(values) if one["metadata"].pop("namespace")]  # replaced by the cluster's own
+        made = [
+            one for one in template(values) if one["metadata"].pop("namespace")
+        ]  # replaced by the cluster's own
         return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
 
     def ready(name: str) -> bool:
@@ -67,8 +71,22 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
     for name in ("flights", "shipped-controller"):
         wait_until(partial(ready, name), 300, f"two pods of {name}")
 
-    pods = [pod["metadata"]["name"] for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")]
-    cluster.apply(documents({"champion": champion, "next": {"model": "/model", "weight": 10}})["ConfigMap/flights"])
+    pods = [
+        pod["metadata"]["name"]
+        for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")
+    ]
+    cluster.apply(
+        documents({"champion": champion, "next": {"model": "/model", "weight": 10}})[
+            "ConfigMap/flights"
+        ],
+    )
     wanted = ["exec", pods[0], "--", "cat", "/var/lib/onnxserve/server/wanted.json"]
-    wait_until(lambda: '"next"' in cluster.kubectl(*wanted), 180, "the kubelet's look at the ConfigMap")
-    assert pods == [pod["metadata"]["name"] for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")]
+    wait_until(
+        lambda: '"next"' in cluster.kubectl(*wanted),
+        180,
+        "the kubelet's look at the ConfigMap",
+    )
+    assert pods == [
+        pod["metadata"]["name"]
+        for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")
+    ]

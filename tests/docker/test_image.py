@@ -21,10 +21,17 @@ from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")]
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
+]
 
 ROOT = Path(__file__).parents[2]
-CONSTRAINTS = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+CONSTRAINTS = re.findall(
+    r"^([A-Za-z0-9._-]+)==(\S+)$",
+    (ROOT / "constraints.txt").read_text(),
+    re.M,
+)
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 
 
@@ -54,7 +61,11 @@ def test_a_hardened_container_answers(hardened: Any) -> None:
 
 def test_its_processes_run_without_root_and_cannot_write_the_image(hardened: Any) -> None:
     assert hardened.run("id", "-u").strip() == "10001"
-    assert hardened.run("sh", "-c", "touch /opt/onnxserve/x 2>&1 || true").strip().endswith("Read-only file system")
+    assert (
+        hardened.run("sh", "-c", "touch /opt/onnxserve/x 2>&1 || true")
+        .strip()
+        .endswith("Read-only file system")
+    )
     assert hardened.run("sh", "-c", "grep CapEff /proc/1/status").split()[1].strip("0") == ""
 
 
@@ -75,7 +86,10 @@ def test_what_was_answered_is_captured_in_the_inference_log(hardened: Any) -> No
 
 def test_installed_are_the_tested_versions(hardened: Any) -> None:
     listed = "import importlib.metadata as m, json; print(json.dumps([[d.name, d.version] for d in m.distributions()]))"
-    installed = {canonical(name): number for name, number in json.loads(hardened.run("python", "-P", "-c", listed))}
+    installed = {
+        canonical(name): number
+        for name, number in json.loads(hardened.run("python", "-P", "-c", listed))
+    }
     assert installed.pop("mlflow-onnxserve") == version("mlflow-onnxserve")
     tested = {canonical(name): number for name, number in CONSTRAINTS}
     assert {name: number for name, number in installed.items() if tested.get(name) != number} == {}
@@ -98,8 +112,18 @@ def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
     assert hardened.run("python", "-c", compiled).strip() == "True"
 
 
-def test_sigterm_ends_it_in_good_order(image: str, start: Any, docker: Any, model_folder: Path) -> None:
-    with start(image, "-v", f"{model_folder}:/model:ro", command=["serve", "-m", "/model", "--insecure"]) as container:
+def test_sigterm_ends_it_in_good_order(
+    image: str,
+    start: Any,
+    docker: Any,
+    model_folder: Path,
+) -> None:
+    with start(
+        image,
+        "-v",
+        f"{model_folder}:/model:ro",
+        command=["serve", "-m", "/model", "--insecure"],
+    ) as container:
         container.wait_healthy()
         began = time.monotonic()
         docker("stop", "-t", "30", container.name)
@@ -108,27 +132,53 @@ def test_sigterm_ends_it_in_good_order(image: str, start: Any, docker: Any, mode
 
 
 def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_there(
-    image: str, start: Any, model_folder: Path, tmp_path: Path
+    image: str,
+    start: Any,
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
     mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
     with start(
-        image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml", "--insecure"]
+        image,
+        *mounts,
+        "-e",
+        "ONNXSERVE_PORT=9000",
+        command=["serve", "--spec", "/spec.yaml", "--insecure"],
     ) as container:
         container.wait_healthy()  # the worker answers shortly before the supervisor logs the address
         wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
 
-def test_a_device_that_is_not_there_is_refused_in_one_line(image: str, docker: Any, model_folder: Path) -> None:
+def test_a_device_that_is_not_there_is_refused_in_one_line(
+    image: str,
+    docker: Any,
+    model_folder: Path,
+) -> None:
     mount = f"{model_folder}:/model:ro"
-    ended = docker("run", "--rm", "-v", mount, image, "serve", "-m", "/model", "--device", "cuda", check=False)
+    ended = docker(
+        "run",
+        "--rm",
+        "-v",
+        mount,
+        image,
+        "serve",
+        "-m",
+        "/model",
+        "--device",
+        "cuda",
+        check=False,
+    )
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
     assert mentions(ended.stderr, "--device cuda", "GPU build")
 
 
-def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image: str, docker: Any) -> None:
+def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(
+    image: str,
+    docker: Any,
+) -> None:
     ended = docker("run", "--rm", image, "drift", "run", "flights", check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
@@ -136,17 +186,33 @@ def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image: str, 
 
 
 @pytest.mark.long
-def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, tracking_uri: str, times: Any) -> None:
+def test_a_promotion_is_served_within_five_seconds(
+    image: str,
+    start: Any,
+    tracking_uri: str,
+    times: Any,
+) -> None:
     first, second = log_version(times, 2), log_version(times, 3)
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage("times", first, "Production")
     options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
     options += ["-e", "ONNXSERVE_POLL_SECONDS=1"]  # This MLflow server has no change feed.
     follow = ["serve", "-m", "models:/times/Production", "--insecure"]
-    with start(image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow) as container:
+    with start(
+        image,
+        *options,
+        "-e",
+        f"MLFLOW_TRACKING_URI={tracking_uri}",
+        command=follow,
+    ) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first
-        registry.transition_model_version_stage("times", second, "Production", archive_existing_versions=True)
+        registry.transition_model_version_stage(
+            "times",
+            second,
+            "Production",
+            archive_existing_versions=True,
+        )
         promoted = time.monotonic()
         while (answer := container.ask(ROWS)).headers["X-Model-Version"] == first:
             assert answer.status == 200
@@ -156,39 +222,82 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
         assert answer.status == 200
 
 
-def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image: str, docker: Any) -> None:
+def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(
+    image: str,
+    docker: Any,
+) -> None:
     assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 310e6
     look = "find / -xdev -perm /6000 -type f; command -v apt apt-get dpkg-deb perl pip su; dpkg --audit; true"
-    assert docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
+    assert (
+        docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
+    )
 
 
 def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> None:
-    listed = {component["purl"].partition("@")[0] for component in json.loads(image_sbom(image))["components"]}
-    assert {"pkg:pypi/numpy", "pkg:pypi/onnxruntime", "pkg:pypi/mlflow-onnxserve", "pkg:deb/debian/libc6"} <= listed
+    listed = {
+        component["purl"].partition("@")[0]
+        for component in json.loads(image_sbom(image))["components"]
+    }
+    assert {
+        "pkg:pypi/numpy",
+        "pkg:pypi/onnxruntime",
+        "pkg:pypi/mlflow-onnxserve",
+        "pkg:deb/debian/libc6",
+    } <= listed
     assert not {"pkg:deb/debian/perl-base", "pkg:deb/debian/apt", "pkg:pypi/pip"} & listed
 
 
-def test_what_was_taken_out_is_missed_by_no_protocol(image: str, start: Any, docker: Any, model_folder: Path) -> None:
+def test_what_was_taken_out_is_missed_by_no_protocol(
+    image: str,
+    start: Any,
+    docker: Any,
+    model_folder: Path,
+) -> None:
     """Check that Arrow and gRPC work, and that the modules for a token, a trace and a shared limit can be imported."""
     options = ["-v", f"{model_folder}:/model:ro", "-p", "127.0.0.1::8081"]
-    with start(image, *options, command=["serve", "-m", "/model", "--insecure", "-C", "server.grpc_port=8081"]) as run:
+    with start(
+        image,
+        *options,
+        command=["serve", "-m", "/model", "--insecure", "-C", "server.grpc_port=8081"],
+    ) as run:
         run.wait_healthy()
-        http, rpc = (docker("port", run.name, f"{port}/tcp").stdout.split()[0] for port in (8080, 8081))
-        table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float32()), 2)})
+        http, rpc = (
+            docker("port", run.name, f"{port}/tcp").stdout.split()[0] for port in (8080, 8081)
+        )
+        table = pa.table(
+            {"x": pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float32()), 2)},
+        )
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
         headers = {"Content-Type": "application/vnd.apache.arrow.stream"}
         answer = requests.post(
-            f"http://{http}/invocations", stream.getvalue().to_pybytes(), headers=headers, timeout=30
+            f"http://{http}/invocations",
+            stream.getvalue().to_pybytes(),
+            headers=headers,
+            timeout=30,
         )
         assert answer.status_code == 200, answer.text
         with grpc.insecure_channel(rpc) as channel:
             ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
             assert ready(b"", timeout=30) == b"\x08\x01"
-        run.run("python", "-c", "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing")
-        run.run("python", "-c", "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules")
-        run.run("python", "-c", "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset")
         run.run(
-            "python", "-c", "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; boto3.client('s3')"
+            "python",
+            "-c",
+            "import numpy.fft, numpy.ma, numpy.polynomial, numpy.random, numpy.testing",
+        )
+        run.run(
+            "python",
+            "-c",
+            "import sys, tokenizers; assert 'huggingface_hub' not in sys.modules",
+        )
+        run.run(
+            "python",
+            "-c",
+            "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset",
+        )
+        run.run(
+            "python",
+            "-c",
+            "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; boto3.client('s3')",
         )

@@ -52,14 +52,18 @@ def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
 
 
 def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
-    two_days: TwoDays, cluster: Cluster, controller_image: str
+    two_days: TwoDays,
+    cluster: Cluster,
+    controller_image: str,
 ) -> None:
     manifest, container, _ = shipped("monitor-cronjob.yaml", controller_image)
     name = manifest["metadata"]["name"]
     manifest["spec"] |= {"schedule": "* * * * *"}
     manifest["spec"]["jobTemplate"]["spec"]["backoffLimit"] = 1
     cluster.apply(manifest)
-    first = wait_until(lambda: cluster.items("job"), SECONDS, "the schedule's first job")[0]["metadata"]["name"]
+    first = wait_until(lambda: cluster.items("job"), SECONDS, "the schedule's first job")[0][
+        "metadata"
+    ]["name"]
     cluster.kubectl("patch", "cronjob", name, "-p", '{"spec": {"suspend": true}}')
 
     assert cluster.end_of(first) == "Complete", cluster.logs(first)
@@ -89,16 +93,26 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
 
 
 def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
-    two_days: TwoDays, cluster: Cluster, controller_image: str
+    two_days: TwoDays,
+    cluster: Cluster,
+    controller_image: str,
 ) -> None:
     manifest, _, around = shipped("controller.yaml", controller_image)
     for document in (manifest, *around):
         cluster.apply(document)
     name = manifest["metadata"]["name"]
     cluster.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={SECONDS}s")
-    wait_until(lambda: cluster.items("pdb")[0]["status"]["expectedPods"] == 2, 30, "its budget is that of both")
+    wait_until(
+        lambda: cluster.items("pdb")[0]["status"]["expectedPods"] == 2,
+        30,
+        "its budget is that of both",
+    )
 
-    wait_until(lambda: two_days.verdicts("daily") == ["no drift", "drift"], SECONDS, "both days are judged")
+    wait_until(
+        lambda: two_days.verdicts("daily") == ["no drift", "drift"],
+        SECONDS,
+        "both days are judged",
+    )
     for pod in cluster.items("pod"):
         gauges = requests.get(f"http://{pod['status']['podIP']}:9464/metrics", timeout=30).text
         assert 'onnxserve_drift_share{endpoint="flights",monitor="daily"} 1.0' in gauges
@@ -109,12 +123,28 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     cluster.kubectl("delete", "pod", before, "--grace-period=0", "--force")
     wait_until(lambda: leader(two_days) not in ("", before), 60, "another controller has the lease")
     (other,) = pods - {before}
-    add = ["onnxserve", "monitor", "add", "flights", "later", "--kind", "data_quality", "--require", "missing<=10%"]
+    add = [
+        "onnxserve",
+        "monitor",
+        "add",
+        "flights",
+        "later",
+        "--kind",
+        "data_quality",
+        "--require",
+        "missing<=10%",
+    ]
     cluster.kubectl("exec", other, "--", *add)
-    wait_until(lambda: two_days.verdicts("later") == ["kept", "drift"], SECONDS, "the other controller judges")
+    wait_until(
+        lambda: two_days.verdicts("later") == ["kept", "drift"],
+        SECONDS,
+        "the other controller judges",
+    )
 
 
 def leader(two_days: TwoDays) -> str:
     """Return the pod that has the lease."""
     lease = two_days.store.lease(STORE_LEASE)
-    return lease.holder.split("@")[1].split(" ")[0] if lease is not None and lease.is_current else ""
+    return (
+        lease.holder.split("@")[1].split(" ")[0] if lease is not None and lease.is_current else ""
+    )

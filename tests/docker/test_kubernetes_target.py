@@ -54,7 +54,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def registry(
+    gateway: str,
+    new_database: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[MlflowServer]:
     """Run an MLflow server that pods reach, with the model `adder`.
 
     Versions 1 and 2 add their number. Version 3 adds 1, and fails in one of five requests of `Traffic`.
@@ -75,7 +79,10 @@ def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings(registry: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def surroundings(
+    registry: MlflowServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
     """Use a separate store for this module, and set the registry like a user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(tmp_path_factory.mktemp("home")))
@@ -108,7 +115,9 @@ class Endpoint:
 
     def pods(self) -> set[str]:
         found = self.cluster.items("pod", "-l", f"app.kubernetes.io/instance={self.name}")
-        return {one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]}
+        return {
+            one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]
+        }
 
     def ready_pods(self) -> int:
         (found,) = self.cluster.items("deployment", f"--field-selector=metadata.name={self.name}")
@@ -134,7 +143,11 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def create(client: BaseDeploymentClient, cluster: Cluster, image: str) -> Iterator[Callable[..., Endpoint]]:
+def create(
+    client: BaseDeploymentClient,
+    cluster: Cluster,
+    image: str,
+) -> Iterator[Callable[..., Endpoint]]:
     made = []
 
     def make(**config: Any) -> Endpoint:
@@ -142,7 +155,11 @@ def create(client: BaseDeploymentClient, cluster: Cluster, image: str) -> Iterat
         fields = {"container.image": image, "kubernetes.replicas": 2, **config}
         client.create_deployment(name, "models:/adder@live", config=fields)
         made.append(name)
-        (service,) = cluster.items("service", f"--field-selector=metadata.name={name}", f"--kubeconfig={KUBECONFIG}")
+        (service,) = cluster.items(
+            "service",
+            f"--field-selector=metadata.name={name}",
+            f"--kubeconfig={KUBECONFIG}",
+        )
         return Endpoint(name, client, cluster, f"http://{service['spec']['clusterIP']}:8080")
 
     yield make
@@ -179,7 +196,10 @@ def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[
                 load.failed.append(f"{time.strftime('%T')} {error}")
 
     with ThreadPoolExecutor(threads) as pool:
-        asking = [pool.submit(ask, requests.Session() if number < kept else None) for number in range(threads)]
+        asking = [
+            pool.submit(ask, requests.Session() if number < kept else None)
+            for number in range(threads)
+        ]
         try:
             wait_until(lambda: load.answered > 20, 30, "the first answers")
             yield load
@@ -190,10 +210,14 @@ def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[
 
 
 def test_it_is_created_listed_asked_and_its_logs_are_read(
-    endpoint: Endpoint, client: BaseDeploymentClient, cluster: Cluster
+    endpoint: Endpoint,
+    client: BaseDeploymentClient,
+    cluster: Cluster,
 ) -> None:
     assert endpoint.predict() == 2.0
-    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}  # through a port-forward
+    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {
+        "y": [[2.0]],
+    }  # through a port-forward
     found = client.get_deployment(endpoint.name)
     assert (found["state"], found["version"], len(found["workers"])) == ("running", "1", 2)
     assert found["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
@@ -202,7 +226,10 @@ def test_it_is_created_listed_asked_and_its_logs_are_read(
     assert all(f"{pod}: " in lines for pod in endpoint.pods())
 
 
-def test_other_traffic_and_another_model_need_no_new_pods(endpoint: Endpoint, client: BaseDeploymentClient) -> None:
+def test_other_traffic_and_another_model_need_no_new_pods(
+    endpoint: Endpoint,
+    client: BaseDeploymentClient,
+) -> None:
     pods = endpoint.pods()
     client.create_deployment("challenger", "models:/adder/2", endpoint=endpoint.name)
     begun = time.monotonic()
@@ -223,9 +250,17 @@ def test_other_traffic_and_another_model_need_no_new_pods(endpoint: Endpoint, cl
 def test_what_the_registry_says_is_followed(endpoint: Endpoint, registry: MlflowServer) -> None:
     versions = MlflowClient(registry.url)
     versions.set_registered_model_alias("adder", "live", "2")
-    wait_until(lambda: {endpoint.predict() for _ in range(10)} == {3.0}, 30, "every pod serves version 2")
+    wait_until(
+        lambda: {endpoint.predict() for _ in range(10)} == {3.0},
+        30,
+        "every pod serves version 2",
+    )
     versions.set_registered_model_alias("adder", "live", "1")
-    wait_until(lambda: {endpoint.predict() for _ in range(10)} == {2.0}, 30, "every pod serves version 1")
+    wait_until(
+        lambda: {endpoint.predict() for _ in range(10)} == {2.0},
+        30,
+        "every pod serves version 1",
+    )
 
 
 @pytest.fixture
@@ -237,7 +272,10 @@ def traffic(endpoint: Endpoint) -> Iterator[Traffic]:
 
 
 def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_meanwhile(
-    endpoint: Endpoint, cluster: Cluster, registry: MlflowServer, traffic: Traffic
+    endpoint: Endpoint,
+    cluster: Cluster,
+    registry: MlflowServer,
+    traffic: Traffic,
 ) -> None:
     first, *others = sorted(endpoint.pods())
     controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
@@ -246,9 +284,17 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
         begun = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
         assert begun.exit_code == 0, begun.output
         with open_deployments(lambda line: None) as deployments:
-            wait_until(lambda: deployments.store.rollouts(endpoint.name)[-1].state == "stepping", 120, "it has begun")
+            wait_until(
+                lambda: deployments.store.rollouts(endpoint.name)[-1].state == "stepping",
+                120,
+                "it has begun",
+            )
             cluster.kubectl("delete", "pod", first, "--wait=false")
-            wait_until(lambda: not deployments.store.rollouts(endpoint.name)[-1].is_live, 240, "it has ended")
+            wait_until(
+                lambda: not deployments.store.rollouts(endpoint.name)[-1].is_live,
+                240,
+                "it has ended",
+            )
             ended = deployments.store.rollouts(endpoint.name)[-1]
     finally:
         controller.terminate()
@@ -267,7 +313,8 @@ def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_me
 
 
 def test_a_rolling_update_under_load_fails_no_request(
-    endpoint: Endpoint, record_property: Callable[[str, object], None]
+    endpoint: Endpoint,
+    record_property: Callable[[str, object], None],
 ) -> None:
     before = endpoint.pods()
     with under_load(endpoint, kept=2) as load:
@@ -279,12 +326,18 @@ def test_a_rolling_update_under_load_fails_no_request(
 
 
 def test_a_killed_pod_is_replaced_while_the_other_answers(
-    endpoint: Endpoint, cluster: Cluster, record_property: Callable[[str, object], None]
+    endpoint: Endpoint,
+    cluster: Cluster,
+    record_property: Callable[[str, object], None],
 ) -> None:
     first, *_ = endpoint.pods()
     with under_load(endpoint) as load:
         cluster.kubectl("delete", "pod", first, "--grace-period=0", "--force")
-        wait_until(lambda: endpoint.ready_pods() == 2 and first not in endpoint.pods(), 120, "another pod is ready")
+        wait_until(
+            lambda: endpoint.ready_pods() == 2 and first not in endpoint.pods(),
+            120,
+            "another pod is ready",
+        )
         count = len(load.failed)
     record_property("requests answered", load.answered)
     record_property("requests of the killed pod that failed", count)
@@ -292,7 +345,10 @@ def test_a_killed_pod_is_replaced_while_the_other_answers(
     assert load.values == {2.0}
 
 
-def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: Endpoint, cluster: Cluster) -> None:
+def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(
+    endpoint: Endpoint,
+    cluster: Cluster,
+) -> None:
     first, second = sorted(endpoint.pods())
     (node,) = cluster.items("node")
 
@@ -313,16 +369,26 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: End
             cluster.kubectl("uncordon", node["metadata"]["name"])
             wait_until(lambda: endpoint.ready_pods() == 2, 120, "another pod is ready")
             assert "Success" in evict(second)
-            wait_until(lambda: endpoint.ready_pods() == 2 and second not in endpoint.pods(), 120, "both pods are new")
+            wait_until(
+                lambda: endpoint.ready_pods() == 2 and second not in endpoint.pods(),
+                120,
+                "both pods are new",
+            )
         assert load.failed == []
     finally:
         cluster.kubectl("uncordon", node["metadata"]["name"])
 
 
 def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
-    endpoint: Endpoint, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert mentions(endpoint.refused(container__image="nowhere:1"), "ImagePullBackOff", '"nowhere:1"')
+    assert mentions(
+        endpoint.refused(container__image="nowhere:1"),
+        "ImagePullBackOff",
+        '"nowhere:1"',
+    )
     said = endpoint.refused(container__memory_bytes=70_000_000)
     assert mentions(said, "OOMKilled", "container.memory_bytes is 70M")
     said = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
@@ -341,11 +407,16 @@ def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
         metadata, kept = one.pop("metadata"), ("status", "secrets")
         said = {key: metadata.get(key, {}) for key in ("labels", "annotations")}
         said["annotations"].pop("deployment.kubernetes.io/revision", None)
-        found[one["kind"], metadata["name"]] = {key: value for key, value in one.items() if key not in kept} | said
+        found[one["kind"], metadata["name"]] = {
+            key: value for key, value in one.items() if key not in kept
+        } | said
     return found
 
 
-def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymentClient, cluster: Cluster) -> None:
+def test_objects_of_others_are_neither_changed_nor_deleted(
+    client: BaseDeploymentClient,
+    cluster: Cluster,
+) -> None:
     rendered = [
         "render",
         "--for",
@@ -379,7 +450,9 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
 
 
 def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
-    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     owner = os.environ["ONNXSERVE_HOME"]
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
@@ -389,9 +462,13 @@ def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
 
 
 def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is_deleted(
-    create: Callable[..., Endpoint], client: BaseDeploymentClient, cluster: Cluster
+    create: Callable[..., Endpoint],
+    client: BaseDeploymentClient,
+    cluster: Cluster,
 ) -> None:
-    scaled = create(**{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "container.cpus": 0.5})
+    scaled = create(
+        **{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "container.cpus": 0.5},
+    )
     label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
     (autoscaler,) = cluster.items("hpa", *label)
     assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
@@ -415,7 +492,11 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
 
 
 def test_a_model_in_the_image_needs_no_registry(
-    client: BaseDeploymentClient, image: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    image: str,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nothing.db")
     shutil.copytree(model_folder, tmp_path / "image" / "model")
@@ -423,8 +504,14 @@ def test_a_model_in_the_image_needs_no_registry(
     tag = f"{image}-baked"
     run_docker("build", "-q", "-t", tag, str(tmp_path / "image"))
     try:
-        client.create_deployment("baked", "/opt/ml/model", config={"container.image": tag, "kubernetes.replicas": 1})
-        assert client.predict("baked", {"inputs": [[1.0, 2.0]]})["predictions"] == {"y": [[2.0, 4.0]]}
+        client.create_deployment(
+            "baked",
+            "/opt/ml/model",
+            config={"container.image": tag, "kubernetes.replicas": 1},
+        )
+        assert client.predict("baked", {"inputs": [[1.0, 2.0]]})["predictions"] == {
+            "y": [[2.0, 4.0]],
+        }
     finally:
         client.delete_deployment("baked")
         run_docker("rmi", "-f", tag, check=False)
@@ -444,9 +531,15 @@ def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
 
 
 def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it_one_line_says_so(
-    endpoint: Endpoint, cluster: Cluster, traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    endpoint: Endpoint,
+    cluster: Cluster,
+    traffic: Traffic,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    account, *rights = yaml.safe_load_all((ROOT / "docker" / "kubernetes" / "rollouts.yaml").read_text())
+    account, *rights = yaml.safe_load_all(
+        (ROOT / "docker" / "kubernetes" / "rollouts.yaml").read_text(),
+    )
     cluster.apply(account)
     config = kubeconfig_of(cluster, account["metadata"]["name"], tmp_path)
     with monkeypatch.context() as patch, open_deployments(lambda line: None) as deployments:
@@ -459,7 +552,17 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
     for one in rights:
         cluster.apply(one)
     monkeypatch.setenv("KUBECONFIG", config)
-    options = ["--steps", "50,100", "--every", "1s", "--min-requests", "10", "--abort-on", "error_rate>1%", "--wait"]
+    options = [
+        "--steps",
+        "50,100",
+        "--every",
+        "1s",
+        "--min-requests",
+        "10",
+        "--abort-on",
+        "error_rate>1%",
+        "--wait",
+    ]
     done = CliRunner().invoke(main, ["rollout", "start", endpoint.name, "--to", "2", *options])
     assert done.exit_code == 0, done.output
     back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
@@ -468,7 +571,9 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
 
 
 def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
-    create: Callable[..., Endpoint], image: str, tmp_path: Path
+    create: Callable[..., Endpoint],
+    image: str,
+    tmp_path: Path,
 ) -> None:
     keys = CliRunner().invoke(main, ["keys", "export"])
     (tmp_path / "keys.json").write_text(keys.stdout)
@@ -481,7 +586,10 @@ def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
         assert requests.get(f"{made.url}/metrics", timeout=10).status_code == 401
         with open_deployments(lambda line: None) as deployments:
             observed = deployments.get_endpoint(made.name)
-            found, history = deployments.server_metrics(observed), deployments.server_history(observed, "hour")
+            found, history = (
+                deployments.server_metrics(observed),
+                deployments.server_history(observed, "hour"),
+            )
         assert set(found) == set(history) == made.pods()
         assert {type(one) for one in history.values()} == {list}
         assert {type(one) for one in found.values()} == {ServerMetrics}
@@ -490,7 +598,10 @@ def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
 
 
 def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_forbidden(
-    create: Callable[..., Endpoint], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    create: Callable[..., Endpoint],
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     block = (ROOT / "docs" / "kubernetes.md").read_text().split("```yaml\n")[1].split("```")[0]
     role = yaml.safe_load(block)
@@ -503,7 +614,13 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     monkeypatch.undo()
     cluster.apply(role)
     subject = f"--serviceaccount={cluster.namespace}:deployer"
-    cluster.kubectl("create", "rolebinding", "deployer", f"--role={role['metadata']['name']}", subject)
+    cluster.kubectl(
+        "create",
+        "rolebinding",
+        "deployer",
+        f"--role={role['metadata']['name']}",
+        subject,
+    )
     monkeypatch.setenv("KUBECONFIG", config)
     made = create(**{"kubernetes.replicas": 1})
     assert made.client.predict(made.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}

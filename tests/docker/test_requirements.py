@@ -31,7 +31,11 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
-NOT_IMPORTED_BY_US = {"cryptography", "gunicorn", "uvloop"}  # used by PyJWT, a program, used by uvicorn
+NOT_IMPORTED_BY_US = {
+    "cryptography",
+    "gunicorn",
+    "uvloop",
+}  # used by PyJWT, a program, used by uvicorn
 
 
 NOT_TAKEN = [
@@ -49,7 +53,10 @@ def imported() -> set[str]:
     """Return top-level third-party modules that the server, the agent and `serve` import, directly or through our
     modules."""
     graph = grimp.build_graph(
-        PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
+        PACKAGE,
+        include_external_packages=True,
+        exclude_type_checking_imports=True,
+        cache_dir=None,
     )
     for importer, folder in NOT_TAKEN:
         for module in graph.find_modules_directly_imported_by(importer):
@@ -69,9 +76,18 @@ def test_what_serves_starts_without_what_is_left_out() -> None:
 
 @pytest.mark.long
 def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]) -> None:
-    (command,) = re.findall(r"python (requirements.py --serve .*) > ", (ROOT / "docker" / "Dockerfile").read_text())
+    (command,) = re.findall(
+        r"python (requirements.py --serve .*) > ",
+        (ROOT / "docker" / "Dockerfile").read_text(),
+    )
     program = [sys.executable, ROOT / "docker" / command.split()[0], *command.split()[1:]]
-    lines = subprocess.run(program, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(
+        program,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}
     # Add the modules of the stage for CPU or GPU, of boto3, and of tokenizers, which is installed without dependencies.

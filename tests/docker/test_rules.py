@@ -18,7 +18,10 @@ CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 @pytest.mark.long
 @pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
-def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, files: list[Path]) -> None:
+def test_promtool_reads_the_rules_and_each_fires_when_it_should(
+    job: str,
+    files: list[Path],
+) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     command = ["promtool", job, "rules", *map(str, files)]
@@ -29,7 +32,11 @@ def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, files:
 def test_each_rule_is_tried_firing_and_not() -> None:
     rules = {rule["alert"] for rule in _alerts()}
     tests = [test for file in CASES for test in yaml.safe_load(file.read_text())["tests"]]
-    tried = {(case["alertname"], "exp_alerts" in case) for test in tests for case in test["alert_rule_test"]}
+    tried = {
+        (case["alertname"], "exp_alerts" in case)
+        for test in tests
+        for case in test["alert_rule_test"]
+    }
     assert tried == {(rule, fires) for rule in rules for fires in (True, False)}
 
 
@@ -43,11 +50,17 @@ def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
     entries = (ROOT / "docs" / "runbook.md").read_text().split("\n### ")[1:]
     assert [entry.partition("\n")[0] for entry in entries] == list(alerts)
     for entry in entries:
-        assert re.findall(r"^\| (meaning|look|do) \| \S", entry, re.MULTILINE) == ["meaning", "look", "do"], entry
+        assert re.findall(r"^\| (meaning|look|do) \| \S", entry, re.MULTILINE) == [
+            "meaning",
+            "look",
+            "do",
+        ], entry
 
 
 def _rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
 
 
 def _alerts() -> list[dict[str, Any]]:

@@ -34,14 +34,19 @@ def files(packages: Path) -> set[str]:
 
 
 def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -> None:
-    assert {name for name in files(packages) if name.startswith("other/")} == {"other/used.pyc", "other/unused.py"}
+    assert {name for name in files(packages) if name.startswith("other/")} == {
+        "other/used.pyc",
+        "other/unused.py",
+    }
     ended = subprocess.run([sys.executable, "-c", "import other.used; other.used.fail()"], cwd=packages,
                            capture_output=True, text=True, check=False)  # fmt: skip
     assert mentions(ended.stderr, f'File "{packages}/other/used.py"', "in fail")
 
 
 def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None:
-    assert {name for name in files(packages) if name.startswith("mlflow/")} == {"mlflow/__init__.pyc"}
+    assert {name for name in files(packages) if name.startswith("mlflow/")} == {
+        "mlflow/__init__.pyc",
+    }
 
 
 def test_our_sources_stay_and_the_byte_code_of_what_serves(packages: Path) -> None:
@@ -63,6 +68,11 @@ def test_the_library_that_is_emptied_needs_no_executable_stack(tmp_path: Path) -
     subprocess.run(["as", "/dev/null", "-o", "any.o"], cwd=tmp_path, check=True)
     subprocess.run(["ld", "-shared", "-o", library, "any.o"], cwd=tmp_path, check=True)
     subprocess.run([sys.executable, SLIM, tmp_path], cwd=tmp_path, check=True)
-    segments = subprocess.run(["readelf", "-lW", library], capture_output=True, text=True, check=True).stdout
+    segments = subprocess.run(
+        ["readelf", "-lW", library],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     (stack,) = [line.split() for line in segments.splitlines() if "GNU_STACK" in line]
     assert "RWE" not in stack

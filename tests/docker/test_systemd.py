@@ -53,24 +53,54 @@ class Machine(Container):
         return [json.loads(line) for line in lines]
 
     def predicts(self, url: str, *options: str) -> bool:
-        asked = ["curl", "-sk", "-H", "Content-Type: application/json", "-d", ROW, *options, f"{url}/invocations"]
+        asked = [
+            "curl",
+            "-sk",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            ROW,
+            *options,
+            f"{url}/invocations",
+        ]
         return "[[2.0,4.0]]" in run_docker("exec", self.name, *asked, check=False).stdout
 
 
 @pytest.fixture(scope="module")
-def machine(image: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(
+    image: str,
+    model_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machine]:
     context = tmp_path_factory.mktemp("systemd")
     (context / "Dockerfile").write_text(DOCKERFILE.format(base=BASE_IMAGE, image=image))
     tag, name = f"{image}-systemd", f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker("build", "-q", "-t", tag, str(context))
     options = [*RIGHTS, *UNCONFINED, *PLACES, "-v", f"{model_folder}:/srv/model:ro"]
     try:
-        begun = run_docker("run", "-d", "--name", name, *options, tag, "sh", "-c", SHARED, check=False)
+        begun = run_docker(
+            "run",
+            "-d",
+            "--name",
+            name,
+            *options,
+            tag,
+            "sh",
+            "-c",
+            SHARED,
+            check=False,
+        )
         if begun.returncode:
-            pytest.skip(f"no container may have the rights of a systemd: {begun.stderr.strip().splitlines()[-1]}")
+            pytest.skip(
+                f"no container may have the rights of a systemd: {begun.stderr.strip().splitlines()[-1]}",
+            )
         made = Machine(name)
         try:
-            wait_until(lambda: made.systemctl("is-system-running").stdout.strip() == "running", 30, "systemd runs")
+            wait_until(
+                lambda: made.systemctl("is-system-running").stdout.strip() == "running",
+                30,
+                "systemd runs",
+            )
         except AssertionError:
             pytest.skip(f"systemd does not run in a container here: {made.logs[-500:]}")
         yield made
@@ -80,7 +110,8 @@ def machine(image: str, model_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_unit_is_started_when_it_answers_restarted_when_it_is_killed_and_ends_in_order(
-    machine: Machine, tmp_path: Path
+    machine: Machine,
+    tmp_path: Path,
 ) -> None:
     unit = machine.install("flights", "/srv/model", tmp_path, capture__fraction="1")
     verified = run_docker("exec", machine.name, "systemd-analyze", "verify", unit + ".service")
@@ -98,12 +129,23 @@ def test_a_unit_is_started_when_it_answers_restarted_when_it_is_killed_and_ends_
 
     spool, log = f"/var/lib/{unit}/server/spool", f"/var/lib/{unit}/inference_log"
     assert machine.systemctl("stop", unit).returncode == 0
-    assert (machine.shown(unit, "Result"), machine.shown(unit, "ExecMainStatus")) == ("success", "0")
-    assert machine.run("sh", "-c", f"ls {spool}/ && find {log}/ -name '*.parquet' | wc -l").strip() == "3"
-    assert {(one["PRIORITY"], one["_UID"] == "0") for one in machine.journal(unit, "-t", "onnxserve")} == {("6", False)}
+    assert (machine.shown(unit, "Result"), machine.shown(unit, "ExecMainStatus")) == (
+        "success",
+        "0",
+    )
+    assert (
+        machine.run("sh", "-c", f"ls {spool}/ && find {log}/ -name '*.parquet' | wc -l").strip()
+        == "3"
+    )
+    assert {
+        (one["PRIORITY"], one["_UID"] == "0") for one in machine.journal(unit, "-t", "onnxserve")
+    } == {("6", False)}
 
 
-def test_two_units_side_by_side_have_their_secrets_and_privileged_port(machine: Machine, tmp_path: Path) -> None:
+def test_two_units_side_by_side_have_their_secrets_and_privileged_port(
+    machine: Machine,
+    tmp_path: Path,
+) -> None:
     secrets = "/etc/onnxserve/secrets"
     made = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {secrets}/tls.key -out {secrets}/tls.crt -subj /CN=a"
     machine.run(
@@ -129,18 +171,31 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(machine: 
     assert machine.predicts("https://localhost")
     users = {machine.journal(unit, "-t", "onnxserve")[0]["_UID"] for unit in (one, two)}
     assert len(users) == 2
-    worker = machine.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{machine.shown(two, 'MainPID')}/environ")
+    worker = machine.run(
+        "sh",
+        "-c",
+        f"tr '\\0' '\\n' < /proc/{machine.shown(two, 'MainPID')}/environ",
+    )
     assert "token\n" not in worker  # passed in a file
     assert machine.systemctl("stop", one, two).returncode == 0
 
 
-def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(machine: Machine, tmp_path: Path) -> None:
-    config = {"container__environment__MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "server__port": "8083"}
+def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(
+    machine: Machine,
+    tmp_path: Path,
+) -> None:
+    config = {
+        "container__environment__MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+        "server__port": "8083",
+    }
     unit = machine.install("away", "models:/flights/1", tmp_path, **config)
     begun = machine.systemctl("start", unit)
     assert (begun.returncode, "exited with error" in begun.stderr) == (1, True)
     messages = [one["MESSAGE"] for one in machine.journal(unit)]
-    assert any(mentions(line, "model flights", "http://127.0.0.1:9", "connection refused") for line in messages)
+    assert any(
+        mentions(line, "model flights", "http://127.0.0.1:9", "connection refused")
+        for line in messages
+    )
     wait_until(lambda: int(machine.shown(unit, "NRestarts")) > 1, 60, "it is retried")
     assert machine.shown(unit, "StartLimitIntervalUSec") == "0"
     machine.systemctl("stop", unit)

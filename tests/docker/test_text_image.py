@@ -15,14 +15,24 @@ pytestmark = pytest.mark.docker
 
 
 def test_the_image_answers_texts_without_a_training_framework(
-    image: str, start: Callable[..., AbstractContextManager[Any]], tmp_path: Path
+    image: str,
+    start: Callable[..., AbstractContextManager[Any]],
+    tmp_path: Path,
 ) -> None:
     folder = text_model(tmp_path / "model")
     folder.chmod(0o755)
-    with start(image, "-v", f"{folder}:/model:ro", command=["serve", "-m", "/model", "--insecure"]) as container:
+    with start(
+        image,
+        "-v",
+        f"{folder}:/model:ro",
+        command=["serve", "-m", "/model", "--insecure"],
+    ) as container:
         container.wait_healthy()
         answer = container.ask(["", "[CLS]"])
-        assert (answer.status, answer.body["predictions"][0]) == (200, [0.5])  # The mean of [CLS] and [SEP].
+        assert (answer.status, answer.body["predictions"][0]) == (
+            200,
+            [0.5],
+        )  # The mean of [CLS] and [SEP].
         assert container.ask(["x" * 200_001]).status == 400
         frameworks = "import importlib.util as u; print([n for n in ('torch', 'transformers') if u.find_spec(n)])"
         assert container.run("python", "-c", frameworks).strip() == "[]"

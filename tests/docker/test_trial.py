@@ -27,7 +27,9 @@ pytestmark = pytest.mark.docker
 @pytest.fixture
 def tag(image: str, docker: Any) -> Iterator[str]:
     yield (name := f"{image}-trial")
-    assert docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""  # The container is always removed.
+    assert (
+        docker("ps", "-aq", "--filter", f"ancestor={name}").stdout == ""
+    )  # The container is always removed.
     docker("rmi", "-f", name, check=False)
 
 
@@ -47,27 +49,52 @@ def derived(image: str, docker: Any, tmp_path: Path) -> Iterator[Callable[..., s
 
 
 def test_an_image_passes_on_the_rows_of_its_example_or_on_random_rows(
-    image: str, tag: str, model_folder: Path, tmp_path: Path
+    image: str,
+    tag: str,
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
     mixed = mixed_model(tmp_path / "mixed")
-    rows = {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1.5, 3, True], ["UA", 2.5, 4, False]]}
+    rows = {
+        "columns": ["carrier", "distance", "hour", "late"],
+        "data": [["AA", 1.5, 3, True], ["UA", 2.5, 4, False]],
+    }
     (mixed / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": rows}))
     for folder, tried in ((model_folder, "10 random rows"), (mixed, "2 example rows")):
         done = invoke("-m", folder, "-n", tag, "--server-image", image, "--test")
         assert done.exit_code == 0, done.output
-        assert mentions(done.stdout.splitlines()[-1], tag, tried, folder.name, "difference 0", "memory", "on disk")
+        assert mentions(
+            done.stdout.splitlines()[-1],
+            tag,
+            tried,
+            folder.name,
+            "difference 0",
+            "memory",
+            "on disk",
+        )
 
 
 def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
-    derived: Callable[..., str], model_folder: Path, tmp_path: Path
+    derived: Callable[..., str],
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    write_model(tmp_path / "other", "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }")
+    write_model(
+        tmp_path / "other",
+        "times (float[N,2] x) => (float[N,2] y) <float[1] f = {3.0}> { y = Mul(x, f) }",
+    )
     server, name = derived("exec onnxserve serve -m /srv/other --insecure"), "127.0.0.1:9/trial:1"
     done = invoke("-m", model_folder, "-n", name, "--server-image", server, "--test", "--push")
     fields = image_fields(name)
     run_docker("rmi", "-f", name, check=False)
     assert done.exit_code == 1
-    assert mentions(done.stderr.splitlines()[-1], name, "failed its test", "output 'y', row 0", "10 of 10 rows")
+    assert mentions(
+        done.stderr.splitlines()[-1],
+        name,
+        "failed its test",
+        "output 'y', row 0",
+        "10 of 10 rows",
+    )
     assert fields is not None
 
 
@@ -75,12 +102,19 @@ def test_an_image_whose_server_answers_differently_is_kept_but_not_pushed(
     ("command", "names"),
     [
         ("sleep 600", ("not ready within 2 s",)),
-        ("touch /opt/ml/cache && exec onnxserve serve", ("status 1", "/opt/ml/cache", "Read-only file system")),
+        (
+            "touch /opt/ml/cache && exec onnxserve serve",
+            ("status 1", "/opt/ml/cache", "Read-only file system"),
+        ),
         ("sleep 1; echo the license is missing; exit 3", ("status 3", "the license is missing")),
     ],
 )
 def test_a_server_that_does_not_start_is_named_with_its_last_line(
-    command: str, names: tuple[str, ...], derived: Callable[..., str], tag: str, model_folder: Path
+    command: str,
+    names: tuple[str, ...],
+    derived: Callable[..., str],
+    tag: str,
+    model_folder: Path,
 ) -> None:
     assert invoke("-m", model_folder, "-n", tag, "--server-image", derived(command)).exit_code == 0
     with refused(BuildFailed, tag, *names):
@@ -90,17 +124,51 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line(
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_container_ends_with_a_test_that_is_interrupted(
-    number: int, derived: Callable[..., str], tag: str, model_folder: Path, docker: Any
+    number: int,
+    derived: Callable[..., str],
+    tag: str,
+    model_folder: Path,
+    docker: Any,
 ) -> None:
-    asked = ["build-docker", "-m", str(model_folder), "-n", tag, "--server-image", derived("sleep 600"), "--test"]
-    process = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", *asked], process_group=0)
-    wait_until(lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout, 60, "the container runs")
+    asked = [
+        "build-docker",
+        "-m",
+        str(model_folder),
+        "-n",
+        tag,
+        "--server-image",
+        derived("sleep 600"),
+        "--test",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow_deploy_plugin.cli", *asked],
+        process_group=0,
+    )
+    wait_until(
+        lambda: docker("ps", "-q", "--filter", f"ancestor={tag}").stdout,
+        60,
+        "the container runs",
+    )
     os.kill(process.pid, number)
     assert process.wait(60) == -signal.SIGINT
 
 
-def test_a_gpu_image_needs_a_gpu_for_its_test(image: str, tag: str, model_folder: Path, docker: Any) -> None:
-    if not docker("run", "--rm", "--gpus", "all", "--entrypoint", "true", image, check=False).returncode:
+def test_a_gpu_image_needs_a_gpu_for_its_test(
+    image: str,
+    tag: str,
+    model_folder: Path,
+    docker: Any,
+) -> None:
+    if not docker(
+        "run",
+        "--rm",
+        "--gpus",
+        "all",
+        "--entrypoint",
+        "true",
+        image,
+        check=False,
+    ).returncode:
         pytest.skip("this engine has a GPU")
     done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--gpu", "--test")
     assert done.exit_code == 1

@@ -42,16 +42,31 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
     capture(home, begin, name="watched")
     capture(home, begin + HOUR, shift=9, name="watched")
     with a_receiver() as receiver:
-        (tmp_path / "alerts.conf").write_text(f"ops={receiver.url('ops')}\nscience={receiver.url('science')}\n")
+        (tmp_path / "alerts.conf").write_text(
+            f"ops={receiver.url('ops')}\nscience={receiver.url('science')}\n",
+        )
         environment = {
             **os.environ,
             "ONNXSERVE_HOME": str(home),
             "ONNXSERVE_ALERT_CONFIG": str(tmp_path / "alerts.conf"),
             "MLFLOW_TRACKING_URI": mlflow_server.url,
         }
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--metrics-port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.cli",
+            "controller",
+            "--metrics-port",
+            str(port),
+        ]
         with log.open("wb") as output:
-            controller = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=tmp_path)
+            controller = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                cwd=tmp_path,
+            )
         try:
             yield Watched(home, begin, receiver, log, f"http://127.0.0.1:{port}/metrics")
         finally:
@@ -61,7 +76,10 @@ def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_drift_of_an_hour_is_told_with_its_report(watched: Watched, mlflow_server: MlflowServer) -> None:
+def test_drift_of_an_hour_is_told_with_its_report(
+    watched: Watched,
+    mlflow_server: MlflowServer,
+) -> None:
     posted = watched.receiver.got
     wait_until(lambda: posted.get("/ops"), SECONDS, f"the message; {watched.log.read_text()}")
     alarm = posted["/ops"][0]

@@ -20,7 +20,13 @@ import yaml
 from mlflow.models import infer_signature
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_state, read_workers, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import (
+    SPEC,
+    WANTED,
+    read_state,
+    read_workers,
+    write_atomically,
+)
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from tests.support.models import write_model
 from tests.support.pyfuncs import Troubled
@@ -45,7 +51,12 @@ def troubled(folder: Path) -> Path:
     signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow.pyfunc.save_model(folder, python_model=Troubled(), signature=signature, pip_requirements=[])
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=Troubled(),
+            signature=signature,
+            pip_requirements=[],
+        )
     return folder
 
 
@@ -78,18 +89,29 @@ class Canary:
     def ask(self, endpoint: str, rows: list[dict[str, Any]], **headers: str) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         url = f"{self.served.url}/endpoints/{endpoint}/invocations"
-        response = requests.post(url, json={"dataframe_records": rows}, headers=named, timeout=SECONDS)
+        response = requests.post(
+            url,
+            json={"dataframe_records": rows},
+            headers=named,
+            timeout=SECONDS,
+        )
         assert response.status_code == 200, response.text
         return response
 
     def variant(self, endpoint: str, user: int = 0, **headers: str) -> str:
-        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers["X-Model-Variant"]
+        return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers[
+            "X-Model-Variant"
+        ]
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of a metric's values that have these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
-        found = [line for line in page if line.startswith(name + "{") and all(text in line for text in wanted)]
+        found = [
+            line
+            for line in page
+            if line.startswith(name + "{") and all(text in line for text in wanted)
+        ]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
@@ -106,7 +128,10 @@ def canary(home: Path) -> Iterator[Canary]:
     documents: list[dict[str, Any]] = [
         {
             "name": "weighted",
-            "variants": {"first": {"model": first, "weight": 95}, "second": {"model": second, "weight": 5}},
+            "variants": {
+                "first": {"model": first, "weight": 95},
+                "second": {"model": second, "weight": 5},
+            },
             "server": {"workers": WORKERS, "grpc_port": free_port()},
         },
         {"name": "by-header", "variants": halves, "sticky": {"header": "X-User-Id"}},
@@ -170,7 +195,10 @@ def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
 
 
 @pytest.mark.long
-def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary: Canary, load: Counter[str]) -> None:
+def test_canary_weights_change_live_without_a_reload_or_a_failed_request(
+    canary: Canary,
+    load: Counter[str],
+) -> None:
     loaded = canary.served.log.read_text().count("loaded ")
     assert share_of_the_next(load) < 0.15
     canary.weigh("weighted", first=50, second=50)
@@ -182,7 +210,12 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary:
     assert canary.served.log.read_text().count("loaded ") == loaded
     for name in ("first", "second"):
         answered = load[name]
-        counted = canary.metric("onnxserve_requests_total", endpoint="weighted", variant=name, status="200")
+        counted = canary.metric(
+            "onnxserve_requests_total",
+            endpoint="weighted",
+            variant=name,
+            status="200",
+        )
         assert answered <= counted <= load[name] + 2  # The two threads continue to send requests.
 
 
@@ -194,7 +227,9 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary:
     ],
 )
 def test_canary_callers_stick_to_their_variant_and_move_only_when_they_must(
-    canary: Canary, endpoint: str, ask: Callable[[Canary, int], str]
+    canary: Canary,
+    endpoint: str,
+    ask: Callable[[Canary, int], str],
 ) -> None:
     users = range(1, 41)
     before = {user: ask(canary, user) for user in users}
@@ -211,7 +246,12 @@ def test_canary_callers_over_grpc_have_the_variant_that_they_have_over_http(cana
     def over_grpc(user: str) -> str:
         rows = InferInput("X", [1, 2], "FP32")
         rows.set_data_from_numpy(np.zeros((1, 2), np.float32))
-        answer = client.infer("by-header", [rows], headers={"x-user-id": user}, client_timeout=SECONDS)
+        answer = client.infer(
+            "by-header",
+            [rows],
+            headers={"x-user-id": user},
+            client_timeout=SECONDS,
+        )
         return "second" if answer.as_numpy("y").item() else "first"
 
     users = [f"user-{number}" for number in range(40)]
@@ -225,10 +265,15 @@ def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> Non
 
 
 @pytest.mark.long
-def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary: Canary, home: Path) -> None:
+def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(
+    canary: Canary,
+    home: Path,
+) -> None:
     rows = [{"user": number, "amount": 0.5} for number in range(3)]
     responses = [canary.ask("watched", rows) for _ in range(20)]
-    assert {response.text for response in responses} == {'{"predictions":[{"y":0.5},{"y":1.5},{"y":2.5}]}'}
+    assert {response.text for response in responses} == {
+        '{"predictions":[{"y":0.5},{"y":1.5},{"y":2.5}]}',
+    }
     assert {response.headers["X-Model-Variant"] for response in responses} == {"main"}
 
     def compared(name: str) -> float:
@@ -236,13 +281,19 @@ def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary
 
     wait_until(lambda: compared("equal") == compared("other") == 20, SECONDS, "the shadows")
     assert canary.metric("onnxserve_shadow_rows_total", variant="equal", agreement="same") == 60
-    assert canary.metric("onnxserve_shadow_rows_total", variant="other", agreement="different") == 60
-    assert canary.metric("onnxserve_shadow_difference_sum", variant="other") == pytest.approx(60_000)
+    assert (
+        canary.metric("onnxserve_shadow_rows_total", variant="other", agreement="different") == 60
+    )
+    assert canary.metric("onnxserve_shadow_difference_sum", variant="other") == pytest.approx(
+        60_000,
+    )
     assert canary.metric("onnxserve_requests_total", endpoint="watched") == 20
 
     def logged() -> pd.DataFrame:
         files = (home / "home" / "inference_log").rglob("*.parquet")
-        tables = [pq.ParquetFile(file).read().to_pandas() for file in files if "watched" in str(file)]
+        tables = [
+            pq.ParquetFile(file).read().to_pandas() for file in files if "watched" in str(file)
+        ]
         return pd.concat(tables) if tables else pd.DataFrame({"_variant": []})
 
     wait_until(lambda: len(logged()) == 180, SECONDS, "the inference log")
@@ -254,17 +305,29 @@ def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary
 
 @pytest.mark.long
 def test_shadow_that_hangs_raises_or_dies_disturbs_nobody(tmp_path: Path) -> None:
-    texts = write_model(tmp_path / "texts", SAME, [{"name": "do", "type": "string", "required": True}])
+    texts = write_model(
+        tmp_path / "texts",
+        SAME,
+        [{"name": "do", "type": "string", "required": True}],
+    )
     main, trouble = {"model": str(texts)}, {"model": str(troubled(tmp_path / "model"))}
     server = {"workers": 1, "request_timeout_seconds": 3}
     documents = [
-        {"name": "troubled", "variants": {"main": main, "trouble": trouble | {"shadow": True}}, "server": server},
+        {
+            "name": "troubled",
+            "variants": {"main": main, "trouble": trouble | {"shadow": True}},
+            "server": server,
+        },
         {"name": "turned", "variants": {"trouble": trouble, "texts": main | {"shadow": True}}},
     ]
     with served_at(tmp_path, documents) as canary:
         for number in range(5):  # The shadow is a pyfunc that answers from the same process.
             canary.ask("turned", [{"do": f"text {number}"}])
-        agreed = lambda: canary.metric("onnxserve_shadow_rows_total", endpoint="turned", agreement="same")  # noqa: E731
+        agreed = lambda: canary.metric(
+            "onnxserve_shadow_rows_total",
+            endpoint="turned",
+            agreement="same",
+        )  # noqa: E731
         wait_until(lambda: agreed() == 5, SECONDS, "the shadow of a pyfunc")
         _answers_whatever_the_shadow_does(canary)
 
@@ -274,7 +337,11 @@ def _answers_whatever_the_shadow_does(canary: Canary) -> None:
         assert canary.ask("troubled", [{"do": text}]).json() == {"predictions": [{"y": text}]}
 
     def shadowed(outcome: str) -> float:
-        return canary.metric("onnxserve_shadow_requests_total", endpoint="troubled", outcome=outcome)
+        return canary.metric(
+            "onnxserve_shadow_requests_total",
+            endpoint="troubled",
+            outcome=outcome,
+        )
 
     ask("fine")
     wait_until(lambda: shadowed("compared") == 1, SECONDS, "the shadow")
@@ -292,4 +359,7 @@ def _answers_whatever_the_shadow_does(canary: Canary) -> None:
 
     wait_until(compares_again, SECONDS, "the shadow is back")
     assert canary.metric("onnxserve_requests_total", endpoint="troubled", status="500") == 0
-    assert canary.metric("onnxserve_shadow_rows_total", endpoint="troubled", agreement="different") == 0
+    assert (
+        canary.metric("onnxserve_shadow_rows_total", endpoint="troubled", agreement="different")
+        == 0
+    )

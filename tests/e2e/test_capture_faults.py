@@ -106,13 +106,19 @@ class Log:
         window = parse_window("2026-06-01/1d")
         tables = list(log.batches(ENDPOINT, window, ["_prediction_id"]))
         assert log.unreadable == {}
-        return [name for table in tables for name in pc.cast(table.column("_prediction_id"), "string").to_pylist()]
+        return [
+            name
+            for table in tables
+            for name in pc.cast(table.column("_prediction_id"), "string").to_pylist()
+        ]
 
     def has_all(self, answered: list[str]) -> None:
         """Check that each prediction id is in the log exactly once."""
         found = self.predictions()
         assert len(found) == len(set(found))
-        assert set(answered) <= set(found), f"{len(set(answered) - set(found))} of {len(answered)} are missing"
+        assert set(answered) <= set(found), (
+            f"{len(set(answered) - set(found))} of {len(answered)} are missing"
+        )
 
     def told(self) -> Watermark:
         (mark,) = read_watermarks(open_log(self.uri).location)
@@ -134,7 +140,11 @@ def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
 def agent_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
-            return [one for one in served.members() if "mlflow_deploy_plugin.serve.agent" in one.cmdline()]
+            return [
+                one
+                for one in served.members()
+                if "mlflow_deploy_plugin.serve.agent" in one.cmdline()
+            ]
         return []
 
     return psutil.Process(wait_until(found, PATIENCE, "an agent")[0].pid)
@@ -142,7 +152,9 @@ def agent_of(served: Served) -> psutil.Process:
 
 def worker_of(served: Served) -> psutil.Process:
     alive = wait_until(
-        lambda: [one.pid for one in read_workers(served.state_dir) if psutil.pid_exists(one.pid)], PATIENCE, "a worker"
+        lambda: [one.pid for one in read_workers(served.state_dir) if psutil.pid_exists(one.pid)],
+        PATIENCE,
+        "a worker",
     )
     return psutil.Process(random.choice(alive))
 
@@ -170,7 +182,9 @@ def kill_all_of(served: Served) -> None:
 
 @pytest.mark.long
 def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
-    start: Callable[[], Served], log: Log, tmp_path: Path
+    start: Callable[[], Served],
+    log: Log,
+    tmp_path: Path,
 ) -> None:
     served = start()
     with asking(served.url) as load:
@@ -206,7 +220,9 @@ def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_next_start(
-    start: Callable[[], Served], log: Log, seed: int
+    start: Callable[[], Served],
+    log: Log,
+    seed: int,
 ) -> None:
     draw = random.Random(seed)
     answered: list[str] = []
@@ -231,7 +247,9 @@ def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_
 @pytest.mark.long
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
-    start: Callable[[], Served], log: Log, goes_on: bool
+    start: Callable[[], Served],
+    log: Log,
+    goes_on: bool,
 ) -> None:
     draw = random.Random(7)
     served = start()
@@ -251,9 +269,15 @@ def test_gunicorn_killed_again_and_again_under_load_and_at_the_end(
 
 
 @pytest.mark.long
-def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(start: Callable[[], Served], log: Log) -> None:
+def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(
+    start: Callable[[], Served],
+    log: Log,
+) -> None:
     served = start()
-    limits = {one.pid: resource.prlimit(one.pid, resource.RLIMIT_FSIZE) for one in read_workers(served.state_dir)}
+    limits = {
+        one.pid: resource.prlimit(one.pid, resource.RLIMIT_FSIZE)
+        for one in read_workers(served.state_dir)
+    }
     with asking(served.url) as load:
         load.wait_for(50)
         for pid, (_, hard) in limits.items():
@@ -265,6 +289,12 @@ def test_a_full_disk_drops_rows_and_counts_them_and_refuses_nobody(start: Callab
     assert (load.refused, load.broken) == ([], 0)
     assert served.end() == 0, served.log.read_text()
     mark, found = log.told(), log.predictions()
-    assert len(found) == len(set(found)) == mark.shipped_rows[ENDPOINT] == mark.captured_rows[ENDPOINT]
+    assert (
+        len(found) == len(set(found)) == mark.shipped_rows[ENDPOINT] == mark.captured_rows[ENDPOINT]
+    )
     assert mark.dropped_rows[ENDPOINT] >= 40
-    assert len(load.answered) == mark.answered_rows[ENDPOINT] == len(found) + mark.dropped_rows[ENDPOINT]
+    assert (
+        len(load.answered)
+        == mark.answered_rows[ENDPOINT]
+        == len(found) + mark.dropped_rows[ENDPOINT]
+    )

@@ -61,7 +61,10 @@ class Console:
 
 
 @pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Console]:
+def console(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Console]:
     folder = tmp_path_factory.mktemp("console")
     new_database(folder)
     server = MlflowServer(folder, app="onnxserve")
@@ -73,9 +76,16 @@ def console(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pa
             for graph in (adder(1.0), parse_graph(FAILING)):
                 with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
                     mlflow.onnx.log_model(
-                        graph, name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
+                        graph,
+                        name="model",
+                        registered_model_name=MODEL,
+                        pip_requirements=["onnxruntime"],
                     )
-            url = client.create_deployment(ENDPOINT, f"models:/{MODEL}/1", config={"monitors.drift.every": "1d"})["url"]
+            url = client.create_deployment(
+                ENDPOINT,
+                f"models:/{MODEL}/1",
+                config={"monitors.drift.every": "1d"},
+            )["url"]
             with chromium() as browser:
                 page = browser.new_page()
                 page.set_default_timeout(60_000)
@@ -94,7 +104,8 @@ def traffic(console: Console) -> Iterator[Traffic]:
 
 
 def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
-    console: Console, request: pytest.FixtureRequest
+    console: Console,
+    request: pytest.FixtureRequest,
 ) -> None:
     page = console.open()
     page.evaluate("window.notLoadedAgain = true")
@@ -106,11 +117,15 @@ def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
     expect(line).not_to_have_attribute("d", first)
     assert page.evaluate("window.notLoadedAgain")
     expect(page.locator(f"#{ENDPOINT}-requests svg[role=img]")).to_have_attribute(
-        "aria-label", re.compile(r"version 1: now \d")
+        "aria-label",
+        re.compile(r"version 1: now \d"),
     )
 
 
-def test_the_arrow_keys_and_the_pointer_read_a_value_off(console: Console, traffic: Traffic) -> None:
+def test_the_arrow_keys_and_the_pointer_read_a_value_off(
+    console: Console,
+    traffic: Traffic,
+) -> None:
     figure = console.open().locator(f"#{ENDPOINT}-requests")
     expect(figure.locator("path[data-name='version 1']")).to_be_attached()
     figure.focus()
@@ -139,7 +154,9 @@ def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(consol
     assert page.evaluate("window.notLoadedAgain")
 
 
-def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs(console: Console) -> None:
+def test_an_endpoint_that_comes_is_shown_in_its_place_and_the_others_keep_theirs(
+    console: Console,
+) -> None:
     page = console.open("")
     client = get_deploy_client("onnxserve")
     client.create_endpoint("a-first-one")
@@ -157,11 +174,22 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
     ended = threading.Event()
     with open_deployments(lambda line: None) as deployments:
         actions = RolloutActions(deployments, "controller", lambda line: None)
-        controller = RolloutController(deployments.store, actions, "here", deployments.place(ENDPOINT))
+        controller = RolloutController(
+            deployments.store,
+            actions,
+            "here",
+            deployments.place(ENDPOINT),
+        )
         working = threading.Thread(target=controller.run, args=(ended,))
         working.start()
         try:
-            wanted = RolloutRequest(f"models:/{MODEL}/2", "50,100", "60s", "error_rate>1%", min_requests=1_000_000)
+            wanted = RolloutRequest(
+                f"models:/{MODEL}/2",
+                "50,100",
+                "60s",
+                "error_rate>1%",
+                min_requests=1_000_000,
+            )
             start_rollout(deployments, ENDPOINT, wanted)
             page = console.open()
             page.evaluate("window.notLoadedAgain = true")
@@ -186,14 +214,23 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
 
 @pytest.mark.parametrize("path", ["", f"?endpoint={ENDPOINT}"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_readable_on_a_phone_by_day_and_by_night(console: Console, scheme: str, path: str) -> None:
+def test_it_is_readable_on_a_phone_by_day_and_by_night(
+    console: Console,
+    scheme: str,
+    path: str,
+) -> None:
     console.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page = console.open(path, width=360)
     expect(page.locator("path.line").first).to_be_attached()
     console.picture(f"phone-{scheme}-{'whole' if path else 'all'}")
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    texts = {".legend b": "color", ".legend li": "color", ".chart figcaption .muted": "color", ".card .reason": "color"}
+    texts = {
+        ".legend b": "color",
+        ".legend li": "color",
+        ".chart figcaption .muted": "color",
+        ".card .reason": "color",
+    }
     shapes = {"path.c0": "stroke", "details input[name=why]": "borderTopColor"}
     contrast = page.evaluate(CONTRAST, [*texts.items(), *shapes.items()])
     assert min(contrast[text] for text in texts) >= 4.5

@@ -54,7 +54,12 @@ class Model:
         return f"models:/{self.name}/Production"
 
     def promote(self, version: str) -> None:
-        self.client.transition_model_version_stage(self.name, version, "Production", archive_existing_versions=True)
+        self.client.transition_model_version_stage(
+            self.name,
+            version,
+            "Production",
+            archive_existing_versions=True,
+        )
 
     def tags(self, version: str) -> dict[str, str]:
         return dict(self.client.get_model_version(self.name, version).tags)
@@ -75,26 +80,44 @@ def sources(mlflow_server: MlflowServer) -> list[str]:
             ballast = ", ".join([str(amount)] * BALLAST)
             graph = parse_graph(
                 f"adder (float[N,1] x) => (float[N,1] y) <float[{BALLAST}] many = {{{ballast}}}, "
-                "int64[1] at = {7}> { one = Gather(many, at)\n y = Add(x, one) }"
+                "int64[1] at = {7}> { one = Gather(many, at)\n y = Add(x, one) }",
             )
-            uris.append(mlflow.onnx.log_model(graph, name=f"add{amount}", pip_requirements=["onnxruntime"]).model_uri)
+            uris.append(
+                mlflow.onnx.log_model(
+                    graph,
+                    name=f"add{amount}",
+                    pip_requirements=["onnxruntime"],
+                ).model_uri,
+            )
     return uris
 
 
 @pytest.fixture
-def model(mlflow_server: MlflowServer, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> Model:
+def model(
+    mlflow_server: MlflowServer,
+    sources: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Model:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.3")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
     model = Model(f"faults-{uuid.uuid4().hex[:8]}", mlflow_server)
     model.client.create_registered_model(model.name)
     for source in sources:
-        model.client.create_model_version(model.name, source, model_id=source.removeprefix("models:/"))
+        model.client.create_model_version(
+            model.name,
+            source,
+            model_id=source.removeprefix("models:/"),
+        )
     model.promote("1")
     return model
 
 
 @pytest.fixture
-def proxy(mlflow_server: MlflowServer, model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def proxy(
+    mlflow_server: MlflowServer,
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Proxy]:
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         yield proxy
@@ -111,7 +134,12 @@ def wanted(served: Served) -> str:
 
 def loaded(served: Served) -> list[str]:
     """Return the version that each worker serves."""
-    return [v.version for w in read_workers(served.state_dir) for e in w.endpoints.values() for v in e.values()]
+    return [
+        v.version
+        for w in read_workers(served.state_dir)
+        for e in w.endpoints.values()
+        for v in e.values()
+    ]
 
 
 def serves(served: Served, version: str) -> bool:
@@ -141,14 +169,24 @@ def metrics(served: Served) -> str:
 
 def asked(served: Served, folder: Path, rate: float) -> OpenLoop:
     values = {str(version): f"[[{10.0 + version}]]".encode() for version in (1, 2, 3)}
-    return OpenLoop(int(served.url.rpartition(":")[2]), post("/invocations", BODY), values, rate, folder / "kept.npy")
+    return OpenLoop(
+        int(served.url.rpartition(":")[2]),
+        post("/invocations", BODY),
+        values,
+        rate,
+        folder / "kept.npy",
+    )
 
 
 def swap(model: Model, served: Served, times: int) -> None:
     for number in range(times):
         version = "2" if number % 2 == 0 else "1"
         model.promote(version)
-        wait_until(lambda: loaded(served) == [version] * 2, PATIENCE, f"both workers serve {version}")  # noqa: B023
+        wait_until(
+            lambda: loaded(served) == [version] * 2,
+            PATIENCE,
+            f"both workers serve {version}",
+        )  # noqa: B023
 
 
 def assert_unnoticed(answers: Answers, least: int) -> None:
@@ -159,7 +197,11 @@ def assert_unnoticed(answers: Answers, least: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve: Serve, model: Model, tmp_path: Path) -> None:
+def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(
+    serve: Serve,
+    model: Model,
+    tmp_path: Path,
+) -> None:
     from benchmarks.serving.load import Target, closed_loop
 
     served = serve("-m", model.uri, "-w", "2").wait_ready()
@@ -173,7 +215,9 @@ def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve: Serve, model: 
 
 @pytest.mark.long
 def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_that_is_started_anew(
-    serve: Serve, model: Model, proxy: Proxy
+    serve: Serve,
+    model: Model,
+    proxy: Proxy,
 ) -> None:
     served = serve("-m", model.uri).wait_ready()
     proxy.turn("<html><body>Welcome to the portal</body></html>")
@@ -193,20 +237,31 @@ def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_th
 
 
 def re_metric(page: str, name: str) -> float:
-    return float(next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2])
+    return float(
+        next(line for line in page.splitlines() if line.startswith(name + " ")).rpartition(" ")[2],
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("mood", "status"), [("refuse", 200), ("oops", 500), ('{"registered_model": 7}', 200), ("[]", 200), ("hang", 200)]
+    ("mood", "status"),
+    [("refuse", 200), ("oops", 500), ('{"registered_model": 7}', 200), ("[]", 200), ("hang", 200)],
 )
 def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
-    serve: Serve, model: Model, proxy: Proxy, mood: str, status: int
+    serve: Serve,
+    model: Model,
+    proxy: Proxy,
+    mood: str,
+    status: int,
 ) -> None:
     served = serve("-m", model.uri).wait_ready()
     proxy.turn(mood, status=status)
     model.promote("2")
-    wait_until(lambda: serves(served, "1") and agent(served).error, PATIENCE, "the agent says what is wrong")
+    wait_until(
+        lambda: serves(served, "1") and agent(served).error,
+        PATIENCE,
+        "the agent says what is wrong",
+    )
     proxy.turn("honest")
     wait_served(served, "2")
 
@@ -214,7 +269,10 @@ def test_whatever_the_registry_does_serving_goes_on_and_following_comes_back(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
-    serve: Serve, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = MlflowServer(tmp_path / "own")
     shutil.copytree(model.mlflow.folder, own.folder)
@@ -238,7 +296,10 @@ def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["gone", "corrupt", "disk full"])
 def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_can(
-    serve: Serve, model: Model, sources: list[str], fault: str
+    serve: Serve,
+    model: Model,
+    sources: list[str],
+    fault: str,
 ) -> None:
     served = serve("-m", model.uri).wait_ready()
     file = model.file("2")
@@ -274,19 +335,32 @@ def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_
 @pytest.mark.long
 @pytest.mark.parametrize("who", ["agent", "worker"])
 def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finished(
-    serve: Serve, model: Model, who: str
+    serve: Serve,
+    model: Model,
+    who: str,
 ) -> None:
     served = serve("-m", model.uri, "-w", "2").wait_ready()
     for version in ("2", "1", "2"):
         model.promote(version)
         if who == "agent":
-            wait_until(lambda: "version" in agent(served).error or wanted(served) == version, PATIENCE)  # noqa: B023
-            wait_until(lambda: psutil.pid_exists(agent(served).pid), PATIENCE, "the one before is replaced")
+            wait_until(
+                lambda: "version" in agent(served).error or wanted(served) == version,
+                PATIENCE,
+            )  # noqa: B023
+            wait_until(
+                lambda: psutil.pid_exists(agent(served).pid),
+                PATIENCE,
+                "the one before is replaced",
+            )
             os.kill(agent(served).pid, signal.SIGKILL)
         else:
             wait_until(lambda: wanted(served) == version, PATIENCE)  # noqa: B023
             os.kill(read_workers(served.state_dir)[0].pid, signal.SIGKILL)
-        wait_until(lambda: loaded(served) == [version] * 2, PATIENCE, f"both workers serve {version}")  # noqa: B023
+        wait_until(
+            lambda: loaded(served) == [version] * 2,
+            PATIENCE,
+            f"both workers serve {version}",
+        )  # noqa: B023
         wait_until(lambda: _answers(served) == version, PATIENCE, "it answers")  # noqa: B023
     assert agent(served).error == ""
 
@@ -301,7 +375,8 @@ def _answers(served: Served) -> str:
 
 @pytest.mark.long
 def test_a_master_that_is_killed_in_the_middle_of_a_swap_is_started_anew_and_the_swap_is_finished(
-    serve: Serve, model: Model
+    serve: Serve,
+    model: Model,
 ) -> None:
     served = serve("-m", model.uri).wait_ready()
     children = psutil.Process(served.process.pid).children()
@@ -328,16 +403,32 @@ def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Mode
 
 
 @pytest.mark.long
-def test_a_version_for_which_memory_lacks_is_refused_politely(serve: Serve, model: Model, tmp_path: Path) -> None:
+def test_a_version_for_which_memory_lacks_is_refused_politely(
+    serve: Serve,
+    model: Model,
+    tmp_path: Path,
+) -> None:
     with tracking_at(model.mlflow.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         many = ", ".join(["1"] * (8 * 2**20 // 4))
         graph = parse_graph(
             f"big (float[N,1] x) => (float[N,1] y) <float[{8 * 2**20 // 4}] many = {{{many}}}, int64[1] at = {{7}}> "
-            "{ one = Gather(many, at)\n y = Add(x, one) }"
+            "{ one = Gather(many, at)\n y = Add(x, one) }",
         )
-        mlflow.onnx.log_model(graph, name="big", registered_model_name=model.name, pip_requirements=["onnxruntime"])
-    served = serve("-m", model.uri, "-C", f"server.max_worker_memory_bytes={64 * 2**20}").wait_ready()
-    used = max(psutil.Process(worker.pid).memory_info().rss for worker in read_workers(served.state_dir))
+        mlflow.onnx.log_model(
+            graph,
+            name="big",
+            registered_model_name=model.name,
+            pip_requirements=["onnxruntime"],
+        )
+    served = serve(
+        "-m",
+        model.uri,
+        "-C",
+        f"server.max_worker_memory_bytes={64 * 2**20}",
+    ).wait_ready()
+    used = max(
+        psutil.Process(worker.pid).memory_info().rss for worker in read_workers(served.state_dir)
+    )
     assert used > 48 * 2**20, "the limit is too wide for this test"
     model.promote("4")
     wait_error(served, "limit is 64 MiB")

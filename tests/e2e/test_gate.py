@@ -46,7 +46,10 @@ class Journey:
 
 
 @pytest.fixture(scope="module")
-def journey(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+def journey(
+    mlflow_server: MlflowServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Journey]:
     """Register versions 1 and 2 (the best possible), 3 (worse) and 4 (like 1). The policy is in the model's tag."""
     folder = tmp_path_factory.mktemp("gate")
     holdout = write_rows(folder / "holdout.parquet", labelled(600))
@@ -61,7 +64,9 @@ def journey(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
             mlflow.register_model(f"runs:/{run.info.run_id}/model", MODEL)
         evaluation = f"{{dataset: {holdout}, target: label, metric: roc_auc, resamples: 200}}"
         client.set_registered_model_tag(
-            MODEL, "onnxserve.gate.policy", f"evaluation: {evaluation}\nbudget: {{batch: 8}}"
+            MODEL,
+            "onnxserve.gate.policy",
+            f"evaluation: {evaluation}\nbudget: {{batch: 8}}",
         )
         yield Journey(client, deployments, holdout)
 
@@ -90,7 +95,8 @@ def passes(journey: Journey) -> None:
     document = json.loads(judged.stdout)
     assert document["state"] == "passed"
     assert {check["name"]: check["state"] for check in document["checks"]} == dict.fromkeys(
-        ("parity", "signature", "evaluation", "robustness", "budget"), "passed"
+        ("parity", "signature", "evaluation", "robustness", "budget"),
+        "passed",
     )
     artifacts = {entry.path for entry in journey.client.list_artifacts(document["run"]["run_id"])}
     assert {"gate_report.html", "gate.json"} <= artifacts
@@ -99,7 +105,10 @@ def passes(journey: Journey) -> None:
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
-    assert mentions(promoted.stderr, "the verdict on version 2")  # The recent verdict was used again.
+    assert mentions(
+        promoted.stderr,
+        "the verdict on version 2",
+    )  # The recent verdict was used again.
     answer = json.loads(promoted.stdout)
     assert (answer["before"], answer["gate"]) == ("1", "passed")
     (served,) = answer["served"]
@@ -141,7 +150,11 @@ def by_force(journey: Journey) -> None:
 def behind_its_back(journey: Journey) -> None:
     """A version that the API moves to Production without the gate is not served, and the reason is visible to users."""
     journey.client.transition_model_version_stage(MODEL, "4", "Production")
-    wait_until(lambda: "onnxserve.error" in journey.tags(4), PATIENCE, "the version says why it is not served")
+    wait_until(
+        lambda: "onnxserve.error" in journey.tags(4),
+        PATIENCE,
+        "the version says why it is not served",
+    )
     reason = "it has not been through the gate, but this endpoint requires gate=passed"
     assert reason in journey.tags(4)["onnxserve.error"]
     assert reason in journey.deployments.get_deployment("toy")["error"]

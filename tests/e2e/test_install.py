@@ -21,7 +21,10 @@ from tests.support.guides import ROOT, blocks, run_smallest_example, section, sh
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # The first installation downloads all packages.
+pytestmark = [
+    pytest.mark.install,
+    pytest.mark.timeout(900),
+]  # The first installation downloads all packages.
 
 UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
@@ -104,7 +107,10 @@ print(*missing)
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the files that a clone contains."""
     folder = tmp_path_factory.mktemp("checkout")
-    names = _output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT).split("\0")
+    names = _output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+    ).split("\0")
     for name in filter(None, names):
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +120,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path) -> Path:
-    _output([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."], cwd=checkout)
+    _output(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "dist", "."],
+        cwd=checkout,
+    )
     (made,) = checkout.glob("dist/*.whl")
     return made
 
@@ -136,13 +145,19 @@ def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
-    checkout: Path, wheel: Path, tmp_path: Path
+    checkout: Path,
+    wheel: Path,
+    tmp_path: Path,
 ) -> None:
     """`python -m build` makes the sdist, and the wheel from the sdist (.github/workflows/release.yaml)."""
     _output([sys.executable, "-m", "build", "--outdir", tmp_path], cwd=checkout)
     (built,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     _output([sys.executable, "-m", "twine", "check", "--strict", built, sdist])
-    ours = {str(path.relative_to(checkout)) for path in (checkout / PACKAGE).rglob("*") if path.is_file()}
+    ours = {
+        str(path.relative_to(checkout))
+        for path in (checkout / PACKAGE).rglob("*")
+        if path.is_file()
+    }
     ours = {name for name in ours if "__pycache__" not in name}
 
     for one in (wheel, built):
@@ -167,13 +182,16 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
 def test_every_extra_is_tried_and_on_the_page() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert set(setup["options.extras_require"]) == IMPORTS_OF_EXTRAS.keys() | LEFT_OUT.keys() | {"projects"}
+    assert set(setup["options.extras_require"]) == IMPORTS_OF_EXTRAS.keys() | LEFT_OUT.keys() | {
+        "projects",
+    }
     assert [extra for extra in IMPORTS_OF_EXTRAS if f"`{extra}`" not in INSTALL] == []
     assert f"torch=={_torch_version()}+cpu" in INSTALL
 
 
 def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_installs(
-    checkout: Path, tmp_path: Path
+    checkout: Path,
+    tmp_path: Path,
 ) -> None:
     """The second block upgrades an older build. Here the older build is the first block's build without one module."""
     folder = tmp_path / "environment"
@@ -198,7 +216,12 @@ def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_instal
     """
     environment = {**shell(folder, tmp_path), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     walked = subprocess.run(
-        ["bash", "-c", script], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert walked.returncode == 0, walked.stderr
     assert f"mlflow-onnxserve[cpu]=={__version__}" in walked.stdout
@@ -206,7 +229,8 @@ def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_instal
 
 
 def test_without_extras_everything_but_their_rooms_is_imported(
-    environment: Callable[[str], Path], tmp_path: Path
+    environment: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     python = environment("") / "bin" / "python"
     missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
@@ -214,7 +238,10 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
     assert "no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
     model = tensor_model(tmp_path / "model")
-    planned = _output([python.with_name("onnxserve"), "build-docker", "-m", model, "--dry-run"], cwd=tmp_path)
+    planned = _output(
+        [python.with_name("onnxserve"), "build-docker", "-m", model, "--dry-run"],
+        cwd=tmp_path,
+    )
     assert " docker/Dockerfile\n" in planned
     judged = subprocess.run(
         [python.with_name("onnxserve"), "log", "query", "flights"],
@@ -226,17 +253,35 @@ def test_without_extras_everything_but_their_rooms_is_imported(
 
 @pytest.mark.parametrize("extra", IMPORTS_OF_EXTRAS)
 def test_an_extra_alone_brings_what_its_room_imports(
-    extra: str, environment: Callable[[str], Path], tmp_path: Path
+    extra: str,
+    environment: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    _output([environment(extra) / "bin" / "python", "-W", "ignore", "-c", IMPORTS_OF_EXTRAS[extra]], cwd=tmp_path)
+    _output(
+        [environment(extra) / "bin" / "python", "-W", "ignore", "-c", IMPORTS_OF_EXTRAS[extra]],
+        cwd=tmp_path,
+    )
 
 
 def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
-    environment: Callable[[str], Path], tmp_path: Path
+    environment: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it is not in any index."""
     folder = environment("cpu")
-    _output([sys.executable, "-m", "pip", "--python", folder, "install", "-q", "mlflow-onnxserve[redis]"], cwd=tmp_path)
+    _output(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            folder,
+            "install",
+            "-q",
+            "mlflow-onnxserve[redis]",
+        ],
+        cwd=tmp_path,
+    )
     _output([folder / "bin" / "python", "-c", IMPORTS_OF_EXTRAS["redis"]], cwd=tmp_path)
 
 
@@ -245,22 +290,38 @@ def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path:
 
 
 def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
-    checkout: Path, tmp_path: Path
+    checkout: Path,
+    tmp_path: Path,
 ) -> None:
     """uv installs the oldest version of each direct dependency of a source tree. For a wheel, it would install the
     newest.
     """
     folder = tmp_path / "environment"
     _output([UV, "venv", "-q", "--python", sys.executable, folder])
-    _install(folder, f"{checkout}[cpu,controller,sklearn,statsmodels,ui]", "--resolution", "lowest-direct")
+    _install(
+        folder,
+        f"{checkout}[cpu,controller,sklearn,statsmodels,ui]",
+        "--resolution",
+        "lowest-direct",
+    )
     _install(folder, "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
     run_smallest_example(folder, tmp_path)
     of_gunicorn = ("serve/test_gunicorn_conf.py", "serve/http/workers/test_fast_worker_gunicorn.py")
-    folders = [f"tests/{folder}" for folder in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)]
-    _output([folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *folders], cwd=checkout)
+    folders = [
+        f"tests/{folder}"
+        for folder in ("promote/gate", "watch/alerts", "serve/runtime", *of_gunicorn)
+    ]
+    _output(
+        [folder / "bin" / "python", "-m", "pytest", "-q", "-n", "2", "-m", "not long", *folders],
+        cwd=checkout,
+    )
 
 
-def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:
+def test_by_hand_is_walked_with_the_wheel(
+    environment: Callable[[str], Path],
+    checkout: Path,
+    tmp_path: Path,
+) -> None:
     """The folder contains only the files of the checkout that the page requires, without the package."""
     folder = tmp_path / "examples"
     folder.mkdir()
@@ -287,7 +348,10 @@ def _install_torch(environment: Path) -> None:
     """
     version = _torch_version()
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
-    if subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode != 0:
+    if (
+        subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode
+        != 0
+    ):
         pytest.skip(f"no CPU build of torch {version} is found for this Python")
 
 
@@ -299,6 +363,13 @@ def _torch_version() -> str:
 def _output(command: list[str | Path], cwd: Path | None = None) -> str:
     """Return the output of the command. If the command fails, fail the test with its errors."""
     variables = shell(Path(sys.prefix), cwd or Path.cwd())
-    result = subprocess.run(command, check=False, cwd=cwd, env=variables, capture_output=True, text=True)
+    result = subprocess.run(
+        command,
+        check=False,
+        cwd=cwd,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
     return result.stdout

@@ -25,7 +25,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
     """Create the deployment `sum`, which requires keys, allows unloading and has a gRPC port."""
-    config = {"server.api_keys": "true", "server.model_control_mode": "explicit", "server.grpc_port": str(free_port())}
+    config = {
+        "server.api_keys": "true",
+        "server.model_control_mode": "explicit",
+        "server.grpc_port": str(free_port()),
+    }
     with empty_home(home) as client:
         client.create_deployment("sum", save_models(home / "models").once, config=config)
         yield client
@@ -36,7 +40,10 @@ def status(url: str, key: str = "") -> int:
     return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=60).status_code
 
 
-def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymentClient, home: Path) -> None:
+def test_a_key_holds_from_its_creation_to_its_revocation(
+    deployed: BaseDeploymentClient,
+    home: Path,
+) -> None:
     url = deployed.get_deployment("sum")["url"]
     assert status(url) == 401
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
@@ -54,15 +61,22 @@ def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymen
 
 
 @pytest.mark.long
-def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: BaseDeploymentClient) -> None:
-    ops = CliRunner().invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"]).stdout.strip()
+def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
+    deployed: BaseDeploymentClient,
+) -> None:
+    ops = (
+        CliRunner()
+        .invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"])
+        .stdout.strip()
+    )
     with open_deployments(print) as deployments:
         server = deployments.get_endpoint("sum").endpoint.spec.server
     url = f"http://127.0.0.1:{server.port}"
 
     def ask(path: str) -> int:
         return requests.post(
-            f"{url}/v2/repository/models/{path}", headers={"Authorization": f"Bearer {ops}"}
+            f"{url}/v2/repository/models/{path}",
+            headers={"Authorization": f"Bearer {ops}"},
         ).status_code
 
     wait_until(lambda: ask("sum/unload") == 200, what="the key is known, and the endpoint unloaded")
@@ -76,4 +90,7 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: B
         return [line.partition("Z  ")[2] for line in lines if "key ops" in line]
 
     wait_until(lambda: len(told()) == 2, what="both events")
-    assert sorted(told()) == ["key ops  load  sum: – → loaded", "key ops  unload  sum: – → unloaded"]
+    assert sorted(told()) == [
+        "key ops  load  sum: – → loaded",
+        "key ops  unload  sum: – → unloaded",
+    ]

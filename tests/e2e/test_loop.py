@@ -23,7 +23,9 @@ POLICY = "evaluation: {margin: 0.5}\nskip: [robustness, budget]"
 
 
 def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
-    tracking: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracking: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "outcome"
     folder.mkdir()
@@ -40,7 +42,15 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     assert any(state.endswith("promoted") for state in result.states)
     assert {one.verdict for one in result.weeks if one.monitor == "accuracy"} >= {"violated"}
     actions = [line.split()[3] for line in story.splitlines() if not line.startswith(" ")]
-    links = ["retrain.start", "retrain.run", "retrain.version", "gate", "rollout.start", "alias", "rollout.end"]
+    links = [
+        "retrain.start",
+        "retrain.run",
+        "retrain.version",
+        "gate",
+        "rollout.start",
+        "alias",
+        "rollout.end",
+    ]
     places = [actions.index(link, actions.index("retrain.start")) for link in links]
     assert places == sorted(places)
     assert (folder / "accuracy_by_month.png").stat().st_size < 200_000

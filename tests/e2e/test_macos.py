@@ -44,7 +44,9 @@ class Mac:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")} | {
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("KUBE")
+        } | {
             "PYTHONPATH": str(MACOS),
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "ONNXSERVE_HOME": str(folder / "home"),
@@ -55,7 +57,14 @@ class Mac:
     def run(self, program: str, *arguments: str, status: int = 0) -> str:
         command = [str(Path(sys.executable).with_name(program)), *arguments]
         places: dict[str, Any] = {"cwd": self.folder, "env": self.environment}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **places)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            **places,
+        )
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + (done.stderr if status else "")
@@ -72,7 +81,16 @@ def mac(tmp_path_factory: pytest.TempPathFactory) -> Mac:
 def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
     """Return the address of a deployment on the Mac, and the process id of its supervisor."""
     port = free_port()
-    create = ("deployments", "create", "-t", "onnxserve", "--name", "tried", "-m", "models:/cancer/1")
+    create = (
+        "deployments",
+        "create",
+        "-t",
+        "onnxserve",
+        "--name",
+        "tried",
+        "-m",
+        "models:/cancer/1",
+    )
     mac.run("mlflow", *create, "-C", f"server.port={port}")
     state = read_state(mac.folder / "home/deployments/tried" / SERVER, ServerState)
     assert state is not None
@@ -88,15 +106,26 @@ def test_what_is_registered_already_is_wrapped_and_judged(mac: Mac) -> None:
 @pytest.mark.parametrize("export_format", ["wheel", "bundle"])
 def test_a_version_is_exported(mac: Mac, export_format: str) -> None:
     assert ", checked on" in mac.run(
-        "onnxserve", "export", "models:/cancer/1", "--format", export_format, "-o", export_format
+        "onnxserve",
+        "export",
+        "models:/cancer/1",
+        "--format",
+        export_format,
+        "-o",
+        export_format,
     )
 
 
-def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(mac: Mac, endpoint: tuple[str, int]) -> None:
+def test_a_deployment_on_the_mac_itself_answers_and_is_started_again(
+    mac: Mac,
+    endpoint: tuple[str, int],
+) -> None:
     url, supervisor = endpoint
     assert requests.post(f"{url}/invocations", json=ROW, timeout=60).json()["predictions"]
     assert requests.get(f"{url}/metrics", timeout=60).ok
-    (gunicorn,) = (one for one in psutil.Process(supervisor).children() if "gunicorn" in one.cmdline())
+    (gunicorn,) = (
+        one for one in psutil.Process(supervisor).children() if "gunicorn" in one.cmdline()
+    )
     gunicorn.kill()
     wait_until(lambda: is_gone(gunicorn.pid) and _answers(url), what="gunicorn's restart")
 
@@ -106,7 +135,10 @@ def test_nothing_outlives_a_supervisor_that_is_killed(endpoint: tuple[str, int])
     processes = [one.pid for one in psutil.process_iter() if _session(one.pid) == supervisor]
     assert len(processes) >= 4
     os.kill(supervisor, signal.SIGKILL)
-    wait_until(lambda: all(map(is_gone, processes)), what="the end of gunicorn, its worker and the agent")
+    wait_until(
+        lambda: all(map(is_gone, processes)),
+        what="the end of gunicorn, its worker and the agent",
+    )
 
 
 def _answers(url: str) -> bool:

@@ -22,7 +22,12 @@ pytestmark = pytest.mark.long
     [
         pytest.param(["--env-manager", "uv"], id="uv"),
         pytest.param(
-            [], id="default", marks=pytest.mark.skipif(not shutil.which("pyenv"), reason="MLflow's default needs pyenv")
+            [],
+            id="default",
+            marks=pytest.mark.skipif(
+                not shutil.which("pyenv"),
+                reason="MLflow's default needs pyenv",
+            ),
         ),
     ],
 )
@@ -30,12 +35,21 @@ pytestmark = pytest.mark.long
     ("folder", "entry_point", "model"),
     [
         pytest.param(ROOT, ["train", "-P", "max_iter=10"], "flight-delay", id="root"),
-        pytest.param(ROOT / "projects" / "house_price", ["house_price"], "house-price", id="house_price"),
+        pytest.param(
+            ROOT / "projects" / "house_price",
+            ["house_price"],
+            "house-price",
+            id="house_price",
+        ),
     ],
 )
 @pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
 def test_a_model_is_trained_proven_and_registered(
-    folder: Path, entry_point: list[str], model: str, arguments: list[str], tmp_path: Path
+    folder: Path,
+    entry_point: list[str],
+    model: str,
+    arguments: list[str],
+    tmp_path: Path,
 ) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {
@@ -46,7 +60,14 @@ def test_a_model_is_trained_proven_and_registered(
     }
     command = [sys.executable, "-m", "mlflow", "run", str(folder), "-e", *entry_point, *arguments]
 
-    result = subprocess.run(command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        command,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
 
     assert result.returncode == 0, result.stdout + result.stderr
     version = MlflowClient(store).get_model_version(model, "1")
@@ -55,21 +76,44 @@ def test_a_model_is_trained_proven_and_registered(
 
 @pytest.mark.timeout(120)
 def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
-    new_database: Callable[[Path], str], tmp_path: Path
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
 ) -> None:
     store = new_database(tmp_path)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")
-    given = {"model": model, "input": tmp_path / "rows.csv", "output": tmp_path / "out", "keep": "id"}
+    given = {
+        "model": model,
+        "input": tmp_path / "rows.csv",
+        "output": tmp_path / "out",
+        "keep": "id",
+    }
     project = ROOT / "projects" / "batch"
-    command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", "batch", "--env-manager", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "run",
+        str(project),
+        "-e",
+        "batch",
+        "--env-manager",
+        "local",
+    ]
     command += [part for name, value in given.items() for part in ("-P", f"{name}={value}")]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": store,
     }
 
-    result = subprocess.run(command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        command,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "out" / "rows.csv").read_text() == '"id","y"\n"a",1\n"b",2\n'

@@ -12,7 +12,10 @@ from tests.support.guides import ROOT, Reader, blocks, section, shell
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PAGES = {
-    "rollout.md": [r"flights +95 +models:/flight-delay@champion", r"challenger +5 +models:/flight-delay/2"],
+    "rollout.md": [
+        r"flights +95 +models:/flight-delay@champion",
+        r"challenger +5 +models:/flight-delay/2",
+    ],
     "promote.md": [
         r"^flight-delay version 2 has the alias @champion",
         r"^  flights/flights serves it after",
@@ -43,7 +46,9 @@ PAGES = {
         r"^refused$",
         "^gate: forced$",
     ],
-    "console.md": [r"promote +flight-delay version 2: version 1 in @champion → version 2 in @champion$"],
+    "console.md": [
+        r"promote +flight-delay version 2: version 1 in @champion → version 2 in @champion$",
+    ],
 }
 """Each page with lines of its commands' output."""
 
@@ -67,4 +72,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_as_it_stands(reader: Reader, page: str) -> None:
     printed = "\n".join(reader.run_page(page))
-    assert [line for line in PAGES[page] if not re.search(line, printed, re.MULTILINE)] == [], printed
+    assert [line for line in PAGES[page] if not re.search(line, printed, re.MULTILINE)] == [], (
+        printed
+    )

@@ -16,7 +16,9 @@ from tests.support.guides import ROOT, blocks
 from tests.support.serving import Served
 
 PROJECTS = sorted(
-    path.parent.name for path in ROOT.glob("projects/*/README.md") if "onnxserve serve" in path.read_text()
+    path.parent.name
+    for path in ROOT.glob("projects/*/README.md")
+    if "onnxserve serve" in path.read_text()
 )
 """The projects that do not need another project; `distill` needs a teacher."""
 
@@ -25,7 +27,10 @@ PROJECTS = sorted(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("project", PROJECTS)
 def test_the_three_commands_of_a_readme_train_serve_and_ask(
-    project: str, tmp_path: Path, serve: Callable[..., Served], free_port: int
+    project: str,
+    tmp_path: Path,
+    serve: Callable[..., Served],
+    free_port: int,
 ) -> None:
     if project == "image_resnet18":
         pytest.importorskip("torch")
@@ -36,7 +41,13 @@ def test_the_three_commands_of_a_readme_train_serve_and_ask(
 
     def run(command: str) -> str:
         ran = subprocess.run(
-            shlex.split(command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+            shlex.split(command),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout

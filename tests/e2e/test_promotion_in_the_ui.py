@@ -71,7 +71,10 @@ class Traffic(threading.Thread):
         """Wait until only `version` has answered thirty requests in a row."""
         answered = {version}
         wait_until(
-            lambda: len(self.answers) > 30 and {answer.version for answer in self.answers[-30:]} == answered,
+            lambda: (
+                len(self.answers) > 30
+                and {answer.version for answer in self.answers[-30:]} == answered
+            ),
             30,
             f"version {version} answers",
         )
@@ -103,7 +106,10 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Platform]:
+def platform(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("platform")
     new_database(folder)
     server = MlflowServer(folder, app="onnxserve")
@@ -114,10 +120,18 @@ def platform(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
         try:
             server.start()
             register_three_versions()
-            deployed = client.create_deployment(ENDPOINT, f"models:/{MODEL}/Production", config={"server.workers": 2})
+            deployed = client.create_deployment(
+                ENDPOINT,
+                f"models:/{MODEL}/Production",
+                config={"server.workers": 2},
+            )
             traffic = Traffic(deployed["url"])
             traffic.start()
-            quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
+            quiet = (
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            )
             with chromium(*quiet) as browser:
                 page = browser.new_page()
                 page.set_default_timeout(60_000)
@@ -137,7 +151,9 @@ def nothing_fails(platform: Platform) -> Iterator[None]:
     yield
     answers = platform.traffic.answers[seen:]
     assert {answer.status for answer in answers} == {200}
-    assert {answer.value - 10 for answer in answers} == {float(version) for version in {a.version for a in answers}}
+    assert {answer.value - 10 for answer in answers} == {
+        float(version) for version in {a.version for a in answers}
+    }
     assert all(answer.value == 10 + float(answer.version) for answer in answers)
 
 
@@ -146,7 +162,10 @@ def register_three_versions() -> None:
     for amount in (1.0, 2.0, 3.0):
         with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
             mlflow.onnx.log_model(
-                adder(amount), name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
+                adder(amount),
+                name="model",
+                registered_model_name=MODEL,
+                pip_requirements=["onnxruntime"],
             )
     MlflowClient().transition_model_version_stage(MODEL, "1", "Production")
 
@@ -184,8 +203,15 @@ def unfold(page: Page, name: str) -> None:
     page.locator("summary", has_text=name).click()
 
 
-@pytest.mark.parametrize("path", [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"], ids=["model", "version"])
-def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(platform: Platform, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [f"#/models/{MODEL}", f"#/models/{MODEL}/versions/1"],
+    ids=["model", "version"],
+)
+def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(
+    platform: Platform,
+    path: str,
+) -> None:
     page, link = platform.page, platform.page.get_by_role("link", name="Endpoints in onnxserve")
     page.goto(f"{platform.mlflow.url}/#/experiments")
     expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
@@ -196,7 +222,9 @@ def test_mlflow_s_pages_of_a_model_lead_to_the_endpoints_that_serve_it(platform:
     expect(page.locator(f"#endpoint-{ENDPOINT}")).to_be_visible()
 
 
-def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(platform: Platform) -> None:
+def test_a_promotion_in_the_ui_is_served_within_five_seconds_and_no_request_fails(
+    platform: Platform,
+) -> None:
     clicked = move_in_the_ui(platform, "2", "Production")
     platform.traffic.wait_for("2")
     assert platform.traffic.last_of("1") - clicked < 5
@@ -215,7 +243,9 @@ def test_a_refused_gate_is_said_by_the_ui_itself_and_nothing_moves(platform: Pla
     pass_gate(MODEL, "3", "failed", "evaluation: accuracy 0.71 against 0.80")
     try:
         move_in_the_ui(platform, "3", "Production")
-        said = "version 3 of adder may not become Production: evaluation: accuracy 0.71 against 0.80"
+        said = (
+            "version 3 of adder may not become Production: evaluation: accuracy 0.71 against 0.80"
+        )
         expect(platform.page.get_by_role("alert").get_by_text(said)).to_be_visible()
         assert platform.stage("3") == "None"
         assert [event.version for event in platform.events("refused")] == ["3"]
@@ -251,11 +281,15 @@ def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
 
 
 @pytest.mark.long
-def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls_back(platform: Platform) -> None:
+def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls_back(
+    platform: Platform,
+) -> None:
     client = MlflowClient()
     before = platform.traffic.version
     client.set_registered_model_tag(
-        MODEL, POLICY_TAG, "parity: proven\nskip: [signature, evaluation, robustness, budget]"
+        MODEL,
+        POLICY_TAG,
+        "parity: proven\nskip: [signature, evaluation, robustness, budget]",
     )
     page = open_console(platform)
     unfold(page, f"Promote or judge version 3 of {MODEL}")
@@ -263,7 +297,11 @@ def test_the_console_promotes_what_passes_the_gate_says_why_it_refuses_and_rolls
     expect(page.get_by_text("Not done: promote version 3")).to_be_visible(timeout=90_000)
     assert "parity" in page.get_by_role("alert").inner_text()
     assert platform.stage("3") == "None"
-    client.set_registered_model_tag(MODEL, POLICY_TAG, "parity: any\nskip: [signature, evaluation, robustness, budget]")
+    client.set_registered_model_tag(
+        MODEL,
+        POLICY_TAG,
+        "parity: any\nskip: [signature, evaluation, robustness, budget]",
+    )
     unfold(page, f"Promote or judge version 3 of {MODEL}")
     press(page, f"Promote version 3 of {MODEL}")
     platform.traffic.wait_for("3")

@@ -38,7 +38,10 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Reader]:
+def reader(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("mlflow")
     new_database(folder)
     server = MlflowServer(folder)
@@ -49,7 +52,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pat
             page = browser.new_page(viewport={"width": 1400, "height": 1100})
             page.set_default_timeout(60_000)
             own = (f"{server.url}/", "data:", "blob:", "about:")
-            page.on("request", lambda asked: None if asked.url.startswith(own) else elsewhere.append(asked.url))
+            page.on(
+                "request",
+                lambda asked: None if asked.url.startswith(own) else elsewhere.append(asked.url),
+            )
             yield Reader(server, page, elsewhere)
     finally:
         server.kill()
@@ -67,7 +73,10 @@ def log(judgement: MonitorResult, evidence: ReportData, *past: MonitorResult) ->
     # The import of Evidently takes seconds, and every worker of a test run imports every test module.
     from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
-    return log_result(judgement, build_report(replace(judgement, report=evidence), past_of(*past))).url
+    return log_result(
+        judgement,
+        build_report(replace(judgement, report=evidence), past_of(*past)),
+    ).url
 
 
 def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
@@ -78,9 +87,14 @@ def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first
 
-    expect(frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift")).to_be_visible()
+    expect(
+        frame.get_by_role("heading", name="flights, daily, 2013-07-05/2013-07-06: drift"),
+    ).to_be_visible()
     expect(frame.get_by_role("cell", name="temperature").first).to_be_visible()
-    picture = frame.get_by_role("img", name="largest score of a column, in SD: newest 6.5, threshold 3")
+    picture = frame.get_by_role(
+        "img",
+        name="largest score of a column, in SD: newest 6.5, threshold 3",
+    )
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.naturalWidth") > 100
     expect(frame.locator(".js-plotly-plot")).to_be_visible()
@@ -96,13 +110,21 @@ def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
     )
     kept = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
     past = result_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,))
-    judgement = result_of(1, monitor="accuracy", kind="performance", state="violated", findings=found)
+    judgement = result_of(
+        1,
+        monitor="accuracy",
+        kind="performance",
+        state="violated",
+        findings=found,
+    )
     url = log(judgement, ReportData(), past)
 
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first
 
-    expect(frame.get_by_role("heading", name="flights, accuracy, 2013-07-02/2013-07-03: violated")).to_be_visible()
+    expect(
+        frame.get_by_role("heading", name="flights, accuracy, 2013-07-02/2013-07-03: violated"),
+    ).to_be_visible()
     expect(frame.get_by_text("0.71 is below 0.8")).to_be_visible()
     reader.picture("criteria")
 
@@ -113,7 +135,10 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
     with mlflow.start_run() as run:
         source = f"runs:/{run.info.run_id}/model"
     client.create_model_version(
-        "flight-delay", source=source, run_id=run.info.run_id, description="Trained on **Monday**."
+        "flight-delay",
+        source=source,
+        run_id=run.info.run_id,
+        description="Trained on **Monday**.",
     )
     url = log(result_of(7, temperature=6.5), ReportData())
 
@@ -133,7 +158,9 @@ def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None
     experiment = MlflowClient().get_experiment_by_name("onnxserve/taxis").experiment_id
     (run,) = MlflowClient().search_runs([experiment], "tags.`onnxserve.series` = 'windows'")
 
-    reader.page.goto(f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics")
+    reader.page.goto(
+        f"{reader.mlflow.url}/#/experiments/{experiment}/runs/{run.info.run_id}/model-metrics",
+    )
 
     expect(reader.page.get_by_text("distribution_score/temperature").first).to_be_visible()
     expect(reader.page.locator(".scatterlayer .trace").first).to_be_attached()

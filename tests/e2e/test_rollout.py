@@ -112,7 +112,12 @@ class Arena:
         client = MlflowClient()
         for version in ("2", "3", "4"):
             client.delete_model_version_tag(self.model, version, "onnxserve.rolled_back")
-        client.transition_model_version_stage(self.model, "1", "Production", archive_existing_versions=True)
+        client.transition_model_version_stage(
+            self.model,
+            "1",
+            "Production",
+            archive_existing_versions=True,
+        )
         wait_until(lambda: self.traffic.last_version == "1", PATIENCE, "version 1 answers again")
 
 
@@ -125,10 +130,17 @@ def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory)
         patch.setenv("ONNXSERVE_POLL_SECONDS", "0.5")
         for graph in (adder(1.0), adder(1.0), adder(2.0), parse_graph(FAILING)):
             with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
-                mlflow.onnx.log_model(graph, name="model", registered_model_name=name, pip_requirements=["onnxruntime"])
+                mlflow.onnx.log_model(
+                    graph,
+                    name="model",
+                    registered_model_name=name,
+                    pip_requirements=["onnxruntime"],
+                )
         MlflowClient().transition_model_version_stage(name, "1", "Production")
         client = get_deploy_client("onnxserve")
-        own = {"server.port": free_port()}  # The port is reserved for the endpoint while its server is stopped.
+        own = {
+            "server.port": free_port(),
+        }  # The port is reserved for the endpoint while its server is stopped.
         url = client.create_deployment("arena", f"models:/{name}/Production", config=own)["url"]
         store = open_store(load_settings().store_url)
         traffic = Traffic(url)
@@ -156,10 +168,30 @@ def fresh(arena: Arena) -> Iterator[Arena]:
 
 
 @pytest.mark.long
-def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(fresh: Arena) -> None:
+def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(
+    fresh: Arena,
+) -> None:
     status, output = fresh.run(
-        *("rollout", "start", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "20,100", "--every", "1s"),
-        *("--abort-on", "error_rate>1%,disagreement>20%", "--min-requests", "20", "--why", "it is new", "--wait"),
+        *(
+            "rollout",
+            "start",
+            "arena",
+            "--to",
+            f"models:/{fresh.model}/2",
+            "--steps",
+            "20,100",
+            "--every",
+            "1s",
+        ),
+        *(
+            "--abort-on",
+            "error_rate>1%,disagreement>20%",
+            "--min-requests",
+            "20",
+            "--why",
+            "it is new",
+            "--wait",
+        ),
     )
 
     assert status == 0, output
@@ -179,7 +211,10 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
     assert mentions(output, fresh.model, "1 instead of 2")
     assert mentions(output, "before version 2", "audit trail")
     assert fresh.stages() == {"1": "Production", "2": "Archived", "3": "None", "4": "None"}
-    assert requests.post(fresh.url, json={"inputs": [[0.0]]}, timeout=30).headers["X-Model-Version"] == "1"
+    assert (
+        requests.post(fresh.url, json={"inputs": [[0.0]]}, timeout=30).headers["X-Model-Version"]
+        == "1"
+    )
     assert mentions(fresh.tags("2")["onnxserve.rolled_back"], "arena", "the phones ring")
     (event,) = fresh.events("rollback")
     assert (event.before, event.after, event.why) == ("version 2", "version 1", "the phones ring")
@@ -189,7 +224,9 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
 def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh: Arena) -> None:
     with open_deployments(lambda line: None) as deployments:
         start_rollout(
-            deployments, "arena", RolloutRequest("2", why="it is new")
+            deployments,
+            "arena",
+            RolloutRequest("2", why="it is new"),
         )  # The controller that should do the rollout is gone.
     assert mentions(fresh.run("rollout", "status", "arena")[1], "version 1 → 2", "starting")
     status, output = fresh.run("rollout", "start", "arena", "--to", "2")
@@ -216,7 +253,11 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
         (("abort", "arena"), "has no live rollout"),
     ],
 )
-def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments: tuple[str, ...], said: str) -> None:
+def test_a_rollout_that_cannot_be_is_refused_in_one_line(
+    fresh: Arena,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
     status, output = fresh.run("rollout", *arguments)
 
     assert status == 1
@@ -224,7 +265,9 @@ def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments
     assert len(output.strip().splitlines()) == 1
 
 
-def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_nor_by_a_rollback(fresh: Arena) -> None:
+def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_nor_by_a_rollback(
+    fresh: Arena,
+) -> None:
     client = get_deploy_client("onnxserve")
     pass_gate(fresh.model, "1")
     client.update_deployment("arena", config={"require": "gate=passed"})
@@ -246,17 +289,33 @@ def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_
 
 @pytest.mark.long
 @pytest.mark.parametrize("reference", ["@live", "/tag:team=blue", "/1"])
-def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh: Arena, reference: str) -> None:
+def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(
+    fresh: Arena,
+    reference: str,
+) -> None:
     client = MlflowClient()
     client.set_registered_model_alias(fresh.model, "live", "1")
     client.set_model_version_tag(fresh.model, "1", "team", "blue")
     followed = f"models:/{fresh.model}{reference}"
     fresh.set_model(followed)
     try:
-        arguments = ("rollout", "start", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "100", "--every", "1s")
+        arguments = (
+            "rollout",
+            "start",
+            "arena",
+            "--to",
+            f"models:/{fresh.model}/2",
+            "--steps",
+            "100",
+            "--every",
+            "1s",
+        )
         status, output = fresh.run(*arguments, "--min-requests", "20", "--wait")
         assert status == 0, output
-        assert fresh.served() == (f"models:/{fresh.model}/2" if reference == "/1" else followed, "2")
+        assert fresh.served() == (
+            f"models:/{fresh.model}/2" if reference == "/1" else followed,
+            "2",
+        )
 
         status, output = fresh.run("rollback", "arena")
         assert status == 0, output
@@ -268,7 +327,11 @@ def test_a_rollout_and_a_rollback_move_an_alias_a_tag_and_a_pinned_version(fresh
 @pytest.mark.long
 def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: Arena) -> None:
     both = [fresh.start("controller", "--lease-seconds", "3") for _ in range(2)]
-    working = wait_until(lambda: next(filter(fresh.works, both), None), PATIENCE, "one does the rollouts")
+    working = wait_until(
+        lambda: next(filter(fresh.works, both), None),
+        PATIENCE,
+        "one does the rollouts",
+    )
     (waiting,) = (one for one in both if one is not working)
     fresh.begin_rollout("--to", "2", "--steps", "20,60,100", "--every", "3s")
     wait_until(lambda: fresh.rollout().step >= 1, PATIENCE, "the second step has begun")
@@ -282,7 +345,9 @@ def test_a_controller_that_is_killed_is_replaced_and_the_rollout_goes_on(fresh: 
     assert fresh.rollout().state == "promoted"
     assert fresh.variants() == {"arena": 100}
     number = fresh.rollout().id
-    steps = [event.after for event in fresh.events("rollout.step") if event.detail["rollout"] == number]
+    steps = [
+        event.after for event in fresh.events("rollout.step") if event.detail["rollout"] == number
+    ]
     assert steps == ["20 %", "60 %", "100 %"]
     assert [event.detail["rollout"] for event in fresh.events("rollout.end")].count(number) == 1
 
@@ -292,11 +357,19 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
     controller = fresh.start("controller", "--lease-seconds", "3")
     wait_until(lambda: fresh.works(controller), PATIENCE, "it works")
     fresh.begin_rollout("--to", "2", "--steps", "50,100", "--every", "3s")
-    wait_until(lambda: fresh.variants().get("candidate") == 50, PATIENCE, "the first step has begun")
+    wait_until(
+        lambda: fresh.variants().get("candidate") == 50,
+        PATIENCE,
+        "the first step has begun",
+    )
 
     fresh.traffic.is_careless = True
     assert fresh.run("stop", "arena")[0] == 0
-    wait_until(lambda: fresh.rollout().reason.startswith("waiting for the server"), PATIENCE, "it is noticed")
+    wait_until(
+        lambda: fresh.rollout().reason.startswith("waiting for the server"),
+        PATIENCE,
+        "it is noticed",
+    )
     assert fresh.run("start", "arena")[0] == 0
     fresh.traffic.is_careless = False
     wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")
@@ -315,7 +388,12 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
         ("4", "error_rate>1%", "error_rate>1%: "),
     ],
 )
-def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: str, abort_on: str, said: str) -> None:
+def test_a_rollout_of_a_bad_version_rolls_back_by_itself(
+    fresh: Arena,
+    version: str,
+    abort_on: str,
+    said: str,
+) -> None:
     status, output = fresh.run(
         *("rollout", "start", "arena", "--to", version, "--steps", "40,100", "--every", "5m"),
         *("--abort-on", abort_on, "--min-requests", "20", "--wait"),
@@ -330,5 +408,7 @@ def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: 
     (end,) = fresh.events("rollout.end")[-1:]
     assert (end.version, end.after) == (version, "version 1")
     assert end.why.startswith(said)
-    counted = end.detail["shadow"]["different"] if version == "3" else end.detail["candidate"]["requests"]
+    counted = (
+        end.detail["shadow"]["different"] if version == "3" else end.detail["candidate"]["requests"]
+    )
     assert counted >= 20  # Disagreement is measured on compared rows.

@@ -28,7 +28,10 @@ def bucket() -> Iterator[Any]:
 
 
 def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
-    bucket: Any, serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Any,
+    serve: Callable[..., Served],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for file in write_model(tmp_path / "model", signature=[COLUMN]).iterdir():
         bucket.upload_file(str(file), f"model/{file.name}")
@@ -48,11 +51,20 @@ def test_a_model_in_a_bucket_is_served_and_its_requests_are_logged_there(
     assert list(tmp_path.rglob("*.parquet")) == []
 
 
-def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(bucket: Any, tracking: MlflowServer) -> None:
-    experiment = mlflow.create_experiment("in-a-bucket", artifact_location=f"s3://{bucket.name}/artifacts")
+def test_a_stage_whose_files_mlflow_keeps_in_a_bucket_is_deployed(
+    bucket: Any,
+    tracking: MlflowServer,
+) -> None:
+    experiment = mlflow.create_experiment(
+        "in-a-bucket",
+        artifact_location=f"s3://{bucket.name}/artifacts",
+    )
     with mlflow.start_run(experiment_id=experiment):
         mlflow.onnx.log_model(
-            adder(1.0), name="model", registered_model_name="from-s3", pip_requirements=["onnxruntime"]
+            adder(1.0),
+            name="model",
+            registered_model_name="from-s3",
+            pip_requirements=["onnxruntime"],
         )
     MlflowClient().transition_model_version_stage("from-s3", "1", "Production")
     client = get_deploy_client("onnxserve")

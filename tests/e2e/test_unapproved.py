@@ -51,7 +51,10 @@ class Credit:
 
 
 @pytest.fixture(scope="module")
-def credit(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Credit]:
+def credit(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Credit]:
     folder = tmp_path_factory.mktemp("credit")
     with (
         people(folder, new_database, "alice") as server,
@@ -99,7 +102,13 @@ def no_version_answers_all_traffic(credit: Credit, second: str) -> None:
     ):
         with pytest.raises(MlflowException) as refused:
             call()
-        assert mentions(str(refused.value), second, "lacks the approval", "100 %", f"promote {credit.model} 2")
+        assert mentions(
+            str(refused.value),
+            second,
+            "lacks the approval",
+            "100 %",
+            f"promote {credit.model} 2",
+        )
     assert credit.served() == "1"
 
 
@@ -112,9 +121,14 @@ def a_share_is_shown_and_ends(credit: Credit, second: str) -> None:
     for line in ("list", "endpoint list", "endpoint get credit", "history credit"):
         assert text in credit.run(line).stdout
     later = datetime.now(UTC) + timedelta(hours=2)
-    for now, traffic in ((None, {"credit": 95, "challenger": 5}), (later, {"credit": 95, "challenger": 0})):
+    for now, traffic in (
+        (None, {"credit": 95, "challenger": 5}),
+        (later, {"credit": 95, "challenger": 0}),
+    ):
         settings = load_settings()
-        with closing(open_store(settings.store_url, *([] if now is None else [lambda now=now: now]))) as store:
+        with closing(
+            open_store(settings.store_url, *([] if now is None else [lambda now=now: now])),
+        ) as store:
             deployments = Deployments(store, settings, lambda line: None)
             end_unapproved(deployments, deployments.place("credit"), "the controller")
         assert credit.traffic() == traffic

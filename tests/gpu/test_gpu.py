@@ -39,15 +39,24 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
     session = open_session(graph, placement)
-    run = GraphSession(session, placement).run if placement.options.enable_cuda_graph else session.run
+    run = (
+        GraphSession(session, placement).run if placement.options.enable_cuda_graph else session.run
+    )
     return lambda x: run(["y"], {"x": x})[0]
 
 
 @pytest.mark.parametrize("placement", WAYS.values(), ids=WAYS)
-def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(graph: Path, placement: Placement) -> None:
+def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(
+    graph: Path,
+    placement: Placement,
+) -> None:
     on_gpu, on_cpu = runner(graph, placement), runner(graph, Placement())
     random = np.random.default_rng(1)
-    batches = [random.random((rows, SIDE), dtype=np.float32) for rows in (1, 8, 1, 32, 7, 8, 128) for _ in range(20)]
+    batches = [
+        random.random((rows, SIDE), dtype=np.float32)
+        for rows in (1, 8, 1, 32, 7, 8, 128)
+        for _ in range(20)
+    ]
     with ThreadPoolExecutor(8) as pool:
         computed = list(pool.map(on_gpu, batches))
     for x, y in zip(batches, computed, strict=True):
@@ -79,18 +88,32 @@ def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
 
 
 def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
-    with refused(DeviceUnavailable, "--device cuda", "StringConcat", "--device cpu", f"{CUDA},{CPU}"):
+    with refused(
+        DeviceUnavailable,
+        "--device cuda",
+        "StringConcat",
+        "--device cpu",
+        f"{CUDA},{CPU}",
+    ):
         open_session(save_graph(tmp_path, TEXTS), Placement("cuda"))
 
 
-def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(tmp_path: Path) -> None:
-    listed: tuple[dict[str, dict[str, object]], ...] = ({CUDA: {"device_id": 0, "use_tf32": False}}, {CPU: {}})
+def test_a_list_of_providers_computes_the_rest_on_the_cpu_only_if_the_list_contains_it(
+    tmp_path: Path,
+) -> None:
+    listed: tuple[dict[str, dict[str, object]], ...] = (
+        {CUDA: {"device_id": 0, "use_tf32": False}},
+        {CPU: {}},
+    )
     session = open_session(save_graph(tmp_path, HALF_TEXTS), Placement(listed=listed))
     assert "StringConcat" in operators_of(session, CPU)
     assert "Add" in operators_of(session, CUDA)
     assert session.get_provider_options()[CUDA]["use_tf32"] == "0"
     x, text = np.ones(1, np.float32), np.array(["a"])
-    assert [array.tolist() for array in session.run(None, {"x": x, "text": text})] == [[2.0], ["aa"]]
+    assert [array.tolist() for array in session.run(None, {"x": x, "text": text})] == [
+        [2.0],
+        ["aa"],
+    ]
     with refused(DeviceUnavailable, "server.providers", "StringConcat"):
         open_session(save_graph(tmp_path, HALF_TEXTS), Placement(listed=listed[:1]))
     with refused(DeviceUnavailable, "server.providers", CUDA):
@@ -110,9 +133,12 @@ def test_page_locked_memory_is_written_and_read() -> None:
 
 
 def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
-    tmp_path: Path, serve: Callable[..., Served]
+    tmp_path: Path,
+    serve: Callable[..., Served],
 ) -> None:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"}]
+    signature = [
+        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"},
+    ]
     section = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
@@ -128,9 +154,16 @@ def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
     assert 'onnxserve_gpu_memory_used_bytes{gpu="0"' in page
 
 
-@pytest.mark.skipif("TensorrtExecutionProvider" not in onnxruntime.get_available_providers(), reason="no TensorRT")
+@pytest.mark.skipif(
+    "TensorrtExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="no TensorRT",
+)
 def test_tensorrt_keeps_its_engine(graph: Path, tmp_path: Path) -> None:
-    placement = Placement("tensorrt", options=ProviderOptions(use_tf32=False), engine_cache=tmp_path / "engines")
+    placement = Placement(
+        "tensorrt",
+        options=ProviderOptions(use_tf32=False),
+        engine_cache=tmp_path / "engines",
+    )
     try:
         run = runner(graph, placement)
     except DeviceUnavailable as error:

@@ -19,7 +19,10 @@ TESTS = (
 
 def installed_build() -> Path:
     """Return the folder of the build, which all runs of this machine share. Skip the test if PyPI cannot be reached."""
-    folder = Path(tempfile.gettempdir()) / f"{BUILD}-python{sys.version_info.major}.{sys.version_info.minor}"
+    folder = (
+        Path(tempfile.gettempdir())
+        / f"{BUILD}-python{sys.version_info.major}.{sys.version_info.minor}"
+    )
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
@@ -35,9 +38,17 @@ def installed_build() -> Path:
                     f"{temporary}/site",
                     BUILD,
                 ]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    timeout=240,
+                    check=False,
+                )
                 if done.returncode:
-                    pytest.skip(f"{BUILD} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+                    pytest.skip(
+                        f"{BUILD} cannot be installed: {done.stderr.strip().splitlines()[-1]}",
+                    )
                 Path(temporary, "site").rename(folder)
     return folder
 
@@ -46,6 +57,14 @@ def installed_build() -> Path:
 def test_the_openvino_build_passes_its_tests() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{installed_build()}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-8000:]
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout[-8000:]

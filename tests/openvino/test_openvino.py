@@ -12,7 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InferenceError, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import (
+    DeviceUnavailable,
+    InferenceError,
+    InvalidArtifact,
+    RuntimeMissing,
+)
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.serve.device import require_device
@@ -31,7 +36,10 @@ from tests.support.refusals import mentions, refused
 from tests.support.serving import Served
 
 if OPENVINO not in onnxruntime.get_available_providers():
-    pytest.skip("this is not ONNX Runtime's OpenVINO build, which test_build.py uses", allow_module_level=True)
+    pytest.skip(
+        "this is not ONNX Runtime's OpenVINO build, which test_build.py uses",
+        allow_module_level=True,
+    )
 
 CPU = "CPUExecutionProvider"
 ON_OPENVINO = Placement(listed=({OPENVINO: {}},))
@@ -54,7 +62,10 @@ def one_tensor(folder: Path, graph: str, dtype: str, example: Any = None) -> Pat
     tensor = {"dtype": dtype, "shape": [-1, 1]}
     outputs = [{"name": "y", **tensor, "role": "values"}]
     model = write_model(
-        folder, graph, signature, {"inputs": [{"name": "x", **tensor}], "outputs": outputs, "prediction": ["y"]}
+        folder,
+        graph,
+        signature,
+        {"inputs": [{"name": "x", **tensor}], "outputs": outputs, "prediction": ["y"]},
     )
     if example is not None:
         (model / INPUT_EXAMPLE).write_text(json.dumps({"inputs": example}))
@@ -64,7 +75,11 @@ def one_tensor(folder: Path, graph: str, dtype: str, example: Any = None) -> Pat
 def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(layer: Path) -> None:
     on_openvino, on_cpu = open_session(layer, ON_OPENVINO), open_session(layer)
     random = np.random.default_rng(1)
-    batches = [random.random((rows, SIDE), dtype=np.float32) for rows in (0, 1, 8, 1, 32, 7, 128) for _ in range(10)]
+    batches = [
+        random.random((rows, SIDE), dtype=np.float32)
+        for rows in (0, 1, 8, 1, 32, 7, 128)
+        for _ in range(10)
+    ]
     with ThreadPoolExecutor(4) as pool:
         computed = list(pool.map(lambda x: on_openvino.run(None, {"x": x})[0], batches))
     for x, y in zip(batches, computed, strict=True):
@@ -77,7 +92,9 @@ def test_the_profiler_sees_only_openvino(layer: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(layer), options, providers=ON_OPENVINO.providers)
     session.run(None, {"x": np.ones((2, SIDE), np.float32)})
     events = json.loads(Path(session.end_profiling()).read_text())
-    assert {event["args"]["provider"] for event in events if "provider" in event.get("args", {})} == {OPENVINO}
+    assert {
+        event["args"]["provider"] for event in events if "provider" in event.get("args", {})
+    } == {OPENVINO}
 
 
 def test_a_run_uses_as_many_threads_as_it_is_given(layer: Path) -> None:
@@ -90,7 +107,9 @@ def test_a_run_uses_as_many_threads_as_it_is_given(layer: Path) -> None:
     assert time.process_time() - cpu < 1.3 * (time.perf_counter() - wall)
 
 
-def test_a_graph_that_openvino_cannot_compute_is_refused_with_its_operators_and_two_remedies(tmp_path: Path) -> None:
+def test_a_graph_that_openvino_cannot_compute_is_refused_with_its_operators_and_two_remedies(
+    tmp_path: Path,
+) -> None:
     with refused(DeviceUnavailable, "server.providers", "Add", "--device cpu", f"{OPENVINO},{CPU}"):
         open_session(save_graph(tmp_path, DOUBLES), ON_OPENVINO)
 
@@ -135,44 +154,64 @@ def test_a_forest_is_not_computed_by_an_old_cpu_provider(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])
-def test_an_integer_above_32_bits_is_refused_by_the_name_of_its_input(tmp_path: Path, value: int) -> None:
+def test_an_integer_above_32_bits_is_refused_by_the_name_of_its_input(
+    tmp_path: Path,
+    value: int,
+) -> None:
     model = OnnxModel.load(one_tensor(tmp_path, INTEGERS, "int64"), ON_OPENVINO)
-    assert model.run({"x": np.array([[2**30 - 1], [-(2**30)]])})["y"].tolist() == [[2**31 - 2], [-(2**31)]]
+    assert model.run({"x": np.array([[2**30 - 1], [-(2**30)]])})["y"].tolist() == [
+        [2**31 - 2],
+        [-(2**31)],
+    ]
     with refused(InferenceError, "x", "32 bits"):
         model.run({"x": np.array([[1], [value]])})
 
 
 def test_a_missing_value_is_refused_because_openvino_makes_it_a_number(tmp_path: Path) -> None:
     model = OnnxModel.load(one_tensor(tmp_path, FLOATS, "float32"), ON_OPENVINO)
-    assert model.run({"x": np.array([[np.inf], [-1]], np.float32)})["y"].tolist() == [[np.inf], [0.0]]
+    assert model.run({"x": np.array([[np.inf], [-1]], np.float32)})["y"].tolist() == [
+        [np.inf],
+        [0.0],
+    ]
     with refused(InferenceError, "x", "NaN"):
         model.run({"x": np.array([[1.0], [np.nan]], np.float32)})
 
 
-def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(tmp_path: Path) -> None:
+def test_a_version_whose_example_openvino_computes_incorrectly_is_not_loaded(
+    tmp_path: Path,
+) -> None:
     graph = "bytes (uint8[N,1] x) => (uint8[N,1] y) { y = Add(x, x) }"  # OpenVINO limits the sum to 255.
     load_warm(one_tensor(tmp_path / "small", graph, "uint8", example=[[100]]), ON_OPENVINO, 1)
     with refused(InvalidArtifact, "OpenVINO", "y", "device cpu"):
         load_warm(one_tensor(tmp_path / "large", graph, "uint8", example=[[200]]), ON_OPENVINO, 1)
 
 
-def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_division_by_zero(tmp_path: Path) -> None:
+def test_zeros_are_not_compared_because_the_old_cpu_provider_crashes_at_a_division_by_zero(
+    tmp_path: Path,
+) -> None:
     graph = "ratios (int64[N,1] x) => (int64[N,1] y) { y = Div(x, x) }"
     assert load_warm(one_tensor(tmp_path, graph, "int64"), ON_OPENVINO, 1).predictor.artifact
 
 
 @pytest.mark.parametrize("value", [None, 2**31])
-def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(tmp_path: Path, value: int | None) -> None:
+def test_a_version_whose_example_openvino_cannot_represent_is_not_loaded(
+    tmp_path: Path,
+    value: int | None,
+) -> None:
     graph, dtype = (FLOATS, "float32") if value is None else (INTEGERS, "int64")
     with refused(InvalidArtifact, INPUT_EXAMPLE, "'x'", "OpenVINO"):
         load_warm(one_tensor(tmp_path, graph, dtype, example=[[1], [value]]), ON_OPENVINO, 1)
 
 
 def test_a_server_answers_over_http_and_does_not_start_if_a_node_remains(
-    tmp_path: Path, serve: Callable[..., Served]
+    tmp_path: Path,
+    serve: Callable[..., Served],
 ) -> None:
     served = serve(
-        "-m", str(one_tensor(tmp_path / "model", FLOATS, "float32")), "-C", f"server.providers={OPENVINO}"
+        "-m",
+        str(one_tensor(tmp_path / "model", FLOATS, "float32")),
+        "-C",
+        f"server.providers={OPENVINO}",
     ).wait_ready()
     assert served.predict(21.0).json() == {"predictions": [[42.0]]}
     model = str(one_tensor(tmp_path / "doubles", DOUBLES, "float64"))

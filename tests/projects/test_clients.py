@@ -49,18 +49,47 @@ class Language:
 
 
 _JARS = (
-    *("grpc-api", "grpc-context", "grpc-core", "grpc-netty", "grpc-protobuf", "grpc-protobuf-lite", "grpc-stub"),
-    *("netty-buffer", "netty-codec", "netty-codec-http", "netty-codec-http2", "netty-common", "netty-handler"),
+    *(
+        "grpc-api",
+        "grpc-context",
+        "grpc-core",
+        "grpc-netty",
+        "grpc-protobuf",
+        "grpc-protobuf-lite",
+        "grpc-stub",
+    ),
+    *(
+        "netty-buffer",
+        "netty-codec",
+        "netty-codec-http",
+        "netty-codec-http2",
+        "netty-common",
+        "netty-handler",
+    ),
     *("netty-resolver", "netty-transport", "perfmark-api", "protobuf", "guava"),
     *("jakarta-annotation-api", "geronimo-annotation-1.3-spec"),
 )
-_GO_MODULES = ("google.golang.org/grpc", "google.golang.org/protobuf", "github.com/hashicorp/go-retryablehttp")
+_GO_MODULES = (
+    "google.golang.org/grpc",
+    "google.golang.org/protobuf",
+    "github.com/hashicorp/go-retryablehttp",
+)
 LANGUAGES = (
-    Language("Java", "java", ("javac", "protoc", "grpc_java_plugin", *(f"{JARS / name}.jar" for name in _JARS))),
+    Language(
+        "Java",
+        "java",
+        ("javac", "protoc", "grpc_java_plugin", *(f"{JARS / name}.jar" for name in _JARS)),
+    ),
     Language(
         "Go",
         "go",
-        ("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc", *(f"{GO_PACKAGES}/src/{name}" for name in _GO_MODULES)),
+        (
+            "go",
+            "protoc",
+            "protoc-gen-go",
+            "protoc-gen-go-grpc",
+            *(f"{GO_PACKAGES}/src/{name}" for name in _GO_MODULES),
+        ),
     ),
     Language("JavaScript", "javascript", ("npm",)),
     Language("R", "r", ("Rscript", "/usr/lib/R/site-library/httr2")),
@@ -76,7 +105,10 @@ def guide_section(heading: str) -> str:
 def test_the_proto_file_for_clients_has_the_server_s_messages() -> None:
     client, server = (
         path.read_text()
-        for path in (CLIENTS / "inference.proto", ROOT / "mlflow_deploy_plugin" / "serve" / "grpc" / "inference.proto")
+        for path in (
+            CLIENTS / "inference.proto",
+            ROOT / "mlflow_deploy_plugin" / "serve" / "grpc" / "inference.proto",
+        )
     )
     assert client[client.index("message ") :] in server
     service = (ROOT / "mlflow_deploy_plugin" / "serve" / "grpc" / "service.py").read_text()
@@ -95,7 +127,10 @@ def model() -> Any:
     numbers = {"distance": chance.uniform(100, 3000, 500), "hour": chance.integers(5, 23, 500)}
     rows = pd.DataFrame({"carrier": ["UA", "AA"] * 250, **numbers})
     late = rows["hour"] > chance.uniform(8, 26, 500)
-    columns = make_column_transformer((OneHotEncoder(), ["carrier"]), (StandardScaler(), ["distance", "hour"]))
+    columns = make_column_transformer(
+        (OneHotEncoder(), ["carrier"]),
+        (StandardScaler(), ["distance", "hour"]),
+    )
     return make_pipeline(columns, LogisticRegression()).fit(rows, late)
 
 
@@ -113,7 +148,13 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("OpenAPI Generator needs java")
     environment = tmp_path_factory.mktemp("generator")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=200)
-    install = [f"{environment}/bin/pip", "install", "-q", "--disable-pip-version-check", "openapi-generator-cli"]
+    install = [
+        f"{environment}/bin/pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "openapi-generator-cli",
+    ]
     installed = subprocess.run(install, capture_output=True, text=True, check=False, timeout=200)
     if installed.returncode != 0:
         pytest.skip(f"openapi-generator-cli cannot be installed: {installed.stderr[-200:]}")
@@ -129,16 +170,25 @@ def workplace(language: Language, folder: Path, generator: Path) -> tuple[Path, 
 
     The libraries are Debian's packages, because the tests cannot download from Maven Central or the Go proxy.
     """
-    home = folder / "go" / "src" / "flights" if language.folder == "go" else folder / language.folder
+    home = (
+        folder / "go" / "src" / "flights" if language.folder == "go" else folder / language.folder
+    )
     shutil.copytree(CLIENTS / language.folder, home)
     shutil.copy(CLIENTS / "inference.proto", home.parent)
     variables = {**os.environ, "PATH": f"{generator / 'bin'}:{os.environ['PATH']}", "KEY": KEY}
     if language.folder == "java":
         (home / "lib").mkdir()
-        for jar in (*(JARS / f"{name}.jar" for name in _JARS), *generator.rglob("openapi-generator.jar")):
+        for jar in (
+            *(JARS / f"{name}.jar" for name in _JARS),
+            *generator.rglob("openapi-generator.jar"),
+        ):
             (home / "lib" / jar.name).symlink_to(jar)
     if language.folder == "go":
-        variables |= {"GO111MODULE": "off", "GOPATH": f"{folder / 'go'}:{GO_PACKAGES}", "GOFLAGS": ""}
+        variables |= {
+            "GO111MODULE": "off",
+            "GOPATH": f"{folder / 'go'}:{GO_PACKAGES}",
+            "GOFLAGS": "",
+        }
     return home, variables
 
 
@@ -154,7 +204,13 @@ def with_keys(state_dir: Path) -> Path:
     return state_dir
 
 
-def build(home: Path, variables: dict[str, str], commands: list[str], state_dir: Path, folder: Path) -> None:
+def build(
+    home: Path,
+    variables: dict[str, str],
+    commands: list[str],
+    state_dir: Path,
+    folder: Path,
+) -> None:
     """Run the commands of the smallest example and then the language's commands, while the model is served."""
     fetch, curl = blocks("sh", guide_section("The smallest example"))
     exports = fetch.partition("\n")[0]
@@ -167,7 +223,11 @@ def build(home: Path, variables: dict[str, str], commands: list[str], state_dir:
 
 
 def output_while_the_model_is_loaded(
-    home: Path, variables: dict[str, str], command: str, state_dir: Path, folder: Path
+    home: Path,
+    variables: dict[str, str],
+    command: str,
+    state_dir: Path,
+    folder: Path,
 ) -> str:
     """Return the output of a program whose first request is answered with 503, because the model has no files yet."""
     grpc_port = free_port()
@@ -179,7 +239,11 @@ def output_while_the_model_is_loaded(
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            wait_until(lambda: count_of_503(running.url) or program.poll() is not None, 60, "a first request")
+            wait_until(
+                lambda: count_of_503(running.url) or program.poll() is not None,
+                60,
+                "a first request",
+            )
             want(state_dir, 2, of_model(folder))
             output = program.communicate(timeout=60)[0]
         finally:
@@ -189,31 +253,62 @@ def output_while_the_model_is_loaded(
 
 
 def count_of_503(url: str) -> float:
-    page = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {METRICS_KEY}"}, timeout=30).text
-    return sum(map(float, re.findall(r'^onnxserve_requests_total\{.*status="503".*\} (\S+)$', page, re.MULTILINE)))
+    page = requests.get(
+        f"{url}/metrics",
+        headers={"Authorization": f"Bearer {METRICS_KEY}"},
+        timeout=30,
+    ).text
+    return sum(
+        map(
+            float,
+            re.findall(r'^onnxserve_requests_total\{.*status="503".*\} (\S+)$', page, re.MULTILINE),
+        ),
+    )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.heading)
 def test_a_program_waits_for_the_model_and_prints_its_predictions_and_the_server_s_errors(
-    language: Language, model: Any, folder: Path, generator: Path, tmp_path: Path
+    language: Language,
+    model: Any,
+    folder: Path,
+    generator: Path,
+    tmp_path: Path,
 ) -> None:
-    missing = [tool for tool in language.tools if not shutil.which(tool) and not Path(tool).exists()]
+    missing = [
+        tool for tool in language.tools if not shutil.which(tool) and not Path(tool).exists()
+    ]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
     *commands, run = blocks("sh", guide_section(language.heading))
     home, variables = workplace(language, tmp_path, generator)
     build(home, variables, commands, with_keys(tmp_path / "built"), folder)
-    output = output_while_the_model_is_loaded(home, variables, run, with_keys(tmp_path / "asked"), folder)
-    lines = re.findall(r"^(REST|REST error|gRPC|gRPC error|V2): (.*?)(?=\n\w+(?: error)?: |\Z)", output, re.M | re.S)
+    output = output_while_the_model_is_loaded(
+        home,
+        variables,
+        run,
+        with_keys(tmp_path / "asked"),
+        folder,
+    )
+    lines = re.findall(
+        r"^(REST|REST error|gRPC|gRPC error|V2): (.*?)(?=\n\w+(?: error)?: |\Z)",
+        output,
+        re.M | re.S,
+    )
     printed = dict(lines)
     assert re.findall("true|false", printed["REST"].lower()) == ["true", "false"]
     assert mentions(printed["REST"], "version", "1")
     assert mentions(printed["REST error"], "400", "hour", "missing")
     probabilities = re.findall(r"0\.\d+", printed["V2" if language.heading == "R" else "gRPC"])
-    np.testing.assert_allclose([*map(float, probabilities)], model.predict_proba(ROWS).ravel(), rtol=1e-5)
+    np.testing.assert_allclose(
+        [*map(float, probabilities)],
+        model.predict_proba(ROWS).ravel(),
+        rtol=1e-5,
+    )
     if language.heading != "R":
         assert mentions(
-            printed["gRPC error"].replace("InvalidArgument", "INVALID_ARGUMENT"), "INVALID_ARGUMENT", "hour"
+            printed["gRPC error"].replace("InvalidArgument", "INVALID_ARGUMENT"),
+            "INVALID_ARGUMENT",
+            "hour",
         )

@@ -24,7 +24,9 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture
 def client(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """A registry of teachers: `labels` and `values` of two columns with a reference, and `net` of tensors."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -48,14 +50,20 @@ def client(
 def learned(client: MlflowClient, **options: Any) -> tuple[Any, str]:
     """Return MLflow's ModelInfo of the student and the logged table."""
     info = train(Training(**options))
-    path = mlflow.artifacts.download_artifacts(run_id=info.run_id, artifact_path="comparison.txt", dst_path=".")
+    path = mlflow.artifacts.download_artifacts(
+        run_id=info.run_id,
+        artifact_path="comparison.txt",
+        dst_path=".",
+    )
     return info, Path(path).read_text()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("teacher", "student"), [("labels", "boosting"), ("values", "mlp")])
 def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
-    client: MlflowClient, teacher: str, student: str
+    client: MlflowClient,
+    teacher: str,
+    student: str,
 ) -> None:
     info, table = learned(client, teacher=f"models:/{teacher}/1", student=student)
     version = client.get_model_version(f"{teacher}-student", "1")
@@ -65,14 +73,22 @@ def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
     assert metrics["student_agreement"] > 0.9
     assert metrics["teacher_agreement"] == 1.0
     assert re.search(r"^student +\d+ kB +[\d,]+ µs +[\d,]+ µs +\d+\.\d+%$", table, re.MULTILINE)
-    answer = mlflow.pyfunc.load_model(info.model_uri).predict(pd.DataFrame({"a": [3.0], "b": [-1.0]}))
+    answer = mlflow.pyfunc.load_model(info.model_uri).predict(
+        pd.DataFrame({"a": [3.0], "b": [-1.0]}),
+    )
     assert np.ravel(answer)[0] > 0.5
 
 
 @pytest.mark.long
 def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", {**labelled(500), "wrong": np.zeros(500, np.int64)})
-    info, table = learned(client, teacher="models:/labels/1", data="rows.parquet", target="wrong", registered_model="s")
+    info, table = learned(
+        client,
+        teacher="models:/labels/1",
+        data="rows.parquet",
+        target="wrong",
+        registered_model="s",
+    )
     assert table.splitlines()[0].endswith("100 labels")
     metrics = client.get_run(info.run_id).data.metrics
     assert metrics["student_agreement"] > 0.9
@@ -81,9 +97,13 @@ def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path:
 
 
 def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
-    client: MlflowClient, tmp_path: Path
+    client: MlflowClient,
+    tmp_path: Path,
 ) -> None:
-    write_rows(tmp_path / "rows.parquet", {**labelled(500), "said": np.array(["yes", "no"] * 250, object)})
+    write_rows(
+        tmp_path / "rows.parquet",
+        {**labelled(500), "said": np.array(["yes", "no"] * 250, object)},
+    )
     with pytest.raises(InvalidConfig, match="one is text"):
         train(Training(teacher="models:/labels/1", data="rows.parquet", target="said"))
     assert client.search_registered_models("name = 'labels-student'") == []
@@ -93,7 +113,13 @@ def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
 def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     write_labelled(tmp_path / "rows.parquet", rows=600)
-    info, table = learned(client, teacher="models:/net/1", data="rows.parquet", target="label", size=64)
+    info, table = learned(
+        client,
+        teacher="models:/net/1",
+        data="rows.parquet",
+        target="label",
+        size=64,
+    )
     metrics = client.get_run(info.run_id).data.metrics
     assert metrics["student_bytes"] < metrics["teacher_bytes"]
     assert metrics["student_agreement"] > 0.6
@@ -103,10 +129,22 @@ def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"teacher": "models:/labels/1", "student": "tree"}, "student 'tree' is neither boosting nor mlp"),
-        ({"teacher": "models:/labels/1", "size": -1}, "size -1: a whole number above 0 is expected"),
-        ({"teacher": "models:/few/1"}, "the reference of the teacher: 50 rows; a student needs 200 or more"),
-        ({"teacher": "models:/labels/1", "target": "y"}, "the reference of the teacher has no column 'y'"),
+        (
+            {"teacher": "models:/labels/1", "student": "tree"},
+            "student 'tree' is neither boosting nor mlp",
+        ),
+        (
+            {"teacher": "models:/labels/1", "size": -1},
+            "size -1: a whole number above 0 is expected",
+        ),
+        (
+            {"teacher": "models:/few/1"},
+            "the reference of the teacher: 50 rows; a student needs 200 or more",
+        ),
+        (
+            {"teacher": "models:/labels/1", "target": "y"},
+            "the reference of the teacher has no column 'y'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(client: MlflowClient, options: dict[str, Any], message: str) -> None:

@@ -16,7 +16,8 @@ from mlflow_deploy_plugin.cli.commands import main
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = sorted(
-    {path.parent for path in ROOT.glob("projects/*/MLproject")} - {ROOT / "projects" / "model_repository"}
+    {path.parent for path in ROOT.glob("projects/*/MLproject")}
+    - {ROOT / "projects" / "model_repository"},
 )
 """The folders with an MLproject. `model_repository` is an example of another repository (tests/ci)."""
 ENTRY_POINTS = [
@@ -42,7 +43,9 @@ def parameters(folder: Path, name: str) -> dict[str, dict[str, Any]]:
 
 def words(folder: Path, name: str) -> list[str]:
     """Return the command that MLflow makes from the defaults, without the words that start the module."""
-    command = shlex.split(load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None))
+    command = shlex.split(
+        load_project(str(folder)).get_entry_point(name).compute_command({}, storage_dir=None),
+    )
     assert command[:2] == (["python", "-m"] if folder == ROOT else ["python", "../run.py"])
     return command[2:]
 
@@ -54,9 +57,14 @@ def test_conda_yaml_and_python_env_yaml_are_equal() -> None:
     assert conda.dependencies == python.dependencies
 
 
-@pytest.mark.parametrize(("folder", "name"), [entry for entry in ENTRY_POINTS if entry.id != "batch"])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [entry for entry in ENTRY_POINTS if entry.id != "batch"],
+)
 def test_the_parameters_of_an_entry_point_are_options_of_its_module_with_the_same_defaults(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name in NEED_TORCH:
         pytest.importorskip("torch")
@@ -88,4 +96,6 @@ def test_the_entry_point_batch_is_the_command_batch() -> None:
     assert batch is not None
     given = batch.make_context(command, arguments).params
     declared = parameters(folder, "batch")
-    assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(map(str, given.values()))
+    assert {str(entry["default"]) for entry in declared.values() if entry["default"]} <= set(
+        map(str, given.values()),
+    )

@@ -19,9 +19,16 @@ def test_the_line_says_state_rows_and_the_largest_errors() -> None:
 
 
 def test_the_error_of_values_far_from_those_of_training_is_relative() -> None:
-    names = ("rows", "prediction.agreement", "prediction.max_absolute_error", "prediction.max_relative_error")
+    names = (
+        "rows",
+        "prediction.agreement",
+        "prediction.max_absolute_error",
+        "prediction.max_relative_error",
+    )
     figures = (2800.0, 1.0, 82.6, 6e-06)
-    metrics = {f"onnxserve.parity.{name}": figure for name, figure in zip(names, figures, strict=True)}
+    metrics = {
+        f"onnxserve.parity.{name}": figure for name, figure in zip(names, figures, strict=True)
+    }
     assert mentions(parity_line("proven", metrics), "2,800 rows", "prediction", "6.0e-06")
 
 

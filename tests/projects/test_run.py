@@ -52,7 +52,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     return made
 
 
-def test_the_active_environment_is_not_changed(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_active_environment_is_not_changed(
+    calls: Calls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
 
     run.main()
@@ -78,7 +82,10 @@ def test_an_environment_of_uv_gets_the_package_from_uv(calls: Calls) -> None:
     assert calls.started == [(STARTED, run.ROOT)]
 
 
-def test_the_package_is_installed_again_with_other_requirements(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_is_installed_again_with_other_requirements(
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run.main()
     monkeypatch.setattr(run, "_REQUIREMENTS", ("setup.cfg",))
     run.main()

@@ -20,10 +20,19 @@ def a_file(folder: Path, text: str) -> TableOptions:
     return TableOptions(data=str(folder / "rows.csv"), target="y")
 
 
-def test_columns_become_doubles_booleans_and_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_become_doubles_booleans_and_categories(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     gaps = {0: "", 1: "inf", 9: "-1e300"}
-    lines = [f"{i},{i},{gaps.get(i, i / 2)},{i % 2 == 0},{'ab'[i % 2] if i else ''},key {i},,{i}" for i in range(60)]
-    table = load_table(a_file(tmp_path, ",whole,gaps,flag,kind,key,none,y\n" + "\n".join(lines)), houses)
+    lines = [
+        f"{i},{i},{gaps.get(i, i / 2)},{i % 2 == 0},{'ab'[i % 2] if i else ''},key {i},,{i}"
+        for i in range(60)
+    ]
+    table = load_table(
+        a_file(tmp_path, ",whole,gaps,flag,kind,key,none,y\n" + "\n".join(lines)),
+        houses,
+    )
     assert list(table.features) == ["whole", "gaps", "flag", "kind"]
     assert table.features["gaps"].isna().sum() == 3
     assert table.features.dtypes["whole"] == table.features.dtypes["gaps"] == np.float64
@@ -48,7 +57,10 @@ def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
     ("options", "said"),
     [
         (TableOptions(data="rows.csv"), "data rows.csv: specify the column, target=COLUMN"),
-        (TableOptions(data="none.csv", target="y"), "the file none.csv cannot be read: No such file or directory"),
+        (
+            TableOptions(data="none.csv", target="y"),
+            "the file none.csv cannot be read: No such file or directory",
+        ),
         (
             TableOptions(target="cost"),
             "target cost: the target of the synthetic rows is price; for a file, set data=FILE.csv",
@@ -70,14 +82,21 @@ def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> 
         ("y\n" + "2\n" * 60, r"no column except y can be used as a feature"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(
+    tmp_path: Path,
+    text: str,
+    said: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=said):
         load_table(a_file(tmp_path, text), houses)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    content=st.one_of(st.binary(), st.text("ay1.,\n\"'e-#\0é", max_size=300).map(lambda text: b"a,y\n" + text.encode()))
+    content=st.one_of(
+        st.binary(),
+        st.text("ay1.,\n\"'e-#\0é", max_size=300).map(lambda text: b"a,y\n" + text.encode()),
+    ),
 )
 def test_any_file_is_a_table_or_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.csv").write_bytes(content)

@@ -40,26 +40,41 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def tracking(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tracking(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
     """An empty MLflow, and a current folder with a table of texts."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
-        mlflow.set_experiment(experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri()))
+        mlflow.set_experiment(
+            experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri()),
+        )
         yield tmp_path
 
 
 @pytest.mark.parametrize(
     "project",
-    [pytest.param(name, marks=[pytest.mark.long] if name in ("image_resnet18", "search") else []) for name in SMALL],
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in ("image_resnet18", "search") else [])
+        for name in SMALL
+    ],
 )
 def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
-    project: str, tracking: Path, capsys: pytest.CaptureFixture[str]
+    project: str,
+    tracking: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if project == "image_resnet18":
         pytest.importorskip("torch")
     pd.DataFrame({"body": TEXTS}).to_csv("texts.csv", index=False)
     module = import_module(f"projects.{project}.train")
-    options = module.Search(**SMALL[project]) if project == "search" else module.Training(**SMALL[project])
+    options = (
+        module.Search(**SMALL[project])
+        if project == "search"
+        else module.Training(**SMALL[project])
+    )
     info = (module.search if project == "search" else module.train)(options)
 
     client = MlflowClient()
@@ -84,9 +99,15 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
         assert len(answer) == 1
     if project == "search":
         assert version.tags["onnxserve.gate"] == "passed"
-        nested = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{info.run_id}'")
+        nested = client.search_runs(
+            [run.info.experiment_id],
+            f"tags.mlflow.parentRunId = '{info.run_id}'",
+        )
         assert len(nested) == 3
-        assert min(one.data.metrics["log_loss"] for one in nested) == run.data.metrics["choice_log_loss"]
+        assert (
+            min(one.data.metrics["log_loss"] for one in nested)
+            == run.data.metrics["choice_log_loss"]
+        )
 
 
 def asked_by_readme(project: str) -> Any:
@@ -110,7 +131,11 @@ def asked_by_readme(project: str) -> Any:
     ],
 )
 def test_a_refusal_is_one_line(
-    option: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    option: str,
+    value: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from projects.churn.train import Training, train
 
@@ -126,14 +151,25 @@ def test_a_refusal_is_one_line(
     [
         ("image_resnet18", {"side": 4}, "side 4: a whole number from 8 is expected"),
         ("text_topics", {"topics": 1}, "topics 1: a whole number from 2 is expected"),
-        ("text_topics", {"data": "few.csv", "column": "body"}, "few.csv .*: 3 texts; 10 topics need at least 200"),
+        (
+            "text_topics",
+            {"data": "few.csv", "column": "body"},
+            "few.csv .*: 3 texts; 10 topics need at least 200",
+        ),
         ("text_topics", {"data": "few.csv"}, r"data few\.csv: specify the column, column=COLUMN"),
         ("search", {"trials": 0}, "trials 0: a number above 0 is expected"),
-        ("search", {"minutes": 1e-9, "months": "1", "rows": 500}, "minutes 1e-09: the time was over before the first"),
+        (
+            "search",
+            {"minutes": 1e-9, "months": "1", "rows": 500},
+            "minutes 1e-09: the time was over before the first",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(
-    project: str, options: dict[str, Any], said: str, tracking: Path
+    project: str,
+    options: dict[str, Any],
+    said: str,
+    tracking: Path,
 ) -> None:
     from mlflow_deploy_plugin.core.errors import InvalidConfig
 
@@ -141,7 +177,9 @@ def test_what_cannot_be_trained_is_refused_at_once(
         pytest.importorskip("torch")
     pd.DataFrame({"body": ["one", "two", "three"]}).to_csv("few.csv", index=False)
     module = import_module(f"projects.{project}.train")
-    kind, train = (module.Search, module.search) if project == "search" else (module.Training, module.train)
+    kind, train = (
+        (module.Search, module.search) if project == "search" else (module.Training, module.train)
+    )
     with pytest.raises(InvalidConfig, match=said):
         train(kind(**options))
 
@@ -157,7 +195,9 @@ def test_docstrings_are_read_without_importing_the_library() -> None:
 
 @pytest.mark.parametrize(("accuracy", "warns"), [(0.139, True), (0.95, False)])
 def test_a_classifier_at_the_level_of_chance_is_warned_of(
-    accuracy: float, warns: bool, capsys: pytest.CaptureFixture[str]
+    accuracy: float,
+    warns: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     warn_of_chance(accuracy, np.arange(360) % 10)
 

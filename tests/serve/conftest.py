@@ -33,7 +33,9 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return versions 1 to 4 of the single model; version v adds 1000 · v."""
     root = tmp_path_factory.mktemp("versions")
-    return {str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)}
+    return {
+        str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)
+    }
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +54,13 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     with ExitStack() as servers:
 
         def serve(
-            endpoints: dict[str, dict[str, dict[str, Any]]], server: dict[str, Any] | None = None, **capture: Any
+            endpoints: dict[str, dict[str, dict[str, Any]]],
+            server: dict[str, Any] | None = None,
+            **capture: Any,
         ) -> Server:
             spec = ServerSpec.model_validate(server or {})
-            return servers.enter_context(opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture))
+            return servers.enter_context(
+                opened(tmp_path / f"state-{next(numbers)}", endpoints, spec, **capture),
+            )
 
         yield serve

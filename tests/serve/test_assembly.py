@@ -17,7 +17,9 @@ from mlflow_deploy_plugin.serve.protocols.content import dump_json
 from tests.support.handling import ask
 from tests.support.servers import one_endpoint
 
-ENDPOINT = "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
+ENDPOINT = (
+    "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
+)
 
 
 def test_without_a_spec_the_defaults_hold(tmp_path: Path) -> None:
@@ -39,10 +41,19 @@ def test_a_malformed_spec_is_refused(tmp_path: Path) -> None:
 @pytest.mark.redis
 @pytest.mark.parametrize(
     ("settings", "may_wait"),
-    [("{}", False), ("{api_keys: true}", True), ("{rate_limit: 1/day}", True), ("{max_concurrent_requests: 1}", False)],
+    [
+        ("{}", False),
+        ("{api_keys: true}", True),
+        ("{rate_limit: 1/day}", True),
+        ("{max_concurrent_requests: 1}", False),
+    ],
 )
 def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
-    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, settings: str, may_wait: bool
+    tmp_path: Path,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    may_wait: bool,
 ) -> None:
     """Not even the first request of a key waits, although its limits are not known before."""
     (tmp_path / SPEC).write_text(f"name: e\nvariants: {{e: {{model: m}}}}\nserver: {settings}\n")
@@ -61,13 +72,16 @@ def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:
 
 
 def test_the_characters_of_a_request_to_a_text_model_are_limited(
-    serve_here: Callable[..., Server], tmp_path: Path
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model
 
     server = serve_here(one_endpoint(text_model(tmp_path / "model")), {"max_text_characters": 1000})
-    assert ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200  # Only the starts count.
+    assert (
+        ask(server, body=dump_json({"inputs": ["the model " * 10_000] * 3})).status == 200
+    )  # Only the starts count.
     refused = ask(server, body=dump_json({"inputs": ["日本語" * 200] * 2}))
     assert refused.status == 413
     assert "max_text_characters" in json.loads(refused.body)["message"]

@@ -16,7 +16,11 @@ import pytest
 import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -47,7 +51,11 @@ class Authority:
         self.folder.mkdir()
         self._key = generate_private_key(SECP256R1())
         self.certificate = ""
-        self.certificate = self._write("ca", self._key, self._built(self.name, self._key, is_authority=True))
+        self.certificate = self._write(
+            "ca",
+            self._key,
+            self._built(self.name, self._key, is_authority=True),
+        )
 
     def issue(self, name: str) -> tuple[str, str]:
         """Return the files of a certificate for `name` and 127.0.0.1, with its authority's, and of its key."""
@@ -55,20 +63,38 @@ class Authority:
         certificate = self._write(name, key, self._built(name, key, is_authority=False))
         return certificate, str(self.folder / f"{name}.key")
 
-    def _built(self, name: str, key: EllipticCurvePrivateKey, is_authority: bool) -> x509.Certificate:
+    def _built(
+        self,
+        name: str,
+        key: EllipticCurvePrivateKey,
+        is_authority: bool,
+    ) -> x509.Certificate:
         def named(common: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
         now = datetime.now(UTC)
         own = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
-        builder = x509.CertificateBuilder(named(self.name), named(name), key.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + timedelta(days=1))
+        builder = x509.CertificateBuilder(
+            named(self.name),
+            named(name),
+            key.public_key(),
+            x509.random_serial_number(),
+        )
+        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(
+            now + timedelta(days=1),
+        )
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName(own), critical=False)
         # Python 3.13 requires these extensions of RFC 5280.
         if is_authority:
-            builder = builder.add_extension(x509.KeyUsage(*(False,) * 5, True, True, False, False), critical=True)
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            builder = builder.add_extension(
+                x509.KeyUsage(*(False,) * 5, True, True, False, False),
+                critical=True,
+            )
+        builder = builder.add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+            critical=False,
+        )
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())
 
@@ -105,7 +131,12 @@ class Client:
     url: str
     authority: Authority
 
-    def post(self, body: Any = ROW, certificate: tuple[str, str] | None = None, **headers: str) -> requests.Response:
+    def post(
+        self,
+        body: Any = ROW,
+        certificate: tuple[str, str] | None = None,
+        **headers: str,
+    ) -> requests.Response:
         return requests.post(
             f"{self.url}/invocations",
             body,
@@ -118,7 +149,10 @@ class Client:
 
 @pytest.fixture
 def client(
-    tmp_path: Path, bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    ours: Authority,
+    settings: dict[str, str],
 ) -> Iterator[Client]:
     spec = ServerSpec.model_validate(settings)
     make_local_key(tmp_path)
@@ -127,7 +161,10 @@ def client(
 
 
 def test_a_caller_needs_a_certificate_of_the_named_authority(
-    client: Client, ours: Authority, foreign: Authority, tmp_path: Path
+    client: Client,
+    ours: Authority,
+    foreign: Authority,
+    tmp_path: Path,
 ) -> None:
     refused = client.post()
     assert refused.status_code == 401
@@ -142,10 +179,19 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
     with pytest.raises(requests.RequestException):  # TLS closes the connection.
         client.post(certificate=foreign.issue("shop"))
 
-    page = requests.get(f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20).text
-    assert dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page)) == {"a certificate": "5"}
+    page = requests.get(
+        f"{client.url}/metrics",
+        cert=shop,
+        verify=ours.certificate,
+        timeout=20,
+    ).text
+    assert dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page)) == {
+        "a certificate": "5",
+    }
     local = (tmp_path / LOCAL_KEY).read_text()
-    assert client.post(authorization=f"Bearer {local}").status_code == 200  # the commands of this machine
+    assert (
+        client.post(authorization=f"Bearer {local}").status_code == 200
+    )  # the commands of this machine
 
 
 def replace_files(settings: dict[str, str], by: dict[str, str]) -> None:
@@ -157,12 +203,18 @@ def replace_files(settings: dict[str, str], by: dict[str, str]) -> None:
 
 
 def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
-    client: Client, ours: Authority, foreign: Authority, settings: dict[str, str], tmp_path: Path
+    client: Client,
+    ours: Authority,
+    foreign: Authority,
+    settings: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     shop, of_foreign = ours.issue("shop"), foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
     replace_files(settings, {"certfile": certfile})
-    assert client.post(certificate=shop).status_code == 200  # The key still belongs to the previous certificate.
+    assert (
+        client.post(certificate=shop).status_code == 200
+    )  # The key still belongs to the previous certificate.
     assert "key values mismatch" in (tmp_path / "server.log").read_text()
 
     replace_files(settings, {"keyfile": keyfile, "ca_certs": foreign.certificate})
@@ -176,28 +228,56 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
 
 @pytest.mark.long
 def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
-    serve: Callable[..., Served], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
+    serve: Callable[..., Served],
+    bias_folders: dict[str, Path],
+    ours: Authority,
+    settings: dict[str, str],
 ) -> None:
-    options = [part for name, value in settings.items() for part in ("-C", f"server.{name}={value}")]
-    served = serve("-m", str(bias_folders["1"]), "--name", "e", "-h", "127.0.0.1", *options).wait_ready()
-    assert requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
+    options = [
+        part for name, value in settings.items() for part in ("-C", f"server.{name}={value}")
+    ]
+    served = serve(
+        "-m",
+        str(bias_folders["1"]),
+        "--name",
+        "e",
+        "-h",
+        "127.0.0.1",
+        *options,
+    ).wait_ready()
+    assert (
+        requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"keyfile": "other.key"}, "TLS cannot use .*server.pem with .*other.key and .*ca.pem: key values mismatch"),
-        ({"certfile": "server.key"}, "a certificate and a key without a password in PEM are expected"),
+        (
+            {"keyfile": "other.key"},
+            "TLS cannot use .*server.pem with .*other.key and .*ca.pem: key values mismatch",
+        ),
+        (
+            {"certfile": "server.key"},
+            "a certificate and a key without a password in PEM are expected",
+        ),
         ({"ca_certs": "server.key"}, "no certificate or crl found"),
         ({"certfile": "gone.pem"}, "TLS cannot read .*gone.pem: No such file or directory"),
     ],
 )
 def test_a_server_does_not_start_with_files_that_do_not_go_together(
-    ours: Authority, tmp_path: Path, changed: dict[str, str], reason: str
+    ours: Authority,
+    tmp_path: Path,
+    changed: dict[str, str],
+    reason: str,
 ) -> None:
     (certfile, keyfile), _ = ours.issue("server"), ours.issue("other")
     files = {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
-    write_spec(tmp_path, "e", ServerSpec.model_validate(files | {k: str(ours.folder / v) for k, v in changed.items()}))
+    write_spec(
+        tmp_path,
+        "e",
+        ServerSpec.model_validate(files | {k: str(ours.folder / v) for k, v in changed.items()}),
+    )
     with pytest.raises(InvalidConfig, match=reason):
         supervise(tmp_path, follow=False, announce=print)
 
@@ -213,23 +293,51 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
     spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
     listener = GrpcServer(replace(server, spec=spec))
     root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")
-    mutual = grpc.ssl_channel_credentials(root, Path(key).read_bytes(), Path(certificate).read_bytes())
+    mutual = grpc.ssl_channel_credentials(
+        root,
+        Path(key).read_bytes(),
+        Path(certificate).read_bytes(),
+    )
     index = service_pb2.RepositoryIndexRequest()
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
-        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20)
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(
+            index,
+            timeout=20,
+        )
         assert [model.name for model in answer.models] == ["e"]
-    with grpc.secure_channel(f"localhost:{spec.grpc_port}", grpc.ssl_channel_credentials(root)) as channel:
+    with grpc.secure_channel(
+        f"localhost:{spec.grpc_port}",
+        grpc.ssl_channel_credentials(root),
+    ) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
         assert refused.value.code().name == "UNAVAILABLE"
-    replace_files(settings, {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate})
-    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:  # The key is still the previous key.
-        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20).models
+    replace_files(
+        settings,
+        {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate},
+    )
+    with grpc.secure_channel(
+        f"localhost:{spec.grpc_port}",
+        mutual,
+    ) as channel:  # The key is still the previous key.
+        assert (
+            service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            .RepositoryIndex(index, timeout=20)
+            .models
+        )
     replace_files(settings, {"keyfile": str(foreign.folder / "server.key")})
     root, (certificate, key) = Path(foreign.certificate).read_bytes(), foreign.issue("shop")
-    mutual = grpc.ssl_channel_credentials(root, Path(key).read_bytes(), Path(certificate).read_bytes())
+    mutual = grpc.ssl_channel_credentials(
+        root,
+        Path(key).read_bytes(),
+        Path(certificate).read_bytes(),
+    )
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
-        assert service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20).models
+        assert (
+            service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            .RepositoryIndex(index, timeout=20)
+            .models
+        )
     listener.drain()
     listener.wait()
 

@@ -71,7 +71,10 @@ def test_kserve_has_fetched_the_model(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         (folder / "MLmodel").touch()
     assert read_cloud(in_a_pod, folders) == Cloud(8080, str(folders[1]))
-    assert read_cloud({**in_a_pod, "K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(9000, str(folders[1]))
+    assert read_cloud({**in_a_pod, "K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(
+        9000,
+        str(folders[1]),
+    )
 
 
 def test_cloud_run_names_a_port(folders: tuple[Path, Path]) -> None:
@@ -79,9 +82,13 @@ def test_cloud_run_names_a_port(folders: tuple[Path, Path]) -> None:
     assert read_cloud({"K_SERVICE": "flights"}, folders).port == 8080
 
 
-@pytest.mark.parametrize("told", [{"AIP_HTTP_PORT": "1"}, {"AZUREML_MODEL_DIR": "/none"}, {"K_SERVICE": "flights"}])
+@pytest.mark.parametrize(
+    "told",
+    [{"AIP_HTTP_PORT": "1"}, {"AZUREML_MODEL_DIR": "/none"}, {"K_SERVICE": "flights"}],
+)
 def test_the_model_of_the_image_is_served_where_the_platform_has_none(
-    told: dict[str, str], folders: tuple[Path, Path]
+    told: dict[str, str],
+    folders: tuple[Path, Path],
 ) -> None:
     (folders[0] / "MLmodel").touch()
     assert read_cloud(told, folders).model_uri == str(folders[0])
@@ -123,7 +130,11 @@ def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme: str, tmp_pa
         ("AIP_HEALTH_ROUTE", "/a b"),
     ],
 )
-def test_a_variable_that_is_wrong_is_named(name: str, value: str, folders: tuple[Path, Path]) -> None:
+def test_a_variable_that_is_wrong_is_named(
+    name: str,
+    value: str,
+    folders: tuple[Path, Path],
+) -> None:
     with pytest.raises(InvalidConfig, match=name):
         read_cloud({**VERTEX, name: value}, folders)
 
@@ -140,10 +151,17 @@ def port() -> int:
 
 
 def test_vertex_is_answered_on_its_port_at_its_routes(
-    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The route is `/predict`, which most containers choose, and which is also a route of ours."""
-    told = {"AIP_HTTP_PORT": str(port), "AIP_HEALTH_ROUTE": "/healthz", "AIP_PREDICT_ROUTE": "/predict"}
+    told = {
+        "AIP_HTTP_PORT": str(port),
+        "AIP_HEALTH_ROUTE": "/healthz",
+        "AIP_PREDICT_ROUTE": "/predict",
+    }
     for name, value in {**told, "AIP_STORAGE_URI": str(model_folders["tensor"])}.items():
         monkeypatch.setenv(name, value)
     serve(state="vertex").wait_ready()
@@ -158,7 +176,10 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
     refused = requests.post(f"{url}/predict", json={**body, "parameters": [1]}, timeout=30)
     assert (refused.status_code, "parameters" in refused.json()["message"]) == (400, True)
     raw = requests.post(
-        f"{url}/predict", data="[[1, 2], [3, 4]]\n", headers={"Content-Type": "application/jsonl"}, timeout=30
+        f"{url}/predict",
+        data="[[1, 2], [3, 4]]\n",
+        headers={"Content-Type": "application/jsonl"},
+        timeout=30,
     )
     assert (raw.status_code, raw.json()["total"]) == (200, 10)
     assert requests.get(f"{url}/predict", timeout=30).status_code == 405
@@ -166,7 +187,10 @@ def test_vertex_is_answered_on_its_port_at_its_routes(
 
 
 def test_sagemaker_sends_csv_without_a_header(
-    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", str(port))
     serve("-m", str(model_folders["mixed"]), state="sagemaker").wait_ready()
@@ -183,19 +207,30 @@ def test_sagemaker_sends_csv_without_a_header(
     assert (bare.status_code, bare.json()) == (200, headed.json())
     assert len(bare.json()["predictions"]) == 2
     short = ask("AA,100.5\n", "text/csv; header=absent")
-    assert (short.status_code, short.json()["message"]) == (400, "row 0 has 2 fields; the model's signature has 4")
+    assert (short.status_code, short.json()["message"]) == (
+        400,
+        "row 0 has 2 fields; the model's signature has 4",
+    )
     assert ask(rows, "text/csv; header=maybe").status_code == 415
 
 
 def test_azure_asks_score(
-    serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AZUREML_MODEL_DIR", str(model_folders["single"]))
     serve("-p", str(port), state="azure").wait_ready()
     url = f"http://127.0.0.1:{port}"
 
     def ask(document: Any) -> tuple[int, Any]:
-        response = requests.post(f"{url}/score", data=json.dumps(document), headers=JSON, timeout=30)
+        response = requests.post(
+            f"{url}/score",
+            data=json.dumps(document),
+            headers=JSON,
+            timeout=30,
+        )
         return response.status_code, response.json()
 
     table = {"columns": ["a", "b", "c"], "index": [0, 1], "data": [[1, 2, 3], [4, 5, 6]]}
@@ -203,7 +238,13 @@ def test_azure_asks_score(
     assert ask({"input_data": [[1, 2, 3]], "params": {}}) == (200, [[6]])
     assert ask({"input_data": [{"a": 1, "b": 2, "c": 3}]}) == (200, [[6]])
     assert ask({"input_data": {"a": [1], "b": [2], "c": [3]}}) == (200, [[6]])
-    malformed: tuple[Any, ...] = ({}, [], {"input_data": 5}, {"input_data": {**table, "data": 5}}, {"input_data": None})
+    malformed: tuple[Any, ...] = (
+        {},
+        [],
+        {"input_data": 5},
+        {"input_data": {**table, "data": 5}},
+        {"input_data": None},
+    )
     for document in malformed:
         assert ask(document)[0] == 400
     assert requests.get(f"{url}/ping", timeout=30).status_code == 200

@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.serve.runtime.session import import_onnxruntime
 from tests.support.refusals import refused
 
 no_cuda = pytest.mark.skipif(
-    "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
+    "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(),
+    reason="this is ONNX Runtime's GPU build",
 )
 
 
@@ -39,10 +40,16 @@ def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: De
             ServerSpec(providers=({"OpenVINOExecutionProvider": {}},)),
             ["server.providers", "OpenVINO build", "mlflow-onnxserve[openvino]"],
         ),
-        (ServerSpec(providers=({"FooExecutionProvider": {}},)), ["server.providers", "CPUExecutionProvider"]),
+        (
+            ServerSpec(providers=({"FooExecutionProvider": {}},)),
+            ["server.providers", "CPUExecutionProvider"],
+        ),
     ],
 )
-def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(server: ServerSpec, names: list[str]) -> None:
+def test_a_provider_that_the_runtime_was_not_built_for_is_refused_by_name(
+    server: ServerSpec,
+    names: list[str],
+) -> None:
     if "OpenVINOExecutionProvider" in import_onnxruntime().get_available_providers():
         pytest.skip("this is ONNX Runtime's OpenVINO build")
     with refused(DeviceUnavailable, *names):
@@ -65,7 +72,10 @@ def _crash(*_: object) -> None:
     ],
 )
 def test_a_device_whose_libraries_hang_or_crash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, library: Callable[..., None], seconds: float, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    library: Callable[..., None],
+    seconds: float,
+    message: str,
 ) -> None:
     monkeypatch.setattr(device, "_compute_on", library)
     monkeypatch.setattr(device, "_TIMEOUT_SECONDS", seconds)
@@ -75,9 +85,23 @@ def test_a_device_whose_libraries_hang_or_crash_is_refused(
 
 @no_cuda
 def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "-m", "models:/nowhere/1", "--device", "cuda"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "-m",
+        "models:/nowhere/1",
+        "--device",
+        "cuda",
+    ]
     ended = subprocess.run(
-        command, env={"ONNXSERVE_HOME": str(tmp_path / "home")}, capture_output=True, text=True, timeout=60, check=False
+        command,
+        env={"ONNXSERVE_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [ended.stderr.strip()]
@@ -94,7 +118,12 @@ def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path
 
     def worker() -> tuple["subprocess.Popen[str]", str]:
         command = [sys.executable, "-c", code, str(tmp_path)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdout is not None
         return process, process.stdout.readline().strip()
 

@@ -32,7 +32,9 @@ RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
 
 def write_example(framework: str, folder: Path) -> Path:
     found = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-    (code,) = (block for block in found if block.startswith(f"from {framework}") and "sgi_app" in block)
+    (code,) = (
+        block for block in found if block.startswith(f"from {framework}") and "sgi_app" in block
+    )
     model = mixed_model(folder / "model")
     file = folder / "application.py"
     file.write_text(code.replace("models:/flight-delay@champion", str(model)))
@@ -81,7 +83,11 @@ os._exit(0)  # as by a signal: no atexit function runs
 def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_path: Path) -> None:
     model = mixed_model(tmp_path / "model")
     done = subprocess.run(
-        [sys.executable, "-c", ENDS_SLOWLY, str(model)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+        [sys.executable, "-c", ENDS_SLOWLY, str(model)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
     )
     agent = int(done.stdout)
     wait_until(lambda: not psutil.pid_exists(agent), what="the agent has ended")
@@ -90,7 +96,9 @@ def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_pa
 
 def ask(application: DispatcherMiddleware) -> None:
     client = WsgiClient(application)
-    with closing(cast(WsgiApp, application.mounts["/flights"])):  # Otherwise it would live as long as this process.
+    with closing(
+        cast(WsgiApp, application.mounts["/flights"]),
+    ):  # Otherwise it would live as long as this process.
         answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
         assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
         assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
@@ -107,30 +115,47 @@ def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from django.urls import path
 
     urls = ModuleType("application_urls")
-    urls.__dict__["urlpatterns"] = [path("", lambda request: JsonResponse({"predictions": "/flights/invocations"}))]
+    urls.__dict__["urlpatterns"] = [
+        path("", lambda request: JsonResponse({"predictions": "/flights/invocations"})),
+    ]
     monkeypatch.setitem(sys.modules, urls.__name__, urls)
     settings.configure(ROOT_URLCONF=urls.__name__, ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None)
     ask(runpy.run_path(str(write_example("django", tmp_path)))["application"])
 
 
 @pytest.mark.parametrize(
-    ("config", "message"), [({"server.thread": 4}, "server.threads"), ({"server.threads": "many"}, "server.threads")]
+    ("config", "message"),
+    [({"server.thread": 4}, "server.threads"), ({"server.threads": "many"}, "server.threads")],
 )
-def test_a_field_that_is_not_known_is_refused_before_anything_starts(config: dict[str, Any], message: str) -> None:
+def test_a_field_that_is_not_known_is_refused_before_anything_starts(
+    config: dict[str, Any],
+    message: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=message):
         wsgi_app("models:/m/1", config=config)
 
 
-def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(tmp_path: Path) -> None:
+def test_a_local_server_has_the_routes_and_pages_of_a_server_without_an_agent(
+    tmp_path: Path,
+) -> None:
     before = psutil.Process().children()
-    with local_server(mixed_model(tmp_path / "model"), "Flight Delay", "3", "127.0.0.1", "0") as url:
+    with local_server(
+        mixed_model(tmp_path / "model"),
+        "Flight Delay",
+        "3",
+        "127.0.0.1",
+        "0",
+    ) as url:
         assert psutil.Process().children() == before
         assert requests.get(f"{url}/docs", timeout=30).status_code == 200
         client = Client(url)
         assert client.predict([RECORD]).values == ["yes"]
         answer = client.infer({name: [value] for name, value in RECORD.items()})
         assert (answer.model, answer.version) == ("Flight Delay", "3")
-        with refused(InvalidConfig, url.rpartition(":")[2]), local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]):
+        with (
+            refused(InvalidConfig, url.rpartition(":")[2]),
+            local_server(tmp_path, "m", "1", "127.0.0.1", url[17:]),
+        ):
             pass
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=30)
@@ -140,4 +165,7 @@ def test_a_local_server_with_a_key_refuses_other_callers(tmp_path: Path) -> None
     with local_server(mixed_model(tmp_path / "model"), "m", "1", "127.0.0.1", "0", "sesame") as url:
         body, headers = {"dataframe_records": [RECORD]}, {"Authorization": "Bearer sesame"}
         assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
-        assert requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code == 200
+        assert (
+            requests.post(f"{url}/invocations", json=body, headers=headers, timeout=30).status_code
+            == 200
+        )

@@ -27,7 +27,12 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
         option: command[command.index(option) + 1]
         for option in ("--workers", "--threads", "--timeout", "--graceful-timeout")
     }
-    assert said == {"--workers": "3", "--threads": "7", "--timeout": "11", "--graceful-timeout": "12"}
+    assert said == {
+        "--workers": "3",
+        "--threads": "7",
+        "--timeout": "11",
+        "--graceful-timeout": "12",
+    }
     assert command[command.index("--bind") + 1] == "fd://7"
     assert "--preload" not in command
     assert eval(command[-1].partition("create_worker_app")[2]) == "/with 'quotes'/and space"
@@ -35,16 +40,24 @@ def test_the_spec_decides_and_the_state_folder_may_have_any_name() -> None:
 
 @pytest.mark.parametrize(("files", "connections"), [(256, 192), (1024, 768), (1_048_576, 1000)])
 def test_a_worker_takes_no_more_clients_than_it_has_files_for(
-    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+    files: int,
+    connections: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, files))
     command = gunicorn_command(Path("/s"), ServerSpec(), 7)
     assert command[command.index("--worker-connections") + 1] == str(connections)
 
 
-def test_the_libraries_of_pyfuncs_have_the_cores_of_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_libraries_of_pyfuncs_have_the_cores_of_one_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def threads(spec: ServerSpec) -> list[str]:
-        return [part for part in gunicorn_command(Path("/s"), spec, 7) if part.startswith("OMP_NUM_THREADS=")]
+        return [
+            part
+            for part in gunicorn_command(Path("/s"), spec, 7)
+            if part.startswith("OMP_NUM_THREADS=")
+        ]
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
@@ -64,12 +77,23 @@ def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) 
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_gunicorn_s_own_threaded_worker_starts_and_answers(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    spec = ServerSpec(worker_class="gthread", graceful_timeout_seconds=1)  # gthread waits for idle clients that long.
+def test_gunicorn_s_own_threaded_worker_starts_and_answers(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
+    spec = ServerSpec(
+        worker_class="gthread",
+        graceful_timeout_seconds=1,
+    )  # gthread waits for idle clients that long.
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), spec) as running:
         assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
-        assert running.post(data="{", headers={"Content-Type": "application/json"}).status_code == 400
-        lines = running.post(data=iter([b"[1, 2, 3]\n"] * 3), headers={"Content-Type": "application/jsonl"})
+        assert (
+            running.post(data="{", headers={"Content-Type": "application/json"}).status_code == 400
+        )
+        lines = running.post(
+            data=iter([b"[1, 2, 3]\n"] * 3),
+            headers={"Content-Type": "application/jsonl"},
+        )
         assert lines.content == b"[1006.0]\n" * 3
         assert running.post("/nowhere").status_code == 404
     assert "Traceback" not in running.log.read_text()
@@ -77,21 +101,34 @@ def test_gunicorn_s_own_threaded_worker_starts_and_answers(tmp_path: Path, bias_
 
 def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(certfile="/c.pem", keyfile="/k.pem"), 7)
-    assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == ("/c.pem", "/k.pem")
+    assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == (
+        "/c.pem",
+        "/k.pem",
+    )
     with pytest.raises(ValueError, match="must be set together"):
         ServerSpec(certfile="/c.pem")
 
 
-def test_gunicorn_opens_no_socket_for_commands(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_gunicorn_opens_no_socket_for_commands(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 ignores the setting."""
     runtime = tmp_path / "runtime"
     runtime.mkdir()
     environment = {"XDG_RUNTIME_DIR": str(runtime)}
-    with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), environment=environment):
+    with servers.gunicorn(
+        tmp_path,
+        servers.one_endpoint(bias_folders["1"]),
+        environment=environment,
+    ):
         assert list(runtime.iterdir()) == []
 
 
-def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_a_worker_has_more_files_than_a_shell_allows(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 100, hard))
@@ -104,7 +141,8 @@ def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folder
 
 
 def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_runtime(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         loaded = Path(f"/proc/{running.process.pid}/maps").read_text()
@@ -124,7 +162,8 @@ def are_gone(paths: list[Path]) -> bool:
 
 
 def test_metrics_lie_where_a_full_disk_does_not_matter_and_are_taken_away(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         (worker,) = read_workers(tmp_path)
@@ -147,7 +186,10 @@ def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Pa
     with open_listener("127.0.0.1", 0) as listener:
         command = gunicorn_command(tmp_path, ServerSpec(), listener.fileno(), may_fork=may_fork)
         with subprocess.Popen(command, pass_fds=[listener.fileno(), may_fork]) as gunicorn:
-            wait_until(lambda: "/numpy/" in Path(f"/proc/{gunicorn.pid}/maps").read_text(), what="its imports")
+            wait_until(
+                lambda: "/numpy/" in Path(f"/proc/{gunicorn.pid}/maps").read_text(),
+                what="its imports",
+            )
             gunicorn.terminate()
     os.close(may_fork)
     os.close(held)
@@ -156,7 +198,8 @@ def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Pa
 
 @pytest.mark.long
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"])) as running:
         (worker,) = read_workers(tmp_path)
@@ -169,7 +212,8 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
 
 @pytest.mark.long
 def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_is_gone(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     killed, other = tmp_path / "killed", tmp_path / "other"
     for state_dir in (killed, other):
@@ -180,8 +224,13 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
         running.process.wait()
         metrics = metrics_of(killed, worker.pid)
         with servers.gunicorn(other):
-            assert metrics_of(killed, worker.pid) == metrics  # The folder's next server keeps their counts.
-        wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
+            assert (
+                metrics_of(killed, worker.pid) == metrics
+            )  # The folder's next server keeps their counts.
+        wait_until(
+            lambda: not psutil.pid_exists(worker.pid),
+            what="the end of the killed server's worker",
+        )
         shutil.rmtree(killed)
         with servers.gunicorn(other):
             assert are_gone(metrics)

@@ -27,7 +27,14 @@ from tests.support.waiting import wait_until
 def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
     """The process that listens on the port, and sends its socket at `tmp_path/door`."""
     path = tmp_path / "door"
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "hold-socket", str(path), str(free_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "hold-socket",
+        str(path),
+        str(free_port),
+    ]
     with subprocess.Popen(command) as process:
         wait_until(path.exists)
         yield process
@@ -35,7 +42,9 @@ def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
-    holder: subprocess.Popen[bytes], tmp_path: Path, free_port: int
+    holder: subprocess.Popen[bytes],
+    tmp_path: Path,
+    free_port: int,
 ) -> None:
     with shared_listener(tmp_path / "door") as first, shared_listener(tmp_path / "door") as second:
         assert first is not None
@@ -53,7 +62,10 @@ def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
         wait_until(lambda: second.is_gone)
 
 
-def test_a_process_with_many_open_files_hears_of_the_end_too(holder: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_a_process_with_many_open_files_hears_of_the_end_too(
+    holder: subprocess.Popen[bytes],
+    tmp_path: Path,
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
     try:
@@ -69,12 +81,16 @@ def test_a_process_with_many_open_files_hears_of_the_end_too(holder: subprocess.
 
 
 def test_no_path_is_no_shared_listener_and_a_path_without_a_holder_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_WAIT_SECONDS", 0.1)
     with shared_listener(None) as none:
         assert none is None
-    with pytest.raises(DeploymentFailed, match="listening socket"), shared_listener(tmp_path / "door"):
+    with (
+        pytest.raises(DeploymentFailed, match="listening socket"),
+        shared_listener(tmp_path / "door"),
+    ):
         pass
 
 
@@ -98,7 +114,9 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
             while not is_over.is_set():
                 try:
                     url = f"http://127.0.0.1:{free_port}/invocations"
-                    answers[session.post(url, json={"inputs": [[0.0, 0.0, 0.0]]}, timeout=20).text] += 1
+                    answers[
+                        session.post(url, json={"inputs": [[0.0, 0.0, 0.0]]}, timeout=20).text
+                    ] += 1
                 except requests.RequestException as error:
                     answers[repr(error)] += 1
                 time.sleep(0.002)
@@ -117,5 +135,8 @@ def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
     assert len(answers) == 1, answers
     assert next(iter(answers)).startswith('{"predictions"')
     holder.kill()
-    wait_until(lambda: later.process.poll() is not None, what="the server ends, to be started on another socket")
+    wait_until(
+        lambda: later.process.poll() is not None,
+        what="the server ends, to be started on another socket",
+    )
     assert later.process.returncode == 1

@@ -17,7 +17,14 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.core.statedir.files import AGENT, SERVER, WANTED, claim_state_dir, read_state, read_workers
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    SERVER,
+    WANTED,
+    claim_state_dir,
+    read_state,
+    read_workers,
+)
 from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState
 from tests.support.disk import read_only
 from tests.support.pyfuncs import save_pyfuncs
@@ -31,11 +38,19 @@ Start = Callable[..., Served]
 @pytest.fixture
 def start(serve: Start, model_folders: dict[str, Path]) -> Start:
     """Starts a server of the stock model in a state folder."""
-    return lambda state, *arguments: serve("-m", str(model_folders["stock"]), *arguments, state=state)
+    return lambda state, *arguments: serve(
+        "-m",
+        str(model_folders["stock"]),
+        *arguments,
+        state=state,
+    )
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Served]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Served]:
     """A server for tests that do not stop it."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("supervised")
@@ -73,14 +88,16 @@ def check_end(served: Served, number: signal.Signals) -> None:
 
 @pytest.mark.long
 def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
-    serve: Start, tmp_path: Path
+    serve: Start,
+    tmp_path: Path,
 ) -> None:
     model = save_pyfuncs(tmp_path, ["troubled"])["troubled"]
     running = serve("-m", str(model), "-C", "server.graceful_timeout_seconds=2").wait_ready()
     hanging = {"dataframe_split": {"columns": ["do"], "data": [["hang"]]}}
     with ThreadPoolExecutor(4) as clients:
         asked = [
-            clients.submit(requests.post, f"{running.url}/invocations", json=hanging, timeout=60) for _ in range(4)
+            clients.submit(requests.post, f"{running.url}/invocations", json=hanging, timeout=60)
+            for _ in range(4)
         ]
         port = int(running.url.rpartition(":")[2])
         wait_until(lambda: len(connections_to(port)) == 4, what="all of them")
@@ -100,7 +117,9 @@ def connections_to(port: int) -> list[Any]:
 
 
 @pytest.mark.long
-def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(start: Start) -> None:
+def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(
+    start: Start,
+) -> None:
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
@@ -110,7 +129,10 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
 @pytest.mark.long
 @pytest.mark.parametrize("is_abstract", [True, False])
 def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_else(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_abstract: bool
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_abstract: bool,
 ) -> None:
     said = f"@{tmp_path.name}" if is_abstract else f"{tmp_path}/user@1.s"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -142,7 +164,9 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
 
 
 @pytest.mark.long
-def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(start: Start) -> None:
+def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
+    start: Start,
+) -> None:
     running = start("state").wait_ready()
     before, supervisor = agent_pid(running), psutil.Process(running.process.pid)
     limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
@@ -168,7 +192,9 @@ def test_a_killed_worker_is_replaced_and_counted(running: Served) -> None:
     assert worker_restarts(running) == 0
     worker.kill()
     wait_until(
-        lambda: [p.pid for p in psutil.Process(gunicorn_pid(running)).children()] != [worker.pid], 20, "a new one"
+        lambda: [p.pid for p in psutil.Process(gunicorn_pid(running)).children()] != [worker.pid],
+        20,
+        "a new one",
     )
     wait_until(lambda: requests.get(f"{running.url}/ping", timeout=20).ok, what="it answers")
     assert worker_restarts(running) == 1
@@ -198,10 +224,15 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     for worker in old:
         os.kill(worker, signal.SIGSTOP)  # An orphan that ignores signals must be killed.
     os.kill(master, signal.SIGKILL)
-    noticed = wait_until(lambda: (state := server_state(running)).restarts == 1 and state, what="the death is noticed")
+    noticed = wait_until(
+        lambda: (state := server_state(running)).restarts == 1 and state,
+        what="the death is noticed",
+    )
     assert noticed.phase == "starting"
     with ThreadPoolExecutor(8) as clients:
-        assert all(clients.map(lambda _: answers(running), range(32)))  # All clients connect while no process accepts.
+        assert all(
+            clients.map(lambda _: answers(running), range(32)),
+        )  # All clients connect while no process accepts.
     assert gunicorn_pid(running) != master
     assert not [worker for worker in old if psutil.pid_exists(worker)]
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
@@ -230,7 +261,9 @@ def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worke
 
 
 @pytest.mark.long
-def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(start: Start) -> None:
+def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(
+    start: Start,
+) -> None:
     running = start("state").wait_ready()
     (worker,), logged = workers(running), running.log.read_text()
     with read_only(running.state_dir):
@@ -247,7 +280,9 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
 @pytest.mark.long
 def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
     running = start("state").wait_ready()
-    (running.state_dir / "spec.yaml").write_text("no spec")  # No worker of the next gunicorn can start.
+    (running.state_dir / "spec.yaml").write_text(
+        "no spec",
+    )  # No worker of the next gunicorn can start.
     os.kill(gunicorn_pid(running), signal.SIGKILL)
     assert running.process.wait(timeout=60) == 1
     assert running.end() == 1
@@ -315,7 +350,10 @@ def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
     check_end(again, signal.SIGINT)
 
 
-def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_crashes_again_and_again_is_said_to(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "soon")
     running = start("state")
     assert running.process.wait(timeout=30) == 1
@@ -324,7 +362,9 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
 
 
 @pytest.mark.long
-def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(start: Start) -> None:
+def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(
+    start: Start,
+) -> None:
     running = start("state")
     supervisor = psutil.Process(running.process.pid)
 
@@ -340,10 +380,17 @@ def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(s
     assert mentions(running.log.read_text(), "the agent", "killed by SIGKILL", "repeatedly")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"])
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, errno.EAGAIN],
+    ids=["full disk", "no more processes"],
+)
 def test_what_the_system_refuses_a_server_is_said_in_one_line(tmp_path: Path, number: int) -> None:
     reason = os.strerror(number)
-    with pytest.raises(InvalidConfig, match=rf"state folder {tmp_path}: {reason}$"), claim_state_dir(tmp_path):
+    with (
+        pytest.raises(InvalidConfig, match=rf"state folder {tmp_path}: {reason}$"),
+        claim_state_dir(tmp_path),
+    ):
         raise OSError(number, reason)
     with claim_state_dir(tmp_path), pytest.raises(AlreadyExists), claim_state_dir(tmp_path):
         pass

@@ -27,7 +27,10 @@ def test_without_a_port_the_first_free_one_is_taken() -> None:
 
 @pytest.mark.parametrize(
     ("host", "reason"),
-    [("192.0.2.1", "Cannot assign"), ("no.such.host.invalid", "(not known|failure in name resolution)")],
+    [
+        ("192.0.2.1", "Cannot assign"),
+        ("no.such.host.invalid", "(not known|failure in name resolution)"),
+    ],
 )
 def test_a_host_that_is_not_this_machine_is_refused(host: str, reason: str) -> None:
     with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080: .*{reason}"):
@@ -69,25 +72,39 @@ def test_the_port_is_kept_for_those_that_share_it() -> None:
 
 @pytest.mark.parametrize("field", ["server.grpc_port", "server.metrics_port"])
 def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
-    serve: Callable[..., Served], model_folders: dict[str, Path], field: str
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+    field: str,
 ) -> None:
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # Otherwise a gRPC server would share it silently.
+        taken.setsockopt(
+            socket.SOL_SOCKET,
+            socket.SO_REUSEPORT,
+            1,
+        )  # Otherwise a gRPC server would share it silently.
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         refused = serve("-m", str(model_folders["stock"]), "-C", f"{field}={port}")
         assert refused.process.wait(60) == 1
     lines = refused.log.read_text().splitlines()
-    assert lines == [f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…"]
+    assert lines == [
+        f"Error: port {port} on 127.0.0.1 is in use; set another port with -C {field}=…",
+    ]
 
 
 @pytest.mark.long
 def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
-    serve: Callable[..., Served], model_folders: dict[str, Path]
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
 ) -> None:
     port = free_port()
-    running = serve("-m", str(model_folders["stock"]), "-C", f"server.grpc_port={port}").wait_ready()
+    running = serve(
+        "-m",
+        str(model_folders["stock"]),
+        "-C",
+        f"server.grpc_port={port}",
+    ).wait_ready()
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     assert running.end() == 0

@@ -30,7 +30,8 @@ def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> 
     total = sum(weights)
     chosen = [weighted_variant(variants, (mark + 0.5) / total) for mark in range(total)]
     assert [chosen.count(variant) for variant in dict.fromkeys(variants)] == [
-        sum(weight for weight in weights if weight == variant.weight) for variant in dict.fromkeys(variants)
+        sum(weight for weight in weights if weight == variant.weight)
+        for variant in dict.fromkeys(variants)
     ]
 
 
@@ -65,9 +66,15 @@ def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
 
 @settings(max_examples=25)
 @given(WEIGHTS, st.data())
-def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights: list[int], data: st.DataObject) -> None:
+def test_a_weight_that_grows_only_draws_callers_to_its_variant(
+    weights: list[int],
+    data: st.DataObject,
+) -> None:
     grown = data.draw(st.integers(0, len(weights) - 1))
-    more = [weight + data.draw(st.integers(1, 100)) if at == grown else weight for at, weight in enumerate(weights)]
+    more = [
+        weight + data.draw(st.integers(1, 100)) if at == grown else weight
+        for at, weight in enumerate(weights)
+    ]
     before, after = named(weights), named(more)
     for key in KEYS[:200]:
         was, now = sticky_variant(before, "e", key).name, sticky_variant(after, "e", key).name
@@ -76,7 +83,10 @@ def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights: list[int
 
 @settings(max_examples=25)
 @given(WEIGHTS, st.randoms())
-def test_neither_the_order_nor_a_common_factor_moves_a_caller(weights: list[int], random: Random) -> None:
+def test_neither_the_order_nor_a_common_factor_moves_a_caller(
+    weights: list[int],
+    random: Random,
+) -> None:
     variants = named(weights)
     others = [variant(3 * one.weight, name=one.name) for one in variants]
     random.shuffle(others)

@@ -30,7 +30,12 @@ SCHEMA = compile_schema(COLUMNS, (), INPUTS)
     ],
 )
 def test_the_first_row_has_the_key(column: str, values: list[Any], key: str | None) -> None:
-    data: dict[str, list[Any]] = {"user": ["a", "b"], "account": [1, 2], "amount": [1.5, 2.5], column: values}
+    data: dict[str, list[Any]] = {
+        "user": ["a", "b"],
+        "account": [1, 2],
+        "amount": [1.5, 2.5],
+        column: values,
+    }
     assert sticky_key(SCHEMA, SCHEMA.from_columns(data), column) == key
     assert has_sticky_column(SCHEMA, column) == (column != "unknown")
 
@@ -39,7 +44,9 @@ def test_a_number_is_the_same_caller_in_every_type() -> None:
     apart = compile_schema(COLUMNS[1:2], (), (Input("a", "int64", (-1,), ("account",)),))
     data: dict[str, list[Any]] = {"user": ["a"], "account": [12345], "amount": [0.0]}
     assert sticky_key(apart, apart.from_columns(data), "account") == sticky_key(
-        SCHEMA, SCHEMA.from_columns(data), "account"
+        SCHEMA,
+        SCHEMA.from_columns(data),
+        "account",
     )
 
 

@@ -16,11 +16,27 @@ Body = dict[str, object] | bytes
 
 
 def _tensor(**change: object) -> Body:
-    return {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 2, 2], "data": [0, 1, 2, 3], **change}]}
+    return {
+        "inputs": [
+            {
+                "name": "image",
+                "datatype": "FP32",
+                "shape": [1, 2, 2],
+                "data": [0, 1, 2, 3],
+                **change,
+            },
+        ],
+    }
 
 
 MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
-    "an empty body": ("/invocations", b"", {}, 400, "the body is empty; a JSON document is expected"),
+    "an empty body": (
+        "/invocations",
+        b"",
+        {},
+        400,
+        "the body is empty; a JSON document is expected",
+    ),
     "none of the forms": (
         "/invocations",
         {"rows": []},
@@ -49,7 +65,13 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         415,
         "the Content-Encoding is 'br'; this encoding is not supported: send gzip, deflate, zstd or identity",
     ),
-    "a damaged encoding": ("/invocations", b"x", {"content_encoding": "gzip"}, 400, "the gzip body ends too early"),
+    "a damaged encoding": (
+        "/invocations",
+        b"x",
+        {"content_encoding": "gzip"},
+        400,
+        "the gzip body ends too early",
+    ),
     "a missing column": (
         "/invocations",
         {"dataframe_records": [{**RECORD, "late": None}, {}]},
@@ -136,12 +158,23 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
 @pytest.fixture
 def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
     mixed, tensor = model_folders["mixed"], model_folders["tensor"]
-    return serve_here({"mixed": {"v": servers.variant(mixed)}, "tensor": {"v": servers.variant(tensor)}})
+    return serve_here(
+        {"mixed": {"v": servers.variant(mixed)}, "tensor": {"v": servers.variant(tensor)}},
+    )
 
 
-@pytest.mark.parametrize(("path", "body", "headers", "status", "message"), MESSAGES.values(), ids=MESSAGES)
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "message"),
+    MESSAGES.values(),
+    ids=MESSAGES,
+)
 def test_an_answer_names_what_is_wrong_and_what_would_be_right(
-    server: Server, path: str, body: Body, headers: dict[str, str], status: int, message: str
+    server: Server,
+    path: str,
+    body: Body,
+    headers: dict[str, str],
+    status: int,
+    message: str,
 ) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = ask(server, path, body=content, **headers)

@@ -32,10 +32,16 @@ def traces() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Collector) -> Iterator[NativeStack]:
+def stack(
+    tmp_path_factory: pytest.TempPathFactory,
+    alerts: Receiver,
+    traces: Collector,
+) -> Iterator[NativeStack]:
     """Run the core and the metrics, with windows of a minute instead of an hour, and a log line per request."""
     if not os.environ.get("AWS_ENDPOINT_URL"):
-        pytest.skip("no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        pytest.skip(
+            "no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     folder = tmp_path_factory.mktemp("stack")
     bucket = f"onnxserve-{uuid.uuid4().hex[:12]}"
     stack = NativeStack(
@@ -59,7 +65,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Co
     (stack.secrets / "s3_user").write_text(os.environ["AWS_ACCESS_KEY_ID"])
     (stack.secrets / "s3_password").write_text(os.environ["AWS_SECRET_ACCESS_KEY"])
     (stack.secrets / "alerts.yaml").write_text(f"urls:\n  - {alerts.url('controller')}\n")
-    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(stack.secrets)]
+    make = [
+        sys.executable,
+        str(COMPOSE.parent / "stack" / "make_secrets.py"),
+        "--folder",
+        str(stack.secrets),
+    ]
     subprocess.run([*make, "--host", stack.addresses["nginx"]], check=True)
     password = (stack.secrets / "postgres_password").read_text()
     with postgresql_server(stack.addresses["postgres"], 5432, "onnxserve", password) as url:
@@ -76,9 +87,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Co
 
 def _fill_databases(url: str) -> None:
     """Create the user's own database and run the scripts of its folder, like PostgreSQL's image."""
-    script = "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
+    script = (
+        "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
+    )
     subprocess.run(
-        ["psql", "-qX", url.replace("+psycopg", ""), "-v", "ON_ERROR_STOP=1"], input=script, text=True, check=True
+        ["psql", "-qX", url.replace("+psycopg", ""), "-v", "ON_ERROR_STOP=1"],
+        input=script,
+        text=True,
+        check=True,
     )
 
 
@@ -95,11 +111,18 @@ def _start_core(stack: NativeStack) -> None:
     stack.start("nginx")
     stack.wait_for("nginx", lambda: is_up(stack))
     for name, port in (("prometheus", 9090), ("alertmanager", 9093)):
-        stack.wait_for(name, lambda name=name, port=port: answers(stack.url(name, port, "/-/ready")))
+        stack.wait_for(
+            name,
+            lambda name=name, port=port: answers(stack.url(name, port, "/-/ready")),
+        )
 
 
 def is_up(stack: NativeStack) -> bool:
     try:
-        return requests.get(f"{stack.door}/ping", verify=str(stack.secrets / "tls.crt"), timeout=5).ok
+        return requests.get(
+            f"{stack.door}/ping",
+            verify=str(stack.secrets / "tls.crt"),
+            timeout=5,
+        ).ok
     except requests.RequestException:
         return False

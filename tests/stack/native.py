@@ -50,7 +50,9 @@ class NativeStack:
         self.services: dict[str, dict[str, Any]] = document["services"]
         self._secrets = {name: Path(one["file"]).name for name, one in document["secrets"].items()}
         network = random.SystemRandom().randrange(16, 250)
-        self.addresses = {name: f"127.{network}.0.{number}" for number, name in enumerate(self.services, 10)}
+        self.addresses = {
+            name: f"127.{network}.0.{number}" for number, name in enumerate(self.services, 10)
+        }
 
     @property
     def secrets(self) -> Path:
@@ -69,13 +71,22 @@ class NativeStack:
         return (self.secrets / "shop_key").read_text()
 
     def predict(
-        self, rows: list[list[float]], key: str = "", session: requests.Session | None = None, **headers: str
+        self,
+        rows: list[list[float]],
+        key: str = "",
+        session: requests.Session | None = None,
+        **headers: str,
     ) -> requests.Response:
         """Send a request through nginx, by default with the key `shop`."""
         return self.post("/invocations", {"inputs": rows}, key, session, **headers)
 
     def post(
-        self, path: str, document: Any, key: str = "", session: requests.Session | None = None, **headers: str
+        self,
+        path: str,
+        document: Any,
+        key: str = "",
+        session: requests.Session | None = None,
+        **headers: str,
     ) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named["Authorization"] = f"Bearer {key or self.key}"
@@ -90,7 +101,12 @@ class NativeStack:
         command, environment = self._prepare(name, self._command(name))
         with self.log(name).open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, cwd=self.folder / name, start_new_session=True
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder / name,
+                start_new_session=True,
             )
         return self.processes[name]
 
@@ -99,7 +115,13 @@ class NativeStack:
         prepared, environment = self._prepare(name, self._program(list(command)))
         output = subprocess.PIPE, subprocess.STDOUT
         return subprocess.run(
-            prepared, env=environment, stdout=output[0], stderr=output[1], text=True, timeout=120, check=False
+            prepared,
+            env=environment,
+            stdout=output[0],
+            stderr=output[1],
+            text=True,
+            timeout=120,
+            check=False,
         ).stdout
 
     def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -124,7 +146,9 @@ class NativeStack:
     def wait_for(self, name: str, condition: Any, seconds: float = 120) -> None:
         process = self.processes[name]
         wait_until(
-            lambda: process.poll() is not None or condition(), seconds, f"{name}: {self.log(name).read_text()[-3000:]}"
+            lambda: process.poll() is not None or condition(),
+            seconds,
+            f"{name}: {self.log(name).read_text()[-3000:]}",
         )
         assert process.poll() is None, self.log(name).read_text()[-4000:]
 
@@ -150,7 +174,11 @@ class NativeStack:
 
     def _set(self, text: str) -> str:
         """Return a text of compose.yaml with its variables replaced."""
-        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text)
+        return re.sub(
+            r"\$\{(\w+):-([^}]*)\}",
+            lambda found: self.settings.get(found[1], found[2]),
+            text,
+        )
 
     def _command(self, name: str) -> list[str]:
         service = self.services[name]
@@ -160,7 +188,12 @@ class NativeStack:
             if any(piece.startswith(part) for piece in image):
                 command = [program, *command]
         if name == "nginx":
-            command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]  # like the image's own command
+            command += [
+                "-c",
+                "/etc/nginx/nginx.conf",
+                "-g",
+                "daemon off;",
+            ]  # like the image's own command
         return self._program(command)
 
     def _program(self, command: list[str]) -> list[str]:
@@ -179,7 +212,11 @@ class NativeStack:
         mounts: dict[str, str] = {}
         sources: dict[str, Path] = {}
         for one in service.get("secrets", ()):
-            source, target = (one["source"], one["target"]) if isinstance(one, dict) else (one, f"/run/secrets/{one}")
+            source, target = (
+                (one["source"], one["target"])
+                if isinstance(one, dict)
+                else (one, f"/run/secrets/{one}")
+            )
             sources[target] = self.secrets / self._secrets[source]
         for volume in service.get("volumes", ()):
             source, target = volume.split(":")[:2]
@@ -215,7 +252,11 @@ class NativeStack:
             text = text.replace(old, new)
         names = "|".join(sorted(self.addresses, key=len, reverse=True))
         text = re.sub(rf"(?<![\w.-])({names})(?=:\d)", lambda found: self.addresses[found[1]], text)
-        text = re.sub(rf"(?m)^host=({names})$", lambda found: f"host={self.addresses[found[1]]}", text)
+        text = re.sub(
+            rf"(?m)^host=({names})$",
+            lambda found: f"host={self.addresses[found[1]]}",
+            text,
+        )
         text = text.replace("0.0.0.0", self.addresses[name])
         paths = "|".join(re.escape(target) for target in sorted(mounts, key=len, reverse=True))
         return re.sub(rf"(?<![\w./-])({paths})(?![\w-])", lambda found: mounts[found[1]], text)

@@ -14,7 +14,17 @@ import yaml
 
 from tests.stack.native import COMPOSE
 
-CORE = {"postgres", "minio", "redis", "mlflow", "setup", "server-a", "server-b", "nginx", "controller"}
+CORE = {
+    "postgres",
+    "minio",
+    "redis",
+    "mlflow",
+    "setup",
+    "server-a",
+    "server-b",
+    "nginx",
+    "controller",
+}
 PROFILES = {
     "metrics": {"prometheus", "alertmanager", "grafana"},
     "traces": {"otel-collector", "jaeger"},
@@ -24,9 +34,24 @@ PROFILES = {
 
 def read(*profiles: str) -> dict[str, Any]:
     """Return Compose's configuration for these profiles."""
-    command = ["docker", "compose", "-f", str(COMPOSE), *(f"--profile={one}" for one in profiles), "config"]
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # without the settings of this process
-    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, env=environment, check=False)
+    command = [
+        "docker",
+        "compose",
+        "-f",
+        str(COMPOSE),
+        *(f"--profile={one}" for one in profiles),
+        "config",
+    ]
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME")
+    }  # without the settings of this process
+    done = subprocess.run(
+        [*command, "--format", "json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -35,7 +60,11 @@ def read(*profiles: str) -> dict[str, Any]:
 def _compose() -> None:
     if (
         shutil.which("docker") is None
-        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+        or subprocess.run(
+            ["docker", "compose", "version"],
+            capture_output=True,
+            check=False,
+        ).returncode
     ):
         pytest.skip("docker compose is not installed")
 
@@ -63,17 +92,27 @@ def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_bu
 
 def test_our_containers_have_no_more_rights_than_they_need() -> None:
     services = read()["services"]
-    ours = {name: service for name, service in services.items() if service["image"].startswith("onnxserve:")}
+    ours = {
+        name: service
+        for name, service in services.items()
+        if service["image"].startswith("onnxserve:")
+    }
     assert ours.keys() == {"mlflow", "setup", "server-a", "server-b", "controller"}
     for service in ours.values():
-        assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001", True, ["ALL"])
+        assert (service["user"], service["read_only"], service["cap_drop"]) == (
+            "10001",
+            True,
+            ["ALL"],
+        )
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_no_secret_stands_in_an_environment() -> None:
     services = read(*PROFILES)["services"]
     values = [
-        (key, value) for service in services.values() for key, value in (service.get("environment") or {}).items()
+        (key, value)
+        for service in services.values()
+        for key, value in (service.get("environment") or {}).items()
     ]
     named = {key for key, _ in values if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", key)}
     assert {key for key in named if not key.endswith("_FILE")} == set()
@@ -88,24 +127,52 @@ def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unk
 
 def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
     document = yaml.safe_load(COMPOSE.read_text())
-    sources = [volume.split(":")[0] for one in document["services"].values() for volume in one.get("volumes", ())]
-    missing = [source for source in sources if source.startswith(".") and not (COMPOSE.parent / source).exists()]
+    sources = [
+        volume.split(":")[0]
+        for one in document["services"].values()
+        for volume in one.get("volumes", ())
+    ]
+    missing = [
+        source
+        for source in sources
+        if source.startswith(".") and not (COMPOSE.parent / source).exists()
+    ]
     assert missing == []
 
 
 def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
-    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(folder)]
+    make = [
+        sys.executable,
+        str(COMPOSE.parent / "stack" / "make_secrets.py"),
+        "--folder",
+        str(folder),
+    ]
     subprocess.run([*make, "--host", "ml.example", "--host", "fd00::7"], check=True)
     made = {file.name: file.read_text() for file in folder.iterdir()}
-    wanted = {Path(one["file"]).name for one in yaml.safe_load(COMPOSE.read_text())["secrets"].values()}
+    wanted = {
+        Path(one["file"]).name for one in yaml.safe_load(COMPOSE.read_text())["secrets"].values()
+    }
     assert wanted <= made.keys()
     assert folder.stat().st_mode & 0o777 == 0o700
-    certificate = ["openssl", "x509", "-in", str(folder / "tls.crt"), "-noout", "-ext", "subjectAltName"]
+    certificate = [
+        "openssl",
+        "x509",
+        "-in",
+        str(folder / "tls.crt"),
+        "-noout",
+        "-ext",
+        "subjectAltName",
+    ]
     named = subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
     assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in named
     subprocess.run([*make, "--host", "ml.example"], check=True)
-    refused = subprocess.run([*make, "--host", "other.example"], capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*make, "--host", "other.example"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     said = f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"
     assert (refused.returncode, refused.stderr) == (1, said)
     assert {file.name: file.read_text() for file in folder.iterdir()} == made

@@ -24,7 +24,10 @@ def targets(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_files_are_what_the_description_makes() -> None:
-    source = importlib.util.spec_from_file_location("make_dashboards", GRAFANA / "make_dashboards.py")
+    source = importlib.util.spec_from_file_location(
+        "make_dashboards",
+        GRAFANA / "make_dashboards.py",
+    )
     assert source is not None
     assert source.loader is not None
     module = importlib.util.module_from_spec(source)
@@ -35,7 +38,9 @@ def test_the_files_are_what_the_description_makes() -> None:
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(file: Path) -> None:
+def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(
+    file: Path,
+) -> None:
     made = json.loads(file.read_text())
     assert made["schemaVersion"] == 39
     assert made["uid"] == f"onnxserve-{file.stem}"
@@ -55,9 +60,17 @@ def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     asked = [target["expr"] for file in DASHBOARDS for _, target in targets(file)]
-    filled = [re.sub(r"\$\{?\w+(:\w+)?\}?", "x", expression.replace("$__rate_interval", "5m")) for expression in asked]
-    rules = [{"record": "asked", "expr": one, "labels": {"number": str(at)}} for at, one in enumerate(filled)]
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    filled = [
+        re.sub(r"\$\{?\w+(:\w+)?\}?", "x", expression.replace("$__rate_interval", "5m"))
+        for expression in asked
+    ]
+    rules = [
+        {"record": "asked", "expr": one, "labels": {"number": str(at)}}
+        for at, one in enumerate(filled)
+    ]
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}),
+    )
     check = ["promtool", "check", "rules", str(tmp_path / "rules.yaml")]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr

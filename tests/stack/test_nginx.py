@@ -33,13 +33,24 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeStack]:
-    stack = NativeStack(tmp_path_factory.mktemp("nginx"), {}, {"max_fails=1 fail_timeout=2s": "max_fails=0"})
+    stack = NativeStack(
+        tmp_path_factory.mktemp("nginx"),
+        {},
+        {"max_fails=1 fail_timeout=2s": "max_fails=0"},
+    )
     stack.secrets.mkdir()
-    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(stack.secrets)]
+    make = [
+        sys.executable,
+        str(COMPOSE.parent / "stack" / "make_secrets.py"),
+        "--folder",
+        str(stack.secrets),
+    ]
     subprocess.run([*make, "--host", stack.addresses["nginx"]], check=True)
     with ExitStack() as started:
         for name in ("server-a", "server-b"):
-            server = started.enter_context(ThreadingHTTPServer((stack.addresses[name], 8080), Server))
+            server = started.enter_context(
+                ThreadingHTTPServer((stack.addresses[name], 8080), Server),
+            )
             Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
             started.callback(server.shutdown)
         started.callback(stack.end)
@@ -52,13 +63,25 @@ def post(stack: NativeStack, path: str) -> int | None:
     """Return the status; None if nginx does not listen yet."""
     asked.clear()
     try:
-        return requests.post(stack.door + path, b"{}", verify=str(stack.secrets / "tls.crt"), timeout=30).status_code
+        return requests.post(
+            stack.door + path,
+            b"{}",
+            verify=str(stack.secrets / "tls.crt"),
+            timeout=30,
+        ).status_code
     except requests.ConnectionError:
         return None
 
 
 @pytest.mark.parametrize(
-    "path", ["/invocations", "/endpoints/e/invocations", "/v2/models/e/infer", "/feedback", "/endpoints/e/feedback"]
+    "path",
+    [
+        "/invocations",
+        "/endpoints/e/invocations",
+        "/v2/models/e/infer",
+        "/feedback",
+        "/endpoints/e/feedback",
+    ],
 )
 def test_the_other_server_answers_what_may_come_twice(stack: NativeStack, path: str) -> None:
     assert post(stack, path) == 200

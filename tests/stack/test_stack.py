@@ -61,7 +61,10 @@ class Traffic:
                 self.versions[answer.headers["X-Model-Version"]] += 1
                 self.latest.append(answer.headers["X-Model-Version"])
                 named, truth = answer.headers["X-Prediction-Id"], rows.sum(axis=1) > 2 * self.mean
-                labels = [{"prediction_id": named, "row": row, "label": int(late)} for row, late in enumerate(truth)]
+                labels = [
+                    {"prediction_id": named, "row": row, "label": int(late)}
+                    for row, late in enumerate(truth)
+                ]
                 answer = self.stack.post("/feedback", {"feedback": labels}, session=session)
                 assert answer.status_code == 202, answer.text
 
@@ -76,7 +79,10 @@ def traffic(stack: NativeStack) -> Iterator[Traffic]:
     asking.result()
 
 
-def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(stack: NativeStack, traffic: Traffic) -> None:
+def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(
+    stack: NativeStack,
+    traffic: Traffic,
+) -> None:
     assert stack.predict([[1.0, 2.0]], key="onnxserve_nobody").status_code == 401
     answered = stack.predict([[1.0, 2.0]])
     assert answered.json()["predictions"] == [1]
@@ -91,7 +97,9 @@ def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(stack: Nati
 def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> None:
     credentials = grpc.ssl_channel_credentials((stack.secrets / "tls.crt").read_bytes())
     request = service_pb2.ModelInferRequest(model_name="flights")
-    request.inputs.add(name="X", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1.0, 2.0])
+    request.inputs.add(name="X", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend(
+        [1.0, 2.0],
+    )
     key = [("authorization", f"Bearer {stack.key}")]
     with grpc.secure_channel(stack.door.removeprefix("https://"), credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -99,18 +107,27 @@ def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> No
         answer = stub.ModelInfer(request, metadata=key, timeout=10)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, timeout=10)
-        with pytest.raises(grpc.RpcError) as blocked:  # about a single server, like HTTP's /v2/repository
+        with pytest.raises(
+            grpc.RpcError,
+        ) as blocked:  # about a single server, like HTTP's /v2/repository
             stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=key, timeout=10)
     assert [output.name for output in answer.outputs] == ["label", "probabilities"]
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert blocked.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_server_that_is_killed_and_comes_back_costs_no_request(stack: NativeStack, traffic: Traffic) -> None:
+def test_a_server_that_is_killed_and_comes_back_costs_no_request(
+    stack: NativeStack,
+    traffic: Traffic,
+) -> None:
     statuses: Counter[int] = Counter()
     ended = threading.Event()
 
-    label = {"prediction_id": stack.predict([[1.0, 2.0]]).headers["X-Prediction-Id"], "row": 0, "label": 1}
+    label = {
+        "prediction_id": stack.predict([[1.0, 2.0]]).headers["X-Prediction-Id"],
+        "row": 0,
+        "label": 1,
+    }
 
     def ask(path: str, document: dict[str, Any]) -> None:
         with requests.Session() as session:
@@ -137,7 +154,11 @@ def test_a_server_that_is_killed_and_comes_back_costs_no_request(stack: NativeSt
     print(f"{statuses.total()} requests by four callers, of which 0 failed")  # noqa: T201
 
 
-def test_a_trace_is_found_by_its_id(stack: NativeStack, traffic: Traffic, traces: Collector) -> None:
+def test_a_trace_is_found_by_its_id(
+    stack: NativeStack,
+    traffic: Traffic,
+    traces: Collector,
+) -> None:
     trace = secrets.token_hex(16)
     answer = stack.predict([[1.0, 2.0]], traceparent=f"00-{trace}-{secrets.token_hex(8)}-01")
     assert answer.headers["traceparent"].split("-")[1] == trace
@@ -157,17 +178,27 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
         lines = stack.log(name).read_text().splitlines()
         other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "  # startup messages, and nginx's own error log
         fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
-        assert {one["service.name"] for one in fields} == {"nginx" if name == "nginx" else "onnxserve"}
-        durations = [one["event.duration"] for one in fields if one.get("http.response.status_code") == 200]
+        assert {one["service.name"] for one in fields} == {
+            "nginx" if name == "nginx" else "onnxserve",
+        }
+        durations = [
+            one["event.duration"] for one in fields if one.get("http.response.status_code") == 200
+        ]
         assert all(0 <= duration < 60e9 for duration in durations), name
         assert len(durations) > 100
 
 
 def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
-    stack: NativeStack, traffic: Traffic, alerts: Receiver
+    stack: NativeStack,
+    traffic: Traffic,
+    alerts: Receiver,
 ) -> None:
     traffic.mean = MOVED
-    wait_until(lambda: alerts.titles("controller"), 300, f"the controller tells; {_last(stack, 'controller')}")
+    wait_until(
+        lambda: alerts.titles("controller"),
+        300,
+        f"the controller tells; {_last(stack, 'controller')}",
+    )
     assert alerts.titles("controller")[0].startswith("onnxserve: flights: Alarm: monitor ")
 
     def fired() -> list[dict[str, Any]]:
@@ -180,7 +211,9 @@ def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
 
 
 def test_what_was_retrained_is_gated_promoted_and_answers(
-    stack: NativeStack, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+    stack: NativeStack,
+    traffic: Traffic,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (stack.secrets / "admin_password").read_text())
@@ -193,12 +226,26 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
         client.set_registered_model_alias("flights", "challenger", "2")
         for name in ("server-a", "server-b"):  # like a person who edits docker/stack/endpoints.yaml
             spec = stack.mounted(name, "/etc/onnxserve/endpoints.yaml")
-            spec.write_text(spec.read_text().replace("weight: 100", "weight: 80").replace("weight: 0", "weight: 20"))
+            spec.write_text(
+                spec.read_text()
+                .replace("weight: 100", "weight: 80")
+                .replace("weight: 0", "weight: 20"),
+            )
         wait_until(lambda: traffic.versions["2"] > 20, 240, "the challenger answers")
-        query = 'count(sum by (version) (rate(onnxserve_requests_total{endpoint="flights"}[30s])) > 0)'
-        wait_until(lambda: [one["value"][1] for one in _ask(stack, query)] == ["2"], 60, "Prometheus sees both")
+        query = (
+            'count(sum by (version) (rate(onnxserve_requests_total{endpoint="flights"}[30s])) > 0)'
+        )
+        wait_until(
+            lambda: [one["value"][1] for one in _ask(stack, query)] == ["2"],
+            60,
+            "Prometheus sees both",
+        )
         client.set_registered_model_alias("flights", "champion", "2")
-        wait_until(lambda: traffic.latest.count("2") == traffic.latest.maxlen, 240, "only the champion answers")
+        wait_until(
+            lambda: traffic.latest.count("2") == traffic.latest.maxlen,
+            240,
+            "only the champion answers",
+        )
     assert set(traffic.answers) == {200}
     score = 2 * MOVED + 1.0  # above the new and the old threshold
     assert stack.predict([[score / 2, score / 2]]).headers["X-Model-Version"] == "2"
@@ -206,7 +253,11 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: NativeStack, traffic: Traffic) -> None:
+def test_prometheus_answers_every_query_of_a_dashboard(
+    file: Path,
+    stack: NativeStack,
+    traffic: Traffic,
+) -> None:
     for title, target in targets(file):
         query = target["expr"].replace("$endpoint", ".+").replace("$__rate_interval", "1m")
         series = _ask(stack, query)
@@ -221,13 +272,19 @@ def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: Native
 
 
 def _ask(stack: NativeStack, query: str) -> list[dict[str, Any]]:
-    answer = requests.get(stack.url("prometheus", 9090, "/api/v1/query"), {"query": query}, timeout=30).json()
+    answer = requests.get(
+        stack.url("prometheus", 9090, "/api/v1/query"),
+        {"query": query},
+        timeout=30,
+    ).json()
     assert answer["status"] == "success", answer
     return answer["data"]["result"]
 
 
 def _tags(client: MlflowClient, version: str) -> dict[str, str]:
-    found = [one for one in client.search_model_versions("name = 'flights'") if one.version == version]
+    found = [
+        one for one in client.search_model_versions("name = 'flights'") if one.version == version
+    ]
     return found[0].tags if found else {}
 
 

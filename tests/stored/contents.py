@@ -13,8 +13,20 @@ import numpy as np
 import pandas as pd
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.statedir.files import CONTROL, FOLLOWED, WANTED, read_state, write_state
-from mlflow_deploy_plugin.core.statedir.models import Control, Followed, Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.core.statedir.files import (
+    CONTROL,
+    FOLLOWED,
+    WANTED,
+    read_state,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    Control,
+    Followed,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+)
 from mlflow_deploy_plugin.core.store.alerts import Alerts, Silences
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.keys import ApiKeys
@@ -38,11 +50,50 @@ WRITTEN = {
     "event": ("at", "actor", "action", "endpoint", "model", "version", "before", "after"),
     "request": ("model", "version", "to", "requested_by", "verdict", "report_digest"),
     "rollout": ("id", "endpoint", "state", "step", "revision", "figures", "created_at", "ended_at"),
-    "window": ("monitor", "start", "end", "revision", "by_hand", "state", "outcome", "rows", "log_rows", "log_digest"),
-    "monitor": ("endpoint", "monitor", "paused", "paused_by", "made_up_to", "consecutive", "note_kind", "baseline"),
-    "alert": ("fingerprint", "endpoint", "monitor", "state", "first_at", "last_at", "told_at", "count"),
+    "window": (
+        "monitor",
+        "start",
+        "end",
+        "revision",
+        "by_hand",
+        "state",
+        "outcome",
+        "rows",
+        "log_rows",
+        "log_digest",
+    ),
+    "monitor": (
+        "endpoint",
+        "monitor",
+        "paused",
+        "paused_by",
+        "made_up_to",
+        "consecutive",
+        "note_kind",
+        "baseline",
+    ),
+    "alert": (
+        "fingerprint",
+        "endpoint",
+        "monitor",
+        "state",
+        "first_at",
+        "last_at",
+        "told_at",
+        "count",
+    ),
     "silence": ("endpoint", "monitor", "until", "actor", "created_at"),
-    "key": ("name", "digest", "scopes", "endpoints", "actor", "created_at", "expires_at", "revoked_at", "limits"),
+    "key": (
+        "name",
+        "digest",
+        "scopes",
+        "endpoints",
+        "actor",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        "limits",
+    ),
     "retraining": (
         "endpoint",
         "monitor",
@@ -79,9 +130,15 @@ def model_contents(folder: Path, rows: dict[str, list[Any]]) -> dict[str, Any]:
 def reference_contents(folder: Path, state_dir: Path) -> dict[str, Any]:
     """Return the reference sample of the model. `state_dir` becomes the state folder of a server of this model."""
     variant = WantedVariant(model_uri=str(folder), model=MODEL, version="1", folder=folder)
-    write_state(state_dir / WANTED, Wanted(endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})}))
+    write_state(
+        state_dir / WANTED,
+        Wanted(endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})}),
+    )
     table = load_training_rows(state_dir, MODEL, "1", state_dir / "cache").table
-    return {"rows": len(table), "columns": {name: str(table.schema.field(name).type) for name in table.column_names}}
+    return {
+        "rows": len(table),
+        "columns": {name: str(table.schema.field(name).type) for name in table.column_names},
+    }
 
 
 def load_dump(dump: Path, database: Path) -> str:
@@ -101,7 +158,10 @@ def store_contents(url: str, now: datetime) -> dict[str, Any]:
             "endpoints": _endpoints(store),
             "events": _written("event", store.events()),
             "requests": _requests(store),
-            "served_files": {version: served_files(store, MODEL, version, "@champion") for version in ("1", "2", "3")},
+            "served_files": {
+                version: served_files(store, MODEL, version, "@champion")
+                for version in ("1", "2", "3")
+            },
             "rollouts": _rollouts(store),
             "monitors": _written("monitor", Monitors(store).states()),
             "windows": _windows(store),
@@ -146,7 +206,9 @@ def _rollouts(store: Store) -> list[dict[str, Any]]:
         row["plan"] = rollout_plan.plan_of(entry).to_json()
         evidence = progress_of(entry).evidence
         row["requests"] = {role: counters.requests for role, counters in evidence.step.items()}
-        row["log_evidence"] = {text: round(float(test.log_evidence), 6) for text, test in evidence.tests.items()}
+        row["log_evidence"] = {
+            text: round(float(test.log_evidence), 6) for text, test in evidence.tests.items()
+        }
     return written
 
 
@@ -179,7 +241,9 @@ def state_contents(folder: Path) -> dict[str, Any]:
     assert control is not None
     return {
         "generation": wanted.generation,
-        "wanted": {name: endpoint.model_dump(mode="json") for name, endpoint in wanted.endpoints.items()},
+        "wanted": {
+            name: endpoint.model_dump(mode="json") for name, endpoint in wanted.endpoints.items()
+        },
         "followed": [reference.model_dump(mode="json") for reference in followed.references],
         "unloaded": control.unloaded,
         "added": {name: [*spec.variants] for name, spec in control.added.items()},
@@ -193,7 +257,9 @@ def log_contents(folder: Path) -> dict[str, Any]:
     window = Window(hour.start, hour.end)
     rows = log.read(ENDPOINT, window)
     assert rows is not None
-    columns = sorted(name for name in rows.table.column_names if name not in ("_segment", "_offset"))
+    columns = sorted(
+        name for name in rows.table.column_names if name not in ("_segment", "_offset")
+    )
     labelled = log.labelled(ENDPOINT, window)
     assert labelled is not None
     return {

@@ -199,7 +199,11 @@ unapproved: {share: 5, for: 1h}
 def reduced_to(document: Any, part: Any) -> Any:
     """Return the entries of the document that `part` has, at all levels. A newer version may have more entries."""
     if isinstance(document, dict) and isinstance(part, dict):
-        return {name: reduced_to(document[name], value) for name, value in part.items() if name in document}
+        return {
+            name: reduced_to(document[name], value)
+            for name, value in part.items()
+            if name in document
+        }
     if isinstance(document, list) and isinstance(part, list) and len(document) == len(part):
         return [reduced_to(entry, value) for entry, value in zip(document, part, strict=True)]
     return document

@@ -51,16 +51,30 @@ from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.retrainings import Retrainings
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.core.version import __version__
-from mlflow_deploy_plugin.promote.gate.approvals import Person, approve, request_promotion, subject_of
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    approve,
+    request_promotion,
+    subject_of,
+)
 from mlflow_deploy_plugin.promote.gate.promotion import promote
-from mlflow_deploy_plugin.promote.rollouts.commands import RolloutRequest, command_rollout, start_rollout
+from mlflow_deploy_plugin.promote.rollouts.commands import (
+    RolloutRequest,
+    command_rollout,
+    start_rollout,
+)
 from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.ship.deployments.unapproved import UnapprovedAnswer
 from mlflow_deploy_plugin.watch.alerts.record import end_alert, record_failure
 from mlflow_deploy_plugin.watch.monitors.evaluation import judge_and_log
-from mlflow_deploy_plugin.watch.monitors.manual_runs import find_monitor, run_due, run_window, wait_until_shipped
+from mlflow_deploy_plugin.watch.monitors.manual_runs import (
+    find_monitor,
+    run_due,
+    run_window,
+    wait_until_shipped,
+)
 from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.watch.retraining.runner import try_step
 from tests.stored.contents import (
@@ -135,7 +149,7 @@ def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np
             "distance": np.round(random.normal(900 + shift, 300, count), 1),
             "hour": random.integers(0, 24, count),
             "carrier": random.choice(["AA", "DL", "UA"], count),
-        }
+        },
     )
     score = (rows.hour - 12) + 4 * (rows.carrier == "UA") + random.normal(0, 2, count)
     return rows, np.where(score > 0, "late", "on time")
@@ -144,7 +158,9 @@ def flights(count: int, seed: int, shift: float = 0.0) -> tuple[pd.DataFrame, np
 def pipeline(strength: float) -> Pipeline:
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
     texts = OneHotEncoder(handle_unknown="ignore")
-    columns = ColumnTransformer([("numbers", numbers, ["distance", "hour"]), ("texts", texts, ["carrier"])])
+    columns = ColumnTransformer(
+        [("numbers", numbers, ["distance", "hour"]), ("texts", texts, ["carrier"])],
+    )
     return make_pipeline(columns, LogisticRegression(C=strength)).fit(*flights(500, seed=0))
 
 
@@ -152,14 +168,22 @@ def save(folder: Path, strength: float, rows: int) -> None:
     example, _ = flights(rows, seed=1)
     example.loc[0, "distance"] = np.nan
     requirements = ["onnxruntime"]
-    onnxserve.save_model(pipeline(strength), folder, input_example=example, pip_requirements=requirements)
+    onnxserve.save_model(
+        pipeline(strength),
+        folder,
+        input_example=example,
+        pip_requirements=requirements,
+    )
 
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
     """Yield a temporary folder with an empty MLflow store and an empty ONNXSERVE_HOME, in which ada@laptop works."""
     before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="stored-") as name, mock.patch("socket.gethostname", return_value="laptop"):
+    with (
+        tempfile.TemporaryDirectory(prefix="stored-") as name,
+        mock.patch("socket.gethostname", return_value="laptop"),
+    ):
         folder = Path(name).resolve()
         variables = {
             "LOGNAME": "ada",
@@ -198,7 +222,11 @@ def capture_days(url: str) -> None:
     client = onnxserve.Client(url, ENDPOINT)
     for hour in range(48):
         rows, labels = flights(10, seed=100 + hour, shift=2000.0 if hour >= 24 else 0.0)
-        prediction = client.predict(rows, event_time=BEGIN + hour * HOUR, request_id=f"request-{hour}")
+        prediction = client.predict(
+            rows,
+            event_time=BEGIN + hour * HOUR,
+            request_id=f"request-{hour}",
+        )
         client.feedback(prediction, labels.tolist())
 
 
@@ -210,7 +238,11 @@ def judge_days(deployments: Deployments, clock: Clock[datetime]) -> None:
     store = deployments.store
     monitors = Monitors(store)
     for monitor in ("daily", "accuracy", "level"):
-        list(run_due(deployments, find_monitor(deployments, ENDPOINT, monitor), deployments.progress))
+        list(
+            run_due(
+                deployments, find_monitor(deployments, ENDPOINT, monitor), deployments.progress
+            ),
+        )
     clock.now += HOUR
     second = Window(BEGIN + DAY, BEGIN + 2 * DAY)
     run_window(deployments, find_monitor(deployments, ENDPOINT, "daily"), second, judge_and_log)
@@ -239,7 +271,12 @@ def retrain(deployments: Deployments) -> None:
     wait_until(has_ended, SECONDS, "the end of the retraining")
 
 
-def roll_out(deployments: Deployments, url: str, request: RolloutRequest, has_come: Callable[[Rollout], bool]) -> None:
+def roll_out(
+    deployments: Deployments,
+    url: str,
+    request: RolloutRequest,
+    has_come: Callable[[Rollout], bool],
+) -> None:
     """Start a rollout while requests arrive, and run it until `has_come` is true."""
     rollout = start_rollout(deployments, ENDPOINT, request)
     store = deployments.store
@@ -265,11 +302,23 @@ def roll_out(deployments: Deployments, url: str, request: RolloutRequest, has_co
 
 def roll_out_twice(deployments: Deployments, url: str) -> None:
     """Roll out version 2, and then version 1 up to a pause in the first step, with evidence of all kinds."""
-    first = RolloutRequest("2", steps="50,100", every="1s", abort_on="error_rate>20%", min_requests=5, why="it is new")
+    first = RolloutRequest(
+        "2",
+        steps="50,100",
+        every="1s",
+        abort_on="error_rate>20%",
+        min_requests=5,
+        why="it is new",
+    )
     roll_out(deployments, url, first, lambda rollout: not rollout.is_live)
     criteria = "error_rate>20%,p99>50x,disagreement>90%"
     second = RolloutRequest("1", steps="50,100", every="1h", abort_on=criteria, min_requests=1000)
-    roll_out(deployments, url, second, lambda rollout: rollout.figures.get("shadow", {}).get("same", 0) > 0)
+    roll_out(
+        deployments,
+        url,
+        second,
+        lambda rollout: rollout.figures.get("shadow", {}).get("same", 0) > 0,
+    )
     command_rollout(deployments, ENDPOINT, "pause", "it is Friday")
 
 
@@ -287,7 +336,13 @@ def approve_versions(store: Store, client: MlflowClient, clock: Clock[datetime])
         policy = choose_policy(MODEL).policy
         place = StageOrAlias(alias="champion")
         subject = subject_of(entry, place, version_digest(f"models:/{MODEL}/{version}"), policy)
-        request, _ = request_promotion(store, policy, subject, Person("ben", frozenset(), True), "it is better")
+        request, _ = request_promotion(
+            store,
+            policy,
+            subject,
+            Person("ben", frozenset(), True),
+            "it is better",
+        )
         for person in approvers:
             clock.now += HOUR
             approve(store, policy, subject, person, request.report_digest)
@@ -328,14 +383,26 @@ def add_unapproved(store: Store) -> None:
         since=since.isoformat(),
         until=(since + HOUR).isoformat(),
     )
-    store.add_endpoint("onnxserve:/kubernetes/models", load_specs(SPEC)[0], unapproved=[asdict(answer)])
+    store.add_endpoint(
+        "onnxserve:/kubernetes/models",
+        load_specs(SPEC)[0],
+        unapproved=[asdict(answer)],
+    )
 
 
 def load_more(url: str) -> None:
     """Load two endpoints that are not in the spec, and unload one of them, which control.json remembers."""
     load = {"parameters": {"model_uri": f"models:/{MODEL}/1"}}
-    for name, action, body in (("extra", "load", load), ("spare", "load", load), ("spare", "unload", {})):
-        response = requests.post(f"{url}/v2/repository/models/{name}/{action}", json=body, timeout=SECONDS)
+    for name, action, body in (
+        ("extra", "load", load),
+        ("spare", "load", load),
+        ("spare", "unload", {}),
+    ):
+        response = requests.post(
+            f"{url}/v2/repository/models/{name}/{action}",
+            json=body,
+            timeout=SECONDS,
+        )
         response.raise_for_status()
 
 
@@ -378,7 +445,9 @@ def copy_server_files(folder: Path, work: Path) -> None:
     state = load_settings().state_dir(ENDPOINT)
     (folder / "state").mkdir()
     for name in (WANTED, FOLLOWED, CONTROL):
-        (folder / "state" / name).write_text((state / name).read_text().replace(str(work), SERVED_FOLDER) + "\n")
+        (folder / "state" / name).write_text(
+            (state / name).read_text().replace(str(work), SERVED_FOLDER) + "\n",
+        )
     log = Path(load_settings().inference_log)
     hour = next(log.glob(f"endpoint={ENDPOINT}/date=*/hour=*"))
     shutil.copytree(hour, folder / "log" / hour.relative_to(log))
@@ -406,8 +475,14 @@ def write_documents(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"the version, which is the name of the new folder; this version is {__version__}")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "name",
+        help=f"the version, which is the name of the new folder; this version is {__version__}",
+    )
     folder = STORED / parser.parse_args().name
     if folder.exists():
         sys.exit(f"{folder} exists already, and its files must not change")

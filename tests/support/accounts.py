@@ -38,7 +38,11 @@ class People:
     def add_role(self, role: str, *users: str) -> None:
         """Create a role that may read all registered models, and assign it to the users."""
         created = self._administer("create", workspace="default", name=role)["role"]["id"]
-        allowed = {"resource_type": "registered_model", "resource_pattern": "*", "permission": "READ"}
+        allowed = {
+            "resource_type": "registered_model",
+            "resource_pattern": "*",
+            "permission": "READ",
+        }
         self._administer("permissions/add", role_id=created, **allowed)
         for user in users:
             self._administer("assign", username=user, role_id=created)
@@ -66,7 +70,11 @@ class People:
 def people(folder: Path, new_database: Callable[[Path], str], *users: str) -> Iterator[People]:
     """Run a server with these accounts. It is the MLflow of this process, and both use the same store."""
     new_database(folder)
-    with basic_auth_server(folder, *users) as server, pytest.MonkeyPatch.context() as patch, tracking_at(server.url):
+    with (
+        basic_auth_server(folder, *users) as server,
+        pytest.MonkeyPatch.context() as patch,
+        tracking_at(server.url),
+    ):
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         with closing(open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")) as store:
             yield People(server, store)

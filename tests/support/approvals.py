@@ -7,7 +7,24 @@ REPORT = "r" * 64
 """The digest of a report."""
 
 
-def record_gate(store: Store, subject: Subject, report: str = REPORT, state: str = "passed") -> None:
-    detail = {"report": "https://mlflow/report", "run_id": "r1", "tagged": True, "report_digest": report}
+def record_gate(
+    store: Store,
+    subject: Subject,
+    report: str = REPORT,
+    state: str = "passed",
+) -> None:
+    detail = {
+        "report": "https://mlflow/report",
+        "run_id": "r1",
+        "tagged": True,
+        "report_digest": report,
+    }
     detail |= {"files": subject.files, "policy_digest": subject.policy}
-    store.record("gate", actor="ci", model=subject.model, version=subject.version, after=state, detail=detail)
+    store.record(
+        "gate",
+        actor="ci",
+        model=subject.model,
+        version=subject.version,
+        after=state,
+        detail=detail,
+    )

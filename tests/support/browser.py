@@ -12,7 +12,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 CHROMIUM = shutil.which("chromium")
 NEEDS_CHROMIUM = [
     pytest.mark.chromium,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="no chromium on this machine (apt-get install chromium)",
+    ),
 ]
 """The marks of a module whose tests look at pages."""
 
@@ -24,7 +27,10 @@ expect.set_options(timeout=60_000)
 def chromium(*options: str) -> Iterator[Browser]:
     """Run a browser with these options in addition to its usual options."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *options])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", *options],
+        )
         yield browser
         browser.close()
 
@@ -41,5 +47,7 @@ def accessibility_findings(page: Page) -> list[str]:
         page.emulate_media(color_scheme=scheme)
         options = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
         for violation in Axe().run(page, options=options).response["violations"]:
-            found += [f"{violation['id']} ({scheme}): {one['html'][:200]}" for one in violation["nodes"]]
+            found += [
+                f"{violation['id']} ({scheme}): {one['html'][:200]}" for one in violation["nodes"]
+            ]
     return found

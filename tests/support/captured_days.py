@@ -46,7 +46,11 @@ class TwoDays:
 
 
 @contextmanager
-def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[..., Served]) -> Iterator[TwoDays]:
+def two_captured_days(
+    server: MlflowServer,
+    store_url: str,
+    serve: Callable[..., Served],
+) -> Iterator[TwoDays]:
     """Capture the days. The process that judges must reach MLflow's server, the store and the environment's S3 API.
 
     Args:
@@ -65,7 +69,10 @@ def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[...,
                 _register()
                 _capture(serve("-m", "models:/flights/1", "--name", "flights").wait_ready())
             monitors = {"monitors.daily.kind": "drift", "monitors.answers.kind": "prediction_drift"}
-            store.add_endpoint("onnxserve", apply_config(new_endpoint("flights", "models:/flights/1"), monitors))
+            store.add_endpoint(
+                "onnxserve",
+                apply_config(new_endpoint("flights", "models:/flights/1"), monitors),
+            )
             yield TwoDays(store, server, settings)
         finally:
             store.close()

@@ -54,10 +54,17 @@ def write_classifier(
         label = ArgMax <axis = 1, keepdims = 0> (wide)
       }}"""
     section: dict[str, Any] = {
-        "inputs": [{"name": "x", "dtype": "float64", "shape": [-1, width], "columns": list(columns)}],
+        "inputs": [
+            {"name": "x", "dtype": "float64", "shape": [-1, width], "columns": list(columns)},
+        ],
         "outputs": [
             {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+            {
+                "name": "probabilities",
+                "dtype": "float32",
+                "shape": [-1, 2],
+                "role": "probabilities",
+            },
         ],
         "prediction": ["label"],
         "classes": [0, 1],
@@ -67,7 +74,11 @@ def write_classifier(
     return _write(folder, graph, section, columns, types, reference)
 
 
-def write_regressor(folder: Path, weights: tuple[float, ...] = TRUTH, reference: dict[str, Any] | None = None) -> Path:
+def write_regressor(
+    folder: Path,
+    weights: tuple[float, ...] = TRUTH,
+    reference: dict[str, Any] | None = None,
+) -> Path:
     """Write a model of the onnxserve flavor that returns the weighted sum."""
     graph = f"""linear (double[N,2] x) => (double[N,1] y) <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
@@ -104,6 +115,11 @@ def _write(
 def registered_toy(client: Any, folder: Path) -> None:
     """Register `toy`: version 1 (the best possible) is in Production, 2 gives equal answers, 3 has no parity proof."""
     client.create_registered_model("toy")
-    for number, (weights, parity) in enumerate([(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")]):
-        client.create_model_version("toy", write_classifier(folder / str(number), weights, parity=parity).as_uri())
+    for number, (weights, parity) in enumerate(
+        [(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")],
+    ):
+        client.create_model_version(
+            "toy",
+            write_classifier(folder / str(number), weights, parity=parity).as_uri(),
+        )
     client.transition_model_version_stage("toy", "1", "Production")

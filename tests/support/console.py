@@ -14,7 +14,14 @@ def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
     return [*mlflow_app.store.events(model=model)]
 
 
-def move(mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any) -> Any:
+def move(
+    mlflow_app: Any,
+    model: str,
+    version: str,
+    stage: str,
+    base: str = API,
+    **more: Any,
+) -> Any:
     asked = {"name": model, "version": version, "stage": stage, **more}
     return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=asked)
 

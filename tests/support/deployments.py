@@ -30,7 +30,7 @@ def weighted_sum(factor: float) -> onnx.ModelProto:
         f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
           y = Mul(total, factor)
-        }}"""
+        }}""",
     )
 
 
@@ -48,12 +48,17 @@ def save_models(folder: Path) -> Models:
     """Write the models into `folder`."""
     for name, factor in (("once", 1.0), ("twice", 2.0)):
         mlflow.onnx.save_model(
-            weighted_sum(factor), folder / name, signature=SIGNATURE, pip_requirements=["onnxruntime"]
+            weighted_sum(factor),
+            folder / name,
+            signature=SIGNATURE,
+            pip_requirements=["onnxruntime"],
         )
     shutil.copytree(folder / "once", folder / "broken")
     (folder / "broken" / "model.onnx").write_bytes(b"this is no graph")
     (folder / "pyfunc").mkdir()
-    (folder / "pyfunc" / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
+    (folder / "pyfunc" / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: json}}\n",
+    )
     return Models(*(str(folder / name) for name in ("once", "twice", "broken", "pyfunc")))
 
 

@@ -28,7 +28,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def read_only(folder: Path) -> Iterator[None]:
     """Make creating, replacing and removing files in the folder fail. Open files can still be written."""
     if os.geteuid():
-        below = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
+        below = [
+            folder,
+            *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()),
+        ]
         for path in below:
             path.chmod(0o500)
         try:
@@ -37,7 +40,11 @@ def read_only(folder: Path) -> Iterator[None]:
             for path in below:
                 path.chmod(0o700)
         return
-    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "--bind", folder, folder],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip("a read-only folder for root needs the right to mount")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)

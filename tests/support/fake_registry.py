@@ -11,8 +11,19 @@ from typing import Any
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.core.registry.tags import gate_status_of
-from mlflow_deploy_plugin.core.statedir.files import SPEC, WANTED, read_state, worker_file, write_state
-from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, LoadedVariant, Wanted, WorkerState
+from mlflow_deploy_plugin.core.statedir.files import (
+    SPEC,
+    WANTED,
+    read_state,
+    worker_file,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    FetchedVersion,
+    LoadedVariant,
+    Wanted,
+    WorkerState,
+)
 from mlflow_deploy_plugin.serve.agent.follow import Follower
 from mlflow_deploy_plugin.serve.agent.resolver import PollPolicy, VersionResolver
 from tests.support.waiting import wait_until
@@ -23,7 +34,13 @@ STAGE = "models:/tiny/Production"
 class AtOnce(Executor):
     """An executor that runs each function immediately in the caller's thread."""
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        **named: Any,
+    ) -> "Future[Any]":
         future: Future[Any] = Future()
         try:
             future.set_result(function(*arguments, **named))
@@ -38,7 +55,13 @@ class Later(Executor):
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        **named: Any,
+    ) -> "Future[Any]":
         self.waiting.append((Future(), lambda: function(*arguments, **named)))
         return self.waiting[-1][0]
 
@@ -86,9 +109,19 @@ class World:
         if isinstance(answer, OnnxserveError):
             raise answer
         followed = not model_uri.rpartition("/")[2].isdigit()
-        judged = {"onnxserve.gate": self.gates.get(answer, ""), "onnxserve.gate.digest": self.judged.get(answer, "own")}
+        judged = {
+            "onnxserve.gate": self.gates.get(answer, ""),
+            "onnxserve.gate.digest": self.judged.get(answer, "own"),
+        }
         status = gate_status_of(judged)
-        return ResolvedModel(model_uri, "tiny", answer, f"models:/tiny/{answer}", followed, gate_status=status)
+        return ResolvedModel(
+            model_uri,
+            "tiny",
+            answer,
+            f"models:/tiny/{answer}",
+            followed,
+            gate_status=status,
+        )
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
         self.fetched.append(resolved.version)
@@ -135,7 +168,12 @@ class Case:
         text = (self.state_dir / SPEC).read_text()
         (self.state_dir / SPEC).write_text(text + "\nrequire: gate=passed\n")
 
-    def follower(self, follow: bool = True, looks: Executor | None = None, fetches: Executor | None = None) -> Follower:
+    def follower(
+        self,
+        follow: bool = True,
+        looks: Executor | None = None,
+        fetches: Executor | None = None,
+    ) -> Follower:
         clock = lambda: self.now  # noqa: E731
         polling = PollPolicy(2.0, follow, clock, uniform=lambda low, high: 1.0)
         resolver = VersionResolver(self.world, looks or AtOnce(), fetches or AtOnce(), polling)
@@ -160,8 +198,14 @@ class Case:
 
     @property
     def versions(self) -> dict[str, str]:
-        return {name: variant.version for name, variant in self.wanted.endpoints["e"].variants.items()}
+        return {
+            name: variant.version for name, variant in self.wanted.endpoints["e"].variants.items()
+        }
 
     def worker_says(self, **loaded: LoadedVariant) -> None:
-        state = WorkerState(pid=os.getpid(), generation=self.wanted.generation, endpoints={"e": loaded})
+        state = WorkerState(
+            pid=os.getpid(),
+            generation=self.wanted.generation,
+            endpoints={"e": loaded},
+        )
         write_state(worker_file(self.state_dir, os.getpid()), state)

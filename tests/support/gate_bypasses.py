@@ -68,13 +68,20 @@ class GatedRegistry:
         name = f"model-{uuid.uuid4().hex[:12]}"
         tags = [{"key": "onnxserve.gate.policy", "value": policy}] if policy else []
         self._post("/registered-models/create", name=name, tags=tags)
-        self._post("/model-versions/create", name=name, source=self.files[SOURCE], run_id=self.files[RUN])
+        self._post(
+            "/model-versions/create",
+            name=name,
+            source=self.files[SOURCE],
+            run_id=self.files[RUN],
+        )
         return name
 
     @cached_property
     def files(self) -> dict[str, str]:
         """Return the placeholders of a run of the caller and of its folder, which is the source of all versions."""
-        experiment = self._post("/experiments/create", name=f"experiment-{uuid.uuid4().hex[:12]}")["experiment_id"]
+        experiment = self._post("/experiments/create", name=f"experiment-{uuid.uuid4().hex[:12]}")[
+            "experiment_id"
+        ]
         run = self._post("/runs/create", experiment_id=experiment)["run"]["info"]
         return {RUN: run["run_id"], SOURCE: f"{run['artifact_uri']}/model"}
 
@@ -89,7 +96,11 @@ class GatedRegistry:
 
     def placed(self, model: str) -> set[str]:
         """Return the stages and the aliases of the model's versions, in lower case."""
-        answer = self.admin.get(f"{self.url}{API}/registered-models/get", params={"name": model}, timeout=_SECONDS)
+        answer = self.admin.get(
+            f"{self.url}{API}/registered-models/get",
+            params={"name": model},
+            timeout=_SECONDS,
+        )
         answer.raise_for_status()
         found = answer.json()["registered_model"]
         stages = {version["current_stage"].lower() for version in found["latest_versions"]}
@@ -131,7 +142,9 @@ def is_refusal(answer: requests.Response) -> bool:
     if not answer.ok or answer.is_redirect:
         return True
     if answer.request.path_url.startswith("/graphql"):
-        return answer.request.method == "HEAD" or (bool(answer.json()["errors"]) and not answer.json()["data"])
+        return answer.request.method == "HEAD" or (
+            bool(answer.json()["errors"]) and not answer.json()["data"]
+        )
     return False
 
 
@@ -144,8 +157,18 @@ def _named(step: Step, names: Mapping[str, str]) -> Step:
     return Step(step.method, path, body, step.headers, step.is_chunked)
 
 
-def _call(path: str, fields: object, method: str = "POST", headers: Mapping[str, str] | None = None) -> Step:
-    return Step(method, path, json.dumps(fields).encode(), {"Content-Type": _JSON, **(headers or {})})
+def _call(
+    path: str,
+    fields: object,
+    method: str = "POST",
+    headers: Mapping[str, str] | None = None,
+) -> Step:
+    return Step(
+        method,
+        path,
+        json.dumps(fields).encode(),
+        {"Content-Type": _JSON, **(headers or {})},
+    )
 
 
 def _raw(path: str, body: str | bytes, content_type: str = _JSON) -> Step:
@@ -164,18 +187,36 @@ def _values() -> Iterator[tuple[str, Attempt]]:
         yield f"stage {label}", _one(_call(base + _STAGE_PATH, _STAGE))
         yield f"alias {label}", _one(_call(base + _ALIAS_PATH, _ALIAS))
         for stage in ("production", "PRODUCTION", "pRoDuCtIoN"):
-            yield f"stage {label} {stage}", _one(_call(base + _STAGE_PATH, {**_STAGE, "stage": stage}))
+            yield (
+                f"stage {label} {stage}",
+                _one(_call(base + _STAGE_PATH, {**_STAGE, "stage": stage})),
+            )
         for alias in ("Champion", "CHAMPION"):
-            yield f"alias {label} {alias}", _one(_call(base + _ALIAS_PATH, {**_ALIAS, "alias": alias}))
+            yield (
+                f"alias {label} {alias}",
+                _one(_call(base + _ALIAS_PATH, {**_ALIAS, "alias": alias})),
+            )
     for stage in (" Production", "Production ", "Production\n", "PRODUCT\u0130ON"):
         yield f"stage {stage!r}", _one(_call(API + _STAGE_PATH, {**_STAGE, "stage": stage}))
     for version in (1, "01", " 1", "+1", "1.0", "\uff11", True, [1]):
-        yield f"stage version {version!r}", _one(_call(API + _STAGE_PATH, {**_STAGE, "version": version}))
-        yield f"alias version {version!r}", _one(_call(API + _ALIAS_PATH, {**_ALIAS, "version": version}))
+        yield (
+            f"stage version {version!r}",
+            _one(_call(API + _STAGE_PATH, {**_STAGE, "version": version})),
+        )
+        yield (
+            f"alias version {version!r}",
+            _one(_call(API + _ALIAS_PATH, {**_ALIAS, "version": version})),
+        )
     for archives in (True, False, "true", None):
         fields = {**_STAGE, "archive_existing_versions": archives}
         yield f"stage archives {archives!r}", _one(_call(API + _STAGE_PATH, fields))
-    extra = {"archiveExistingVersions": True, "force": True, "skip_gate": True, "gate": "passed", "why": "urgent"}
+    extra = {
+        "archiveExistingVersions": True,
+        "force": True,
+        "skip_gate": True,
+        "gate": "passed",
+        "why": "urgent",
+    }
     yield "stage camel case and unknown fields", _one(_call(API + _STAGE_PATH, {**_STAGE, **extra}))
     yield "alias unknown fields", _one(_call(API + _ALIAS_PATH, {**_ALIAS, **extra}))
     both = {**_STAGE, "archive_existing_versions": False, "archiveExistingVersions": True}
@@ -184,30 +225,53 @@ def _values() -> Iterator[tuple[str, Attempt]]:
 
 def _encodings() -> Iterator[tuple[str, Attempt]]:
     """Yield encodings of the same fields."""
-    for label, path, fields in (("stage", API + _STAGE_PATH, _STAGE), ("alias", AJAX + _ALIAS_PATH, _ALIAS)):
+    for label, path, fields in (
+        ("stage", API + _STAGE_PATH, _STAGE),
+        ("alias", AJAX + _ALIAS_PATH, _ALIAS),
+    ):
         text = json.dumps(fields)
-        for content_type in ("", "text/plain", "application/json; charset=utf-16", "application/json, text/html"):
+        for content_type in (
+            "",
+            "text/plain",
+            "application/json; charset=utf-16",
+            "application/json, text/html",
+        ):
             yield f"{label} content type {content_type!r}", _one(_raw(path, text, content_type))
         yield f"{label} JSON in a JSON string", _one(_raw(path, json.dumps(text)))
         yield f"{label} JSON in JSON in JSON", _one(_raw(path, json.dumps(json.dumps(text))))
         yield f"{label} BOM", _one(_raw(path, b"\xef\xbb\xbf" + text.encode()))
         yield f"{label} UTF-16", _one(_raw(path, text.encode("utf-16-le")))
         yield f"{label} list", _one(_raw(path, f"[{text}]"))
-        yield f"{label} escaped", _one(_raw(path, text.replace("P", "\\u0050").replace("c", "\\u0063")))
-        yield f"{label} chunked", _one(Step("POST", path, text.encode(), {"Content-Type": _JSON}, is_chunked=True))
+        yield (
+            f"{label} escaped",
+            _one(_raw(path, text.replace("P", "\\u0050").replace("c", "\\u0063"))),
+        )
+        yield (
+            f"{label} chunked",
+            _one(Step("POST", path, text.encode(), {"Content-Type": _JSON}, is_chunked=True)),
+        )
         form = "application/x-www-form-urlencoded"
         yield f"{label} form", _one(_raw(path, urlencode(fields), form))
         yield f"{label} JSON as form", _one(_raw(path, text, form))
         yield f"{label} query", _one(_raw(f"{path}?{urlencode(fields)}", ""))
         harmless = json.dumps({**fields, "stage": "Staging", "alias": "other"})
-        yield f"{label} query and other body", _one(_raw(f"{path}?{urlencode(fields)}", harmless), is_ignored=True)
+        yield (
+            f"{label} query and other body",
+            _one(_raw(f"{path}?{urlencode(fields)}", harmless), is_ignored=True),
+        )
         # MLflow and the gate must read the same value of a key that occurs twice.
         first = text.replace('"Production"', '"Staging"').replace('"champion"', '"other"')
         yield f"{label} gated value last", _one(_raw(path, f"{first[:-1]}, {text[1:]}"))
-        yield f"{label} gated value first", _one(_raw(path, f"{text[:-1]}, {first[1:]}"), is_ignored=True)
+        yield (
+            f"{label} gated value first",
+            _one(_raw(path, f"{text[:-1]}, {first[1:]}"), is_ignored=True),
+        )
         free = text.replace(GATED, FREE)
         yield f"{label} gated name last", _one(_raw(path, f"{free[:-1]}, {text[1:]}"))
-        yield f"{label} gated name first", _one(_raw(path, f"{text[:-1]}, {free[1:]}"), is_ignored=True)
+        yield (
+            f"{label} gated name first",
+            _one(_raw(path, f"{text[:-1]}, {free[1:]}"), is_ignored=True),
+        )
 
 
 def _paths() -> Iterator[tuple[str, Attempt]]:
@@ -243,7 +307,10 @@ def _paths() -> Iterator[tuple[str, Attempt]]:
         for method in ("PUT", "PATCH"):
             yield f"{label} {method}", _one(_call(usual, fields, method))
         yield f"{label} OPTIONS", _one(_call(usual, fields, "OPTIONS"), is_ignored=True)
-        yield f"{label} GET", _one(_call(f"{usual}?{urlencode(fields)}&_method=POST", fields, "GET"))
+        yield (
+            f"{label} GET",
+            _one(_call(f"{usual}?{urlencode(fields)}&_method=POST", fields, "GET")),
+        )
         yield f"{label} HEAD", _one(_call(f"{usual}?{urlencode(fields)}", fields, "HEAD"))
         # A DELETE of an alias that does not exist is answered with 200.
         yield f"{label} DELETE", _one(_call(usual, fields, "DELETE"), is_ignored=label == "alias")
@@ -255,10 +322,20 @@ def _paths() -> Iterator[tuple[str, Attempt]]:
             yield f"{label} {header}", _one(_call(search, fields, headers={header: usual}))
         prefixed = {"X-Forwarded-Prefix": "/proxied", "X-Script-Name": "/proxied"}
         yield f"{label} forwarded prefix", _one(_call(f"/proxied{usual}", fields, headers=prefixed))
-        yield f"{label} forwarded prefix of a usual path", _one(_call(usual, fields, headers=prefixed))
-        trusted = {"X-Forwarded-For": "127.0.0.1", "X-Forwarded-User": "admin", "Remote-User": "admin"}
+        yield (
+            f"{label} forwarded prefix of a usual path",
+            _one(_call(usual, fields, headers=prefixed)),
+        )
+        trusted = {
+            "X-Forwarded-For": "127.0.0.1",
+            "X-Forwarded-User": "admin",
+            "Remote-User": "admin",
+        }
         yield f"{label} headers of a proxy", _one(_call(usual, fields, headers=trusted))
-        yield f"{label} workspace", _one(_call(usual, fields, headers={"X-MLFLOW-WORKSPACE": "default"}))
+        yield (
+            f"{label} workspace",
+            _one(_call(usual, fields, headers={"X-MLFLOW-WORKSPACE": "default"})),
+        )
 
 
 def _other_calls() -> Iterator[tuple[str, Attempt]]:
@@ -271,24 +348,47 @@ def _other_calls() -> Iterator[tuple[str, Attempt]]:
     for base in (API, AJAX):
         label = base.split("/")[1]
         calls = {
-            "model update": _call(f"{base}/registered-models/update", {"name": GATED, **aliased, **latest}, "PATCH"),
-            "version update": _call(f"{base}/model-versions/update", {**version, **placed, **aliased}, "PATCH"),
+            "model update": _call(
+                f"{base}/registered-models/update",
+                {"name": GATED, **aliased, **latest},
+                "PATCH",
+            ),
+            "version update": _call(
+                f"{base}/model-versions/update",
+                {**version, **placed, **aliased},
+                "PATCH",
+            ),
             "version creation": _call(
-                f"{base}/model-versions/create", {**source, **placed, "aliases": ["champion"], "alias": "champion"}
+                f"{base}/model-versions/create",
+                {**source, **placed, "aliases": ["champion"], "alias": "champion"},
             ),
             "tag of the version": _call(
-                f"{base}/model-versions/set-tag", {**version, "key": "current_stage", "value": "Production"}
+                f"{base}/model-versions/set-tag",
+                {**version, "key": "current_stage", "value": "Production"},
             ),
             "tag of the model": _call(
-                f"{base}/registered-models/set-tag", {"name": GATED, "key": "mlflow.alias.champion", "value": "1"}
+                f"{base}/registered-models/set-tag",
+                {"name": GATED, "key": "mlflow.alias.champion", "value": "1"},
             ),
         }
         for name, step in calls.items():
             yield f"{name} {label}", _one(step, is_ignored=True)
-        yield f"model creation {label}", _one(_call(f"{base}/registered-models/create", {"name": GATED, **aliased}))
+        yield (
+            f"model creation {label}",
+            _one(_call(f"{base}/registered-models/create", {"name": GATED, **aliased})),
+        )
         rename = {"name": FREE, "new_name": GATED}
-        yield f"renamed over the gated model {label}", _one(_call(f"{base}/registered-models/rename", rename))
-    form = {"action": "promote", "model": GATED, "version": "1", "to": "Production", "csrf_token": "forged"}
+        yield (
+            f"renamed over the gated model {label}",
+            _one(_call(f"{base}/registered-models/rename", rename)),
+        )
+    form = {
+        "action": "promote",
+        "model": GATED,
+        "version": "1",
+        "to": "Production",
+        "csrf_token": "forged",
+    }
     console = _raw(PAGE, urlencode(form), "application/x-www-form-urlencoded")
     yield "console without its token", _one(console)
 
@@ -297,10 +397,20 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
     """Yield attempts that first change something else that is allowed."""
     stage, alias = _call(API + _STAGE_PATH, _STAGE), _call(API + _ALIAS_PATH, _ALIAS)
     for place in ("Staging", "Archived", "None"):
-        yield f"from {place}", Attempt((_call(API + _STAGE_PATH, {**_STAGE, "stage": place}), stage))
-    yield "from another alias", Attempt((_call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}), alias))
+        yield (
+            f"from {place}",
+            Attempt((_call(API + _STAGE_PATH, {**_STAGE, "stage": place}), stage)),
+        )
+    yield (
+        "from another alias",
+        Attempt((_call(API + _ALIAS_PATH, {**_ALIAS, "alias": "challenger"}), alias)),
+    )
     create, set_tag = f"{API}/model-versions/create", f"{API}/model-versions/set-tag"
-    verdict = {"onnxserve.gate": "passed", "onnxserve.gate.digest": "0" * 64, "onnxserve.gate.reason": "forged"}
+    verdict = {
+        "onnxserve.gate": "passed",
+        "onnxserve.gate.digest": "0" * 64,
+        "onnxserve.gate.reason": "forged",
+    }
     forged = [{"key": key, "value": value} for key, value in verdict.items()]
     new_version = {"version": "2"}
     moves = {
@@ -314,7 +424,10 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
         new = {"name": GATED, "source": SOURCE, "run_id": RUN, "tags": forged}
         yield f"{name} of a version with a forged verdict", Attempt((_call(create, new), move))
         yield f"{name} of a copy of an ungated version", Attempt((_call(create, copy), move))
-        yield f"{name} of a copy with a forged verdict", Attempt((_call(create, {**copy, "tags": forged}), move))
+        yield (
+            f"{name} of a copy with a forged verdict",
+            Attempt((_call(create, {**copy, "tags": forged}), move)),
+        )
         yield f"{name} of a version that is a prompt", Attempt((_call(create, prompt), move))
     tagged = [_call(set_tag, {"name": GATED, "version": "1", **tag}) for tag in forged]
     tag_model = _call(f"{API}/registered-models/set-tag", {"name": GATED, **is_prompt})
@@ -326,7 +439,10 @@ def _in_steps() -> Iterator[tuple[str, Attempt]]:
         yield f"{name} of a model that is a prompt", Attempt((tag_model, move))
         yield f"{name} of a model that was renamed", Attempt((renamed, back, move))
     cleared = {"name": FREE, "alias": "champion"}
-    yield "alias after another model lost it", Attempt((_call(API + _ALIAS_PATH, cleared, "DELETE"), alias))
+    yield (
+        "alias after another model lost it",
+        Attempt((_call(API + _ALIAS_PATH, cleared, "DELETE"), alias)),
+    )
 
 
 def _graphql() -> Iterator[tuple[str, Attempt]]:
@@ -342,8 +458,14 @@ def _graphql() -> Iterator[tuple[str, Attempt]]:
     for call, selection in fields.items():
         query, name = f"mutation {{ {call} {{ {selection} }} }}", call.partition("(")[0]
         yield f"GraphQL {name}", _one(_call("/graphql", {"query": query}))
-        yield f"GraphQL {name} as a query", _one(_call("/graphql", {"query": query.replace("mutation", "query")}))
-        yield f"GraphQL {name} with GET", _one(_call(f"/graphql?query={quote(query)}", {"query": query}, "GET"))
+        yield (
+            f"GraphQL {name} as a query",
+            _one(_call("/graphql", {"query": query.replace("mutation", "query")})),
+        )
+        yield (
+            f"GraphQL {name} with GET",
+            _one(_call(f"/graphql?query={quote(query)}", {"query": query}, "GET")),
+        )
         yield f"GraphQL {name} batch", _one(_call("/graphql", [{"query": query}]))
         yield f"GraphQL {name} as text", _one(_raw("/graphql", query, "application/graphql"))
 

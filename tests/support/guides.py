@@ -21,7 +21,11 @@ _FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
 
 def section(heading: str) -> str:
     """Return the text below `## heading`."""
-    (found,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)
+    (found,) = re.findall(
+        rf"^## {heading}\n(.*?)(?=^## |\Z)",
+        README,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     return str(found)
 
 
@@ -54,7 +58,13 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
     (code,) = blocks("python", section("The smallest example"))
     command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
-        command, check=False, cwd=folder, env=shell(environment, folder), capture_output=True, text=True, timeout=200
+        command,
+        check=False,
+        cwd=folder,
+        env=shell(environment, folder),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert result.returncode == 0, result.stderr
     assert mentions(result.stdout, "{'predictions': [0, 0, 0]} from")
@@ -78,7 +88,10 @@ def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
     try:
         code = process.wait(timeout=280)
         assert code == 0, log.read_text()
-        wait_until(lambda: not _running_in(process.pid), what="the page's commands stop what they have started")
+        wait_until(
+            lambda: not _running_in(process.pid),
+            what="the page's commands stop what they have started",
+        )
     finally:
         if _running_in(process.pid):
             os.killpg(process.pid, signal.SIGTERM)
@@ -119,21 +132,31 @@ class Reader:
 
     folder: Path
     environment: Mapping[str, str]
-    ports: Mapping[str, str] = field(default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")})
+    ports: Mapping[str, str] = field(
+        default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")},
+    )
 
     def run_page(self, name: str) -> list[str]:
         """Return the output of each `sh` and `python` block of docs/NAME. Each block must end with status 0."""
         page = (ROOT / "docs" / name).read_text()
         return [
             self.run(code, language)
-            for language, code in re.findall(r"^```(sh|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+            for language, code in re.findall(
+                r"^```(sh|python)\n(.*?)^```$",
+                page,
+                flags=re.DOTALL | re.MULTILINE,
+            )
         ]
 
     def run(self, code: str, language: str = "sh") -> str:
         """Return the output of that block, which must end with status 0."""
         for port, free in self.ports.items():
             code = code.replace(port, free)
-        command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+        command = (
+            ["bash", "-euo", "pipefail", "-c", code]
+            if language == "sh"
+            else [sys.executable, "-c", code]
+        )
         ran = subprocess.run(
             command, check=False, cwd=self.folder, env=self.environment,
             capture_output=True, text=True, timeout=_TIMEOUT_SECONDS,

@@ -34,7 +34,11 @@ def handle(server: Server, request: RawRequest) -> RawResponse:
 
 
 def ask(
-    server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
+    server: Server,
+    path: str = "/invocations",
+    method: str = "POST",
+    body: bytes = ROW,
+    **headers: str,
 ) -> RawResponse:
     """Answer a JSON request; keywords are headers, with underscores for hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -44,13 +48,20 @@ def ask(
 _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
 
 
-def wsgi_environ(method: str, target: str, headers: Mapping[str, str], body: IO[bytes]) -> dict[str, Any]:
+def wsgi_environ(
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: IO[bytes],
+) -> dict[str, Any]:
     """Return the environ that gunicorn makes of a request. The target and the headers are not checked.
 
     The input ends where the body ends.
     """
     path, _, query = target.partition("?")
-    named = {name.upper().replace("-", "_"): value for name, value in headers.items() if "_" not in name}
+    named = {
+        name.upper().replace("-", "_"): value for name, value in headers.items() if "_" not in name
+    }
     return {
         "REQUEST_METHOD": method,
         "SCRIPT_NAME": "",
@@ -70,8 +81,16 @@ def wsgi_environ(method: str, target: str, headers: Mapping[str, str], body: IO[
 
 
 def ask_wsgi(
-    app: ServerApp, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    app: ServerApp,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes = b"",
 ) -> tuple[int, dict[str, str], bytes]:
     """Answer a request with the WSGI application; return the status, the headers in lower case and the body."""
-    content, status, fields = run_wsgi_app(app, wsgi_environ(method, target, headers, io.BytesIO(body)), buffered=True)
+    content, status, fields = run_wsgi_app(
+        app,
+        wsgi_environ(method, target, headers, io.BytesIO(body)),
+        buffered=True,
+    )
     return int(status[:3]), {name.lower(): value for name, value in fields}, b"".join(content)

@@ -61,16 +61,28 @@ class LogWriter:
         for name, values in own.items():
             if name in table.column_names:
                 continue
-            table = table.append_column(name, values if isinstance(values, pa.ChunkedArray) else pa.array(values))
+            table = table.append_column(
+                name,
+                values if isinstance(values, pa.ChunkedArray) else pa.array(values),
+            )
         hours = table.column("_event_time").cast(pa.int64()).to_numpy() // 3_600_000_000
         for hour in np.unique(hours):
             moment = datetime.fromtimestamp(int(hour) * 3600, UTC)
             folder = self.root / f"endpoint={endpoint}" / moment.strftime("date=%Y-%m-%d/hour=%H")
             folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.filter(pa.array(hours == hour)), folder / f"{segment}-{offset}{suffix}.parquet")
+            pq.write_table(
+                table.filter(pa.array(hours == hour)),
+                folder / f"{segment}-{offset}{suffix}.parquet",
+            )
         return segment
 
-    def label(self, *labels: Label, day: str = "2013-07-02", name: str = "labels", endpoint: str = ENDPOINT) -> None:
+    def label(
+        self,
+        *labels: Label,
+        day: str = "2013-07-02",
+        name: str = "labels",
+        endpoint: str = ENDPOINT,
+    ) -> None:
         """Write a file of labels that arrived on a day."""
         folder = self.root / LABELS / f"endpoint={endpoint}" / f"date={day}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +90,11 @@ class LogWriter:
 
 
 def write_answers(
-    writer: LogWriter, folder: Path, columns: Mapping[str, Any], start: datetime, version: str = "1"
+    writer: LogWriter,
+    folder: Path,
+    columns: Mapping[str, Any],
+    start: datetime,
+    version: str = "1",
 ) -> None:
     """Write the rows with the answers of the version in `folder`, one row per second, as if a server had answered. The
     prediction ids are `VERSION-0`, `VERSION-1`, …"""

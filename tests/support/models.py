@@ -45,7 +45,7 @@ def dense_layer(side: int) -> onnx.ModelProto:
 def adder(amount: float) -> onnx.ModelProto:
     """Return the model y = x + amount, whose answers identify the version."""
     return parse_graph(
-        f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, amount) }}"
+        f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, amount) }}",
     )
 
 
@@ -62,14 +62,25 @@ def write_model(
     flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}
     if section is not None:
         flavors["onnxserve"] = {"data": "model.onnx", "onnxserve_version": "0.1.0", **section}
-    document: dict[str, Any] = {"flavors": flavors, "mlflow_version": "3.17.2", "model_id": model_id, "run_id": "r-1"}
+    document: dict[str, Any] = {
+        "flavors": flavors,
+        "mlflow_version": "3.17.2",
+        "model_id": model_id,
+        "run_id": "r-1",
+    }
     if signature is not None:
         document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
 
 
-COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
+COLUMN_TYPES = {
+    "double": "float64",
+    "long": "int64",
+    "boolean": "bool",
+    "string": "str",
+    "float": "float32",
+}
 
 MIXED = """
 mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
@@ -109,14 +120,25 @@ def columns(**types: str) -> list[dict[str, Any]]:
 def mixed_model(folder: Path) -> Path:
     types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
     inputs = [
-        {"name": name, "dtype": COLUMN_TYPES[kind], "shape": [-1, 1], "columns": [name], "missing": None}
+        {
+            "name": name,
+            "dtype": COLUMN_TYPES[kind],
+            "shape": [-1, 1],
+            "columns": [name],
+            "missing": None,
+        }
         for name, kind in types.items()
     ]
     section = {
         "inputs": inputs,
         "outputs": [
             {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+            {
+                "name": "probabilities",
+                "dtype": "float32",
+                "shape": [-1, 2],
+                "role": "probabilities",
+            },
         ],
         "prediction": ["label"],
         "classes": ["no", "yes"],

@@ -21,7 +21,13 @@ _REFERENCE_DAYS = 40
 _DAY_ROWS = 75
 
 
-def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str) -> None:
+def make_endpoint(
+    home: Path,
+    name: str = "flights",
+    every: str = "1d",
+    begin: datetime = CALM,
+    **more: str,
+) -> None:
     """Create an endpoint with a monitor `daily`. Its creation time in the store is `begin`."""
     rng = np.random.default_rng(0)
     model = home.parent / f"model-of-{name}"
@@ -33,7 +39,10 @@ def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: d
     length = DAY if every == "1d" else timedelta(hours=1)
     times = [begin - length * _REFERENCE_DAYS + length / _DAY_ROWS * row for row in range(rows)]
     event_times = pa.array(times, pa.timestamp("us", tz="UTC"))
-    pq.write_table(pa.table({"x": rng.normal(size=rows), "_event_time": event_times}), model / "reference.parquet")
+    pq.write_table(
+        pa.table({"x": rng.normal(size=rows), "_event_time": event_times}),
+        model / "reference.parquet",
+    )
     fields = {"monitors.daily.every": every, "monitors.daily.min_rows": "50"}
     fields |= {f"monitors.daily.{field}": value for field, value in more.items()}
     spec = apply_config(new_endpoint(name, str(model)), fields)
@@ -46,9 +55,19 @@ def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: d
     store.close()
 
 
-def capture(home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights") -> None:
+def capture(
+    home: Path,
+    begin: datetime,
+    shift: float = 0.0,
+    rows: int = 250,
+    name: str = "flights",
+) -> None:
     """Write rows of the first minutes after `begin`. A shift of 9 is a strong drift."""
     rng = np.random.default_rng(int(begin.timestamp()))
     times = [begin + timedelta(seconds=row) for row in range(rows)]
     columns = {"_event_time": times, "x": rng.normal(shift, 1, rows)}
-    LogWriter(home / "inference_log").write(columns, segment=f"{name}-{begin:%Y%m%d%H}-{rows}", endpoint=name)
+    LogWriter(home / "inference_log").write(
+        columns,
+        segment=f"{name}-{begin:%Y%m%d%H}-{rows}",
+        endpoint=name,
+    )

@@ -30,7 +30,13 @@ HOUR = timedelta(hours=1)
 
 
 def judged_window(
-    store: Store, endpoint: str, monitor: str, start: datetime, verdict: str, run_id: str, reason: str = ""
+    store: Store,
+    endpoint: str,
+    monitor: str,
+    start: datetime,
+    verdict: str,
+    run_id: str,
+    reason: str = "",
 ) -> None:
     """Store a day that was judged."""
     window = Monitors(store).add(endpoint, monitor, start, start + timedelta(days=1))
@@ -101,7 +107,13 @@ class MonitoredWorld:
         self.now = NOON + HOUR + timedelta(minutes=6)
 
     def watermark(self, complete_until: datetime, agent: str = "one", **fields: Any) -> None:
-        mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
+        mark = Watermark(
+            agent,
+            ("flights",),
+            complete_until,
+            fields.pop("written_at", self.now),
+            **fields,
+        )
         write_watermark(locate_log(self.settings.inference_log), mark)
 
     def answer(self, asked: WindowRequest) -> MonitorResult:
@@ -110,7 +122,11 @@ class MonitoredWorld:
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
         rows, kind = count_rows(asked), asked.spec.kind
         labels = count_labels([asked])[0] if kind == "performance" else None
-        figures = {} if labels is None else {"labelled_rows": float(labels), "labelled_share": labels / max(rows, 1)}
+        figures = (
+            {}
+            if labels is None
+            else {"labelled_rows": float(labels), "labelled_share": labels / max(rows, 1)}
+        )
         return MonitorResult(
             endpoint=asked.endpoint,
             monitor=asked.monitor,
@@ -128,7 +144,12 @@ class MonitoredWorld:
             run=run,
         )
 
-    def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
+    def start(
+        self,
+        store: Store | None = None,
+        lease_seconds: float = 15,
+        **more: Any,
+    ) -> threading.Event:
         """Run a scheduler during the test. The yielded event stops it; otherwise it stops at the end of the test."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
@@ -172,7 +193,12 @@ class MonitoredWorld:
             thread.join(SECONDS)
         self.threads.clear()
 
-    def wait_for(self, count: int, monitor: str | None = None, state: str = "judged") -> list[MonitorWindow]:
+    def wait_for(
+        self,
+        count: int,
+        monitor: str | None = None,
+        state: str = "judged",
+    ) -> list[MonitorWindow]:
         """Wait until this number of windows are in this state, and return these windows."""
 
         def found() -> list[MonitorWindow]:

@@ -31,7 +31,14 @@ def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) 
             numpy_helper.from_array(matrix, f"w{place}"),
             numpy_helper.from_array(np.zeros(after, np.float32), f"b{place}"),
         ]
-        nodes.append(helper.make_node("Gemm", [value, f"w{place}", f"b{place}"], [f"s{place}"], name=f"layer{place}"))
+        nodes.append(
+            helper.make_node(
+                "Gemm",
+                [value, f"w{place}", f"b{place}"],
+                [f"s{place}"],
+                name=f"layer{place}",
+            ),
+        )
         value = f"s{place}"
         if place < len(widths) - 2:
             nodes.append(helper.make_node("Relu", [value], [f"r{place}"]))
@@ -63,7 +70,12 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, WIDTHS[0]]}],
         "outputs": [
             {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, WIDTHS[-1]], "role": "probabilities"},
+            {
+                "name": "probabilities",
+                "dtype": "float32",
+                "shape": [-1, WIDTHS[-1]],
+                "role": "probabilities",
+            },
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -72,7 +84,11 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
     }
     if rows:
         section["reference"] = {"data": "reference.parquet"}
-    tensor = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, WIDTHS[0]]}, "name": "x"}
+    tensor = {
+        "type": "tensor",
+        "tensor-spec": {"dtype": "float32", "shape": [-1, WIDTHS[0]]},
+        "name": "x",
+    }
     write_model(folder, signature=[tensor], section=section)
     onnx.save(graph or network(), folder / "model.onnx")
     if rows:

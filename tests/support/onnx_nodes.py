@@ -38,7 +38,11 @@ def _read(case: Any) -> NodeCase | None:
     options.intra_op_num_threads = 1
     try:
         graph = case.model.SerializeToString()
-        session = import_onnxruntime().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = import_onnxruntime().InferenceSession(
+            graph,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         names = [node.name for node in session.get_inputs()]
         given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
         answers = [session.run(None, given) for _ in range(2)]
@@ -48,9 +52,15 @@ def _read(case: Any) -> NodeCase | None:
     except Exception:  # noqa: BLE001 - Cases that ONNX Runtime does not run are excluded.
         return None
     is_carried = all(
-        isinstance(array, np.ndarray) and array.dtype.kind in "fiubOU" and array.dtype.name != "bfloat16"
+        isinstance(array, np.ndarray)
+        and array.dtype.kind in "fiubOU"
+        and array.dtype.name != "bfloat16"
         for array in (*given.values(), *answered.values())
     )
-    if not is_carried or not answered or "optional" in str([node.type for node in session.get_inputs()]):
+    if (
+        not is_carried
+        or not answered
+        or "optional" in str([node.type for node in session.get_inputs()])
+    ):
         return None
     return NodeCase(case.name, graph, given, answered)

@@ -48,7 +48,12 @@ def digits_model(folder: Path) -> Path:
         "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 1, 8, 8]}],
         "outputs": [
             {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, 3], "role": "probabilities"},
+            {
+                "name": "probabilities",
+                "dtype": "float32",
+                "shape": [-1, 3],
+                "role": "probabilities",
+            },
         ],
         "prediction": ["label"],
         "classes": [0, 1, 2],
@@ -78,7 +83,12 @@ hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
         "inputs": [{"name": "X", "dtype": "float64", "shape": [-1, 2], "columns": names}],
         "outputs": [
             {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+            {
+                "name": "probabilities",
+                "dtype": "float32",
+                "shape": [-1, 2],
+                "role": "probabilities",
+            },
         ],
         "prediction": ["label"],
         "classes": [HOSTILE, "<img src=x onerror=alert(2)>"],

@@ -32,7 +32,12 @@ class Gaps(PythonModel):
     """A model of texts and dates that returns their Python representation."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
-        return pd.DataFrame({"text": list(map(repr, model_input["text"])), "when": list(map(str, model_input["when"]))})
+        return pd.DataFrame(
+            {
+                "text": list(map(repr, model_input["text"])),
+                "when": list(map(str, model_input["when"])),
+            },
+        )
 
 
 class Troubled(PythonModel):
@@ -45,7 +50,10 @@ class Troubled(PythonModel):
             sys.stderr.flush()
             time.sleep(HANG_SECONDS)
         if what == "spin":
-            re.match("(a+)+$", "a" * 60 + "b")  # This match takes years, and does not release the GIL.
+            re.match(
+                "(a+)+$",
+                "a" * 60 + "b",
+            )  # This match takes years, and does not release the GIL.
         if what == "exit":
             os._exit(7)
         if what == "leave":
@@ -91,7 +99,10 @@ class Tensors(PythonModel):
     """A model with two named input tensors and two output tensors."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
-        return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
+        return {
+            "sum": model_input["a"].sum(axis=1) + model_input["b"],
+            "twice": model_input["a"] * 2,
+        }
 
 
 def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
@@ -109,7 +120,9 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 3)), columns=["a", "b", "c"])
     labels = np.where(table.a > 0, "up", "down")
     dates = pd.DataFrame({"when": pd.to_datetime(["2013-07-01", "2013-07-02"]), "name": ["a", "b"]})
-    points = pd.DataFrame({"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]})
+    points = pd.DataFrame(
+        {"points": [[1.0, 2.0]], "place": [{"name": "x", "height": 2}], "tags": [["u", "v"]]},
+    )
     models: dict[str, tuple[PythonModel, Any]] = {
         "days": (Days(), infer_signature(dates, Days().predict(None, dates), {"plus": 1})),
         "gaps": (Gaps(), infer_signature(pd.DataFrame({"text": ["a"], "when": dates["when"][:1]}))),
@@ -126,9 +139,17 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
         "tensors": (
             Tensors(),
             ModelSignature(
-                Schema([TensorSpec(np.dtype("float32"), (-1, 2), "a"), TensorSpec(np.dtype("int64"), (-1,), "b")]),
                 Schema(
-                    [TensorSpec(np.dtype("float32"), (-1,), "sum"), TensorSpec(np.dtype("float32"), (-1, 2), "twice")]
+                    [
+                        TensorSpec(np.dtype("float32"), (-1, 2), "a"),
+                        TensorSpec(np.dtype("int64"), (-1,), "b"),
+                    ],
+                ),
+                Schema(
+                    [
+                        TensorSpec(np.dtype("float32"), (-1,), "sum"),
+                        TensorSpec(np.dtype("float32"), (-1, 2), "twice"),
+                    ],
                 ),
             ),
         ),
@@ -138,10 +159,17 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
         if only:
             models = {name: models[name] for name in only}
         for name, (model, signature) in models.items():
-            mlflow.pyfunc.save_model(root / name, python_model=model, signature=signature, pip_requirements=[])
+            mlflow.pyfunc.save_model(
+                root / name,
+                python_model=model,
+                signature=signature,
+                pip_requirements=[],
+            )
         if only:
             return {name: root / name for name in only}
-        cities = pd.DataFrame({"city": ["Bern", "Bern", "Rom", None, None]})  # pandas 3 converts None to NaN.
+        cities = pd.DataFrame(
+            {"city": ["Bern", "Bern", "Rom", None, None]},
+        )  # pandas 3 converts None to NaN.
         lands = make_pipeline(OneHotEncoder(handle_unknown="ignore"), DecisionTreeClassifier())
         mlflow.sklearn.save_model(
             lands.fit(cities, ["north", "north", "south", "none", "none"]),

@@ -11,14 +11,25 @@ FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 def result_of(
-    day: int = 0, endpoint: str = "flights", findings: tuple[Finding, ...] = (), **said: Any
+    day: int = 0,
+    endpoint: str = "flights",
+    findings: tuple[Finding, ...] = (),
+    **said: Any,
 ) -> MonitorResult:
     """Return the result of a day, with one finding per column (drifted beyond 3), or with any field."""
     fields = MonitorResult.__dataclass_fields__
     scores = {name: value for name, value in said.items() if name not in fields}
     measured: dict[str, Any] = {"measure": "Wasserstein distance", "unit": "SD"}
     found = [
-        Finding(name, "distribution", "drift" if value > 3 else "no drift", "", value, 3.0, **measured)
+        Finding(
+            name,
+            "distribution",
+            "drift" if value > 3 else "no drift",
+            "",
+            value,
+            3.0,
+            **measured,
+        )
         for name, value in scores.items()
     ]
     start = FIRST + timedelta(days=day)
@@ -31,14 +42,18 @@ def result_of(
         "model_id": "",
         "window": Window(start, start + timedelta(days=1)),
         "revision": 1,
-        "state": "drift" if any(finding.is_alarm for finding in (*found, *findings)) else "no drift",
+        "state": "drift"
+        if any(finding.is_alarm for finding in (*found, *findings))
+        else "no drift",
         "reason": "the largest score is beyond the threshold",
         "rows": 1000,
         "findings": (*found, *findings),
         "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
     }
     values |= {name: value for name, value in said.items() if name in fields}
-    largest = {"": Outcome("distribution", values["state"], max(scores.values()), 3.0)} if scores else {}
+    largest = (
+        {"": Outcome("distribution", values["state"], max(scores.values()), 3.0)} if scores else {}
+    )
     evidence = with_outcomes(Evidence(outcomes=largest), values["findings"])
     return MonitorResult(**{"evidence": evidence, **values})
 

@@ -96,13 +96,18 @@ class RetrainingWorld:
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
-        return MonitorSpec.model_validate({"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain})
+        return MonitorSpec.model_validate(
+            {"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain},
+        )
 
     def monitor(self, name: str = "accuracy", **fields: Any) -> None:
         """Give the endpoint a monitor with this `retrain`."""
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         config = {f"monitors.{name}.retrain.{field}": value for field, value in retrain.items()}
-        config |= {f"monitors.{name}.kind": "performance", f"monitors.{name}.require": "accuracy>=0.9"}
+        config |= {
+            f"monitors.{name}.kind": "performance",
+            f"monitors.{name}.require": "accuracy>=0.9",
+        }
         self._change(config)
 
     def serve_model(self, name: str) -> None:
@@ -120,8 +125,20 @@ class RetrainingWorld:
         config = {"variants.candidate.weight": 10, f"variants.{ENDPOINT}.weight": 90}
         self.deployments.store.replace_spec(apply_config(spec, config))
         uri = f"models:/{MODEL}/1"
-        wish = {"to_uri": uri, "model": MODEL, "version": "1", "before_uri": uri, "before_version": "1"}
-        wish |= {"endpoint": ENDPOINT, "main": ENDPOINT, "candidate": "candidate", "shadow": "", "kind": "pinned"}
+        wish = {
+            "to_uri": uri,
+            "model": MODEL,
+            "version": "1",
+            "before_uri": uri,
+            "before_version": "1",
+        }
+        wish |= {
+            "endpoint": ENDPOINT,
+            "main": ENDPOINT,
+            "candidate": "candidate",
+            "shadow": "",
+            "kind": "pinned",
+        }
         wish |= {"selector": "", "abort_on": "", "actor": "ada", "why": ""}
         plan = wish | {"steps": [10, 100], "every": 60.0, "min_requests": 1}
         self.deployments.store.add_rollout(ENDPOINT, plan, "baking")
@@ -131,9 +148,29 @@ class RetrainingWorld:
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def result(self, state: State = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
-        fields: dict[str, Any] = {"state": state, "reason": "accuracy is 0.5", "rows": 1000, "run": self.run()}
-        return MonitorResult(ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, **fields)
+    def result(
+        self,
+        state: State = "violated",
+        version: str = "1",
+        window: Window = DAY,
+    ) -> MonitorResult:
+        fields: dict[str, Any] = {
+            "state": state,
+            "reason": "accuracy is 0.5",
+            "rows": 1000,
+            "run": self.run(),
+        }
+        return MonitorResult(
+            ENDPOINT,
+            "accuracy",
+            "performance",
+            MODEL,
+            version,
+            "",
+            window,
+            1,
+            **fields,
+        )
 
     def run(self) -> LoggedRun:
         return LoggedRun("run-of-the-report", f"onnxserve/{ENDPOINT}", "http://mlflow/report")
@@ -141,16 +178,24 @@ class RetrainingWorld:
     def latest(self) -> Retraining:
         return self.retrainings.find()[-1]
 
-    def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
+    def at(
+        self,
+        state: str,
+        version: str = "",
+        then: str = "propose",
+        **figures: Any,
+    ) -> Retraining:
         """Return a retraining in this state, without running a project."""
         assert retrain_on_alarm(self.deployments, self.result(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
-        known = RetrainingFigures(**{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures})
+        known = RetrainingFigures(
+            **{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures},
+        )
         written = self.retrainings.update(
-            replace(self.latest(), state=state, version=version, run_id=run_id, figures=known)
+            replace(self.latest(), state=state, version=version, run_id=run_id, figures=known),
         )
         assert written is not None
         return written
@@ -167,7 +212,11 @@ class RetrainingWorld:
 
     def until(self, *states: str, seconds: float = 240.0) -> Retraining:
         """Advance the retraining until it is in one of these states."""
-        wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
+        wait_until(
+            lambda: self.take().state in states,
+            seconds,
+            f"the retraining is {' or '.join(states)}",
+        )
         return self.latest()
 
     def capture(
@@ -183,9 +232,14 @@ class RetrainingWorld:
         plain = labelled(rows, seed=seed)
         found = change(plain)
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
-            times = [start + timedelta(hours=4 * place, seconds=float(second)) for second in range(len(part))]
+            times = [
+                start + timedelta(hours=4 * place, seconds=float(second))
+                for second in range(len(part))
+            ]
             columns = {name: found[name][part] for name in COLUMNS}
-            answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(np.int64)
+            answer = (plain["a"][part] * SERVED[0] + plain["b"][part] * SERVED[1] > 0).astype(
+                np.int64,
+            )
             segment = writer.write({"_event_time": times, **columns, "prediction": answer})
             self._label(segment, times, found["label"][part][: int(len(part) * share_labelled)])
 
@@ -194,8 +248,13 @@ class RetrainingWorld:
         file = next((root / f"endpoint={ENDPOINT}").rglob(f"{segment}-*.parquet"))
         prediction_id = pq.read_table(file, columns=["_prediction_id"]).column(0)[0].as_py()
         received = int((times[0] + timedelta(days=1)).timestamp() * 1e6)
-        entries = [Label(prediction_id, row, None, int(label), received) for row, label in enumerate(labels)]
-        folder = root / LABELS / f"endpoint={ENDPOINT}" / f"date={times[0] + timedelta(days=1):%Y-%m-%d}"
+        entries = [
+            Label(prediction_id, row, None, int(label), received)
+            for row, label in enumerate(labels)
+        ]
+        folder = (
+            root / LABELS / f"endpoint={ENDPOINT}" / f"date={times[0] + timedelta(days=1):%Y-%m-%d}"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(labels_table(entries), folder / f"{segment}.parquet")
 

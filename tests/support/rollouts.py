@@ -27,7 +27,11 @@ PLAN = RolloutPlan(
 
 
 def counted(
-    requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
+    requests: float,
+    errors: float = 0,
+    slow: float = 0,
+    same: float = 0,
+    different: float = 0,
 ) -> VersionCounters:
     """Return requests of which `slow` took between 0.1 and 1 s and the other requests less than 10 ms."""
     timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
@@ -35,14 +39,18 @@ def counted(
 
 
 def numbers(
-    current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
+    current: VersionCounters,
+    candidate: VersionCounters | None = None,
+    shadow: VersionCounters | None = None,
 ) -> dict[str, CountersByVersion]:
     """Return the counters of the only server."""
     return {"flights": versions_counted(current, candidate, shadow)}
 
 
 def versions_counted(
-    current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
+    current: VersionCounters,
+    candidate: VersionCounters | None = None,
+    shadow: VersionCounters | None = None,
 ) -> CountersByVersion:
     return {
         ("champion", "6"): current,

@@ -12,7 +12,12 @@ class ContinuedScheduling(LoadFileScheduling):
     """
 
     def remove_node(self, node: WorkerController) -> str | None:
-        left = [(file, test) for file in self.assigned_work[node].values() for test, ended in file.items() if not ended]
+        left = [
+            (file, test)
+            for file in self.assigned_work[node].values()
+            for test, ended in file.items()
+            if not ended
+        ]
         if left:
             file, crashed = left[0]
             file[crashed] = True

@@ -8,7 +8,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
     """Return a schema in which each column feeds an input of the same name and type."""
     columns = tuple(Column(name, kind) for name, kind in types.items())
-    inputs = tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns)
+    inputs = tuple(
+        Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns
+    )
     return compile_schema(columns, (), inputs)
 
 

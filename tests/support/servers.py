@@ -49,18 +49,38 @@ def stock_model(folder: Path) -> Path:
 
 
 def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
-    return {"model_uri": f"models:/m/{version}", "model": "m", "version": version, "folder": str(folder), **more}
+    return {
+        "model_uri": f"models:/m/{version}",
+        "model": "m",
+        "version": version,
+        "folder": str(folder),
+        **more,
+    }
 
 
-def one_endpoint(folder: Path, version: str = "1", **more: Any) -> dict[str, dict[str, dict[str, Any]]]:
+def one_endpoint(
+    folder: Path,
+    version: str = "1",
+    **more: Any,
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture `serve_here`."""
     return {"e": {"v": variant(folder, version, **more)}}
 
 
-def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
+def want(
+    state_dir: Path,
+    generation: int,
+    endpoints: dict[str, dict[str, dict[str, Any]]],
+    **capture: Any,
+) -> None:
     """Write wanted.json from endpoint → variant → fields."""
-    document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
-    write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
+    document = {
+        name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()
+    }
+    write_state(
+        state_dir / WANTED,
+        Wanted.model_validate({"generation": generation, "endpoints": document}),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,10 @@ def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
 
 @contextmanager
 def opened(
-    state_dir: Path, endpoints: dict[str, dict[str, dict[str, Any]]], spec: ServerSpec | None = None, **capture: Any
+    state_dir: Path,
+    endpoints: dict[str, dict[str, dict[str, Any]]],
+    spec: ServerSpec | None = None,
+    **capture: Any,
 ) -> Iterator[Server]:
     """Open a server of endpoint → variant → fields in this process, and yield it when it is ready."""
     want(state_dir, 1, endpoints, **capture)
@@ -126,7 +149,11 @@ def gunicorn(
     with log.open("wb") as output, listener:
         variables = {**os.environ, **(environment or {})}
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=variables, pass_fds=[descriptor]
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            pass_fds=[descriptor],
         )
     running = Running(f"{spec.scheme}://127.0.0.1:{port}", process, state_dir, log, spec.certfile)
     try:
@@ -150,6 +177,13 @@ def ping(running: Running) -> int:
     """Return the status of /ping, or 0 if the server does not respond."""
     assert running.process.poll() is None, running.log.read_text()
     try:
-        return requests.get(running.url + "/ping", timeout=5, verify=running.trusted or True).status_code
-    except (requests.ConnectionError, requests.Timeout):  # On a busy machine, a worker may take long to import.
+        return requests.get(
+            running.url + "/ping",
+            timeout=5,
+            verify=running.trusted or True,
+        ).status_code
+    except (
+        requests.ConnectionError,
+        requests.Timeout,
+    ):  # On a busy machine, a worker may take long to import.
         return 0

@@ -30,7 +30,9 @@ class Served:
         return self._announced()[0].rpartition(" at ")[2]
 
     def _announced(self) -> list[str]:
-        return [line for line in self.log.read_text().splitlines() if line.startswith("onnxserve: ")]
+        return [
+            line for line in self.log.read_text().splitlines() if line.startswith("onnxserve: ")
+        ]
 
     def wait_ready(self) -> "Served":
         wait_until(lambda: self._announced() or self.process.poll() is not None, 60, "ready")
@@ -40,14 +42,21 @@ class Served:
     def predict(self, *row: float, **headers: str) -> requests.Response:
         """Return the response for one row. Names of headers have underscores instead of hyphens: `X_Event_Time`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return requests.post(f"{self.url}/invocations", json={"inputs": [row]}, headers=named, timeout=30)
+        return requests.post(
+            f"{self.url}/invocations",
+            json={"inputs": [row]},
+            headers=named,
+            timeout=30,
+        )
 
     def version(self) -> str:
         return self.predict(0).headers["X-Model-Version"]
 
     def members(self) -> list[psutil.Process]:
         """Return every process of the session: supervisor, agent, gunicorn, workers."""
-        return [process for process in psutil.process_iter() if _session(process) == self.process.pid]
+        return [
+            process for process in psutil.process_iter() if _session(process) == self.process.pid
+        ]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the session if it has not ended, wait until all its processes are gone, and return its exit status."""
@@ -85,7 +94,13 @@ def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
         command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", *arguments]
         command += ["--state-dir", str(folder / state)]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, cwd=folder)
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd=folder,
+            )
         started.append(Served(process, folder / state, log))
         return started[-1]
 

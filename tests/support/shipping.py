@@ -29,7 +29,11 @@ TABULAR = CapturedModel(
 IMAGES = CapturedModel(
     "cnn",
     "1",
-    Schema((), (Tensor("image", "float32", (-1, -1, 2)),), (Input("image", "float32", (-1, -1, 2)),)),
+    Schema(
+        (),
+        (Tensor("image", "float32", (-1, -1, 2)),),
+        (Input("image", "float32", (-1, -1, 2)),),
+    ),
     ("p",),
 )
 

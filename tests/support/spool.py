@@ -16,7 +16,9 @@ from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord, decode_layout
 from mlflow_deploy_plugin.serve.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
 
-_HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
+_HEAD = struct.Struct(
+    "<IqqIHHH",
+)  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT = struct.Struct("<I")
 
 
@@ -53,7 +55,11 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
         if payload[:1] == REQUEST_KIND:
             _, layout_offset = REFERRING.unpack_from(payload)
             if layout_offset not in layouts:
-                layouts[layout_offset] = decode_layout(partial(payload_at, content), layout_offset, models)
+                layouts[layout_offset] = decode_layout(
+                    partial(payload_at, content),
+                    layout_offset,
+                    models,
+                )
             model, layout = layouts[layout_offset]
             record, sides = _unpack(layout, payload[REFERRING.size :])
             requests.append(CapturedRequest(segment.stem, offset, record, model, **sides))
@@ -61,9 +67,14 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
     return requests, offset
 
 
-def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
+def _unpack(
+    layout: Mapping[str, Any],
+    packed: memoryview,
+) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
     """Return the record and the arrays of a request that was packed with this (parsed) layout."""
-    rows, event_time, received_time, latency, status, request_length, prediction_length = _HEAD.unpack_from(packed)
+    rows, event_time, received_time, latency, status, request_length, prediction_length = (
+        _HEAD.unpack_from(packed)
+    )
     position = _HEAD.size
     ids = []
     for length in (request_length, prediction_length):
@@ -81,7 +92,10 @@ def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecor
                 arrays[name][...] = np.array(values, dtype=object).reshape(shape)
             else:
                 length = prod(shape) * np.dtype(dtype).itemsize
-                arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
+                arrays[name] = np.frombuffer(
+                    packed[position : position + length],
+                    dtype=dtype,
+                ).reshape(shape)
             position += length
     request_id, prediction_id = ids
     record = RequestRecord(

@@ -7,22 +7,85 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from tests.support.models import columns, write_model
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<pad>", "<unk>", "##ing", "\u2581", "\u0120")
+SPECIAL = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "##ing",
+    "\u2581",
+    "\u0120",
+)
 FRAGMENTS = (
-    *("e\u0301", "\u0301\u0327", "\u1e9e", "\ufb01", "\u0130", "\u2167", "\u212a", "\u00bd", "\u01c5", "\ufdfa"),
+    *(
+        "e\u0301",
+        "\u0301\u0327",
+        "\u1e9e",
+        "\ufb01",
+        "\u0130",
+        "\u2167",
+        "\u212a",
+        "\u00bd",
+        "\u01c5",
+        "\ufdfa",
+    ),
     *(
         "\U0001f469\u200d\U0001f469\u200d\U0001f467",
         "\U0001f1e9\U0001f1ea\U0001f1e9",
         "\u2603\ufe0f",
         "\U0001f44d\U0001f3fd",
     ),
-    *("\u65e5\u672c\u8a9e", "\ud55c\uad6d\uc5b4", "\u0e44\u0e17\u0e22", "\u0939\u093f", "\u05d0\u05d1", "\u0645\u0631"),
-    *("\u202eabc\u202c", "\u200b", "\ufeff", "\x00", "\x07", "\x1b[0m", "\t", "\r\n", "\u2028", "\u00a0", "\u3000"),
-    *("don't", "U.S.A.", "a_b-c", "1,234.50", "...", "http://x.y/?q=1#z", "x" * 120, " ", "  ", "the model"),
+    *(
+        "\u65e5\u672c\u8a9e",
+        "\ud55c\uad6d\uc5b4",
+        "\u0e44\u0e17\u0e22",
+        "\u0939\u093f",
+        "\u05d0\u05d1",
+        "\u0645\u0631",
+    ),
+    *(
+        "\u202eabc\u202c",
+        "\u200b",
+        "\ufeff",
+        "\x00",
+        "\x07",
+        "\x1b[0m",
+        "\t",
+        "\r\n",
+        "\u2028",
+        "\u00a0",
+        "\u3000",
+    ),
+    *(
+        "don't",
+        "U.S.A.",
+        "a_b-c",
+        "1,234.50",
+        "...",
+        "http://x.y/?q=1#z",
+        "x" * 120,
+        " ",
+        "  ",
+        "the model",
+    ),
 )
 LANGUAGES = ("WordPiece", "BPE", "Unigram")
 GUIDES = Path(__file__).parents[2] / "docs"
@@ -33,7 +96,9 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
     """Return the file of a tokenizer of BERT's kind (WordPiece), RoBERTa's (BPE) or XLM-RoBERTa's (Unigram)."""
     texts = [(GUIDES / name).read_text() for name in ("wrap.md", "serve.md", "monitor.md")]
     first, last, pad, unknown = (
-        ("[CLS]", "[SEP]", "[PAD]", "[UNK]") if kind == "WordPiece" else ("<s>", "</s>", "<pad>", "<unk>")
+        ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+        if kind == "WordPiece"
+        else ("<s>", "</s>", "<pad>", "<unk>")
     )
     special: dict[str, Any] = {
         "special_tokens": [first, last, pad, unknown],
@@ -42,16 +107,27 @@ def tokenizer_json(kind: str, size: int = 500) -> str:
     }
     if kind == "WordPiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
-        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        tokenizer.normalizer, tokenizer.pre_tokenizer = (
+            normalizers.BertNormalizer(),
+            pre_tokenizers.BertPreTokenizer(),
+        )
         tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(**special))
     elif kind == "BPE":
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(False),
+            decoders.ByteLevel(),
+        )
         letters = pre_tokenizers.ByteLevel.alphabet()
-        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(initial_alphabet=letters, **special))
+        tokenizer.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(initial_alphabet=letters, **special),
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")],
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(unk_token=unknown, **special))
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -70,7 +146,10 @@ def original_tokenizer(kind: str, **options: Any) -> Any:
     brackets = kind == "WordPiece"
     pad, unknown = ("[PAD]", "[UNK]") if brackets else ("<pad>", "<unk>")
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, **{"model_max_length": 32, **options}
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        unk_token=unknown,
+        **{"model_max_length": 32, **options},
     )
 
 
@@ -85,9 +164,15 @@ def hostile_texts(count: int, seed: int = 0) -> Iterator[str]:
     random = np.random.default_rng(seed)
     known = (*SPECIAL, *FRAGMENTS)
     for _ in range(count):
-        codes = random.integers(0, random.choice([0x80, 0x250, 0x3100, 0x10000, 0x110000]), random.integers(0, 12))
+        codes = random.integers(
+            0,
+            random.choice([0x80, 0x250, 0x3100, 0x10000, 0x110000]),
+            random.integers(0, 12),
+        )
         parts = [chr(code) for code in codes.tolist() if not 0xD800 <= code <= 0xDFFF]
-        parts += [known[index] for index in random.integers(0, len(known), random.integers(0, 5)).tolist()]
+        parts += [
+            known[index] for index in random.integers(0, len(known), random.integers(0, 5)).tolist()
+        ]
         random.shuffle(parts)
         yield "".join(parts)
 
@@ -123,7 +208,11 @@ def text_model(folder: Path, max_length: int = 32, truncates: bool = True, **sec
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
     if truncates:
         tokenizer.enable_truncation(max_length)
-    described = {"file": "tokenizer.json", "graph_inputs": ["input_ids", "attention_mask"], "max_length": max_length}
+    described = {
+        "file": "tokenizer.json",
+        "graph_inputs": ["input_ids", "attention_mask"],
+        "max_length": max_length,
+    }
     whole = {
         "inputs": [{"name": "text", "dtype": "str", "shape": [-1], "columns": ["text"]}],
         "outputs": [{"name": "embedding", "dtype": "float32", "shape": [-1, 1], "role": "values"}],

@@ -59,4 +59,7 @@ def pass_gate(model: str, version: str, state: str = "passed", reason: str = "")
     files, policy = version_digest(f"models:/{model}/{version}"), choose_policy(model).policy.digest
     record = {"state": state, "reason": reason, "files": files, "policy_digest": policy}
     with closing(open_store(load_settings().store_url)) as store:
-        write_verdict(VerdictRecord.model_validate({"model": model, "version": version, **record}), store)
+        write_verdict(
+            VerdictRecord.model_validate({"model": model, "version": version, **record}),
+            store,
+        )

@@ -15,14 +15,20 @@ class Traffic(threading.Thread):
         self._ended = threading.Event()
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""
-        self.is_careless = False  # If True, requests that fail while the server is down are not counted.
+        self.is_careless = (
+            False  # If True, requests that fail while the server is down are not counted.
+        )
 
     def run(self) -> None:
         session = requests.Session()
         asked = 0
         while not self._ended.wait(0.01):
             try:
-                response = session.post(self._url, json={"inputs": [[float(asked % 5)] * self._width]}, timeout=30)
+                response = session.post(
+                    self._url,
+                    json={"inputs": [[float(asked % 5)] * self._width]},
+                    timeout=30,
+                )
             except requests.RequestException:
                 self.answers["", 0] += not self.is_careless
                 continue

@@ -18,11 +18,19 @@ EXPLAINER_SECONDS = 250
 # The ports are different for each pytest worker, and below the system's range (32768). The system may assign a port to
 # another process while its server still starts: of 20,000 ports, 8 were assigned again within the next five
 # assignments.
-_FIRST_PORT = 20_000 + 750 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16)
-_OWN_PORTS = itertools.cycle(random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750))
+_FIRST_PORT = 20_000 + 750 * (
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+)
+_OWN_PORTS = itertools.cycle(
+    random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750),
+)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
+def wait_until(
+    condition: Callable[[], Any],
+    seconds: float = 60.0,
+    what: str = "the condition",
+) -> Any:
     """Return the first true value of `condition`. After `seconds`, fail with `what`.
 
     After a slow check, the pause is longer, because the awaited process needs the core. The default timeout only ends a
@@ -52,7 +60,9 @@ def free_port(host: str = "127.0.0.1") -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port
-    raise AssertionError(f"of the ports {_FIRST_PORT} to {_FIRST_PORT + 749} none is free on {host}")
+    raise AssertionError(
+        f"of the ports {_FIRST_PORT} to {_FIRST_PORT + 749} none is free on {host}",
+    )
 
 
 def answers(url: str) -> bool:

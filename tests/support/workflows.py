@@ -29,7 +29,14 @@ class StepResult:
     @property
     def error(self) -> str:
         """The annotation that GitHub shows; empty if the step has not written any."""
-        return next((line[len("::error::") :] for line in self.output.splitlines() if line.startswith("::error::")), "")
+        return next(
+            (
+                line[len("::error::") :]
+                for line in self.output.splitlines()
+                if line.startswith("::error::")
+            ),
+            "",
+        )
 
 
 @dataclass
@@ -60,7 +67,12 @@ class Workflow:
         self._context: dict[str, Any] = {
             "inputs": {**defaults, **{name: str(value) for name, value in self.inputs.items()}},
             "secrets": dict(self.secrets),
-            "github": {"workflow": self._document["name"], "run_id": "42", "sha": "0" * 40, "actor": "me"},
+            "github": {
+                "workflow": self._document["name"],
+                "run_id": "42",
+                "sha": "0" * 40,
+                "actor": "me",
+            },
             "needs": {},
         }
 
@@ -72,7 +84,10 @@ class Workflow:
         """
         described = self._document["jobs"][job]
         needs, before = self._context["needs"], described.get("needs", [])
-        has_failed = any(needs[one]["result"] != "success" for one in ([before] if isinstance(before, str) else before))
+        has_failed = any(
+            needs[one]["result"] != "success"
+            for one in ([before] if isinstance(before, str) else before)
+        )
         if not self._holds(described.get("if", "true"), has_failed):
             needs[job] = {"result": "skipped"}
             return []
@@ -81,10 +96,17 @@ class Workflow:
         results: list[StepResult] = []
         for step in described["steps"]:
             has_failed = any(one.status for one in results)
-            if "run" in step and step["name"] not in leave_out and self._holds(step.get("if", "true"), has_failed):
+            if (
+                "run" in step
+                and step["name"] not in leave_out
+                and self._holds(step.get("if", "true"), has_failed)
+            ):
                 results.append(self._step(step, {**variables, **step.get("env", {})}))
         outputs = {name: self._filled(text) for name, text in described.get("outputs", {}).items()}
-        needs[job] = {"result": "failure" if any(one.status for one in results) else "success", "outputs": outputs}
+        needs[job] = {
+            "result": "failure" if any(one.status for one in results) else "success",
+            "outputs": outputs,
+        }
         return results
 
     def assume(self, job: str, **outputs: str) -> None:
@@ -129,6 +151,14 @@ class Workflow:
         """Evaluate a condition of comparisons, `!cancelled()`, `cancelled()`, `&&` and `||`."""
         is_always = "cancelled()" in condition or "always()" in condition
         inner = condition.strip().removeprefix("${{").removesuffix("}}")
-        words = _LOOKUP.sub(lambda found: repr(self._value(found[0])), inner.replace("cancelled()", "False"))
-        words = words.replace("&&", " and ").replace("||", " or ").replace("!False", "True").replace("true", "True")
+        words = _LOOKUP.sub(
+            lambda found: repr(self._value(found[0])),
+            inner.replace("cancelled()", "False"),
+        )
+        words = (
+            words.replace("&&", " and ")
+            .replace("||", " or ")
+            .replace("!False", "True")
+            .replace("true", "True")
+        )
         return bool(eval(words.strip())) and (is_always or not has_failed)

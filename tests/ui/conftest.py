@@ -59,16 +59,27 @@ class Mlflow:
         from mlflow.entities.model_registry import ModelVersionTag
 
         self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))
-        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate.reason", reason))
+        self.registry.set_model_version_tag(
+            model,
+            version,
+            ModelVersionTag("onnxserve.gate.reason", reason),
+        )
         digest = combine_hashes(hash_files(self.files(model, version)))
-        self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate.digest", digest))
+        self.registry.set_model_version_tag(
+            model,
+            version,
+            ModelVersionTag("onnxserve.gate.digest", digest),
+        )
 
     def stage(self, model: str, version: str) -> str:
         return str(self.registry.get_model_version(model, version).current_stage)
 
 
 @pytest.fixture(scope="module")
-def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Mlflow]:
+def mlflow_app(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Mlflow]:
     """Yield the app of this module's tests. Afterwards, restore the MLflow state of this process."""
     import mlflow.server
     from mlflow.server import handlers
@@ -87,7 +98,9 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
-        app = importlib.reload(mlflow.server).app  # The app must be new, because each module has its own store.
+        app = importlib.reload(
+            mlflow.server,
+        ).app  # The app must be new, because each module has its own store.
         extend(app, Login(), app)
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
@@ -120,5 +133,8 @@ def endpoint(mlflow_app: Any) -> str:
     model = mlflow_app.model()
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")
-    mlflow_app.store.add_endpoint("onnxserve", apply_config(spec, {"server.port": 65001, "monitors.hits.every": "1h"}))
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        apply_config(spec, {"server.port": 65001, "monitors.hits.every": "1h"}),
+    )
     return spec.name

@@ -31,7 +31,10 @@ def deleted(store: Store, *models: str) -> None:
     """Create and delete the endpoint `flights`, which has served these models in turn."""
     for model in models:
         spec = new_endpoint("flights", f"models:/{model}/1")
-        store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint("onnxserve", spec)
+        store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint(
+            "onnxserve",
+            spec,
+        )
     store.remove_endpoint("flights")
 
 
@@ -47,14 +50,23 @@ def is_hidden(store: Store) -> bool:
     return not seen
 
 
-@pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])
-def test_of_a_deleted_endpoint_counts_what_it_served_last(store: Store, models: list[str], hidden: bool) -> None:
+@pytest.mark.parametrize(
+    ("models", "hidden"),
+    [(["secret", "open"], False), (["open", "secret"], True)],
+)
+def test_of_a_deleted_endpoint_counts_what_it_served_last(
+    store: Store,
+    models: list[str],
+    hidden: bool,
+) -> None:
     deleted(store, *models)
 
     assert is_hidden(store) is hidden
 
 
-def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(store: Store) -> None:
+def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(
+    store: Store,
+) -> None:
     deleted(store, "open")
     newer = "name: flights\nvariants: {champion: {model: 'models:/secret/1'}}\nsampling: often\n"
     store.record("update", endpoint="flights", detail={"spec": newer})
@@ -64,7 +76,11 @@ def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(s
 
 
 @pytest.mark.parametrize(("model", "hidden"), [("open", False), ("secret", True)])
-def test_of_an_endpoint_without_a_deployment_counts_what_it_served_last(store: Store, model: str, hidden: bool) -> None:
+def test_of_an_endpoint_without_a_deployment_counts_what_it_served_last(
+    store: Store,
+    model: str,
+    hidden: bool,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/1"))
     store.replace_spec(empty_endpoint("flights"))
     assert is_hidden(store) is hidden
@@ -86,7 +102,8 @@ def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> No
 
 
 def test_keys_which_name_endpoints_are_shown_to_administrators_alone(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ApiKeys(store).create("shop", ["infer"], ["secret-endpoint"])
 
@@ -105,7 +122,11 @@ def test_keys_which_name_endpoints_are_shown_to_administrators_alone(
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, headers: dict[str, str]) -> None:
+def test_a_form_of_another_site_is_refused(
+    mlflow_app: Any,
+    endpoint: str,
+    headers: dict[str, str],
+) -> None:
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data=form(endpoint, token), headers=headers)
     assert answer.status_code == 403
@@ -113,11 +134,16 @@ def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, heade
 
 
 def test_a_name_that_leads_here_for_the_moment_gets_neither_the_page_nor_its_token(
-    mlflow_app: Any, endpoint: str
+    mlflow_app: Any,
+    endpoint: str,
 ) -> None:
     """MLflow also checks the Host header of requests to our pages."""
     browser, _, token = open_page(mlflow_app)
-    headers = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
+    headers = {
+        "Host": "evil.example",
+        "Origin": "http://evil.example",
+        "Sec-Fetch-Site": "same-origin",
+    }
     assert browser.get(PAGE, headers=headers).status_code == 403
     assert browser.post(PAGE, data=form(endpoint, token), headers=headers).status_code == 403
 
@@ -128,7 +154,10 @@ def test_the_token_of_one_browser_is_not_that_of_another(mlflow_app: Any, endpoi
     assert other.post(PAGE, data=form(endpoint, token)).status_code == 403
 
 
-def test_a_server_with_another_key_does_not_replace_the_cookie(mlflow_app: Any, tmp_path: Path) -> None:
+def test_a_server_with_another_key_does_not_replace_the_cookie(
+    mlflow_app: Any,
+    tmp_path: Path,
+) -> None:
     other = Flask("other")
     add_sessions(other, tmp_path / "key")
     assert len((tmp_path / "key").read_bytes()) == 32
@@ -145,13 +174,17 @@ def test_the_workers_of_a_server_share_one_key(tmp_path: Path) -> None:
 
 def test_the_cookie_goes_to_this_site_alone_and_over_tls_if_it_came_so(mlflow_app: Any) -> None:
     [plain] = mlflow_app.client.get(PAGE).headers.getlist("Set-Cookie")
-    [secure] = mlflow_app.client.get(PAGE, base_url="https://localhost").headers.getlist("Set-Cookie")
+    [secure] = mlflow_app.client.get(PAGE, base_url="https://localhost").headers.getlist(
+        "Set-Cookie",
+    )
     assert all("HttpOnly" in cookie and "SameSite=Strict" in cookie for cookie in (plain, secure))
     assert "Secure" in secure
     assert "Secure" not in plain
 
 
-def test_a_key_that_cannot_be_written_costs_only_the_sharing_between_workers(tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_written_costs_only_the_sharing_between_workers(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").touch()
     app = Flask("alone")
     add_sessions(app, tmp_path / "file" / "key")

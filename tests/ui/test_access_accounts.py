@@ -18,7 +18,10 @@ from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
-pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
+pytest.importorskip(
+    "flask_wtf",
+    reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+)
 pytestmark = pytest.mark.long
 
 BUTTON = "Promote version 1 of X"
@@ -42,22 +45,39 @@ class Accounts:
     def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
         """Send a form with the token of the user's page, and return the status and the resulting page."""
         browser, url = self.browser(user), f"{self.server.url}/onnxserve"
-        token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
-        answer = browser.post(url, data={**form, "csrf_token": token}, timeout=60, allow_redirects=False)
+        token = re.findall(
+            r'name="csrf_token" value="([\w.-]+)"',
+            browser.get(url, timeout=60).text,
+        )[0]
+        answer = browser.post(
+            url,
+            data={**form, "csrf_token": token},
+            timeout=60,
+            allow_redirects=False,
+        )
         return answer.status_code, answer.text
 
 
 @pytest.fixture(scope="module")
-def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Accounts]:
+def accounts(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Accounts]:
     folder = tmp_path_factory.mktemp("accounts")
     new_database(folder)
-    with pytest.MonkeyPatch.context() as patch, basic_auth_server(folder, "alice", "bob", "carol") as server:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        basic_auth_server(folder, "alice", "bob", "carol") as server,
+    ):
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         found, admin = Accounts(server, store), ("admin", password("admin"))
         try:
             log_in(patch, "alice")
             client = MlflowClient(server.url)
-            client.create_registered_model("X", tags={"onnxserve.gate.policy": "gated_stages: [Production]"})
+            client.create_registered_model(
+                "X",
+                tags={"onnxserve.gate.policy": "gated_stages: [Production]"},
+            )
             client.create_model_version("X", "s3://bucket/x")
             given = {"resource_type": "registered_model", "resource_id": "X", "permission": "READ"}
             requests.post(
@@ -70,7 +90,10 @@ def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
                 log_in(patch, user)
                 client.create_registered_model(model)
                 client.create_model_version(model, f"s3://bucket/{model}")
-                store.add_endpoint("onnxserve", new_endpoint(model.lower(), f"models:/{model}/Production"))
+                store.add_endpoint(
+                    "onnxserve",
+                    new_endpoint(model.lower(), f"models:/{model}/Production"),
+                )
             store.add_endpoint("onnxserve", new_endpoint("x", "models:/X/Production"))
             yield found
         finally:
@@ -83,7 +106,8 @@ def log_in(patch: pytest.MonkeyPatch, user: str) -> None:
 
 
 def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
-    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+    accounts: Accounts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = MlflowClient(accounts.server.url)
     log_in(monkeypatch, "alice")
@@ -95,10 +119,17 @@ def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
         client.transition_model_version_stage("X", "1", "Production")
     events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:4]
     # The first event is the policy, which was set at creation.
-    assert events == [("alice", "tag"), ("alice", "register"), ("alice", "transition"), ("alice", "refused")]
+    assert events == [
+        ("alice", "tag"),
+        ("alice", "register"),
+        ("alice", "transition"),
+        ("alice", "refused"),
+    ]
 
 
-def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(accounts: Accounts) -> None:
+def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(
+    accounts: Accounts,
+) -> None:
     assert requests.get(f"{accounts.server.url}/onnxserve", timeout=60).status_code == 401
     assert BUTTON in accounts.page("admin")
     assert BUTTON in accounts.page("alice")
@@ -106,30 +137,60 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
     assert ">x" in accounts.page("bob")
 
 
-def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(accounts: Accounts) -> None:
-    url, asked = f"{accounts.server.url}/onnxserve/diff", {"model": "X", "before": "1", "after": "1"}
-    answers = {user: accounts.browser(user).get(url, params=asked, timeout=60) for user in ("alice", "bob", "carol")}
-    assert {user: answer.status_code for user, answer in answers.items()} == {"alice": 200, "bob": 200, "carol": 404}
+def test_the_comparison_of_versions_is_shown_to_whoever_may_read_the_model(
+    accounts: Accounts,
+) -> None:
+    url, asked = (
+        f"{accounts.server.url}/onnxserve/diff",
+        {"model": "X", "before": "1", "after": "1"},
+    )
+    answers = {
+        user: accounts.browser(user).get(url, params=asked, timeout=60)
+        for user in ("alice", "bob", "carol")
+    }
+    assert {user: answer.status_code for user, answer in answers.items()} == {
+        "alice": 200,
+        "bob": 200,
+        "carol": 404,
+    }
     assert requests.get(url, params=asked, timeout=60).status_code == 401
 
 
 def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
     browser, url = accounts.browser("alice"), f"{accounts.server.url}/onnxserve"
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
-    form = {"action": "promote", "model": "X", "version": "1", "to": "Archived", "csrf_token": token}
+    form = {
+        "action": "promote",
+        "model": "X",
+        "version": "1",
+        "to": "Archived",
+        "csrf_token": token,
+    }
     answer = browser.post(url, data=form, timeout=60, allow_redirects=False)
     assert answer.status_code == 303
     page = f"{accounts.server.url}{answer.headers['Location']}"
-    wait_until(lambda: mentions(browser.get(page, timeout=60).text, "Done", "version 1 of X"), 90, "it is done")
-    assert [event.actor for event in accounts.store.events(model="X") if event.action == "promote"] == ["alice"]
-    assert password("alice") not in "".join(path.read_text() for path in accounts.server.folder.rglob("jobs/*"))
+    wait_until(
+        lambda: mentions(browser.get(page, timeout=60).text, "Done", "version 1 of X"),
+        90,
+        "it is done",
+    )
+    assert [
+        event.actor for event in accounts.store.events(model="X") if event.action == "promote"
+    ] == ["alice"]
+    assert password("alice") not in "".join(
+        path.read_text() for path in accounts.server.folder.rglob("jobs/*")
+    )
 
 
-def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(accounts: Accounts) -> None:
+def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(
+    accounts: Accounts,
+) -> None:
     accounts.store.add_endpoint("onnxserve", new_endpoint("gone", "models:/X/Production"))
     accounts.store.remove_endpoint("gone")
     url = f"{accounts.server.url}/onnxserve/history.jsonl"
-    of_bob, of_carol = (accounts.browser(user).get(url, timeout=60).text for user in ("bob", "carol"))
+    of_bob, of_carol = (
+        accounts.browser(user).get(url, timeout=60).text for user in ("bob", "carol")
+    )
     for name in ("x", "gone"):
         assert f'"endpoint": "{name}"' in of_bob
         assert f'"endpoint": "{name}"' not in of_carol
@@ -137,7 +198,9 @@ def test_what_is_of_a_model_that_one_may_not_read_is_neither_shown_nor_given(acc
     assert "models:/X" not in accounts.page("carol")
 
 
-def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_not_exist(accounts: Accounts) -> None:
+def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_not_exist(
+    accounts: Accounts,
+) -> None:
     assert 'id="endpoint-x"' in accounts.page("bob", model="X")
     for model in ("X", "nothing"):
         page = accounts.page("carol", model=model)
@@ -155,7 +218,10 @@ def test_the_page_of_a_model_that_one_may_not_read_is_that_of_a_model_that_does_
         {"action": "traffic", "endpoint": "x", "weight:x": "100"},
     ],
 )
-def test_a_form_for_what_one_may_not_edit_is_refused(accounts: Accounts, form: dict[str, str]) -> None:
+def test_a_form_for_what_one_may_not_edit_is_refused(
+    accounts: Accounts,
+    form: dict[str, str],
+) -> None:
     status, page = accounts.press("bob", form)
     assert status == 403
     assert "you may not" in page
@@ -164,11 +230,19 @@ def test_a_form_for_what_one_may_not_edit_is_refused(accounts: Accounts, form: d
 def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> None:
     assert accounts.press("carol", {"action": "traffic", "endpoint": "x"})[0] == 404
     assert accounts.press("carol", {"action": "traffic", "endpoint": "nothing"})[0] == 404
-    assert accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400  # The form has no weight.
+    assert (
+        accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400
+    )  # The form has no weight.
 
 
-@pytest.mark.parametrize("path", ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"])
-def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(accounts: Accounts, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"],
+)
+def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(
+    accounts: Accounts,
+    path: str,
+) -> None:
     url = f"{accounts.server.url}/onnxserve{path}"
     assert "Latency" in accounts.browser("bob").get(url, timeout=60).text
     answer = accounts.browser("carol").get(url, timeout=60)
@@ -178,7 +252,8 @@ def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(accounts: Acco
 
 
 def test_only_an_administrator_may_change_a_policy_with_approvals(
-    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+    accounts: Accounts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client, tag = MlflowClient(accounts.server.url), "onnxserve.gate.policy"
     log_in(monkeypatch, "alice")
@@ -196,5 +271,11 @@ def test_only_an_administrator_may_change_a_policy_with_approvals(
     client.set_registered_model_tag("W", tag, "skip: []")
     log_in(monkeypatch, "alice")
     client.rename_registered_model("W", "V")
-    (registered,) = [event for event in accounts.store.events(model="W") if event.action == "register"]
-    assert (registered.actor, registered.version, registered.detail["authors"]) == ("alice", "1", ["alice"])
+    (registered,) = [
+        event for event in accounts.store.events(model="W") if event.action == "register"
+    ]
+    assert (registered.actor, registered.version, registered.detail["authors"]) == (
+        "alice",
+        "1",
+        ["alice"],
+    )

@@ -23,7 +23,12 @@ from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.core.store.alerts import Alert, Alerts
 from mlflow_deploy_plugin.core.store.monitors import Monitors
 from mlflow_deploy_plugin.core.store.tables import EndpointRow
-from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
+from mlflow_deploy_plugin.promote.gate.verdict import (
+    CheckResult,
+    GateVerdict,
+    ReportTable,
+    verdict_as_html,
+)
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -48,17 +53,34 @@ def url(mlflow_app: Any) -> Iterator[str]:
         populate(mlflow_app)
         stored = mlflow_app.store.endpoint(ENDPOINT)
         model = stored.spec.variants["v0"].model.split("/")[1]
-        counted = METRICS.replace('"f",variant="main",model="X"', f'"{ENDPOINT}",variant="v0",model="{model}"')
+        counted = METRICS.replace(
+            '"f",variant="main",model="X"',
+            f'"{ENDPOINT}",variant="v0",model="{model}"',
+        )
         address = stack.enter_context(serving({"/metrics": counted}))
         spec = apply_config(stored.spec, {"server.port": urlsplit(address).port})
-        worker = WorkerState(pid=1, generation=1, endpoints={ENDPOINT: {"v0": LoadedVariant(version="6")}})
-        busy = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=address, workers=(worker,)))
+        worker = WorkerState(
+            pid=1,
+            generation=1,
+            endpoints={ENDPOINT: {"v0": LoadedVariant(version="6")}},
+        )
+        busy = ObservedEndpoint(
+            replace(stored, spec=spec),
+            Observation("running", url=address, workers=(worker,)),
+        )
         others = [
-            ObservedEndpoint(mlflow_app.store.endpoint(state), Observation(state, reason=f"it is {state}"))
+            ObservedEndpoint(
+                mlflow_app.store.endpoint(state),
+                Observation(state, reason=f"it is {state}"),
+            )
             for state in STATES
         ]
         observed = {one.endpoint.name: one for one in (busy, *others)}
-        patch.setattr(Deployments, "list_endpoints", lambda _, on: [observed[name] for name in on if name in observed])
+        patch.setattr(
+            Deployments,
+            "list_endpoints",
+            lambda _, on: [observed[name] for name in on if name in observed],
+        )
         patch.setattr(Deployments, "get_endpoint", lambda _, name: observed[name])
         server = make_server("127.0.0.1", 0, mlflow_app.app, threaded=True)
         thread = threading.Thread(target=server.serve_forever)
@@ -74,17 +96,38 @@ def populate(mlflow_app: Any) -> None:
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     mlflow_app.stands(model, "3", "forced", "by hand")
     mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
-    spec = new_endpoint(ENDPOINT, f"models:/{model}/Production", {"monitors.drift.every": "1h"}, variant="v0")
-    others = {f"v{number}": VariantSpec(model=f"models:/{model}/{number % 4 + 1}", weight=0) for number in range(1, 11)}
+    spec = new_endpoint(
+        ENDPOINT,
+        f"models:/{model}/Production",
+        {"monitors.drift.every": "1h"},
+        variant="v0",
+    )
+    others = {
+        f"v{number}": VariantSpec(model=f"models:/{model}/{number % 4 + 1}", weight=0)
+        for number in range(1, 11)
+    }
     shadow = VariantSpec(model=f"models:/{model}/2", shadow=True, weight=0)
-    store.add_endpoint("onnxserve", spec.model_copy(update={"variants": {**spec.variants, **others, "copy": shadow}}))
+    store.add_endpoint(
+        "onnxserve",
+        spec.model_copy(update={"variants": {**spec.variants, **others, "copy": shadow}}),
+    )
     for state in STATES:
         store.add_endpoint("onnxserve", new_endpoint(state, "models:/مرحبا 🙂/Production"))
     store.add_endpoint("onnxserve", new_endpoint("unreadable", "models:/m/1"))
     with store.transaction() as session:
         session.get(EndpointRow, "unreadable").spec += "sampling: often\n"
-    store.record("promote", model=model, version="2", why="a long reason " * 35, before="1", after="2")
-    criteria = {"error_rate>1%": {"figures": "2 % of 100 requests to version 7 failed"}, "p99>2x": {"figures": "4 ms"}}
+    store.record(
+        "promote",
+        model=model,
+        version="2",
+        why="a long reason " * 35,
+        before="1",
+        after="2",
+    )
+    criteria = {
+        "error_rate>1%": {"figures": "2 % of 100 requests to version 7 failed"},
+        "p99>2x": {"figures": "4 ms"},
+    }
     trace = [[at, 0, {"error_rate>1%": at / 100, "p99>2x": at / 200}] for at in range(0, 91, 10)]
     planned = {
         "steps": [1, 10, 100],
@@ -98,9 +141,14 @@ def populate(mlflow_app: Any) -> None:
     store.update_rollout(replace(rollout, figures=figures), None)
     folder = load_settings().state_dir(ENDPOINT) / "history"
     folder.mkdir(parents=True)
-    (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))))
+    (folder / "hour.jsonl").write_bytes(
+        b"\n".join(history_line(model, 10 * left) for left in reversed(range(1, 361))),
+    )
     mlflow.MlflowClient().create_experiment(f"onnxserve/{ENDPOINT}")
-    detail = {"lines": ["drift", "- a_long_name_of_a_column" * 9], "next": f"next: onnxserve monitor list {ENDPOINT}"}
+    detail = {
+        "lines": ["drift", "- a_long_name_of_a_column" * 9],
+        "next": f"next: onnxserve monitor list {ENDPOINT}",
+    }
     firing = Alert("alert", ENDPOINT, "drift", "firing", store.now(), store.now(), detail=detail)
     Alerts(store).add_once(firing)
     monitors = Monitors(store)
@@ -108,14 +156,26 @@ def populate(mlflow_app: Any) -> None:
         start = datetime(2026, 11, 20, hour, tzinfo=UTC)
         window = monitors.add(ENDPOINT, "drift", start, start + timedelta(hours=1))
         if outcome in VERDICTS:
-            window = replace(window, state="judged", verdict=outcome, reason="no reason at all", run_id="a-run")
-        monitors.update(replace(window, state="failed", reason="a timeout") if outcome == "failed" else window)
+            window = replace(
+                window,
+                state="judged",
+                verdict=outcome,
+                reason="no reason at all",
+                run_id="a-run",
+            )
+        monitors.update(
+            replace(window, state="failed", reason="a timeout") if outcome == "failed" else window,
+        )
 
 
 def history_line(model: str, ago: int) -> bytes:
-    counted = [[ENDPOINT, "v0", model, str(version), "200", 70 * version] for version in range(1, 7)]
+    counted = [
+        [ENDPOINT, "v0", model, str(version), "200", 70 * version] for version in range(1, 7)
+    ]
     counted += [[ENDPOINT, "v0", model, "6", "500", 3]]
-    durations = [[ENDPOINT, "v0", model, str(version), {"0.002": 30, "0.004": 60}] for version in range(1, 7)]
+    durations = [
+        [ENDPOINT, "v0", model, str(version), {"0.002": 30, "0.004": 60}] for version in range(1, 7)
+    ]
     line = {"at": time.time() - ago, "seconds": 10, "requests": counted, "durations": durations}
     return orjson.dumps({**line, "rows": {ENDPOINT: 70}, "labels": 2})
 
@@ -145,12 +205,14 @@ def test_the_comparison_of_two_versions_breaks_no_rule(page: Any) -> None:
     assert accessibility_findings(page) == []
 
 
-def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(page: Any) -> None:
+def test_on_a_phone_an_endpoint_of_the_overview_fits_on_the_screen_and_leads_to_its_details(
+    page: Any,
+) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto("")
     page.locator(f"#{ENDPOINT}-errors").wait_for()
     heights = page.locator("section.card[aria-labelledby^=endpoint-]").evaluate_all(
-        "cards => cards.map(card => card.getBoundingClientRect().height)"
+        "cards => cards.map(card => card.getBoundingClientRect().height)",
     )
     assert len(heights) == 5
     assert max(heights) <= 844
@@ -166,14 +228,24 @@ def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
-def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: Any, scheme: Any, ground: int) -> None:
+def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(
+    page: Any,
+    scheme: Any,
+    ground: int,
+) -> None:
     name = "a_long_name_of_a_column" * 4
     wide = Finding(name, "distribution", "drift", "so it is " * 20, 9.0, 3.0, change="so " * 30)
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto("about:blank")  # The console's policy would also apply to the report, and forbids the report's styles.
+    page.goto(
+        "about:blank",
+    )  # The console's policy would also apply to the report, and forbids the report's styles.
     page.set_content(
-        str(build_report(result_of(1, size=9.0, findings=(wide,)), past_of(result_of(size=1.0)))["report.html"])
+        str(
+            build_report(result_of(1, size=9.0, findings=(wide,)), past_of(result_of(size=1.0)))[
+                "report.html"
+            ],
+        ),
     )
     page.locator("summary").click()
     too_wide = "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
@@ -187,10 +259,19 @@ def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
     figures = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
     checks = (
         CheckResult("parity", "passed", "the ONNX form is proven"),
-        CheckResult("evaluation", "failed", "worse", figures, ("a note",), ReportTable(("class",), (("a",),))),
+        CheckResult(
+            "evaluation",
+            "failed",
+            "worse",
+            figures,
+            ("a note",),
+            ReportTable(("class",), (("a",),)),
+        ),
         CheckResult("budget", "skipped", "the policy skips it"),
     )
     page.set_content(
-        verdict_as_html(GateVerdict("m", "2", "ab12", "models:/m/1", datetime.now(UTC), checks, {}, "", ""))
+        verdict_as_html(
+            GateVerdict("m", "2", "ab12", "models:/m/1", datetime.now(UTC), checks, {}, "", ""),
+        ),
     )
     assert accessibility_findings(page) == []

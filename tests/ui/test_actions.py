@@ -42,7 +42,9 @@ from tests.support.waiting import wait_until
 
 @pytest.mark.long
 def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
@@ -54,7 +56,13 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")
     assert 'role="alert"' in html
     # No server listens at the address of the test's app, and the process reports this.
-    assert mentions(html, "Not done", f"the traffic of {endpoint}", "champion 100", "http://localhost:80")
+    assert mentions(
+        html,
+        "Not done",
+        f"the traffic of {endpoint}",
+        "champion 100",
+        "http://localhost:80",
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,11 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
         PAGE,
         data=form(endpoint, token),
         base_url="http://10.6.6.6",
-        environ_overrides={"REMOTE_ADDR": sent_from, "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "5000"},
+        environ_overrides={
+            "REMOTE_ADDR": sent_from,
+            "SERVER_NAME": "127.0.0.1",
+            "SERVER_PORT": "5000",
+        },
     )
     assert [job.servers for job in started] == [servers]
 
@@ -91,9 +103,22 @@ def test_a_host_that_only_the_caller_names_is_never_taken_for_mlflow(
 def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Yield an address behind TLS, and the certificate of its private authority."""
     certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-keyout", str(keyfile), "-out", str(certfile)],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certfile, keyfile)
     with ThreadingHTTPServer(("localhost", 0), BaseHTTPRequestHandler) as server:
@@ -105,7 +130,10 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.parametrize(
     ("is_trusted", "names"),
-    [(True, ["no endpoint", "'x'"]), (False, ["cannot send requests to itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"])],
+    [
+        (True, ["no endpoint", "'x'"]),
+        (False, ["cannot send requests to itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"]),
+    ],
 )
 def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
     private_mlflow: tuple[str, Path],
@@ -121,7 +149,10 @@ def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certfile))
     arguments = {"action": "rollback", "endpoint": "x", "why": ""}
     job = tmp_path / "job.json"
-    write_state(job, Job(description="roll x back", actor="me", arguments=arguments, servers=(address,)))
+    write_state(
+        job,
+        Job(description="roll x back", actor="me", arguments=arguments, servers=(address,)),
+    )
 
     main(job)
 
@@ -149,13 +180,25 @@ def ended(browser: Any, path: str) -> str:
         ({"weight:champion": "0"}, 400, ["at least one weight"]),
         ({"endpoint": "nobody"}, 404, ["no endpoint", "&#39;nobody&#39;"]),
         ({"action": "explode"}, 400, ["&#39;explode&#39;"]),
-        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, ["&#39;Mars&#39;", "@champion"]),
-        ({"action": "gate", "model": "m", "version": "one"}, 400, ["a registered model", "its version"]),
+        (
+            {"action": "promote", "model": "m", "version": "1", "to": "Mars"},
+            400,
+            ["&#39;Mars&#39;", "@champion"],
+        ),
+        (
+            {"action": "gate", "model": "m", "version": "one"},
+            400,
+            ["a registered model", "its version"],
+        ),
         ({"why": "x" * 501}, 400, ["501", "500"]),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(
-    mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, names: list[str]
+    mlflow_app: Any,
+    endpoint: str,
+    changed: dict[str, str],
+    status: int,
+    names: list[str],
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
@@ -179,7 +222,10 @@ def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
     spec = new_endpoint(name, uri)
     if beside:
         spec = apply_config(add_variant(spec, "other", beside), {"variants.other.weight": 50})
-    return ObservedEndpoint(mlflow_app.store.add_endpoint("onnxserve", spec), Observation("running"))
+    return ObservedEndpoint(
+        mlflow_app.store.add_endpoint("onnxserve", spec),
+        Observation("running"),
+    )
 
 
 def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
@@ -189,7 +235,9 @@ def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
     return observed(mlflow_app, f"models:/{model}/Production")
 
 
-def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlflow_app: Any) -> None:
+def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(
+    mlflow_app: Any,
+) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     for state in ("stopped", "failed", "empty"):
         down = replace(one, observation=Observation(state))  # type: ignore[arg-type]
@@ -199,14 +247,17 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlf
         assert refusal(mlflow_app, down) == said
 
 
-def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(mlflow_app: Any) -> None:
+def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(
+    mlflow_app: Any,
+) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     assert traffic_blocker(mlflow_app.store, one) == ""
     assert target(mlflow_app, one) == "1"
 
 
 def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
-    mlflow_app: Any, deployments: Deployments
+    mlflow_app: Any,
+    deployments: Deployments,
 ) -> None:
     model = mlflow_app.model(versions=3)
     one = followed(mlflow_app, model, "1", "2", "3")
@@ -221,11 +272,16 @@ def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
 
 
 def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_it(
-    mlflow_app: Any, deployments: Deployments
+    mlflow_app: Any,
+    deployments: Deployments,
 ) -> None:
     one = followed(mlflow_app, mlflow_app.model(), "1")
     name = one.endpoint.name
-    mlflow_app.store.add_rollout(name, {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"}, "stepping")
+    mlflow_app.store.add_rollout(
+        name,
+        {"to_uri": "models:/m/2", "steps": [10, 100], "before_version": "1"},
+        "stepping",
+    )
 
     assert target(mlflow_app, one) == "1"
     said = traffic_blocker(mlflow_app.store, one)
@@ -235,7 +291,10 @@ def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_i
     assert mentions(said, "rollout")
 
 
-def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deployments: Deployments) -> None:
+def test_without_anything_before_it_there_is_no_rollback(
+    mlflow_app: Any,
+    deployments: Deployments,
+) -> None:
     model = mlflow_app.model()
     one, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
     for each in (one, pinned):
@@ -257,7 +316,10 @@ def refusal(mlflow_app: Any, one: ObservedEndpoint) -> str:
     return raised.value.message
 
 
-def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments: Deployments) -> None:
+def test_of_several_that_answer_none_is_rolled_back(
+    mlflow_app: Any,
+    deployments: Deployments,
+) -> None:
     model = mlflow_app.model()
     one = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
 
@@ -285,26 +347,40 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
     ],
 )
 def test_a_version_goes_where_it_is_not_yet_and_may_be(
-    place: StageOrAlias, tags: dict[str, str], holders: set[str], refused: str
+    place: StageOrAlias,
+    tags: dict[str, str],
+    holders: set[str],
+    refused: str,
 ) -> None:
     said = promotion_blocker("m", "2", place, tags, GatePolicy(), frozenset(holders))
     assert (refused in said) if refused else said == ""
 
 
-def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(mlflow_app: Any) -> None:
+def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(
+    mlflow_app: Any,
+) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = mlflow_app.model(policy=None)
-    mlflow_app.registry.set_model_version_tag(model, "2", ModelVersionTag(*next(iter(TAKEN_BACK.items()))))
+    mlflow_app.registry.set_model_version_tag(
+        model,
+        "2",
+        ModelVersionTag(*next(iter(TAKEN_BACK.items()))),
+    )
     with pytest.raises(GateRefused) as raised:
         promote(model, "2", "Production", store=mlflow_app.store)
-    assert promotion_blocker(model, "2", PRODUCTION, TAKEN_BACK, GatePolicy(), frozenset()) == raised.value.message
+    assert (
+        promotion_blocker(model, "2", PRODUCTION, TAKEN_BACK, GatePolicy(), frozenset())
+        == raised.value.message
+    )
 
 
 def test_the_gate_reads_no_file_of_a_server_with_accounts() -> None:
-    policy = GatePolicy.model_validate({"evaluation": {"dataset": "/data/held_out.csv", "target": "y"}})
+    policy = GatePolicy.model_validate(
+        {"evaluation": {"dataset": "/data/held_out.csv", "target": "y"}},
+    )
     assert gate_blocker(policy, has_account=False) == ""
     assert gate_blocker(policy, has_account=True).startswith(
-        "the policy's dataset /data/held_out.csv may not be read here"
+        "the policy's dataset /data/held_out.csv may not be read here",
     )
     assert gate_blocker(policy.model_copy(update={"skip": ("evaluation",)}), has_account=True) == ""

@@ -18,7 +18,10 @@ from tests.support.services.postgresql import postgresql_server
 SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
 
 
-def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:
+def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
     answer = mlflow_app.client.get(PAGE)
     html = answer.text
     assert answer.status_code == 200
@@ -53,9 +56,17 @@ def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "kind", "content"),
-    [("console.css", "text/css", "prefers-color-scheme: dark"), ("console.js", "text/javascript", '"use strict"')],
+    [
+        ("console.css", "text/css", "prefers-color-scheme: dark"),
+        ("console.js", "text/javascript", '"use strict"'),
+    ],
 )
-def test_the_style_and_the_script_are_there(mlflow_app: Any, name: str, kind: str, content: str) -> None:
+def test_the_style_and_the_script_are_there(
+    mlflow_app: Any,
+    name: str,
+    kind: str,
+    content: str,
+) -> None:
     answer = mlflow_app.client.get(f"{PAGE}/{name}")
     assert (answer.status_code, answer.mimetype) == (200, kind)
     assert content in answer.text
@@ -77,27 +88,40 @@ def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) 
 
 
 def test_a_trail_that_breaks_off_says_so_in_its_last_line(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(app, "_EXPORTED_AT_ONCE", 1)
     monkeypatch.setattr(store, "_EVENTS_AT_ONCE", 1)
     mlflow_app.store.record("update", endpoint=endpoint)
     answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
-    monkeypatch.setattr(store.Store, "transaction", lambda *_, **__: raise_it(StoreUnavailable("it is away")))
+    monkeypatch.setattr(
+        store.Store,
+        "transaction",
+        lambda *_, **__: raise_it(StoreUnavailable("it is away")),
+    )
     first, last = (json.loads(line) for line in answer.text.splitlines())
     assert first["action"] == "create"
     assert last == {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "it is away"}
 
 
-def test_a_server_of_artifacts_alone_has_no_console(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")  # --artifacts-only sets this variable.
+def test_a_server_of_artifacts_alone_has_no_console(
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(
+        "_MLFLOW_SERVER_ARTIFACTS_ONLY",
+        "true",
+    )  # --artifacts-only sets this variable.
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert "--artifacts-only" in answer.text
 
 
 def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(PAGE)

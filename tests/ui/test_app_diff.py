@@ -27,8 +27,17 @@ def model(mlflow_app: Any, tmp_path: Path) -> str:
     tracking, name = handlers._get_tracking_store(), mlflow_app.model(versions=0)
     for number, weights in enumerate([(2.0, -1.0), (1.0, 2.0)], 1):
         run = tracking.create_run("0", "eva", 0, [], f"run {number}")
-        tracking.log_batch(run.info.run_id, [Metric("accuracy", number / 10, 0, 0)], [Param("C", str(number))], [])
-        folder = write_classifier(tmp_path / str(number), weights, parity="proven" if number == 1 else "warned")
+        tracking.log_batch(
+            run.info.run_id,
+            [Metric("accuracy", number / 10, 0, 0)],
+            [Param("C", str(number))],
+            [],
+        )
+        folder = write_classifier(
+            tmp_path / str(number),
+            weights,
+            parity="proven" if number == 1 else "warned",
+        )
         mlflow_app.registry.create_model_version(name, str(folder), run.info.run_id)
         if number == 1:
             checks = (CheckResult("parity", "passed", "<b>proven</b>", {"rows": 1000.0}),)
@@ -56,16 +65,25 @@ class Reader(Login):
 
 
 def open_diff(mlflow_app: Any, model: str, before: str = "1", after: str = "2") -> tuple[int, str]:
-    answer = mlflow_app.client.get(f"{PAGE}/diff", query_string={"model": model, "before": before, "after": after})
+    answer = mlflow_app.client.get(
+        f"{PAGE}/diff",
+        query_string={"model": model, "before": before, "after": after},
+    )
     return answer.status_code, answer.text
 
 
 def rows(html: str) -> dict[str, tuple[str, str]]:
-    found = re.findall(r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>', html)
+    found = re.findall(
+        r'<tr><th scope="row">(.*?)</th><td [^>]*>(.*?)</td><td [^>]*>(.*?)</td>',
+        html,
+    )
     return {name: (before, after) for name, before, after in found}
 
 
-def test_the_page_shows_what_differs_and_names_the_command_for_predictions(mlflow_app: Any, model: str) -> None:
+def test_the_page_shows_what_differs_and_names_the_command_for_predictions(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     status, html = open_diff(mlflow_app, model)
     assert status == 200
     changed = rows(html)
@@ -78,7 +96,10 @@ def test_the_page_shows_what_differs_and_names_the_command_for_predictions(mlflo
     assert mentions(html, f"models:/{model}/2, gate")
 
 
-def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app: Any, model: str) -> None:
+def test_the_metrics_come_first_and_say_which_version_is_better(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     html = open_diff(mlflow_app, model)[1]
     sections = re.findall(r'<h2 id="section-(\w+)">', html)
     assert sections[:3] == ["metrics", "gate", "parameters"]
@@ -89,7 +110,9 @@ def test_the_metrics_come_first_and_say_which_version_is_better(mlflow_app: Any,
 
 
 def test_a_caller_who_is_not_an_administrator_sees_no_run(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(model))
     status, html = open_diff(mlflow_app, model)
@@ -99,18 +122,25 @@ def test_a_caller_who_is_not_an_administrator_sees_no_run(
 
 
 def test_the_original_of_a_copy_is_read_only_with_a_permission(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copies = mlflow_app.model(versions=0)
     for number in ("1", "2"):
-        mlflow_app.registry.copy_model_version(mlflow_app.registry.get_model_version(model, number), copies)
+        mlflow_app.registry.copy_model_version(
+            mlflow_app.registry.get_model_version(model, number),
+            copies,
+        )
     assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1", f"models:/{model}/1")
     monkeypatch.setitem(mlflow_app.app.extensions, "onnxserve.login", Reader(copies))
     assert mentions(open_diff(mlflow_app, copies)[1], f"models:/{copies}/1, original")
 
 
 def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_found(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for before in ("9", "", "x"):
         status, text = open_diff(mlflow_app, model, before)
@@ -122,21 +152,36 @@ def test_a_model_that_may_not_be_read_and_a_version_that_does_not_exist_are_not_
 
 
 def test_a_file_outside_of_the_version_or_too_large_is_not_read(
-    mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mlmodel = tmp_path / "2" / "MLmodel"
     mlmodel.write_text(mlmodel.read_text().replace("data: model.onnx", "data: ../1/model.onnx"))
     html = open_diff(mlflow_app, model)[1]
     assert mentions(html, f"models:/{model}/2, graph", "../1/model.onnx")
     monkeypatch.setattr(guard, "_RECORD_BYTES", 100)
-    assert mentions(open_diff(mlflow_app, model)[1], f"models:/{model}/1, graph", f"models:/{model}/1, model")
+    assert mentions(
+        open_diff(mlflow_app, model)[1],
+        f"models:/{model}/1, graph",
+        f"models:/{model}/1, model",
+    )
 
 
 @pytest.mark.parametrize("section", ["5", "{parity: [1]}", "{outputs: [1]}", "{provenance: 3}"])
-def test_a_section_of_another_type_is_a_note(mlflow_app: Any, model: str, tmp_path: Path, section: str) -> None:
+def test_a_section_of_another_type_is_a_note(
+    mlflow_app: Any,
+    model: str,
+    tmp_path: Path,
+    section: str,
+) -> None:
     (tmp_path / "2" / "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
     status, html = open_diff(mlflow_app, model)
-    assert (status, mentions(html, f"models:/{model}/2, model", "cannot be understood")) == (200, True)
+    assert (status, mentions(html, f"models:/{model}/2, model", "cannot be understood")) == (
+        200,
+        True,
+    )
     assert rows(html)["accuracy"] == ("0.1", "0.2")
 
 
@@ -149,7 +194,10 @@ def test_a_store_that_cannot_be_read_is_a_note(mlflow_app: Any) -> None:
 
 
 def test_the_list_of_versions_links_to_the_page(mlflow_app: Any, model: str) -> None:
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}/Production"))
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint(f"of-{model}", f"models:/{model}/Production"),
+    )
     html = mlflow_app.client.get(f"{PAGE}?endpoint=of-{model}").text
     links = re.findall(rf'href="({PAGE}/diff[^"]+)"', html)
     assert links == [f"{PAGE}/diff?model={model}&amp;before=1&amp;after=2"]

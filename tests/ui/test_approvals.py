@@ -27,7 +27,11 @@ from tests.support.waiting import wait_until
 
 REQUESTS = f"{PAGE}/requests"
 TO = "@champion"
-READERS, EDITORS, RISK = {"alice", "bob", "carol", "dora"}, {"alice", "bob"}, {"carol", "dora", "alice"}
+READERS, EDITORS, RISK = (
+    {"alice", "bob", "carol", "dora"},
+    {"alice", "bob"},
+    {"carol", "dora", "alice"},
+)
 NEWER = "n" * 64
 
 
@@ -90,13 +94,24 @@ def requested(mlflow_app: Any, model: str) -> str:
     return model
 
 
-def send(mlflow_app: Any, user: str, action: str, model: str, headers: Mapping[str, str] = {}, **more: Any) -> Any:
+def send(
+    mlflow_app: Any,
+    user: str,
+    action: str,
+    model: str,
+    headers: Mapping[str, str] = {},
+    **more: Any,
+) -> Any:
     body = {"action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
     return mlflow_app.client.post(REQUESTS, json=body, headers={"X-User": user, **headers})
 
 
 def listed(mlflow_app: Any, user: str, model: str) -> list[dict[str, Any]]:
-    answer = mlflow_app.client.get(REQUESTS, query_string={"model": model}, headers={"X-User": user})
+    answer = mlflow_app.client.get(
+        REQUESTS,
+        query_string={"model": model},
+        headers={"X-User": user},
+    )
     assert answer.status_code == 200
     found: list[dict[str, Any]] = answer.json
     return found
@@ -104,7 +119,9 @@ def listed(mlflow_app: Any, user: str, model: str) -> list[dict[str, Any]]:
 
 def decisions(mlflow_app: Any, model: str) -> list[tuple[str, str]]:
     wanted = ("request", "approve", "decline")
-    return [(event.actor, event.action) for event in events(mlflow_app, model) if event.action in wanted]
+    return [
+        (event.actor, event.action) for event in events(mlflow_app, model) if event.action in wanted
+    ]
 
 
 def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: str) -> None:
@@ -113,10 +130,24 @@ def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: 
     assert (entry["verdict"], entry["report_digest"], entry["missing"]) == ("passed", REPORT, 1)
     assert point(mlflow_app, requested, "champion", "2").status_code == 403
 
-    answer = send(mlflow_app, "carol", "approve", requested, why="the report is fine", report=entry["report_digest"])
+    answer = send(
+        mlflow_app,
+        "carol",
+        "approve",
+        requested,
+        why="the report is fine",
+        report=entry["report_digest"],
+    )
 
-    assert (answer.status_code, answer.json["approved_by"], answer.json["missing"]) == (200, ["carol"], 0)
-    assert events(mlflow_app, requested)[-1].detail.items() >= {"report": REPORT, "verdict": "passed"}.items()
+    assert (answer.status_code, answer.json["approved_by"], answer.json["missing"]) == (
+        200,
+        ["carol"],
+        0,
+    )
+    assert (
+        events(mlflow_app, requested)[-1].detail.items()
+        >= {"report": REPORT, "verdict": "passed"}.items()
+    )
     assert point(mlflow_app, requested, "champion", "2").status_code == 200
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "approve")]
     assert listed(mlflow_app, "bob", requested) == []
@@ -132,7 +163,14 @@ def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: 
         ("carol", "request", {"version": "1"}, 403, "PERMISSION_DENIED", ["carol", "edit"]),
         ("carol", "approve", {"version": "1"}, 404, "RESOURCE_DOES_NOT_EXIST", ["version 1", TO]),
         ("carol", "approve", {"version": "9"}, 404, "RESOURCE_DOES_NOT_EXIST", ["9"]),
-        ("carol", "approve", {"to": "Staging"}, 400, "INVALID_PARAMETER_VALUE", ["no approvals", "Staging"]),
+        (
+            "carol",
+            "approve",
+            {"to": "Staging"},
+            400,
+            "INVALID_PARAMETER_VALUE",
+            ["no approvals", "Staging"],
+        ),
         ("carol", "approve", {"report": NEWER}, 403, "PERMISSION_DENIED", ["report"]),
         ("carol", "approve", {"version": 2}, 400, "INVALID_PARAMETER_VALUE", ["version"]),
         ("carol", "approve", {"to": "Mars"}, 400, "INVALID_PARAMETER_VALUE", ["Mars"]),
@@ -144,7 +182,14 @@ def test_a_promotion_is_requested_approved_and_done(mlflow_app: Any, requested: 
     ],
 )
 def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
-    mlflow_app: Any, requested: str, user: str, action: str, more: dict[str, Any], status: int, code: str, names: Any
+    mlflow_app: Any,
+    requested: str,
+    user: str,
+    action: str,
+    more: dict[str, Any],
+    status: int,
+    code: str,
+    names: Any,
 ) -> None:
     answer = send(mlflow_app, user, action, requested, **more)
 
@@ -154,7 +199,10 @@ def test_a_decision_that_is_refused_is_one_line_and_records_nothing(
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
-def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(mlflow_app: Any, requested: str) -> None:
+def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(
+    mlflow_app: Any,
+    requested: str,
+) -> None:
     assert listed(mlflow_app, "mallory", requested) == []
     assert requested not in page(mlflow_app, "mallory")
     refused = send(mlflow_app, "mallory", "approve", requested)
@@ -174,13 +222,22 @@ def test_a_model_that_one_may_not_read_has_no_requests_and_does_not_exist(mlflow
         ({"Content-Type": "application/x-www-form-urlencoded"}, 400),
     ],
 )
-def test_another_site_cannot_decide(mlflow_app: Any, requested: str, headers: dict[str, str], status: int) -> None:
+def test_another_site_cannot_decide(
+    mlflow_app: Any,
+    requested: str,
+    headers: dict[str, str],
+    status: int,
+) -> None:
     assert send(mlflow_app, "carol", "approve", requested, headers).status_code == status
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
 @pytest.mark.parametrize("body", ["", "[]", '{"action"', '"approve"', '{"action": null}'])
-def test_a_body_that_is_not_a_decision_is_refused(mlflow_app: Any, requested: str, body: str) -> None:
+def test_a_body_that_is_not_a_decision_is_refused(
+    mlflow_app: Any,
+    requested: str,
+    body: str,
+) -> None:
     headers = {"X-User": "carol", "Content-Type": "application/json"}
     answer = mlflow_app.client.post(REQUESTS, data=body, headers=headers)
     assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
@@ -191,10 +248,17 @@ def test_a_newer_report_must_be_seen(mlflow_app: Any, requested: str, reports: l
     reports[0] = NEWER
     assert send(mlflow_app, "carol", "approve", requested).status_code == 403
     (entry,) = listed(mlflow_app, "carol", requested)
-    assert send(mlflow_app, "carol", "approve", requested, report=entry["report_digest"]).status_code == 200
+    assert (
+        send(mlflow_app, "carol", "approve", requested, report=entry["report_digest"]).status_code
+        == 200
+    )
 
 
-def test_a_report_that_was_replaced_cannot_be_approved(mlflow_app: Any, requested: str, reports: list[str]) -> None:
+def test_a_report_that_was_replaced_cannot_be_approved(
+    mlflow_app: Any,
+    requested: str,
+    reports: list[str],
+) -> None:
     reports[0] = NEWER
     answer = send(mlflow_app, "carol", "approve", requested)
     assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
@@ -203,7 +267,8 @@ def test_a_report_that_was_replaced_cannot_be_approved(mlflow_app: Any, requeste
 
 
 def test_changed_files_are_refused_and_the_request_can_be_declined_without_files(
-    mlflow_app: Any, requested: str
+    mlflow_app: Any,
+    requested: str,
 ) -> None:
     (mlflow_app.files(requested, "2") / "MLmodel").write_text("other")
     answer = send(mlflow_app, "carol", "approve", requested)
@@ -214,7 +279,10 @@ def test_changed_files_are_refused_and_the_request_can_be_declined_without_files
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "decline")]
 
 
-def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(mlflow_app: Any, requested: str) -> None:
+def test_the_request_of_a_deleted_version_can_be_declined_on_the_page(
+    mlflow_app: Any,
+    requested: str,
+) -> None:
     mlflow_app.registry.delete_model_version(requested, "2")
     shown = page(mlflow_app, "carol", model=requested)
     assert mentions(shown, "Approve is not available", "not found")
@@ -227,7 +295,11 @@ def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     model = a_model(mlflow_app, "{groups: [risk], valid_for: 1s}")
     send(mlflow_app, "alice", "request", model)
     send(mlflow_app, "carol", "approve", model)
-    (entry,) = wait_until(lambda: [one for one in listed(mlflow_app, "bob", model) if one["missing"]], 20, "it expires")
+    (entry,) = wait_until(
+        lambda: [one for one in listed(mlflow_app, "bob", model) if one["missing"]],
+        20,
+        "it expires",
+    )
     assert mentions(entry["reason"], "carol", "1s")
     assert entry["approved_by"] == []
     refused = point(mlflow_app, model, "champion", "2")
@@ -235,7 +307,11 @@ def test_an_expired_approval_does_not_count(mlflow_app: Any) -> None:
     assert mentions(refused.json["message"], "carol", "1s")
 
 
-def test_a_request_is_announced_once(mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_is_announced_once(
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "localhost")
     for _ in range(2):
         send(mlflow_app, "alice", "request", model, why="faster")
@@ -253,19 +329,33 @@ def channel(tmp_path: Path) -> Iterator[Receiver]:
 
 
 def test_the_server_that_records_a_request_sends_it(
-    mlflow_app: Any, model: str, channel: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    channel: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_ALERT_CONFIG", str(tmp_path / "alerts.yaml"))
     send(mlflow_app, "alice", "request", model, why="faster")
     wait_until(lambda: bool(channel.got), 30, "the message is received")
     (message,) = channel.got["/risk"]
-    assert mentions(message["message"], "alice", "version 2", "faster", f"onnxserve approve {model} 2 --to {TO}")
+    assert mentions(
+        message["message"],
+        "alice",
+        "version 2",
+        "faster",
+        f"onnxserve approve {model} 2 --to {TO}",
+    )
     assert send_due(mlflow_app.store, load_settings(), endpoint=model) == 0
 
 
 @pytest.mark.parametrize("ending", ["none", "decline", "approve", "promote", "delete"])
 def test_a_controller_sends_a_request_only_before_its_end(
-    mlflow_app: Any, model: str, channel: Receiver, tmp_path: Path, ending: str
+    mlflow_app: Any,
+    model: str,
+    channel: Receiver,
+    tmp_path: Path,
+    ending: str,
 ) -> None:
     send(mlflow_app, "alice", "request", model)
     if ending in ("decline", "approve"):
@@ -281,7 +371,9 @@ def test_a_controller_sends_a_request_only_before_its_end(
 
 
 def test_a_request_does_not_depend_on_the_alert_channels(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(approvals, "announce_request", lambda *_: 1 / 0)
     assert send(mlflow_app, "alice", "request", model).status_code == 200
@@ -295,14 +387,24 @@ def page(mlflow_app: Any, user: str, **query: str) -> str:
 def press(mlflow_app: Any, user: str, model: str, action: str, **more: str) -> tuple[Any, Any]:
     """Press a button of the page, and return the browser and the answer."""
     browser, _, token = open_page(mlflow_app, f"{PAGE}?model={model}", headers={"X-User": user})
-    form = {"csrf_token": token, "action": action, "model": model, "version": "2", "to": TO, "report": REPORT, **more}
+    form = {
+        "csrf_token": token,
+        "action": action,
+        "model": model,
+        "version": "2",
+        "to": TO,
+        "report": REPORT,
+        **more,
+    }
     return browser, browser.post(f"{PAGE}?model={model}", data=form, headers={"X-User": user})
 
 
 def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested: str) -> None:
     browser, answer = press(mlflow_app, "carol", requested, "approve", why="fine")
     assert (answer.status_code, answer.headers["Location"]) == (303, f"{PAGE}?model={requested}")
-    shown, later = (browser.get(answer.headers["Location"], headers={"X-User": "carol"}).text for _ in range(2))
+    shown, later = (
+        browser.get(answer.headers["Location"], headers={"X-User": "carol"}).text for _ in range(2)
+    )
     assert mentions(shown, "Done", f"version 2 of {requested}")
     assert "Done" not in later
     assert decisions(mlflow_app, requested) == [("alice", "request"), ("carol", "approve")]
@@ -318,7 +420,12 @@ def test_a_button_decides_and_the_page_shows_it_once(mlflow_app: Any, requested:
     ],
 )
 def test_a_form_that_is_refused_records_nothing(
-    mlflow_app: Any, requested: str, user: str, action: str, more: dict[str, str], status: int
+    mlflow_app: Any,
+    requested: str,
+    user: str,
+    action: str,
+    more: dict[str, str],
+    status: int,
 ) -> None:
     _, answer = press(mlflow_app, user, requested, action, **more)
     assert answer.status_code == status
@@ -326,10 +433,15 @@ def test_a_form_that_is_refused_records_nothing(
     assert decisions(mlflow_app, requested) == [("alice", "request")]
 
 
-def test_the_page_offers_a_decision_to_people_who_may_decide(mlflow_app: Any, requested: str) -> None:
+def test_the_page_offers_a_decision_to_people_who_may_decide(
+    mlflow_app: Any,
+    requested: str,
+) -> None:
     subject = f"the promotion of {requested} version 2 to {TO}"
     approve, disabled = f'aria-label="Approve {subject}"', 'value="approve" formnovalidate disabled'
-    shown = {user: page(mlflow_app, user, model=requested) for user in ("carol", "alice", "bob", "")}
+    shown = {
+        user: page(mlflow_app, user, model=requested) for user in ("carol", "alice", "bob", "")
+    }
     assert approve in shown["carol"]
     assert disabled not in shown["carol"]
     assert disabled in shown["alice"]  # The requester may only withdraw the request.
@@ -340,15 +452,29 @@ def test_the_page_offers_a_decision_to_people_who_may_decide(mlflow_app: Any, re
     assert "https://mlflow/report" in shown["carol"]
 
 
-def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app: Any, model: str, started: list[Job]) -> None:
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{model}", f"models:/{model}@champion"))
+def test_a_version_has_the_button_if_a_target_needs_approvals(
+    mlflow_app: Any,
+    model: str,
+    started: list[Job],
+) -> None:
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint(f"of-{model}", f"models:/{model}@champion"),
+    )
     free = mlflow_app.model(policy="gated_aliases: [champion]")
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{free}", f"models:/{free}@champion"))
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint(f"of-{free}", f"models:/{free}@champion"),
+    )
     button = 'name="action" value="request"'
     assert button in page(mlflow_app, "alice", model=model)
     assert button not in page(mlflow_app, "alice", model=free)
     assert button not in page(mlflow_app, "carol", model=model)
-    assert mentions(page(mlflow_app, "", model=model), "Request promotion is not available", "login")
+    assert mentions(
+        page(mlflow_app, "", model=model),
+        "Request promotion is not available",
+        "login",
+    )
     _, answer = press(mlflow_app, "alice", model, "request", why="faster")
     assert answer.status_code == 303
     (job,) = started
@@ -361,7 +487,9 @@ def test_a_version_has_the_button_if_a_target_needs_approvals(mlflow_app: Any, m
 
 
 def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_the_button(
-    mlflow_app: Any, model: str, started: list[Job]
+    mlflow_app: Any,
+    model: str,
+    started: list[Job],
 ) -> None:
     mlflow_app.stands(model, "1", "failed", "evaluation: accuracy 0.71 against 0.80")
     refusal = point(mlflow_app, model, "champion", "2").json["message"]
@@ -375,4 +503,8 @@ def test_the_refusal_of_a_first_promotion_leads_to_a_page_with_the_versions_and_
     assert answer.status_code == 303
     assert [job.arguments["to"] for job in started] == [TO]
     assert f"Target of version 2 of {model}" not in page(mlflow_app, "nobody", model=model)
-    assert f"Request promotion of version 2 of {model}" not in page(mlflow_app, "carol", model=model)
+    assert f"Request promotion of version 2 of {model}" not in page(
+        mlflow_app,
+        "carol",
+        model=model,
+    )

@@ -17,7 +17,10 @@ from tests.support.browser import NEEDS_CHROMIUM, accessibility_findings
 from tests.support.refusals import mentions, refused
 from tests.support.services.basic_auth import password
 
-pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
+pytest.importorskip(
+    "flask_wtf",
+    reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+)
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.long]
 
 POLICY = """
@@ -30,7 +33,10 @@ JOB_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[People]:
     with people(tmp_path_factory.mktemp("approvals"), new_database, "alice", "carol") as found:
         found.add_role("risk", "alice", "carol")
         yield found
@@ -42,7 +48,9 @@ def open_as(server: People, browser: Any) -> Iterator[Callable[[str, str], Any]]
     tabs = []
 
     def opened(user: str, url: str) -> Any:
-        context = browser.new_context(http_credentials={"username": user, "password": password(user)})
+        context = browser.new_context(
+            http_credentials={"username": user, "password": password(user)},
+        )
         tabs.append(context)
         page = context.new_page()
         page.set_default_timeout(JOB_MS)
@@ -64,11 +72,14 @@ def refusal_of(server: People, user: str, model: str, version: str = "1") -> str
 
 def history(server: People, model: str) -> list[tuple[str, str]]:
     counted = ("request", "approve", "decline", "promote", "alias")
-    return [(event.action, event.actor) for event in server.store.events(model=model, actions=counted)]
+    return [
+        (event.action, event.actor) for event in server.store.events(model=model, actions=counted)
+    ]
 
 
 def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
-    server: People, open_as: Callable[[str, str], Any]
+    server: People,
+    open_as: Callable[[str, str], Any],
 ) -> None:
     model = server.register("alice", POLICY % "72h")
     server.store.add_endpoint("onnxserve", new_endpoint(model, f"models:/{model}{TO}"))
@@ -83,15 +94,23 @@ def test_a_promotion_is_requested_by_one_account_and_approved_by_another(
     subject = f"the promotion of {model} version 1 to {TO}"
     author.locator("summary", has_text=f"Decide about {subject}").click()
     expect(author.get_by_role("button", name=f"Approve {subject}")).to_be_disabled()
-    with server.logged_in("alice"), refused(ScopeMissing, "alice", "requested", code="PERMISSION_DENIED"):
+    with (
+        server.logged_in("alice"),
+        refused(ScopeMissing, "alice", "requested", code="PERMISSION_DENIED"),
+    ):
         send_decision("approve", model, "1", TO, report=listed_requests(model)[0].report_digest)
     message = refusal_of(server, "alice", model)
     assert mentions(message, "1 of 1", "risk")
     (link,) = re.findall(rf"{console}\S*model={model}", message)
 
     approver = open_as("carol", link)
-    expect(approver.locator("table.requests tr", has_text=model)).to_contain_text("half the latency")
-    expect(approver.get_by_role("link", name=f"report on {model}")).to_have_attribute("href", re.compile("gate_report"))
+    expect(approver.locator("table.requests tr", has_text=model)).to_contain_text(
+        "half the latency",
+    )
+    expect(approver.get_by_role("link", name=f"report on {model}")).to_have_attribute(
+        "href",
+        re.compile("gate_report"),
+    )
     assert accessibility_findings(approver) == []
     approver.locator("summary", has_text=f"Decide about {subject}").click()
     approver.get_by_label("Why").fill("the report is fine")

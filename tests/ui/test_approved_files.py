@@ -27,7 +27,10 @@ def find(mlflow_app: Any, search: ChangedFilesSearch) -> list[ChangedFiles]:
 
 
 def test_only_models_that_the_caller_may_read_are_searched(
-    mlflow_app: Any, changed_model: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mlflow_app: Any,
+    changed_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     search = ChangedFilesSearch(guard.AuditTrail())
     (mlflow_app.files(changed_model, "1") / "MLmodel").unlink()  # Reading it is logged.
@@ -39,7 +42,9 @@ def test_only_models_that_the_caller_may_read_are_searched(
 
 
 def test_a_caller_does_not_wait_for_the_search_of_another_caller(
-    mlflow_app: Any, changed_model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    changed_model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = ChangedFilesSearch(guard.AuditTrail())
     is_reading, may_go_on = threading.Event(), threading.Event()

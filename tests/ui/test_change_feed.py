@@ -19,7 +19,11 @@ from tests.support.services.basic_auth import basic_auth_server, password
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
-CHAMPION, PRODUCTION, TAGGED = "models:/X@champion", "models:/X/Production", "models:/X/tag:region=eu"
+CHAMPION, PRODUCTION, TAGGED = (
+    "models:/X@champion",
+    "models:/X/Production",
+    "models:/X/tag:region=eu",
+)
 URIS = [CHAMPION, PRODUCTION, TAGGED]
 SECONDS = 20.0
 
@@ -73,7 +77,9 @@ def first_events(events: Iterator[Selected], count: int) -> dict[str, str]:
 @pytest.mark.long
 def test_every_change_arrives_in_every_worker(server: MlflowServer) -> None:
     client = MlflowClient(server.url)
-    streams = [read_changes(URIS) for _ in range(6)]  # With six connections, each of the two workers has some.
+    streams = [
+        read_changes(URIS) for _ in range(6)
+    ]  # With six connections, each of the two workers has some.
     for events in streams:
         assert first_events(events, 3) == {CHAMPION: "1", PRODUCTION: "", TAGGED: ""}
 
@@ -102,7 +108,13 @@ def test_a_change_of_a_verdict_arrives_too(server: MlflowServer) -> None:
     """Endpoints with `require: gate=passed` wait for it."""
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
-        verdict = {"model": "X", "version": "1", "state": "failed", "reason": "worse", "files": "ab12"}
+        verdict = {
+            "model": "X",
+            "version": "1",
+            "state": "failed",
+            "reason": "worse",
+            "files": "ab12",
+        }
         assert requests.post(f"{server.url}{VERDICTS}", json=verdict, timeout=60).ok
         (resolved,) = next(selected for selected in events if selected).values()
     assert resolved is not None
@@ -114,7 +126,11 @@ def test_a_change_without_the_app_arrives_after_some_seconds(server: MlflowServe
     with closing(read_changes([CHAMPION])) as events:
         next_event(events)
         database = f"sqlite:///{server.folder}/mlflow.db"
-        MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias("X", "champion", "2")
+        MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(
+            "X",
+            "champion",
+            "2",
+        )
         assert next_event(events) == {CHAMPION: "2"}
 
 
@@ -132,7 +148,13 @@ def test_changes_without_the_app_arrive_for_every_uri_of_a_reader(server: Mlflow
 
 @pytest.mark.parametrize(
     "uris",
-    [[], ["models:/X/1"], ["/etc"], ["runs:/1/model"], [f"models:/X{number}@champion" for number in range(1001)]],
+    [
+        [],
+        ["models:/X/1"],
+        ["/etc"],
+        ["runs:/1/model"],
+        [f"models:/X{number}@champion" for number in range(1001)],
+    ],
 )
 @pytest.mark.long
 def test_what_cannot_be_followed_is_refused(server: MlflowServer, uris: list[str]) -> None:
@@ -160,7 +182,9 @@ def tag_uris(begin: int) -> list[str]:
 
 
 @pytest.mark.long
-def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker: MlflowServer) -> None:
+def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(
+    one_worker: MlflowServer,
+) -> None:
     uris = tag_uris(0)
     with (
         closing(read_changes([CHAMPION])) as small,
@@ -180,7 +204,9 @@ def test_a_reader_of_a_thousand_tags_does_not_delay_the_other_readers(one_worker
 
 
 @pytest.mark.long
-def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker: MlflowServer) -> None:
+def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(
+    one_worker: MlflowServer,
+) -> None:
     def status(uris: list[str], address: str = "127.0.0.1") -> int:
         connection = http.client.HTTPConnection(one_worker.host, one_worker.port, 60, (address, 0))
         opened.callback(connection.close)
@@ -198,7 +224,10 @@ def test_a_caller_with_too_many_uris_is_refused_and_others_are_not(one_worker: M
 
 
 @pytest.mark.long
-def test_a_caller_follows_only_models_that_it_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_follows_only_models_that_it_may_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with basic_auth_server(tmp_path, "ann", "bob") as server, tracking_at(server.url):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("ann"))
@@ -208,7 +237,12 @@ def test_a_caller_follows_only_models_that_it_may_read(tmp_path: Path, monkeypat
 
         def status(*account: str) -> int:
             url = f"{server.url}{CHANGES}"
-            return requests.get(url, {"uri": CHAMPION}, auth=account or None, timeout=60).status_code  # type: ignore[arg-type]
+            return requests.get(
+                url,
+                {"uri": CHAMPION},
+                auth=account or None,
+                timeout=60,
+            ).status_code  # type: ignore[arg-type]
 
         assert status("bob", password("bob")) == 403
         assert status("ann", "wrong") == 401

@@ -28,13 +28,23 @@ from tests.support.refusals import mentions
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 TEMPLATES = Environment(
-    loader=PackageLoader("mlflow_deploy_plugin.ui"), autoescape=True, undefined=StrictUndefined
+    loader=PackageLoader("mlflow_deploy_plugin.ui"),
+    autoescape=True,
+    undefined=StrictUndefined,
 ).get_template("onnxserve_pictures.html")
 
 
 def chart(*values: list[float | None], limit: float | None = None) -> LineChart:
     series = [Series(f"version {number}", one, number) for number, one in enumerate(values)]
-    return line_chart("f-requests", "Requests", "/s", ago_axis(NOON, 3600), series, limit=limit, empty="no requests")
+    return line_chart(
+        "f-requests",
+        "Requests",
+        "/s",
+        ago_axis(NOON, 3600),
+        series,
+        limit=limit,
+        empty="no requests",
+    )
 
 
 def drawn(chart: LineChart) -> ElementTree.Element:
@@ -53,7 +63,9 @@ def points(path: str) -> list[tuple[float, float]]:
     st.none() | st.floats(0.1, 1000),
 )
 def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
-    values: list[list[float | None]], name: str, limit: float | None
+    values: list[list[float | None]],
+    name: str,
+    limit: float | None,
 ) -> None:
     series = [Series(name, one, number) for number, one in enumerate(values)]
     made = line_chart("f-x", name, "ms", ago_axis(NOON, 3600), series, limit=limit)
@@ -91,7 +103,16 @@ def test_one_point_is_a_dot() -> None:
 
 def test_the_picture_says_in_words_what_it_shows() -> None:
     summary = chart([1.0, 12.0], [None, 0.5]).summary
-    assert mentions(summary, "Requests", "2026-11-21 11:00", "12:00 UTC", "version 0", "12 /s", "version 1", "0.5 /s")
+    assert mentions(
+        summary,
+        "Requests",
+        "2026-11-21 11:00",
+        "12:00 UTC",
+        "version 0",
+        "12 /s",
+        "version 1",
+        "0.5 /s",
+    )
 
 
 def test_of_nothing_it_says_so() -> None:
@@ -146,7 +167,8 @@ def test_numbers_are_short(value: float | None, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (1.0, "1 s"), (9.5, "9.5 s")]
+    ("seconds", "said"),
+    [(0.0004, "0.4 ms"), (0.1, "100 ms"), (0.9996, "1 s"), (1.0, "1 s"), (9.5, "9.5 s")],
 )
 def test_a_time_has_the_unit_that_fits_it(seconds: float, said: str) -> None:
     assert shown(seconds, "s") == said
@@ -155,5 +177,8 @@ def test_a_time_has_the_unit_that_fits_it(seconds: float, said: str) -> None:
 def test_the_ticks_of_an_axis() -> None:
     assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
     growing = since_axis(NOON, 300)
-    assert (growing.ticks, growing.end) == (("start", "2 min", "4 min", "6 min", "8 min"), NOON + timedelta(minutes=8))
+    assert (growing.ticks, growing.end) == (
+        ("start", "2 min", "4 min", "6 min", "8 min"),
+        NOON + timedelta(minutes=8),
+    )
     assert since_axis(NOON, 20 * 86400).ticks[-1] == "20 d"

@@ -45,7 +45,10 @@ def page(browser: Any) -> Iterator[Any]:
     ids=["proxy", "mlflow"],
 )
 def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
-    page: Any, url: str, endpoint: str, answer: dict[str, Any]
+    page: Any,
+    url: str,
+    endpoint: str,
+    answer: dict[str, Any],
 ) -> None:
     page.goto(f"{url}?endpoint={endpoint}")
     page.route("**/pictures?*", lambda route: route.fulfill(**answer))
@@ -56,21 +59,31 @@ def test_a_session_that_has_ended_is_said_and_what_was_shown_stays(
 
 
 def test_while_the_store_is_away_this_is_said_and_what_was_shown_stays(
-    page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    page: Any,
+    url: str,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page.goto(f"{url}?endpoint={endpoint}")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     page.evaluate("window.notLoadedAgain = true")
-    with page.expect_response(lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url):
+    with page.expect_response(
+        lambda answer: answer.request.resource_type == "fetch" and "pictures" not in answer.url,
+    ):
         page.clock.run_for(SOON)
-    expect(page.get_by_role("status").filter(has_text="the store at sqlite:////proc/nobody")).to_be_visible()
+    expect(
+        page.get_by_role("status").filter(has_text="the store at sqlite:////proc/nobody"),
+    ).to_be_visible()
     expect(page.get_by_role("heading", name=endpoint)).to_be_visible()
     assert page.evaluate("window.notLoadedAgain")
 
 
 @pytest.mark.parametrize("width", [360, 700, 1000])
 def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate_into_letters(
-    page: Any, url: str, endpoint: str, width: int
+    page: Any,
+    url: str,
+    endpoint: str,
+    width: int,
 ) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(url)
@@ -81,17 +94,28 @@ def test_no_table_hides_a_column_beyond_its_edge_or_breaks_the_reasons_of_a_gate
 
 
 def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complete(
-    page: Any, url: str, mlflow_app: Any, endpoint: str
+    page: Any,
+    url: str,
+    mlflow_app: Any,
+    endpoint: str,
 ) -> None:
     model = endpoint.removeprefix("of-")
     mlflow_app.registry.set_registered_model_alias(model, "challenger-of-the-week", "1")
     page.set_viewport_size({"width": 390, "height": 800})
     page.goto(url)
-    served = page.locator('.variants td[data-label="Model"]', has_text=f"models:/{model}/Production")
+    served = page.locator(
+        '.variants td[data-label="Model"]',
+        has_text=f"models:/{model}/Production",
+    )
     assert served.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
-    aliases = page.locator('.versions td[data-label="Stage and aliases"]', has_text="@challenger-of-the-week")
+    aliases = page.locator(
+        '.versions td[data-label="Stage and aliases"]',
+        has_text="@challenger-of-the-week",
+    )
     # The label is a float, which is in front of the value and makes the cell at least as high as the label.
-    label = aliases.evaluate("cell => getComputedStyle(cell, '::before').getPropertyValue('height')")
+    label = aliases.evaluate(
+        "cell => getComputedStyle(cell, '::before').getPropertyValue('height')",
+    )
     assert float(label.removesuffix("px")) <= aliases.bounding_box()["height"]
     beginning = """cell => {
         const range = document.createRange();
@@ -103,10 +127,20 @@ def test_on_a_phone_no_label_covers_a_value_and_the_name_of_the_model_is_complet
 
 
 def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
-    page: Any, url: str, mlflow_app: Any, endpoint: str
+    page: Any,
+    url: str,
+    mlflow_app: Any,
+    endpoint: str,
 ) -> None:
     mlflow.MlflowClient().create_experiment(f"onnxserve/{endpoint}")
-    judged_window(mlflow_app.store, endpoint, "hits", datetime(2026, 11, 19, tzinfo=UTC), "drift", "a-run")
+    judged_window(
+        mlflow_app.store,
+        endpoint,
+        "hits",
+        datetime(2026, 11, 19, tzinfo=UTC),
+        "drift",
+        "a-run",
+    )
     page.goto(f"{url}?endpoint={endpoint}")
     page.get_by_role("link", name="report").focus()
     page.locator("figure.chart").first.evaluate("figure => { figure.dataset.isOld = '' }")
@@ -115,7 +149,11 @@ def test_the_keyboard_stays_on_a_report_while_the_pictures_are_drawn_anew(
     expect(page.get_by_role("link", name="report")).to_be_focused()
 
 
-def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page: Any, url: str, endpoint: str) -> None:
+def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(
+    page: Any,
+    url: str,
+    endpoint: str,
+) -> None:
     page.goto(f"{url}?endpoint={endpoint}")
     reasons = page.get_by_label("Why").locator("visible=true")
     forms = page.locator("summary").filter(has_text=endpoint.removeprefix("of-"))
@@ -130,7 +168,11 @@ def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page: Any, u
     expect(reasons).to_have_value("typed")
 
 
-def test_an_address_with_user_and_password_is_kept_up_to_date(page: Any, url: str, endpoint: str) -> None:
+def test_an_address_with_user_and_password_is_kept_up_to_date(
+    page: Any,
+    url: str,
+    endpoint: str,
+) -> None:
     page.goto(f"{url.replace('://', '://somebody:password@')}?endpoint={endpoint}")
     with page.expect_response("**/pictures?*") as drawn:
         page.clock.run_for(SOON)
@@ -138,7 +180,10 @@ def test_an_address_with_user_and_password_is_kept_up_to_date(page: Any, url: st
 
 
 def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_works_the_next_time(
-    page: Any, url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    page: Any,
+    url: str,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Jobs, "start", lambda _, job, secret: job)
     address = f"{url}?endpoint={endpoint}"

@@ -16,7 +16,12 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
     ("action", "fields", "words", "change"),
     [
         ("create", {"endpoint": "f", "after": "main 100"}, "created the endpoint f", "main 100"),
-        ("delete", {"endpoint": "f", "before": "main 100"}, "deleted the endpoint f", "main 100 → nothing"),
+        (
+            "delete",
+            {"endpoint": "f", "before": "main 100"},
+            "deleted the endpoint f",
+            "main 100 → nothing",
+        ),
         ("delete", {"model": "m", "before": "m"}, "deleted the model m", "m → nothing"),
         (
             "transition",
@@ -45,7 +50,12 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
         ("refused", {"model": "m", "before": "m"}, "was refused a change of m", ""),
         (
             "refused",
-            {"model": "m", "version": "6", "before": "version 5 in @champion", "detail": {"to": "@champion"}},
+            {
+                "model": "m",
+                "version": "6",
+                "before": "version 5 in @champion",
+                "detail": {"to": "@champion"},
+            },
             "was refused a change of version 6 of m",
             "@champion",
         ),
@@ -66,13 +76,24 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
         ("unload", {"endpoint": "f", "after": "failed"}, "failed to unload f by model control", ""),
         (
             "rollback",
-            {"endpoint": "f", "version": "models:/x@y", "before": "models:/x/4", "after": "models:/x@y"},
+            {
+                "endpoint": "f",
+                "version": "models:/x@y",
+                "before": "models:/x/4",
+                "after": "models:/x@y",
+            },
             "rolled f back to models:/x@y",
             "models:/x/4 → models:/x@y",
         ),
         (
             "rollback",
-            {"endpoint": "f", "model": "m", "version": "4", "before": "version 5", "after": "version 4"},
+            {
+                "endpoint": "f",
+                "model": "m",
+                "version": "4",
+                "before": "version 5",
+                "after": "version 4",
+            },
             "rolled f back to version 4 of m",
             "version 5 → version 4",
         ),
@@ -82,13 +103,21 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
             "deleted version 6 of m",
             "Staging → deleted",
         ),
-        ("monitor.pause", {"endpoint": "f", "detail": {"monitor": "hits"}}, "paused the monitor hits of f", ""),
+        (
+            "monitor.pause",
+            {"endpoint": "f", "detail": {"monitor": "hits"}},
+            "paused the monitor hits of f",
+            "",
+        ),
         ("of a later version", {"endpoint": "f", "model": "m"}, "of a later version: f m", ""),
         ("a {b} <c>", {"endpoint": "f", "model": "m"}, "a {b} &lt;c&gt;: f m", ""),
     ],
 )
 def test_an_event_is_a_phrase_about_its_actor_and_has_the_values_that_the_phrase_lacks(
-    action: str, fields: dict[str, Any], words: str, change: str
+    action: str,
+    fields: dict[str, Any],
+    words: str,
+    change: str,
 ) -> None:
     (row,) = event_rows([AuditEvent(AT, "ada", action, **fields)])
     assert re.sub("<[^>]*>", "", row.words).strip() == words

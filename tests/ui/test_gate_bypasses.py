@@ -25,7 +25,10 @@ def without_accounts(folder: Path) -> Iterator[GatedRegistry]:
 
 def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
     """The caller is not an administrator, and may manage the models that the caller creates."""
-    pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")
+    pytest.importorskip(
+        "flask_wtf",
+        reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])",
+    )
     with basic_auth_server(folder, "alice") as server:
         alice, admin = requests.Session(), requests.Session()
         alice.auth, admin.auth = ("alice", password("alice")), ("admin", password("admin"))
@@ -34,7 +37,10 @@ def with_basic_auth(folder: Path) -> Iterator[GatedRegistry]:
 
 def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
     """The requests come from the address of the proxy, with the header in which the proxy names the caller."""
-    variables = {"ONNXSERVE_USER_HEADER": "X-Forwarded-User", "ONNXSERVE_TRUSTED_PROXIES": "127.0.0.1"}
+    variables = {
+        "ONNXSERVE_USER_HEADER": "X-Forwarded-User",
+        "ONNXSERVE_TRUSTED_PROXIES": "127.0.0.1",
+    }
     with running(folder, variables) as server:
         alice = requests.Session()
         alice.headers["X-Forwarded-User"] = "alice"
@@ -43,7 +49,11 @@ def behind_a_proxy(folder: Path) -> Iterator[GatedRegistry]:
 
 @contextmanager
 def running(folder: Path, variables: Mapping[str, str]) -> Iterator[MlflowServer]:
-    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home"), **variables})
+    server = MlflowServer(
+        folder,
+        app="onnxserve",
+        variables={"ONNXSERVE_HOME": str(folder / "home"), **variables},
+    )
     try:
         server.start()
         yield server
@@ -53,7 +63,9 @@ def running(folder: Path, variables: Mapping[str, str]) -> Iterator[MlflowServer
 
 @pytest.fixture(scope="module", params=[without_accounts, with_basic_auth, behind_a_proxy])
 def registry(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
 ) -> Iterator[GatedRegistry]:
     folder = tmp_path_factory.mktemp("gated")
     new_database(folder)
@@ -66,7 +78,9 @@ def test_an_attempt_to_bypass_the_gate_is_refused(registry: GatedRegistry, name:
     check_refused(registry, ATTEMPTS[name])
 
 
-def test_without_the_gate_many_of_the_attempts_move_the_version(mlflow_server: MlflowServer) -> None:
+def test_without_the_gate_many_of_the_attempts_move_the_version(
+    mlflow_server: MlflowServer,
+) -> None:
     """The table would prove nothing if MLflow itself refused its requests."""
     session, moved = requests.Session(), []
     registry = GatedRegistry(mlflow_server.url, session, session)

@@ -14,13 +14,22 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("base", [API, AJAX])
-def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(mlflow_app: Any, base: str) -> None:
+def test_a_version_that_did_not_pass_may_not_enter_a_gated_stage(
+    mlflow_app: Any,
+    base: str,
+) -> None:
     model = mlflow_app.model()
     answer = move(mlflow_app, model, "2", "production", base)
     assert answer.status_code == 403
     assert answer.json["error_code"] == "PERMISSION_DENIED"
     command = f"`onnxserve promote {model} 2 --to Production`"
-    assert mentions(answer.json["message"], f"version 2 of {model}", "Production", "the gate", command)
+    assert mentions(
+        answer.json["message"],
+        f"version 2 of {model}",
+        "Production",
+        "the gate",
+        command,
+    )
     assert mlflow_app.stage(model, "2") == "None"
 
 
@@ -29,28 +38,50 @@ def test_a_refusal_is_in_the_audit_trail_with_its_reason(mlflow_app: Any) -> Non
     mlflow_app.stands(model, "1", "failed", reason)
     move(mlflow_app, model, "1", "Production")
     (event,) = events(mlflow_app, model)
-    assert (event.action, event.version, event.before, event.after) == ("refused", "1", "None", "Production")
+    assert (event.action, event.version, event.before, event.after) == (
+        "refused",
+        "1",
+        "None",
+        "Production",
+    )
     assert event.actor == "anonymous@127.0.0.1"
     assert reason in event.why
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
-def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app: Any, gate: str) -> None:
+def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(
+    mlflow_app: Any,
+    gate: str,
+) -> None:
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", gate, "all 5 checks passed")
     mlflow_app.stands(model, "2", gate, "all 5 checks passed")
     move(mlflow_app, model, "1", "Production")
-    assert move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code == 200
+    assert (
+        move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code
+        == 200
+    )
     assert mlflow_app.stage(model, "2") == "Production"
     first, second = events(mlflow_app, model)
-    assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
+    assert (first.action, first.version, first.before, first.after) == (
+        "transition",
+        "1",
+        "None",
+        "Production",
+    )
     assert mentions(first.why, f"gate {gate}", "all 5 checks passed")
     files = combine_hashes(hash_files(mlflow_app.files(model, "2")))
-    moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1", "files": files}}
+    moved = {
+        "stood_there": "1",
+        "archived": True,
+        "moved": {"place": "Production", "before": "1", "files": files},
+    }
     assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
 
 
-def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(mlflow_app: Any) -> None:
+def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_are_back(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model()
     judged, others = mlflow_app.files(model, "1"), mlflow_app.files(model, "2")
     (judged / "data").mkdir()
@@ -58,14 +89,19 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     right = (judged / "MLmodel").read_text()
     (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # The size is the same.
-    for answer in (move(mlflow_app, model, "1", "Production"), point(mlflow_app, model, "champion", "1")):
+    for answer in (
+        move(mlflow_app, model, "1", "Production"),
+        point(mlflow_app, model, "champion", "1"),
+    ):
         assert answer.status_code == 403
         assert mentions(answer.json["message"], "differ", "the gate")
     (judged / "MLmodel").write_text(right)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(mlflow_app: Any) -> None:
+def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model()
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     files = mlflow_app.files(model, "1")
@@ -75,7 +111,9 @@ def test_files_that_loading_a_version_in_place_writes_do_not_void_its_verdict(ml
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(mlflow_app: Any) -> None:
+def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_changes(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model()
     weights = mlflow_app.files(model, "1") / "weights.bin"
     weights.write_bytes(b"judged")
@@ -97,7 +135,8 @@ def test_a_version_whose_files_are_gone_is_refused(mlflow_app: Any) -> None:
 
 
 def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_read(
-    mlflow_app: Any, caplog: pytest.LogCaptureFixture
+    mlflow_app: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     gated, free = mlflow_app.model(), mlflow_app.model(policy=None)
     for model in (gated, free):
@@ -105,18 +144,31 @@ def test_no_files_of_a_model_without_a_policy_or_for_a_place_without_a_gate_are_
         assert move(mlflow_app, model, "1", "Staging").status_code == 200
     assert point(mlflow_app, free, "champion", "1").status_code == 200
     assert caplog.records == []
-    assert {"files" in event.detail["moved"] for model in (gated, free) for event in events(mlflow_app, model)} == {
-        False
-    }
+    assert {
+        "files" in event.detail["moved"]
+        for model in (gated, free)
+        for event in events(mlflow_app, model)
+    } == {False}
 
 
-@pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@best", False), ("Staging", True)])
-def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(mlflow_app: Any, to: str, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("to", "stays"),
+    [("Production", False), ("@best", False), ("Staging", True)],
+)
+def test_what_was_rolled_back_and_is_promoted_again_may_be_gone_back_to(
+    mlflow_app: Any,
+    to: str,
+    stays: bool,
+) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
     tag, model = "onnxserve.rolled_back", mlflow_app.model(policy=None)
     mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "flights: too slow"))
-    answer = point(mlflow_app, model, to[1:], "1") if to.startswith("@") else move(mlflow_app, model, "1", to)
+    answer = (
+        point(mlflow_app, model, to[1:], "1")
+        if to.startswith("@")
+        else move(mlflow_app, model, "1", to)
+    )
     assert answer.status_code == 200
     assert (tag in mlflow_app.registry.get_model_version(model, "1").tags) is stays
 
@@ -139,7 +191,12 @@ def test_what_is_refused_stays_rolled_back(mlflow_app: Any) -> None:
         ({"name": "model-0", "version": 1, "stage": "Production"}, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )
-def test_what_makes_no_sense_is_answered_by_mlflow(mlflow_app: Any, asked: Any, status: int, code: str) -> None:
+def test_what_makes_no_sense_is_answered_by_mlflow(
+    mlflow_app: Any,
+    asked: Any,
+    status: int,
+    code: str,
+) -> None:
     answer = mlflow_app.client.post(f"{API}/model-versions/transition-stage", json=asked)
     assert (answer.status_code, answer.json["error_code"]) == (status, code)
     if isinstance(asked["version"], int):
@@ -154,7 +211,10 @@ def test_an_unknown_stage_is_answered_by_mlflow_and_not_written_down(mlflow_app:
 
 def test_a_new_version_brings_no_verdict_along(mlflow_app: Any) -> None:
     model = mlflow_app.model()
-    tags = [{"key": key, "value": "passed"} for key in ("onnxserve.gate", "onnxserve.gate.reason", "team")]
+    tags = [
+        {"key": key, "value": "passed"}
+        for key in ("onnxserve.gate", "onnxserve.gate.reason", "team")
+    ]
     asked = {"name": model, "source": "s3://bucket/x", "tags": tags}
     assert mlflow_app.client.post(f"{API}/model-versions/create", json=asked).status_code == 200
     assert mlflow_app.registry.get_model_version(model, "3").tags == {"team": "passed"}
@@ -206,7 +266,8 @@ def set_policy(mlflow_app: Any, model: str, policy: str) -> None:
 
 @pytest.mark.parametrize("tag", ["", "onnxserve.rolled_back"])
 def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_taken_back(
-    mlflow_app: Any, tag: str
+    mlflow_app: Any,
+    tag: str,
 ) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
@@ -214,17 +275,31 @@ def test_what_stood_there_before_may_come_back_without_a_gate_unless_it_was_take
     move(mlflow_app, model, "1", "Production")
     set_policy(mlflow_app, model, "skip: []")
     mlflow_app.stands(model, "2", "passed", "all checks passed")
-    assert move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code == 200
+    assert (
+        move(mlflow_app, model, "2", "Production", archive_existing_versions=True).status_code
+        == 200
+    )
     if tag:
         mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(tag, "it was worse"))
     assert move(mlflow_app, model, "3", "Production").status_code == 403
     assert move(mlflow_app, model, "1", "Production").status_code == (403 if tag else 200)
 
 
-def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(mlflow_app: Any) -> None:
+def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_served(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model(policy=None, versions=2)
     for version in "12":
-        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+        assert (
+            move(
+                mlflow_app,
+                model,
+                version,
+                "Production",
+                archive_existing_versions=True,
+            ).status_code
+            == 200
+        )
     set_policy(mlflow_app, model, POLICY)
     weights = mlflow_app.files(model, "1") / "weights.bin"
     weights.write_bytes(b"of a version that was never served")
@@ -232,7 +307,10 @@ def test_a_version_without_a_verdict_returns_only_with_the_files_that_were_serve
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "version 1", "differ", "served")
     weights.unlink()
-    assert move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code == 200
+    assert (
+        move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code
+        == 200
+    )
 
 
 def test_the_alias_that_was_there_before_may_come_back(mlflow_app: Any) -> None:
@@ -251,21 +329,37 @@ def test_a_verdict_by_another_policy_does_not_count(mlflow_app: Any, gate: str) 
     mlflow_app.stands(model, "1", gate, "all 5 checks passed")
     digest = parse_policy(POLICY, "here").digest
     for given, status in (("0" * 16, 403), (digest, 200)):
-        mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag("onnxserve.gate.policy_digest", given))
+        mlflow_app.registry.set_model_version_tag(
+            model,
+            "1",
+            ModelVersionTag("onnxserve.gate.policy_digest", given),
+        )
         assert move(mlflow_app, model, "1", "Production").status_code == status
 
 
-def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(mlflow_app: Any) -> None:
+def test_who_writes_a_policy_or_tries_to_write_a_verdict_by_hand_is_in_the_trail(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model(policy=None)
     policy = {"name": model, "key": "onnxserve.gate.policy", "value": "gated_stages: [Production]"}
     verdict = {"name": model, "version": "1", "key": "onnxserve.gate", "value": "passed"}
     other = {"name": model, "version": "1", "key": "team", "value": "flights"}
-    for path, asked in (("registered-models", policy), ("model-versions", verdict), ("model-versions", other)):
+    for path, asked in (
+        ("registered-models", policy),
+        ("model-versions", verdict),
+        ("model-versions", other),
+    ):
         status = 403 if asked is verdict else 200
         assert mlflow_app.client.post(f"{API}/{path}/set-tag", json=asked).status_code == status
     asked = {"name": model, "key": "onnxserve.gate.policy"}
-    assert mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=asked).status_code == 200
-    assert [(event.action, event.version, event.before, event.after) for event in events(mlflow_app, model)] == [
+    assert (
+        mlflow_app.client.delete(f"{API}/registered-models/delete-tag", json=asked).status_code
+        == 200
+    )
+    assert [
+        (event.action, event.version, event.before, event.after)
+        for event in events(mlflow_app, model)
+    ] == [
         ("tag", "", "", "gated_stages: [Production]"),
         ("refused", "1", "", "passed"),
         ("tag", "", "gated_stages: [Production]", ""),
@@ -283,11 +377,17 @@ def test_a_tag_that_makes_a_model_a_prompt_opens_no_gate(mlflow_app: Any) -> Non
     from mlflow.entities.model_registry import RegisteredModelTag
 
     model = mlflow_app.model()
-    mlflow_app.registry.set_registered_model_tag(model, RegisteredModelTag("mlflow.prompt.is_prompt", "true"))
+    mlflow_app.registry.set_registered_model_tag(
+        model,
+        RegisteredModelTag("mlflow.prompt.is_prompt", "true"),
+    )
     assert point(mlflow_app, model, "champion", "1").status_code == 403
 
 
-@pytest.mark.parametrize("key", ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"])
+@pytest.mark.parametrize(
+    "key",
+    ["onnxserve.gate", "onnxserve.gate.digest", "onnxserve.gate.policy_digest"],
+)
 def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str) -> None:
     from mlflow.entities.model_registry import ModelVersionTag
 
@@ -295,10 +395,16 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
     mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag(key, "old"))
     asked = {"name": model, "version": "1", "key": key}
     for base in (API, AJAX):
-        answer = mlflow_app.client.post(f"{base}/model-versions/set-tag", json={**asked, "value": "new"})
+        answer = mlflow_app.client.post(
+            f"{base}/model-versions/set-tag",
+            json={**asked, "value": "new"},
+        )
         assert answer.status_code == 403
         assert mentions(answer.json["message"], key, f"`onnxserve gate {model} 1`")
-        assert mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=asked).status_code == 403
+        assert (
+            mlflow_app.client.delete(f"{base}/model-versions/delete-tag", json=asked).status_code
+            == 403
+        )
     assert mlflow_app.registry.get_model_version(model, "1").tags == {key: "old"}
     assert [(event.action, event.before, event.after) for event in events(mlflow_app, model)] == [
         ("refused", "old", "new"),
@@ -306,11 +412,16 @@ def test_no_caller_sets_or_deletes_a_tag_of_a_verdict(mlflow_app: Any, key: str)
     ] * 2
 
 
-def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(mlflow_app: Any) -> None:
+def test_who_makes_renames_or_deletes_a_gated_model_is_in_the_trail_of_both_names(
+    mlflow_app: Any,
+) -> None:
     model, tags = "made-here", [{"key": "onnxserve.gate.policy", "value": POLICY}]
     client, base = mlflow_app.client, f"{API}/registered-models"
     assert client.post(f"{base}/create", json={"name": model, "tags": tags}).status_code == 200
-    assert client.post(f"{base}/rename", json={"name": model, "new_name": "renamed"}).status_code == 200
+    assert (
+        client.post(f"{base}/rename", json={"name": model, "new_name": "renamed"}).status_code
+        == 200
+    )
     assert client.delete(f"{base}/delete", json={"name": "renamed"}).status_code == 200
     assert [(event.action, event.after) for event in events(mlflow_app, model)] == [
         ("tag", POLICY),
@@ -329,9 +440,13 @@ def test_what_stood_in_another_model_of_the_same_name_may_not_come_back(mlflow_a
             move(mlflow_app, model, version, "Production", archive_existing_versions=True)
     rename = f"{API}/registered-models/rename"
     for name, new in ((first, f"{first}-old"), (second, first)):
-        assert mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
+        assert (
+            mlflow_app.client.post(rename, json={"name": name, "new_name": new}).status_code == 200
+        )
     policy = {"name": first, "key": "onnxserve.gate.policy", "value": POLICY}
-    assert mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
+    assert (
+        mlflow_app.client.post(f"{API}/registered-models/set-tag", json=policy).status_code == 200
+    )
     assert move(mlflow_app, first, "1", "Production").status_code == 403
 
 
@@ -342,7 +457,8 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     def is_counted() -> None:
         expected = next(counts)
         wait_until(
-            lambda: mlflow_app.store.recent_changes().get(model) == expected, what=f"change {expected} is counted"
+            lambda: mlflow_app.store.recent_changes().get(model) == expected,
+            what=f"change {expected} is counted",
         )
 
     version = {"name": model, "version": "1"}
@@ -350,7 +466,10 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
         ("model-versions/create", {"name": model, "source": "s3://bucket/x"}),
         ("model-versions/set-tag", {**version, "key": "region", "value": "eu"}),
         ("model-versions/delete-tag", {**version, "key": "region"}),
-        ("registered-models/set-tag", {"name": model, "key": "onnxserve.gate.policy", "value": "{}"}),
+        (
+            "registered-models/set-tag",
+            {"name": model, "key": "onnxserve.gate.policy", "value": "{}"},
+        ),
         ("registered-models/alias", {**version, "alias": "shadow"}),
     ):
         method = "delete" if "delete" in path else "post"
@@ -362,11 +481,16 @@ def test_changes_are_counted_for_the_change_feed(mlflow_app: Any) -> None:
     rename = {"name": model, "new_name": new_name}
     assert mlflow_app.client.post(f"{API}/registered-models/rename", json=rename).status_code == 200
     is_counted()
-    wait_until(lambda: mlflow_app.store.recent_changes().get(new_name) == 1, what="the new name has changed")
+    wait_until(
+        lambda: mlflow_app.store.recent_changes().get(new_name) == 1,
+        what="the new name has changed",
+    )
 
 
 def test_a_broken_audit_store_is_logged_and_mlflow_goes_on(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = mlflow_app.model(policy=None)
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")

@@ -47,7 +47,11 @@ def caller(monkeypatch: pytest.MonkeyPatch) -> Caller:
     who = Caller()
 
     def identity() -> SimpleNamespace:
-        return SimpleNamespace(user=who.user, address="127.0.0.1", actor=who.user or "anonymous@127.0.0.1")
+        return SimpleNamespace(
+            user=who.user,
+            address="127.0.0.1",
+            actor=who.user or "anonymous@127.0.0.1",
+        )
 
     monkeypatch.setattr(guard, "caller", identity)
     monkeypatch.setattr(guard, "is_administrator", lambda: who.is_administrator)
@@ -63,7 +67,13 @@ def model(mlflow_app: Any, caller: Caller) -> str:
     return name
 
 
-def approve_all(mlflow_app: Any, model: str, version: str = "1", place: str = "Production", report: str = "") -> None:
+def approve_all(
+    mlflow_app: Any,
+    model: str,
+    version: str = "1",
+    place: str = "Production",
+    report: str = "",
+) -> None:
     """Request the promotion, and approve it by two people."""
     with mlflow_app.app.test_request_context():
         policy, subject = guard.promotion_now(model, version, parse_stage_or_alias(place))
@@ -76,15 +86,27 @@ def approve_all(mlflow_app: Any, model: str, version: str = "1", place: str = "P
 
 
 def send(mlflow_app: Any, path: str, **body: Any) -> int:
-    method = mlflow_app.client.delete if path.endswith(("/delete", "/delete-tag")) else mlflow_app.client.post
+    method = (
+        mlflow_app.client.delete
+        if path.endswith(("/delete", "/delete-tag"))
+        else mlflow_app.client.post
+    )
     status: int = method(f"{API}/{path}", json=body).status_code
     return status
 
 
 def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) -> None:
-    for answer in (move(mlflow_app, model, "1", "Production"), point(mlflow_app, model, "champion", "1")):
+    for answer in (
+        move(mlflow_app, model, "1", "Production"),
+        point(mlflow_app, model, "champion", "1"),
+    ):
         assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
-        assert mentions(answer.json["message"], "2 of 2", "risk", f"http://localhost/onnxserve?model={model}")
+        assert mentions(
+            answer.json["message"],
+            "2 of 2",
+            "risk",
+            f"http://localhost/onnxserve?model={model}",
+        )
     approve_all(mlflow_app, model)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
     assert mlflow_app.stage(model, "1") == "Production"
@@ -92,23 +114,40 @@ def test_a_version_moves_only_with_its_approvals(mlflow_app: Any, model: str) ->
 
 
 def test_the_refusal_links_to_the_address_of_the_operator(
-    mlflow_app: Any, model: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_MLFLOW_URL", "https://mlflow.example/ml/")
     message = move(mlflow_app, model, "1", "Production").json["message"]
     assert mentions(message, f"https://mlflow.example/ml/onnxserve?model={model}")
-    assert (events(mlflow_app, model)[-1].action, events(mlflow_app, model)[-1].actor) == ("refused", "mallory")
+    assert (events(mlflow_app, model)[-1].action, events(mlflow_app, model)[-1].actor) == (
+        "refused",
+        "mallory",
+    )
 
 
-def test_an_anonymous_caller_reads_that_a_login_is_needed(mlflow_app: Any, model: str, caller: Caller) -> None:
+def test_an_anonymous_caller_reads_that_a_login_is_needed(
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
+) -> None:
     caller.user, caller.is_administrator = "", True
     answer = move(mlflow_app, model, "1", "Production")
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "login")
 
 
-@pytest.mark.parametrize(("approved", "other"), [("Production", "@champion"), ("@champion", "Production")])
-def test_an_approval_is_for_one_stage_or_alias(approved: str, other: str, mlflow_app: Any, model: str) -> None:
+@pytest.mark.parametrize(
+    ("approved", "other"),
+    [("Production", "@champion"), ("@champion", "Production")],
+)
+def test_an_approval_is_for_one_stage_or_alias(
+    approved: str,
+    other: str,
+    mlflow_app: Any,
+    model: str,
+) -> None:
     approve_all(mlflow_app, model, place=approved)
     statuses = {
         "Production": move(mlflow_app, model, "1", "Production").status_code,
@@ -119,13 +158,32 @@ def test_an_approval_is_for_one_stage_or_alias(approved: str, other: str, mlflow
 
 @pytest.mark.parametrize("state", ["passed", "passed without an evaluation", "forced"])
 def test_tags_are_not_approvals(state: str, mlflow_app: Any, model: str) -> None:
-    tags = {"onnxserve.gate": state, "onnxserve.gate.policy_digest": parse_policy(POLICY, "it").digest}
+    tags = {
+        "onnxserve.gate": state,
+        "onnxserve.gate.policy_digest": parse_policy(POLICY, "it").digest,
+    }
     texts = ("reason", "report", "against", "at", "approve", "approvals", "approved_by", "request")
-    tags |= {f"onnxserve.gate.{name}": "ada, bob" for name in texts} | {"approve": "ada", "onnxserve.approve": "ada"}
+    tags |= {f"onnxserve.gate.{name}": "ada, bob" for name in texts} | {
+        "approve": "ada",
+        "onnxserve.approve": "ada",
+    }
     for key, value in tags.items():
         status = 403 if key.startswith("onnxserve.gate") else 200
-        assert send(mlflow_app, "model-versions/set-tag", name=model, version="1", key=key, value=value) == status
-        assert send(mlflow_app, "registered-models/set-tag", name=model, key=f"x.{key}", value=value) == 200
+        assert (
+            send(
+                mlflow_app,
+                "model-versions/set-tag",
+                name=model,
+                version="1",
+                key=key,
+                value=value,
+            )
+            == status
+        )
+        assert (
+            send(mlflow_app, "registered-models/set-tag", name=model, key=f"x.{key}", value=value)
+            == 200
+        )
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
@@ -133,36 +191,59 @@ def test_tags_are_not_approvals(state: str, mlflow_app: Any, model: str) -> None
     ("path", "body"),
     [
         ("registered-models/set-tag", {"key": POLICY_TAG, "value": GATED}),
-        ("registered-models/set-tag", {"key": POLICY_TAG, "value": f"{GATED}approvals: {{count: 1}}"}),
-        ("registered-models/set-tag", {"key": POLICY_TAG, "value": "gated_stages: []\ngated_aliases: []"}),
+        (
+            "registered-models/set-tag",
+            {"key": POLICY_TAG, "value": f"{GATED}approvals: {{count: 1}}"},
+        ),
+        (
+            "registered-models/set-tag",
+            {"key": POLICY_TAG, "value": "gated_stages: []\ngated_aliases: []"},
+        ),
         ("registered-models/delete-tag", {"key": POLICY_TAG}),
         ("registered-models/rename", {"new_name": "elsewhere"}),
         ("registered-models/delete", {}),
     ],
 )
 def test_only_an_administrator_may_remove_the_need_for_approvals(
-    path: str, body: dict[str, str], mlflow_app: Any, model: str
+    path: str,
+    body: dict[str, str],
+    mlflow_app: Any,
+    model: str,
 ) -> None:
     assert send(mlflow_app, path, name=model, **body) == 403
     assert mlflow_app.registry.get_registered_model(model).tags[POLICY_TAG] == POLICY
-    assert [(event.action, event.actor) for event in events(mlflow_app, model)] == [("refused", "mallory")]
+    assert [(event.action, event.actor) for event in events(mlflow_app, model)] == [
+        ("refused", "mallory"),
+    ]
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-@pytest.mark.parametrize("policy", ["approvals: {count: 0}", "approvals: [", "gated_stages: [Production]"])
+@pytest.mark.parametrize(
+    "policy",
+    ["approvals: {count: 0}", "approvals: [", "gated_stages: [Production]"],
+)
 def test_an_administrator_may_change_the_policy_and_an_editor_a_policy_without_approvals(
-    policy: str, mlflow_app: Any, model: str, caller: Caller
+    policy: str,
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
 ) -> None:
     tag = {"name": model, "key": POLICY_TAG}
     caller.is_administrator = True
     assert send(mlflow_app, "registered-models/set-tag", **tag, value=policy) == 200
     caller.is_administrator = False
-    status = 403 if "approvals" in policy else 200  # An invalid policy may be meant to require approvals.
+    status = (
+        403 if "approvals" in policy else 200
+    )  # An invalid policy may be meant to require approvals.
     assert send(mlflow_app, "registered-models/set-tag", **tag, value=GATED) == status
 
 
 @pytest.mark.parametrize("target", ["same", "other"])
-def test_a_copy_of_an_approved_version_needs_its_own_approvals(target: str, mlflow_app: Any, model: str) -> None:
+def test_a_copy_of_an_approved_version_needs_its_own_approvals(
+    target: str,
+    mlflow_app: Any,
+    model: str,
+) -> None:
     approve_all(mlflow_app, model)
     name = model if target == "same" else mlflow_app.model(policy=POLICY, versions=0)
     assert send(mlflow_app, "model-versions/create", name=name, source=f"models:/{model}/1") == 200
@@ -174,10 +255,16 @@ def test_a_copy_of_an_approved_version_needs_its_own_approvals(target: str, mlfl
 
 @pytest.mark.parametrize("slashes", ["/", "///"])
 def test_the_authors_of_a_version_are_authors_of_its_copies(
-    slashes: str, mlflow_app: Any, model: str, caller: Caller
+    slashes: str,
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
 ) -> None:
     other = mlflow_app.model(policy=POLICY, versions=0)
-    for user, name, source in (("lea", model, "s3://bucket/x"), ("max", other, f"models:{slashes}{model}/3")):
+    for user, name, source in (
+        ("lea", model, "s3://bucket/x"),
+        ("max", other, f"models:{slashes}{model}/3"),
+    ):
         caller.user = user
         assert send(mlflow_app, "model-versions/create", name=name, source=source) == 200
     for name, version, authors in ((model, "3", ("lea",)), (other, "1", ("max", "lea"))):
@@ -185,7 +272,11 @@ def test_the_authors_of_a_version_are_authors_of_its_copies(
         assert version_authors(mlflow_app.store, version, created) == authors
 
 
-def test_approvals_do_not_survive_a_rename_there_and_back(mlflow_app: Any, model: str, caller: Caller) -> None:
+def test_approvals_do_not_survive_a_rename_there_and_back(
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
+) -> None:
     approve_all(mlflow_app, model)
     caller.is_administrator = True
     for before, after in ((model, f"{model}-away"), (f"{model}-away", model)):
@@ -193,7 +284,11 @@ def test_approvals_do_not_survive_a_rename_there_and_back(mlflow_app: Any, model
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_approvals_are_not_for_another_model_of_the_same_name(mlflow_app: Any, model: str, caller: Caller) -> None:
+def test_approvals_are_not_for_another_model_of_the_same_name(
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
+) -> None:
     approve_all(mlflow_app, model)
     source = mlflow_app.registry.get_model_version(model, "1").source
     caller.is_administrator = True
@@ -205,7 +300,10 @@ def test_approvals_are_not_for_another_model_of_the_same_name(mlflow_app: Any, m
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(mlflow_app: Any, model: str) -> None:
+def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     approve_all(mlflow_app, model, "2")
     source = mlflow_app.registry.get_model_version(model, "2").source
     assert send(mlflow_app, "model-versions/delete", name=model, version="2") == 200
@@ -214,7 +312,10 @@ def test_a_version_that_is_deleted_and_created_again_needs_new_approvals(mlflow_
     assert move(mlflow_app, model, str(created.version), "Production").status_code == 403
 
 
-def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(mlflow_app: Any, model: str) -> None:
+def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     approve_all(mlflow_app, model)
     mlmodel = mlflow_app.files(model, "1") / "MLmodel"
     approved = mlmodel.read_text()
@@ -228,10 +329,18 @@ def test_approvals_lapse_when_a_file_changes_even_if_the_gate_passes_again(mlflo
     assert move(mlflow_app, model, "1", "Production").status_code == 200
 
 
-def test_approvals_lapse_when_the_policy_changes(mlflow_app: Any, model: str, caller: Caller) -> None:
+def test_approvals_lapse_when_the_policy_changes(
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
+) -> None:
     approve_all(mlflow_app, model)
     caller.is_administrator = True
-    tag = {"name": model, "key": POLICY_TAG, "value": f"{GATED}approvals: {{count: 1, groups: [risk]}}"}
+    tag = {
+        "name": model,
+        "key": POLICY_TAG,
+        "value": f"{GATED}approvals: {{count: 1, groups: [risk]}}",
+    }
     assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
     answer = move(mlflow_app, model, "1", "Production")
     assert answer.status_code == 403
@@ -239,7 +348,11 @@ def test_approvals_lapse_when_the_policy_changes(mlflow_app: Any, model: str, ca
 
 
 @pytest.mark.parametrize("state", ["forced", "passed"])
-def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state: str, mlflow_app: Any, model: str) -> None:
+def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(
+    state: str,
+    mlflow_app: Any,
+    model: str,
+) -> None:
     approve_all(mlflow_app, model)
     with mlflow_app.app.test_request_context():
         _, subject = guard.promotion_now(model, "1", parse_stage_or_alias("Production"))
@@ -253,22 +366,33 @@ def test_after_a_failure_a_version_moves_only_if_the_approvers_saw_it(state: str
 def test_a_promotion_uses_its_approvals_up(mlflow_app: Any, model: str) -> None:
     approve_all(mlflow_app, model)
     assert move(mlflow_app, model, "1", "Production").status_code == 200
-    assert move(mlflow_app, model, "1", "Production").status_code == 200  # The version is already there.
+    assert (
+        move(mlflow_app, model, "1", "Production").status_code == 200
+    )  # The version is already there.
     assert move(mlflow_app, model, "1", "Archived").status_code == 200
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(mlflow_app: Any, model: str) -> None:
+def test_a_version_that_was_rolled_back_does_not_return_as_a_rollback(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
     for _ in range(2):  # The way back stays open after every promotion.
-        assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [200, 403]
+        assert [point(mlflow_app, model, "champion", version).status_code for version in "12"] == [
+            200,
+            403,
+        ]
         approve_all(mlflow_app, model, "2", "@champion")
         assert point(mlflow_app, model, "champion", "2").status_code == 200
 
 
-def test_a_version_returns_only_with_the_files_that_were_approved(mlflow_app: Any, model: str) -> None:
+def test_a_version_returns_only_with_the_files_that_were_approved(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     for version in "12":
         approve_all(mlflow_app, model, version, "@champion")
         assert point(mlflow_app, model, "champion", version).status_code == 200
@@ -283,20 +407,43 @@ def test_a_version_returns_only_with_the_files_that_were_approved(mlflow_app: An
     assert point(mlflow_app, model, "champion", "1").status_code == 200
 
 
-def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(mlflow_app: Any, model: str) -> None:
+def test_a_move_to_the_same_place_does_not_make_other_files_the_approved_ones(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     for version in "12":
         approve_all(mlflow_app, model, version)
         if version == "2":
             (mlflow_app.files(model, "1") / "MLmodel").write_text("model_id: never judged")
             for archives in (False, True):  # The version is already there, so nothing moves.
-                assert move(mlflow_app, model, "1", "Production", archive_existing_versions=archives).status_code == 200
-        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
+                assert (
+                    move(
+                        mlflow_app,
+                        model,
+                        "1",
+                        "Production",
+                        archive_existing_versions=archives,
+                    ).status_code
+                    == 200
+                )
+        assert (
+            move(
+                mlflow_app,
+                model,
+                version,
+                "Production",
+                archive_existing_versions=True,
+            ).status_code
+            == 200
+        )
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
 @pytest.mark.parametrize("path", ["transition-stage", "delete"])
 def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_files(
-    path: str, mlflow_app: Any, model: str
+    path: str,
+    mlflow_app: Any,
+    model: str,
 ) -> None:
     for version in "12":
         approve_all(mlflow_app, model, version)
@@ -304,7 +451,9 @@ def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_fil
     files = mlflow_app.files(model, "1") / "MLmodel"
     approved = files.read_text()
     files.write_text("model_id: never judged")
-    leave = {"name": model, "version": "2"} | ({"stage": "Archived"} if path == "transition-stage" else {})
+    leave = {"name": model, "version": "2"} | (
+        {"stage": "Archived"} if path == "transition-stage" else {}
+    )
     assert send(mlflow_app, f"model-versions/{path}", **leave) == 403
     assert mlflow_app.stage(model, "2") == "Production"
     files.write_text(approved)
@@ -312,12 +461,18 @@ def test_a_version_leaves_a_stage_only_if_the_version_below_has_its_approved_fil
 
 
 def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorded(
-    mlflow_app: Any, caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    caller: Caller,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = mlflow_app.model(policy=GATED)
     for version in "12":
         mlflow_app.registry.transition_model_version_stage(name, version, "Production", False)
-    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}")  # A folder is not a database.
+    monkeypatch.setenv(
+        "ONNXSERVE_STORE_URI",
+        f"sqlite:///{tmp_path}",
+    )  # A folder is not a database.
     answer = move(mlflow_app, name, "2", "Archived")
     assert answer.status_code == 403
     assert mentions(answer.json["message"], "version 1", "audit trail", "cannot be read")
@@ -326,7 +481,10 @@ def test_a_version_leaves_a_stage_if_the_version_below_is_judged_but_not_recorde
 
 
 def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
-    mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for version in "12":
         mlflow_app.registry.transition_model_version_stage(model, version, "Production", False)
@@ -341,10 +499,15 @@ def test_a_version_leaves_a_stage_if_people_have_approved_the_version_below(
 
 
 def test_the_files_of_a_served_version_are_recorded_when_approvals_become_required(
-    mlflow_app: Any, caller: Caller
+    mlflow_app: Any,
+    caller: Caller,
 ) -> None:
     name = mlflow_app.model(policy=None)
-    mlflow_app.registry.set_registered_model_alias(name, "champion", "1")  # Without the guard, as by an older server.
+    mlflow_app.registry.set_registered_model_alias(
+        name,
+        "champion",
+        "1",
+    )  # Without the guard, as by an older server.
     caller.is_administrator = True
     tag = {"name": name, "key": POLICY_TAG, "value": POLICY}
     assert send(mlflow_app, "registered-models/set-tag", **tag) == 200
@@ -358,7 +521,9 @@ def test_the_files_of_a_served_version_are_recorded_when_approvals_become_requir
 
 
 def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_moved(
-    mlflow_app: Any, model: str, caller: Caller
+    mlflow_app: Any,
+    model: str,
+    caller: Caller,
 ) -> None:
     mlflow_app.registry.set_registered_model_alias(model, "champion", "1")
     caller.is_administrator = True
@@ -372,11 +537,17 @@ def test_the_same_policy_records_the_files_of_a_version_that_an_older_server_mov
 
 @pytest.mark.parametrize("place", ["@champion", "Production"])
 def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
-    place: str, mlflow_app: Any, model: str
+    place: str,
+    mlflow_app: Any,
+    model: str,
 ) -> None:
     def enter(version: str) -> int:
         is_alias = place.startswith("@")
-        answer = point(mlflow_app, model, place[1:], version) if is_alias else move(mlflow_app, model, version, place)
+        answer = (
+            point(mlflow_app, model, place[1:], version)
+            if is_alias
+            else move(mlflow_app, model, version, place)
+        )
         return int(answer.status_code)
 
     for version in "12":
@@ -398,20 +569,45 @@ def test_files_that_are_approved_again_for_a_version_that_is_there_are_recorded(
 def test_a_rollback_by_command_counts_as_a_rollback_too(mlflow_app: Any, model: str) -> None:
     for version in "12":
         approve_all(mlflow_app, model, version)
-        assert move(mlflow_app, model, version, "Production", archive_existing_versions=True).status_code == 200
-    assert move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code == 200
+        assert (
+            move(
+                mlflow_app,
+                model,
+                version,
+                "Production",
+                archive_existing_versions=True,
+            ).status_code
+            == 200
+        )
+    assert (
+        move(mlflow_app, model, "1", "Production", archive_existing_versions=True).status_code
+        == 200
+    )
     moved = {"moved": {"place": "Production", "before": "2"}}
-    mlflow_app.store.record("transition", endpoint="flights", model=model, version="1", detail=moved)
+    mlflow_app.store.record(
+        "transition",
+        endpoint="flights",
+        model=model,
+        version="1",
+        detail=moved,
+    )
     assert move(mlflow_app, model, "2", "Production").status_code == 403
 
 
 @pytest.mark.parametrize("approved", ["1", "2"])
 def test_a_second_promotion_during_the_first_needs_its_own_approvals(
-    approved: str, mlflow_app: Any, model: str
+    approved: str,
+    mlflow_app: Any,
+    model: str,
 ) -> None:
     approve_all(mlflow_app, model, approved)
     with ThreadPoolExecutor(4) as pool:
-        answers = [*pool.map(lambda version: (version, move(mlflow_app, model, version, "Production")), "1212")]
+        answers = [
+            *pool.map(
+                lambda version: (version, move(mlflow_app, model, version, "Production")),
+                "1212",
+            ),
+        ]
     assert {version for version, answer in answers if answer.status_code == 200} == {approved}
     assert {version: mlflow_app.stage(model, version) for version in "12"}[approved] == "Production"
 
@@ -422,9 +618,16 @@ def test_a_failed_gate_is_refused_even_with_approvals(mlflow_app: Any, model: st
     assert move(mlflow_app, model, "1", "Production").status_code == 403
 
 
-@pytest.mark.parametrize("break_store", [lambda path: shutil.copy("/dev/null", path), lambda path: path.mkdir()])
+@pytest.mark.parametrize(
+    "break_store",
+    [lambda path: shutil.copy("/dev/null", path), lambda path: path.mkdir()],
+)
 def test_approvals_that_cannot_be_read_let_nothing_through(
-    break_store: Callable[[Path], object], mlflow_app: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    break_store: Callable[[Path], object],
+    mlflow_app: Any,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     approve_all(mlflow_app, model)
     break_store(tmp_path / "store.db")
@@ -433,7 +636,10 @@ def test_approvals_that_cannot_be_read_let_nothing_through(
     assert mlflow_app.stage(model, "1") == "None"
 
 
-def test_a_report_that_was_replaced_in_its_run_has_another_digest(mlflow_app: Any, model: str) -> None:
+def test_a_report_that_was_replaced_in_its_run_has_another_digest(
+    mlflow_app: Any,
+    model: str,
+) -> None:
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
     for text in ("judged", "replaced"):

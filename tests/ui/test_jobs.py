@@ -14,7 +14,10 @@ from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 
-def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_hangs_is_stopped_and_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "hangs.py").write_text("import time; time.sleep(600)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(jobs, "_MODULE", "hangs")
@@ -25,13 +28,19 @@ def test_a_job_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: py
 
 
 def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) -> None:
-    write_state(tmp_path / f"{'a' * 16}.json", press({}, id="a" * 16, pid=os.getpid(), started_at=0.0))
+    write_state(
+        tmp_path / f"{'a' * 16}.json",
+        press({}, id="a" * 16, pid=os.getpid(), started_at=0.0),
+    )
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
     assert (job.state, job.message) == ("failed", "timeout of the action")
 
 
-def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_button_that_is_pressed_twice_starts_one_job(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
     write_state(tmp_path / f"{'a' * 16}.json", press({"endpoint": "x"}, id="a" * 16))
 
@@ -41,10 +50,16 @@ def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypat
     wait_until(lambda: found(tmp_path, other, "failed"), 60, "the other one has ended")
 
 
-def test_one_person_cannot_take_the_places_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_person_cannot_take_the_places_of_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.waiting")
     for place in range(4):
-        write_state(tmp_path / f"{place:016}.json", press({"version": str(place)}, id=f"{place:016}", actor="mallory"))
+        write_state(
+            tmp_path / f"{place:016}.json",
+            press({"version": str(place)}, id=f"{place:016}", actor="mallory"),
+        )
 
     with refused(TooManyRequests, "4 of your actions"):
         Jobs(tmp_path).start(press({"version": "4"}, actor="mallory"), {})
@@ -52,7 +67,10 @@ def test_one_person_cannot_take_the_places_of_the_others(tmp_path: Path, monkeyp
     wait_until(lambda: found(tmp_path, started, "failed"), 60, "that of another person has run")
 
 
-def test_a_job_is_not_told_of_the_databases_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_not_told_of_the_databases_of_the_server(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(jobs, "_MODULE", "tests.support.environment")
     for variable in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_WORKSPACE_STORE_URI"):
         monkeypatch.setenv(variable, "postgresql://user:password@db")

@@ -52,10 +52,15 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a distribution whose app of MLflow's server is a Flask app with a login."""
     folder = tmp_path / "site"
     (folder / "company-1.0.dist-info").mkdir(parents=True)
-    (folder / "company-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: company\nVersion: 1.0\n")
+    (folder / "company-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: company\nVersion: 1.0\n",
+    )
     (folder / "company-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
     (folder / "company_app.py").write_text(PLUGIN)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH",
+        os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+    )
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", COMPANY)
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -83,22 +88,29 @@ def company(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
 
 
 def test_mlflow_finds_both_apps() -> None:
-    assert {"onnxserve", "onnxserve-basic-auth"} <= {app.name for app in entry_points(group="mlflow.app")}
+    assert {"onnxserve", "onnxserve-basic-auth"} <= {
+        app.name for app in entry_points(group="mlflow.app")
+    }
 
 
 def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "gunicorn")
     assert apps.create_app() is mlflow_app.app
-    assert connection._process.is_own  # The server reads files from hosts that authors of models choose.
+    assert (
+        connection._process.is_own
+    )  # The server reads files from hosts that authors of models choose.
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     assert isinstance(apps.create_app(), FastAPI)
 
 
 @pytest.mark.parametrize("is_factory", [True, False])
 def test_another_app_stays_the_one_that_is_served(
-    mlflow_app: Any, company: Callable[[object], None], is_factory: bool
+    mlflow_app: Any,
+    company: Callable[[object], None],
+    is_factory: bool,
 ) -> None:
     served = FastAPI()
     company((lambda: served) if is_factory else served)
@@ -106,7 +118,9 @@ def test_another_app_stays_the_one_that_is_served(
 
 
 def test_around_a_flask_app_with_a_login_fastapi_has_no_routes_of_its_own(
-    mlflow_app: Any, company: Callable[[object], None], monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    company: Callable[[object], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     company(lambda: mlflow_app.app)
@@ -115,14 +129,18 @@ def test_around_a_flask_app_with_a_login_fastapi_has_no_routes_of_its_own(
 
 
 @pytest.mark.parametrize("name", ["nothing", "onnxserve"])
-def test_an_app_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_app_that_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_MLFLOW_APP", name)
     with refused(InvalidConfig, "ONNXSERVE_MLFLOW_APP", name, "basic-auth"):
         apps.create_app()
 
 
 def test_an_app_without_a_login_adapter_is_refused(
-    company: Callable[[object], None], monkeypatch: pytest.MonkeyPatch
+    company: Callable[[object], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     company(Flask("company"))
     monkeypatch.setattr(logins, "entry_points", lambda group: [])
@@ -135,8 +153,14 @@ def test_an_app_without_a_login_adapter_is_refused(
     ("environment", "named"),
     [
         ({"ONNXSERVE_MLFLOW_APP": "nothing"}, ("ONNXSERVE_MLFLOW_APP", "nothing", "basic-auth")),
-        ({"ONNXSERVE_USER_HEADER": "X-User"}, ("ONNXSERVE_USER_HEADER", "ONNXSERVE_TRUSTED_PROXIES")),
-        ({"ONNXSERVE_USER_HEADER": "X-User", "ONNXSERVE_TRUSTED_PROXIES": "10.0.0.0/33"}, ("10.0.0.0/33",)),
+        (
+            {"ONNXSERVE_USER_HEADER": "X-User"},
+            ("ONNXSERVE_USER_HEADER", "ONNXSERVE_TRUSTED_PROXIES"),
+        ),
+        (
+            {"ONNXSERVE_USER_HEADER": "X-User", "ONNXSERVE_TRUSTED_PROXIES": "10.0.0.0/33"},
+            ("10.0.0.0/33",),
+        ),
         (
             {"ONNXSERVE_USER_HEADER": "X-User", "ONNXSERVE_MLFLOW_APP": "basic-auth"},
             ("ONNXSERVE_USER_HEADER", "basic-auth"),
@@ -145,7 +169,10 @@ def test_an_app_without_a_login_adapter_is_refused(
     ids=lambda value: "" if isinstance(value, tuple) else "-".join(value),
 )
 def test_mlflow_server_does_not_start_with_settings_that_cannot_work(
-    environment: dict[str, str], named: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str],
+    named: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
@@ -163,10 +190,13 @@ def last_line_of_failed_server(folder: Path) -> str:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("code", "error"), [("1 / 0", "ZeroDivisionError"), ("import a_missing_module", "a_missing_module")]
+    ("code", "error"),
+    [("1 / 0", "ZeroDivisionError"), ("import a_missing_module", "a_missing_module")],
 )
 def test_mlflow_server_does_not_start_if_the_other_app_cannot_be_imported(
-    distribution: Path, code: str, error: str
+    distribution: Path,
+    code: str,
+    error: str,
 ) -> None:
     (distribution / "company_app.py").write_text(code)
     last = last_line_of_failed_server(distribution)
@@ -174,9 +204,14 @@ def test_mlflow_server_does_not_start_if_the_other_app_cannot_be_imported(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [(), ("--gunicorn-opts", "--timeout 120")], ids=["uvicorn", "gunicorn"])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--gunicorn-opts", "--timeout 120")],
+    ids=["uvicorn", "gunicorn"],
+)
 def test_a_flask_app_of_another_distribution_checks_every_request_first(
-    distribution: Path, options: tuple[str, ...]
+    distribution: Path,
+    options: tuple[str, ...],
 ) -> None:
     server = MlflowServer(distribution, app="onnxserve", options=options)
     server.start()

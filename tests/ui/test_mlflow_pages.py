@@ -25,7 +25,11 @@ DAY = datetime(2026, 11, 20, tzinfo=UTC)
         (DAY, timedelta(), "2026-11-20 00:00 – 00:00"),
     ],
 )
-def test_a_window_is_written_as_short_as_it_can_be(start: datetime, length: timedelta, said: str) -> None:
+def test_a_window_is_written_as_short_as_it_can_be(
+    start: datetime,
+    length: timedelta,
+    said: str,
+) -> None:
     stored = replace(window("judged"), start=start, end=start + length)
     assert MonitorVerdict(stored, "drift", "alarm").window == said
 
@@ -50,14 +54,34 @@ def test_a_window_in_words() -> None:
     ],
 )
 def test_the_sentence_of_a_verdict_has_no_statistics_if_the_store_has_the_columns(
-    verdict: str, mark: Mark, alarms: tuple[str, ...], sentence: str
+    verdict: str,
+    mark: Mark,
+    alarms: tuple[str, ...],
+    sentence: str,
 ) -> None:
-    stored = window("judged", verdict=verdict, reason="a reason (p = 0.2)", evidence=Evidence(alarms=alarms).to_json())
+    stored = window(
+        "judged",
+        verdict=verdict,
+        reason="a reason (p = 0.2)",
+        evidence=Evidence(alarms=alarms).to_json(),
+    )
     assert MonitorVerdict(stored, verdict, mark).sentence == sentence
 
 
 def window(state: WindowState, **more: Any) -> MonitorWindow:
-    return MonitorWindow(1, "judged", "hits", DAY, DAY + timedelta(days=1), 1, False, state, DAY, DAY, **more)
+    return MonitorWindow(
+        1,
+        "judged",
+        "hits",
+        DAY,
+        DAY + timedelta(days=1),
+        1,
+        False,
+        state,
+        DAY,
+        DAY,
+        **more,
+    )
 
 
 def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app: Any) -> None:
@@ -67,7 +91,10 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     pages = MlflowPages(handlers._get_tracking_store(), "/mlflow")
     violated = window("judged", verdict="violated", run_id="a-run", figures={"labelled_share": 0.5})
     given = [violated, window("judged", verdict="cannot tell"), window("running")]
-    given += [window("failed", reason="a timeout", attempts=5), window("pending", reason="no column", attempts=1)]
+    given += [
+        window("failed", reason="a timeout", attempts=5),
+        window("pending", reason="no column", attempts=1),
+    ]
 
     judged, undecided, running, failed, failing = pages.windows("judged", given)
 
@@ -77,10 +104,16 @@ def test_a_window_has_its_verdict_and_a_report_or_says_how_far_it_is(mlflow_app:
     assert (undecided.state, undecided.mark, undecided.report) == ("cannot tell", "undecided", "")
     assert (running.state, running.mark) == ("running", "waiting")
     assert (failed.state, failed.mark, failed.stored.reason) == ("failed", "failed", "a timeout")
-    assert (failing.state, failing.mark, failing.stored.reason) == ("failing", "failed", "no column")
+    assert (failing.state, failing.mark, failing.stored.reason) == (
+        "failing",
+        "failed",
+        "no column",
+    )
 
 
-def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(mlflow_app: Any) -> None:
+def test_a_window_whose_alarms_are_all_accepted_is_accepted_and_not_an_alarm(
+    mlflow_app: Any,
+) -> None:
     from mlflow.server import handlers
 
     pages = MlflowPages(handlers._get_tracking_store(), "")
@@ -99,7 +132,12 @@ def test_the_sentence_of_a_verdict_names_the_alarms_that_are_not_accepted(mlflow
     pages = MlflowPages(handlers._get_tracking_store(), "")
     alarms = ("delay", "fare")
     given = [
-        window("judged", verdict="drift", reason="a", evidence=Evidence(alarms=alarms, accepted=accepted).to_json())
+        window(
+            "judged",
+            verdict="drift",
+            reason="a",
+            evidence=Evidence(alarms=alarms, accepted=accepted).to_json(),
+        )
         for accepted in (("delay",), alarms)
     ]
 

@@ -27,7 +27,13 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
-MODELS = {"X": "x", "Shared": "shared", "Hidden": "hidden", "Reading": "reading", "Strange": "strange"}
+MODELS = {
+    "X": "x",
+    "Shared": "shared",
+    "Hidden": "hidden",
+    "Reading": "reading",
+    "Strange": "strange",
+}
 """Each model and its endpoint. The editor may edit X and Shared, the reader may read X, and only admins see Hidden. The
 reader and the stranger have a model each, so that their pages have forms.
 """
@@ -58,14 +64,34 @@ class Platform:
         """Send a form with the token of the user's page."""
         (token, *_) = re.findall(r'name="csrf_token" value="([\w.-]+)"', self.page(user))
         content = {**form, "csrf_token": token}
-        return self.sessions[user].post(self.console, data=content, timeout=SECONDS, allow_redirects=False)
+        return self.sessions[user].post(
+            self.console,
+            data=content,
+            timeout=SECONDS,
+            allow_redirects=False,
+        )
 
-    def call(self, method: str, path: str, fields: dict[str, Any], user: str = "admin") -> requests.Response:
-        return self.sessions[user].request(method, f"{self.server.url}{API}{path}", json=fields, timeout=SECONDS)
+    def call(
+        self,
+        method: str,
+        path: str,
+        fields: dict[str, Any],
+        user: str = "admin",
+    ) -> requests.Response:
+        return self.sessions[user].request(
+            method,
+            f"{self.server.url}{API}{path}",
+            json=fields,
+            timeout=SECONDS,
+        )
 
     def decide(self, user: str, decision: dict[str, str]) -> requests.Response:
         """Send a decision about the request of a promotion, with the report that the console lists."""
-        (entry,) = self.sessions[user].get(f"{self.console}/requests?model={decision['model']}", timeout=SECONDS).json()
+        (entry,) = (
+            self.sessions[user]
+            .get(f"{self.console}/requests?model={decision['model']}", timeout=SECONDS)
+            .json()
+        )
         body = {**decision, "report": entry["report_digest"]}
         return self.sessions[user].post(f"{self.console}/requests", json=body, timeout=SECONDS)
 
@@ -89,7 +115,10 @@ def new_server(new_database: Callable[[Path], str]) -> Callable[[Path], OidcServ
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, new_server: Callable[[Path], OidcServer]) -> Iterator[Platform]:
+def platform(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_server: Callable[[Path], OidcServer],
+) -> Iterator[Platform]:
     server = new_server(tmp_path_factory.mktemp("oidc"))
     try:
         server.issuer.start()
@@ -99,7 +128,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory, new_server: Callable[[Pat
         found = Platform(server, store, sessions)
         for model, endpoint in MODELS.items():
             policy = [{"key": "onnxserve.gate.policy", "value": POLICY}]
-            new, version = {"name": model, "tags": policy}, {"name": model, "source": "gs://bucket/x"}
+            new, version = (
+                {"name": model, "tags": policy},
+                {"name": model, "source": "gs://bucket/x"},
+            )
             owner = OWNERS.get(model, "admin")
             found.call("POST", "/registered-models/create", new, owner).raise_for_status()
             # Only administrators may create a version from files outside of a run.
@@ -153,7 +185,10 @@ def press(page: Page, button: str, model: str, target: str) -> None:
 
 
 @in_chromium
-def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser: Browser, platform: Platform) -> None:
+def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(
+    browser: Browser,
+    platform: Platform,
+) -> None:
     with logged_in(browser, platform, "reader") as page:
         expect(page.locator("#endpoint-x")).to_be_visible()
         expect(page.locator("#endpoint-hidden")).to_have_count(0)
@@ -164,13 +199,20 @@ def test_a_reader_logs_in_and_sees_the_endpoint_without_buttons(browser: Browser
 
 @in_chromium
 def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_editors_name(
-    browser: Browser, platform: Platform
+    browser: Browser,
+    platform: Platform,
 ) -> None:
     """The permission to edit the model is granted to the editor's group."""
     with logged_in(browser, platform, "editor") as page:
         press(page, "Promote", "Shared", "Staging")
-        wait_until(lambda: platform.events("Shared", "promote"), 120, "version 1 of Shared is promoted")
-        cookie = next(entry["value"] for entry in page.context.cookies() if entry["name"] == "session")
+        wait_until(
+            lambda: platform.events("Shared", "promote"),
+            120,
+            "version 1 of Shared is promoted",
+        )
+        cookie = next(
+            entry["value"] for entry in page.context.cookies() if entry["name"] == "session"
+        )
     assert platform.stage("Shared") == "Staging"
     # The process of the action calls MLflow with the editor's session, and MLflow records the same name.
     moves = [*platform.events("Shared", "transition"), *platform.events("Shared", "promote")]
@@ -183,9 +225,14 @@ def test_an_editor_promotes_a_version_with_the_button_and_the_trail_has_the_edit
 
 @in_chromium
 def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
-    browser: Browser, platform: Platform
+    browser: Browser,
+    platform: Platform,
 ) -> None:
-    registry = GatedRegistry(platform.server.url, platform.sessions["editor"], platform.sessions["admin"])
+    registry = GatedRegistry(
+        platform.server.url,
+        platform.sessions["editor"],
+        platform.sessions["admin"],
+    )
     files = registry.files[SOURCE].removeprefix("mlflow-artifacts:/")
     write_classifier(platform.server.folder / "artifacts" / files)
     model = registry.create_model(APPROVALS)
@@ -198,7 +245,9 @@ def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
         press(page, "Request promotion of", model, "@champion")
         wait_until(lambda: platform.events(model, "request"), 120, "the promotion is requested")
     request = {"action": "approve", "model": model, "version": "1", "to": "@champion"}
-    refusals = {user: platform.decide(user, request).status_code for user in ("editor", "stranger", "admin")}
+    refusals = {
+        user: platform.decide(user, request).status_code for user in ("editor", "stranger", "admin")
+    }
     assert refusals == {"editor": 403, "stranger": 403, "admin": 403}
     with logged_in(browser, platform, "reader") as page:
         page.locator("summary", has_text=f"Decide about {subject}").click()
@@ -209,14 +258,18 @@ def test_a_promotion_is_approved_by_a_member_of_the_group_that_the_issuer_names(
         wait_until(lambda: platform.events(model, "promote"), 120, "the version is promoted")
 
     assert registry.placed(model) == {"none", "champion"}
-    actions = {action: platform.events(model, action)[0].actor for action in ("request", "approve", "promote")}
+    actions = {
+        action: platform.events(model, action)[0].actor
+        for action in ("request", "approve", "promote")
+    }
     editor, reader = USERS["editor"].email, USERS["reader"].email
     assert actions == {"request": editor, "approve": reader, "promote": editor}
 
 
 @in_chromium
 def test_after_the_login_mlflows_own_pages_are_shown_with_the_link_to_the_console(
-    browser: Browser, platform: Platform
+    browser: Browser,
+    platform: Platform,
 ) -> None:
     with logged_in(browser, platform, "admin") as page:
         page.goto(f"{platform.server.url}/#/models")
@@ -247,7 +300,10 @@ def test_a_user_in_none_of_the_groups_does_not_get_in(browser: Browser, platform
     ],
 )
 def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_read(
-    platform: Platform, user: str, endpoints: set[str], editable: set[str]
+    platform: Platform,
+    user: str,
+    endpoints: set[str],
+    editable: set[str],
 ) -> None:
     page = platform.page(user)
     assert {name for name in MODELS.values() if f'id="endpoint-{name}"' in page} == endpoints
@@ -271,7 +327,10 @@ def test_each_user_sees_the_endpoints_of_the_models_that_the_plugin_lets_them_re
     ],
 )
 def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
-    platform: Platform, user: str, form: dict[str, str], status: int
+    platform: Platform,
+    user: str,
+    form: dict[str, str],
+    status: int,
 ) -> None:
     answer = platform.press(user, **form)
     assert answer.status_code == status
@@ -281,16 +340,25 @@ def test_a_form_for_a_model_that_the_user_may_not_edit_is_refused(
 @pytest.mark.parametrize("path", ["", "/requests", "/history.jsonl", "/pictures?endpoint=x"])
 def test_without_a_login_the_console_is_refused(platform: Platform, path: str) -> None:
     assert requests.get(f"{platform.console}{path}", timeout=SECONDS).status_code == 401
-    assert requests.post(platform.console, data={"action": "gate"}, timeout=SECONDS).status_code == 401
+    assert (
+        requests.post(platform.console, data={"action": "gate"}, timeout=SECONDS).status_code == 401
+    )
     browser = {"Accept": "text/html", "Sec-Fetch-Dest": "document"}
-    answer = requests.get(f"{platform.console}{path}", headers=browser, timeout=SECONDS, allow_redirects=False)
+    answer = requests.get(
+        f"{platform.console}{path}",
+        headers=browser,
+        timeout=SECONDS,
+        allow_redirects=False,
+    )
     assert answer.is_redirect
     assert answer.headers["Location"].startswith("/login")
 
 
 @pytest.mark.parametrize("credential", ["access token", "token of the issuer"])
 def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_permissions(
-    platform: Platform, credential: str, monkeypatch: pytest.MonkeyPatch
+    platform: Platform,
+    credential: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = {}
     for user in ("editor", "reader"):
@@ -317,7 +385,11 @@ def test_a_client_with_a_token_is_recorded_by_name_and_held_to_the_gate_and_the_
 @pytest.fixture(scope="module", params=["editor", "admin"])
 def registry(platform: Platform, request: pytest.FixtureRequest) -> GatedRegistry:
     """The callers have a session. The editor may manage the models that the editor creates."""
-    return GatedRegistry(platform.server.url, platform.sessions[request.param], platform.sessions["admin"])
+    return GatedRegistry(
+        platform.server.url,
+        platform.sessions[request.param],
+        platform.sessions["admin"],
+    )
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
@@ -334,7 +406,8 @@ def test_after_the_logout_the_session_is_refused(platform: Platform) -> None:
 
 
 def test_while_the_issuer_is_down_sessions_stay_and_nobody_logs_in(
-    tmp_path: Path, new_server: Callable[[Path], OidcServer]
+    tmp_path: Path,
+    new_server: Callable[[Path], OidcServer],
 ) -> None:
     server = new_server(tmp_path)
     console = f"{server.url}{PAGE}"
@@ -352,7 +425,12 @@ def test_while_the_issuer_is_down_sessions_stay_and_nobody_logs_in(
 
         late = requests.Session()
         form = late.get(f"{server.url}/login", timeout=SECONDS)
-        back = late.post(form.url, data={"user": "stranger"}, timeout=SECONDS, allow_redirects=False)
+        back = late.post(
+            form.url,
+            data={"user": "stranger"},
+            timeout=SECONDS,
+            allow_redirects=False,
+        )
         server.issuer.stop()  # The browser has a code, which the server cannot exchange for tokens.
         answer = late.get(back.headers["Location"], timeout=SECONDS, allow_redirects=False)
         assert answer.is_redirect

@@ -42,7 +42,10 @@ class Workspaces:
 
 
 @pytest.fixture(scope="module")
-def workspaces(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Workspaces]:
+def workspaces(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Workspaces]:
     folder = tmp_path_factory.mktemp("workspaces")
     new_database(folder)
     server = OidcServer(folder, oidc_python(), app="onnxserve")
@@ -51,25 +54,36 @@ def workspaces(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
     try:
         server.issuer.start()
         server.start()
-        found = Workspaces(server, {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")})
+        found = Workspaces(
+            server,
+            {user: server.log_in(user) for user in ("admin", "reader", "editor", "stranger")},
+        )
         admin, api = found.sessions["admin"], f"{server.url}/api/3.0/mlflow"
         admin.post(f"{api}/workspaces", json={"name": "team"}, timeout=SECONDS).raise_for_status()
         for workspace, endpoint in (("default", "own"), ("team", "teams")):
             new = {"name": "X"}, {"name": "X", "source": "gs://bucket/x"}
-            for path, fields in zip(("/registered-models/create", "/model-versions/create"), new, strict=True):
+            for path, fields in zip(
+                ("/registered-models/create", "/model-versions/create"),
+                new,
+                strict=True,
+            ):
                 headers = {HEADER: workspace}
                 url = f"{server.url}{API}{path}"
                 admin.post(url, json=fields, headers=headers, timeout=SECONDS).raise_for_status()
             found.page("admin", workspace, {})  # The page creates the workspace's store.
             home = folder / "home"
             store = open_store(
-                f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}/onnxserve.db"
+                f"sqlite:///{home / ('.' if workspace == 'default' else 'workspaces/team')}/onnxserve.db",
             )
             store.add_endpoint("onnxserve", new_endpoint(endpoint, "models:/X/Staging"))
             store.close()
         server.grant(admin, "editor", "X", "EDIT")
         grant = {"username": USERS["stranger"].email, "permission": "READ"}
-        admin.post(f"{api}/permissions/workspaces/team/users", json=grant, timeout=SECONDS).raise_for_status()
+        admin.post(
+            f"{api}/permissions/workspaces/team/users",
+            json=grant,
+            timeout=SECONDS,
+        ).raise_for_status()
         yield found
     finally:
         server.stop()
@@ -78,7 +92,9 @@ def workspaces(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
 @pytest.mark.parametrize("headers", HEADERS)
 @pytest.mark.parametrize("user", ["reader", "editor", "stranger"])
 def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_the_header(
-    workspaces: Workspaces, user: str, headers: dict[str, str]
+    workspaces: Workspaces,
+    user: str,
+    headers: dict[str, str],
 ) -> None:
     team, default = (workspaces.page(user, workspace, headers) for workspace in ("team", "default"))
     assert ('id="endpoint-teams"' in team) == (user == "stranger")
@@ -89,7 +105,8 @@ def test_the_permissions_of_the_workspace_in_the_url_apply_for_any_workspace_in_
 
 @pytest.mark.parametrize("headers", HEADERS)
 def test_an_endpoint_of_another_workspace_cannot_be_changed_with_the_permission_for_a_model_of_the_same_name(
-    workspaces: Workspaces, headers: dict[str, str]
+    workspaces: Workspaces,
+    headers: dict[str, str],
 ) -> None:
     page = workspaces.page("editor", "default", {})
     token = re.findall(r'name="csrf_token" value="([\w.-]+)"', page)[0]

@@ -47,10 +47,24 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
 
 def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any) -> None:
     begun = mlflow_app.store.now().isoformat()
-    mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
-    mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
+    mlflow_app.store.record(
+        "transition",
+        model="stepped",
+        version="7",
+        before="None",
+        after="Production",
+    )
+    mlflow_app.store.record(
+        "promote",
+        model="stepped",
+        version="7",
+        why="as asked",
+        detail={STARTED_AT: begun},
+    )
     html = mlflow_app.client.get(PAGE).text
-    assert re.findall(r'data-label="What" [^>]*>([^<]*)<bdi>stepped', html) == ["promoted version 7 of "]
+    assert re.findall(r'data-label="What" [^>]*>([^<]*)<bdi>stepped', html) == [
+        "promoted version 7 of ",
+    ]
 
 
 def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str) -> None:
@@ -60,8 +74,16 @@ def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str)
     assert f">paused the monitor hits of {endpoint}<" in html
 
 
-def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:
-    mlflow_app.store.record("promote", model=endpoint.removeprefix("of-"), version="2", why="for this endpoint")
+def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
+    mlflow_app.store.record(
+        "promote",
+        model=endpoint.removeprefix("of-"),
+        version="2",
+        why="for this endpoint",
+    )
     mlflow_app.store.record("promote", model="another", version="2", why="for another one")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
     assert f"<title>{endpoint} –" in html
@@ -70,24 +92,35 @@ def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_
 
 
 @pytest.mark.long
-def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(mlflow_app: Any) -> None:
+def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(
+    mlflow_app: Any,
+) -> None:
     names = [f"one-of-many-{number:02}" for number in range(61)]
     for name in names:
         mlflow_app.registry.create_registered_model(name)
         mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, f"models:/{name}/1"))
     known = sorted(mlflow_app.store.names())
-    first, second = (mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?beginning={known[31]}"))
+    first, second = (
+        mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?beginning={known[31]}")
+    )
     for name in names:
         mlflow_app.store.remove_endpoint(name)
     for html, shown in ((first, known[:30]), (second, known[30:60])):
         assert re.findall(r'<h2 id="endpoint-([^"]+)"', html) == shown
-        assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {*shown}
+        assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {
+            *shown,
+        }
         assert f'?beginning={known[30]}"' in html
         assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
-    assert f'action="/onnxserve?beginning={known[31]}"' in second  # The form leads back to this page.
+    assert (
+        f'action="/onnxserve?beginning={known[31]}"' in second
+    )  # The form leads back to this page.
 
 
-def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
+def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("beside-it", "models:/m/1"))
     html = mlflow_app.client.get(PAGE).text
     mlflow_app.store.remove_endpoint("beside-it")
@@ -99,10 +132,18 @@ def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(
     assert 'class="summary"' not in mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
 
 
-def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(mlflow_app: Any) -> None:
+def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promoted(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model()
     times = {"since": "2026-11-26T12:00:00+00:00", "until": "2026-11-26T13:00:00+00:00"}
-    answer = {"model_uri": f"models:/{model}/2", "model": model, "version": "2", "places": ["@champion"], "share": 5.0}
+    answer = {
+        "model_uri": f"models:/{model}/2",
+        "model": model,
+        "version": "2",
+        "places": ["@champion"],
+        "share": 5.0,
+    }
     spec = new_endpoint("credit", f"models:/{model}/2")
     mlflow_app.store.add_endpoint("onnxserve", spec, unapproved=[answer | times])
     text = f"models:/{model}/2 answers 5 % of the requests without an approval, until 2026-11-26 13:00 UTC"
@@ -115,7 +156,10 @@ def test_a_version_that_answers_without_an_approval_is_named_until_it_is_promote
     mlflow_app.store.remove_endpoint("credit")
 
 
-def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_app: Any, endpoint: str) -> None:
+def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("spoilt", "models:/m/1"))
     with mlflow_app.store.transaction() as session:
         session.get(EndpointRow, "spoilt").spec += "sampling: often\n"
@@ -129,17 +173,27 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_shown_with_the_reason(mlflow_a
 
 
 def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stored = mlflow_app.store.endpoint(endpoint)
     model = stored.spec.variants["champion"].model.split("/")[1]
     page = METRICS.replace(
-        'endpoint="f",variant="main",model="X"', f'endpoint="{endpoint}",variant="champion",model="{model}"'
+        'endpoint="f",variant="main",model="X"',
+        f'endpoint="{endpoint}",variant="champion",model="{model}"',
     )
-    worker = WorkerState(pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}})
+    worker = WorkerState(
+        pid=1,
+        generation=1,
+        endpoints={endpoint: {"champion": LoadedVariant(version="6")}},
+    )
     with serving({"/metrics": page}) as url:
         spec = apply_config(stored.spec, {"server.port": urlsplit(url).port})
-        one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=url, workers=(worker,)))
+        one = ObservedEndpoint(
+            replace(stored, spec=spec),
+            Observation("running", url=url, workers=(worker,)),
+        )
         monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
         html = mlflow_app.client.get(PAGE).text
         counters = take_snapshot(one, {endpoint: parse_server_metrics(page)}).counters
@@ -152,11 +206,19 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
 
 
 def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("stepping", "models:/m/1"))
-    mlflow_app.store.add_rollout("stepping", {"to_uri": "models:/m/2", "before_version": "1"}, "stepping")
-    one = ObservedEndpoint(mlflow_app.store.endpoint("stepping"), Observation("running", url="http://f.ml.svc:8080"))
+    mlflow_app.store.add_rollout(
+        "stepping",
+        {"to_uri": "models:/m/2", "before_version": "1"},
+        "stepping",
+    )
+    one = ObservedEndpoint(
+        mlflow_app.store.endpoint("stepping"),
+        Observation("running", url="http://f.ml.svc:8080"),
+    )
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     html = mlflow_app.client.get(PAGE).text
@@ -177,17 +239,28 @@ def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any
 
 
 def test_a_rollback_is_offered_once_something_was_served_before(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = mlflow_app.model()
-    stored = mlflow_app.store.add_endpoint("onnxserve", new_endpoint("moved", f"models:/{model}/Production"))
+    stored = mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint("moved", f"models:/{model}/Production"),
+    )
     one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
     before = mlflow_app.client.get(PAGE).text
     mlflow_app.registry.transition_model_version_stage(model, "2", "Production", False)
     detail = move_detail("Production", "1")
-    mlflow_app.store.record("transition", model=model, version="2", before="1", after="Production", detail=detail)
+    mlflow_app.store.record(
+        "transition",
+        model=model,
+        version="2",
+        before="1",
+        after="Production",
+        detail=detail,
+    )
 
     after = mlflow_app.client.get(PAGE).text
 
@@ -197,7 +270,10 @@ def test_a_rollback_is_offered_once_something_was_served_before(
     assert mentions(after, "Roll back", "version 1</button>")
 
 
-def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app: Any, endpoint: str) -> None:
+def test_the_page_of_a_model_has_the_endpoints_that_serve_it(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint("of-another", "models:/another/1"))
     model = endpoint.removeprefix("of-")
     own, none = (mlflow_app.client.get(f"{PAGE}?model={name}").text for name in (model, "nowhere"))
@@ -209,11 +285,17 @@ def test_the_page_of_a_model_has_the_endpoints_that_serve_it(mlflow_app: Any, en
 
 
 def test_a_server_that_does_not_answer_is_silent(
-    mlflow_app: Any, endpoint: str, free_port: int, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stored = mlflow_app.store.endpoint(endpoint)
     spec = apply_config(stored.spec, {"server.port": free_port})
-    one = ObservedEndpoint(replace(stored, spec=spec), Observation("running", url=f"http://127.0.0.1:{free_port}"))
+    one = ObservedEndpoint(
+        replace(stored, spec=spec),
+        Observation("running", url=f"http://127.0.0.1:{free_port}"),
+    )
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
 
     html = mlflow_app.client.get(PAGE).text
@@ -223,10 +305,14 @@ def test_a_server_that_does_not_answer_is_silent(
 
 
 def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     observation = Observation(
-        "running", url="http://f.ml.svc:8080", shipping_error="the inference log s3://rows cannot be written: 403"
+        "running",
+        url="http://f.ml.svc:8080",
+        shipping_error="the inference log s3://rows cannot be written: 403",
     )
     one = ObservedEndpoint(mlflow_app.store.endpoint(endpoint), observation)
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
@@ -240,16 +326,32 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("unread", "mark"), [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")], ids=["all", "one", "none"]
+    ("unread", "mark"),
+    [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")],
+    ids=["all", "one", "none"],
 )
 def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is_named(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch, unread: list[str], mark: str
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    unread: list[str],
+    mark: str,
 ) -> None:
     stored = mlflow_app.store.endpoint(endpoint)
     model = stored.spec.variants["champion"].model.split("/")[1]
-    page = METRICS.replace('"f",variant="main",model="X"', f'"{endpoint}",variant="champion",model="{model}"')
-    worker = WorkerState(pid=1, generation=1, endpoints={endpoint: {"champion": LoadedVariant(version="6")}})
-    one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080", workers=(worker,)))
+    page = METRICS.replace(
+        '"f",variant="main",model="X"',
+        f'"{endpoint}",variant="champion",model="{model}"',
+    )
+    worker = WorkerState(
+        pid=1,
+        generation=1,
+        endpoints={endpoint: {"champion": LoadedVariant(version="6")}},
+    )
+    one = ObservedEndpoint(
+        stored,
+        Observation("running", url="http://f.ml.svc:8080", workers=(worker,)),
+    )
     pods = {"f-1": parse_server_metrics(page), "f-2": parse_server_metrics(page)}
     found = pods | dict.fromkeys(unread, Refused("no command"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
@@ -259,7 +361,9 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
 
     assert f'<span class="mark mark-{mark}">{mark}</span>' in html
     requests, refused, failures, _ = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
-    assert [int(one) for one in (requests, refused, failures)] == [one * (2 - len(unread)) for one in (108, 3, 2)]
+    assert [int(one) for one in (requests, refused, failures)] == [
+        one * (2 - len(unread)) for one in (108, 3, 2)
+    ]
     assert all(f"{pod}: no command" in html for pod in unread)
 
 
@@ -275,7 +379,10 @@ def test_the_counts_of_all_pods_are_added_up_and_a_pod_that_does_not_say_them_is
     ],
 )
 def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
-    mlflow_app: Any, endpoint: str, state: str, mark: str
+    mlflow_app: Any,
+    endpoint: str,
+    state: str,
+    mark: str,
 ) -> None:
     judged(
         mlflow_app.store,
@@ -292,10 +399,14 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
 
 
 def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_sentence_before_the_charts(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store, name, monitors = mlflow_app.store, "alarmed", Monitors(mlflow_app.store)
-    stored = store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}))
+    stored = store.add_endpoint(
+        "onnxserve",
+        new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
+    )
     one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "get_endpoint", lambda *asked: one)
@@ -305,8 +416,12 @@ def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_
     for day in range(10):
         start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(days=day)
         window = monitors.add(name, "hits", start, start + timedelta(days=1))
-        evidence = Evidence(alarms=("hour", "carrier=AA/delay", "origin", "dest", "distance")).to_json()
-        monitors.update(replace(window, state="judged", verdict="drift", reason=reason, evidence=evidence))
+        evidence = Evidence(
+            alarms=("hour", "carrier=AA/delay", "origin", "dest", "distance"),
+        ).to_json()
+        monitors.update(
+            replace(window, state="judged", verdict="drift", reason=reason, evidence=evidence),
+        )
     monitors.update_state(name, "hits", consecutive=10)
     pages = [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", f"?endpoint={name}")]
     store.remove_endpoint(name)
@@ -325,7 +440,10 @@ def test_an_endpoint_with_alarms_in_a_row_is_not_healthy_and_its_verdict_is_one_
 
 @pytest.mark.parametrize(("in_a_row", "mark"), [(1, "healthy"), (2, "alarm")])
 def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, in_a_row: int, mark: str
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    in_a_row: int,
+    mark: str,
 ) -> None:
     store, fields = mlflow_app.store, {"monitors.hits.every": "1d", "monitors.hits.consecutive": 2}
     one = ObservedEndpoint(
@@ -343,13 +461,25 @@ def test_an_endpoint_is_healthy_until_its_monitor_has_its_consecutive_windows(
 
 @pytest.mark.parametrize(
     ("newest", "by_hand", "in_a_row", "mark"),
-    [("not judged", False, 3, "alarm"), ("cannot tell", False, 3, "alarm"), ("drift", True, 0, "healthy")],
+    [
+        ("not judged", False, 3, "alarm"),
+        ("cannot tell", False, 3, "alarm"),
+        ("drift", True, 0, "healthy"),
+    ],
 )
 def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not_begin_one(
-    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch, newest: str, by_hand: bool, in_a_row: int, mark: str
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    newest: str,
+    by_hand: bool,
+    in_a_row: int,
+    mark: str,
 ) -> None:
     store, name, monitors = mlflow_app.store, "lasting", Monitors(mlflow_app.store)
-    stored = store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}))
+    stored = store.add_endpoint(
+        "onnxserve",
+        new_endpoint(name, "models:/m/1", {"monitors.hits.every": "1d"}),
+    )
     one = ObservedEndpoint(stored, Observation("running", url="http://f.ml.svc:8080"))
     monkeypatch.setattr(Deployments, "list_endpoints", lambda *asked: [one])
     monkeypatch.setattr(Deployments, "server_metrics", lambda *asked, **more: {})
@@ -363,7 +493,9 @@ def test_an_undecided_window_does_not_end_an_alarm_and_a_window_by_hand_does_not
 
 
 def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
-    mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_app: Any,
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = endpoint.removeprefix("of-")
     jobs = Jobs(load_settings().home_path / "console" / "jobs")
@@ -383,20 +515,27 @@ def test_while_the_gate_runs_this_is_shown_and_no_button_runs_it_again(
 
 def judged(store: Store, endpoint: str, verdict: str, reason: str = "") -> None:
     """Judge the next day of the monitor `hits`."""
-    start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(days=len(Monitors(store).windows(endpoint)))
+    start = datetime(2013, 7, 9, tzinfo=UTC) + timedelta(
+        days=len(Monitors(store).windows(endpoint)),
+    )
     judged_window(store, endpoint, "hits", start, verdict, "", reason)
 
 
 def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
     store, start = mlflow_app.store, datetime(2013, 7, 9, tzinfo=UTC)
-    store.add_endpoint("onnxserve", new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"}))
+    store.add_endpoint(
+        "onnxserve",
+        new_endpoint("by-hand", "models:/m/1", {"monitors.hits.every": "1d"}),
+    )
     monitors = Monitors(store)
     pages = []
     for day, by_hand in enumerate((False, True)):
         begin = start + timedelta(days=day)
         window = monitors.add("by-hand", "hits", begin, begin + timedelta(days=1), by_hand=by_hand)
         monitors.update(replace(window, state="judged", verdict="kept"))
-        pages.append([mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")])
+        pages.append(
+            [mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=by-hand")],
+        )
     store.remove_endpoint("by-hand")
 
     (before, _), (after, own) = pages
@@ -405,8 +544,14 @@ def test_a_verdict_that_a_person_asked_for_is_marked(mlflow_app: Any) -> None:
     assert re.findall(r'window-fine( by-hand)?" title="hits', own) == ["", " by-hand"]
 
 
-def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(mlflow_app: Any) -> None:
-    name, store, monitors = "made-anew", mlflow_app.store, {f"monitors.{one}.every": "1d" for one in ("hits", "new")}
+def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_the_name(
+    mlflow_app: Any,
+) -> None:
+    name, store, monitors = (
+        "made-anew",
+        mlflow_app.store,
+        {f"monitors.{one}.every": "1d" for one in ("hits", "new")},
+    )
     experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     judged(store, name, "gone")
@@ -428,15 +573,21 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     assert f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"' in html
 
 
-def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_endpoint_is_on(mlflow_app: Any) -> None:
+def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_endpoint_is_on(
+    mlflow_app: Any,
+) -> None:
     store, since = mlflow_app.store, datetime(2026, 11, 20, 3, 10, tzinfo=UTC)
     for number in range(31):
         store.add_endpoint("onnxserve", new_endpoint(f"alerted-{number:02}", "models:/m/1"))
-    detail = {"lines": ["m version 3: drift", "- <delay>"], "next": "next: onnxserve retrain alerted-30"}
+    detail = {
+        "lines": ["m version 3: drift", "- <delay>"],
+        "next": "next: onnxserve retrain alerted-30",
+    }
     detail["link"] = "http://mlflow/#/experiments/1/runs/a/artifacts/report.html"
     Alerts(store).add_once(Alert("f", "alerted-30", "daily", "firing", since, since, detail=detail))
     page, own, other = (
-        mlflow_app.client.get(f"{PAGE}{query}").text for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
+        mlflow_app.client.get(f"{PAGE}{query}").text
+        for query in ("", "?endpoint=alerted-30", "?endpoint=alerted-29")
     )
     for number in range(31):
         store.remove_endpoint(f"alerted-{number:02}")
@@ -447,23 +598,40 @@ def test_an_alert_is_said_with_its_beginning_and_what_to_do_whichever_page_its_e
     said = own[own.index('<ul class="alerts">') :]
     text = " ".join(re.sub("<[^>]*>", " ", said[: said.index("</ul>")]).split())
     first, second = detail["lines"]
-    assert mentions(unescape(text), "daily", "2026-11-20 03:10 UTC", first, second, str(detail["next"]), "report")
+    assert mentions(
+        unescape(text),
+        "daily",
+        "2026-11-20 03:10 UTC",
+        first,
+        second,
+        str(detail["next"]),
+        "report",
+    )
     assert f'href="{detail["link"]}"' in said
     assert "firing" not in other
 
 
 def rows_of_monitors(html: str, endpoint: str) -> list[str]:
     part = html[html.index(f'data-part="monitors {endpoint}"') :]
-    rows = re.findall("<tr>(.*?)</tr>", part[part.index("<tbody>") : part.index("</table>")], re.DOTALL)
+    rows = re.findall(
+        "<tr>(.*?)</tr>",
+        part[part.index("<tbody>") : part.index("</table>")],
+        re.DOTALL,
+    )
     return [" ".join(re.sub("<[^>]*>", " ", row).split()) for row in rows]
 
 
-def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(mlflow_app: Any) -> None:
+def test_a_model_whose_name_is_written_from_right_to_left_does_not_draw_its_version_in(
+    mlflow_app: Any,
+) -> None:
     mlflow_app.store.record("promote", model="مرحبا", version="2", before="1", after="2")
     assert "promoted version 2 of <bdi>مرحبا</bdi><" in mlflow_app.client.get(PAGE).text
 
 
-def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow_app: Any, endpoint: str) -> None:
+def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(
+    mlflow_app: Any,
+    endpoint: str,
+) -> None:
     """The server of this endpoint does not run, and version 1 of its model was rolled back.
 
     The policy of the second model is invalid, so its versions cannot be promoted or judged.
@@ -471,10 +639,17 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     from mlflow.entities.model_registry import ModelVersionTag
 
     model = endpoint.removeprefix("of-")
-    mlflow_app.registry.set_model_version_tag(model, "1", ModelVersionTag("onnxserve.rolled_back", "flights: slow"))
+    mlflow_app.registry.set_model_version_tag(
+        model,
+        "1",
+        ModelVersionTag("onnxserve.rolled_back", "flights: slow"),
+    )
     mlflow_app.registry.transition_model_version_stage(model, "2", "Staging", False)
     unread = mlflow_app.model(policy="gated_stages: [Mars]", versions=1)
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"of-{unread}", f"models:/{unread}/Production"))
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint(f"of-{unread}", f"models:/{unread}/Production"),
+    )
     html = " ".join(mlflow_app.client.get(PAGE).text.split())
     mlflow_app.store.remove_endpoint(f"of-{unread}")
 
@@ -482,7 +657,10 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     (why,) = (reason for reason in reasons if mentions(reason, f"`onnxserve start {endpoint}`"))
     assert f"Not available: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
-    assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)
+    assert re.search(
+        r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)',
+        of_1,
+    )
     assert re.search("Production – [^<]*it was rolled back", of_1)
     assert "selected>Select a target" in of_1
     assert "Select a target" not in of_2
@@ -491,19 +669,30 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     assert re.search(r'<option value="Staging" disabled title="([^"]+)">Staging – \1<', of_2)
     of_unread = offered(html, unread, "1")
     assert re.search(r'value="promote" disabled title="[^"]*gated_stages', of_unread)
-    assert re.search(r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages', of_unread)
+    assert re.search(
+        r'value="gate" class="quiet" formnovalidate disabled title="[^"]*gated_stages',
+        of_unread,
+    )
 
 
 def offered(html: str, model: str, version: str) -> str:
     """Return the form of a version with its possible stages and its buttons."""
     (form,) = re.findall(
-        rf'<select name="to" [^>]*aria-label="Target of version {version} of {model}">.*?</form>', html
+        rf'<select name="to" [^>]*aria-label="Target of version {version} of {model}">.*?</form>',
+        html,
     )
     return str(form)
 
 
 @pytest.mark.parametrize("gate", ["passed", "passed without an evaluation", "forced"])
-def test_the_gate_status_of_a_version_is_shown_in_its_own_words(mlflow_app: Any, endpoint: str, gate: str) -> None:
+def test_the_gate_status_of_a_version_is_shown_in_its_own_words(
+    mlflow_app: Any,
+    endpoint: str,
+    gate: str,
+) -> None:
     mlflow_app.stands(endpoint.removeprefix("of-"), "1", gate, "checked: parity")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").text
-    assert re.findall(r'class="mark mark-gate-([\w-]+)">([\w ]+)<', html)[-1] == (gate.replace(" ", "-"), gate)
+    assert re.findall(r'class="mark mark-gate-([\w-]+)">([\w ]+)<', html)[-1] == (
+        gate.replace(" ", "-"),
+        gate,
+    )

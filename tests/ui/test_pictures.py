@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Rollout
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, VersionCounters, parse_server_history
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    CountedInterval,
+    VersionCounters,
+    parse_server_history,
+)
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
@@ -41,13 +45,22 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
 
 
-def interval(at: float, *, seconds: float = 10.0, labels: float = 0, **requests: float) -> CountedInterval:
+def interval(
+    at: float,
+    *,
+    seconds: float = 10.0,
+    labels: float = 0,
+    **requests: float,
+) -> CountedInterval:
     """Return ten seconds in which versions of `m` answered these numbers of requests, each in 2 to 4 ms; 6 % failed, 4
     % were refused.
     """
     counters = {
         ("f", "main", "m", version.removeprefix("v")): VersionCounters(
-            number, number / 10, {0.002: 0.0, 0.004: number, math.inf: number}, refused=number / 25
+            number,
+            number / 10,
+            {0.002: 0.0, 0.004: number, math.inf: number},
+            refused=number / 25,
         )
         for version, number in requests.items()
     }
@@ -75,7 +88,10 @@ def test_requests_latency_errors_rows_and_labels_by_version() -> None:
         "version 10": "6 %",
         "version 10 refused": "4 %",
     }
-    assert last(found["Rows and labels"]) == {"rows answered": "330 /min", "labels received": "36 /min"}
+    assert last(found["Rows and labels"]) == {
+        "rows answered": "330 /min",
+        "labels received": "36 /min",
+    }
     assert [line.colour for line in found["Failures"].lines] == [0, 0, 1, 1]
     assert (notice, found["Requests"].axis.ticks[0]) == ("", "60 min ago")
 
@@ -89,18 +105,29 @@ def test_seconds_are_drawn_as_seconds() -> None:
 
 
 def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero() -> None:
-    busy, idle = [interval(at, v1=20) for at in HOUR[:60]], [interval(at) for at in HOUR[60:120] + HOUR[240:]]
+    busy, idle = (
+        [interval(at, v1=20) for at in HOUR[:60]],
+        [interval(at) for at in HOUR[60:120] + HOUR[240:]],
+    )
     found, _ = charts(*busy, *idle)
 
     (line,) = found["Requests"].lines
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
     for errors in found["Failures"].lines:
-        assert (errors.path.count("M"), errors.last) == (1, "–")  # Without requests, the share is unknown.
+        assert (errors.path.count("M"), errors.last) == (
+            1,
+            "–",
+        )  # Without requests, the share is unknown.
 
 
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
-    found, _ = charts(*(interval(at, seconds=40 if at == HOUR[-2] else 10, v1=1) for at in (*HOUR[-9:-5], *HOUR[-2:])))
+    found, _ = charts(
+        *(
+            interval(at, seconds=40 if at == HOUR[-2] else 10, v1=1)
+            for at in (*HOUR[-9:-5], *HOUR[-2:])
+        ),
+    )
 
     assert found["Requests"].axis.ticks == ("8 min ago", "6 min", "4 min", "2 min", "now")
     (line,) = found["Requests"].lines
@@ -110,7 +137,9 @@ def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> Non
 def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come() -> None:
     pods: dict[str, list[CountedInterval] | Refused] = {
         "f-1": [interval(at, v1=60, labels=3) for at in HOUR],
-        "f-2": [interval(at + 4, v1=20) for at in HOUR[:120]],  # The third pod has replaced this pod.
+        "f-2": [
+            interval(at + 4, v1=20) for at in HOUR[:120]
+        ],  # The third pod has replaced this pod.
         "f-3": [interval(HOUR[-1] - 12, v2=20)],
         "f-4": Refused("no command can be run there"),
     }
@@ -150,7 +179,9 @@ def test_without_figures_the_picture_says_why() -> None:
     found, notice = traffic_charts("f", {"f": Refused("the server does not answer")}, "hour", NOW)
     assert mentions(notice, "No figures", "does not answer")
     assert {chart.empty for chart in found} == {"no figures yet"}
-    assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {"no figures yet"}
+    assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {
+        "no figures yet",
+    }
     idle = traffic_charts("f", {"f": [interval(HOUR[-1])]}, "day", NOW)[0]
     assert [chart.empty for chart in idle] == [*["no requests in the last day"] * 3, ""]
 
@@ -160,7 +191,9 @@ def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are
     found, _ = charts(one)
     assert [*last(found["Requests"])] == [f"version {number}" for number in range(4, 10)]
     both = CountedInterval(
-        HOUR[-1], 10, {("f", "a", "x", "1"): VersionCounters(1), ("f", "b", "y", "1"): VersionCounters(2)}
+        HOUR[-1],
+        10,
+        {("f", "a", "x", "1"): VersionCounters(1), ("f", "b", "y", "1"): VersionCounters(2)},
     )
     assert [*last(charts(both)[0]["Requests"])] == ["x 1", "y 1"]
 
@@ -170,17 +203,27 @@ def test_figures_that_are_none_are_a_gap() -> None:
     assert [line.path for line in found["Requests"].lines] == [""]
 
 
-def rollout(state: str = "stepping", step: int = 1, ended_at: datetime | None = None, **figures: Any) -> Rollout:
+def rollout(
+    state: str = "stepping",
+    step: int = 1,
+    ended_at: datetime | None = None,
+    **figures: Any,
+) -> Rollout:
     spec = {"steps": [1, 10, 100], "version": "7", "before_version": "6", "min_requests": 100}
     begun = NOW - timedelta(seconds=90)
     return Rollout(1, "f", spec, state, step, begun, figures, "", begun, NOW, ended_at)
 
 
 def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
-    criterion = {"figures": "2.00% of 100 requests to version 7 failed", "log_evidence": 4.5, "log_evidence_needed": 5}
+    criterion = {
+        "figures": "2.00% of 100 requests to version 7 failed",
+        "log_evidence": 4.5,
+        "log_evidence_needed": 5,
+    }
     trace = [[at, 0, {"error_rate>1%": at / 100}] for at in range(0, 91, 10)]
     picture = rollout_picture(
-        rollout(trace=trace, criteria={"error_rate>1%": criterion}, candidate={"requests": 100}), NOW
+        rollout(trace=trace, criteria={"error_rate>1%": criterion}, candidate={"requests": 100}),
+        NOW,
     )
 
     assert mentions(picture.title, "Rollout", "6", "7")
@@ -192,13 +235,18 @@ def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
     assert picture.counts[1] == f"error_rate>1%: {criterion['figures']}"
 
 
-@pytest.mark.parametrize("figures", [{}, {"trace": [[1]], "criteria": {"p99>2x": {}}}, {"trace": [3], "criteria": {}}])
+@pytest.mark.parametrize(
+    "figures",
+    [{}, {"trace": [[1]], "criteria": {"p99>2x": {}}}, {"trace": [3], "criteria": {}}],
+)
 def test_evidence_that_another_onnxserve_has_written_is_left_out(figures: dict[str, Any]) -> None:
     assert mentions(rollout_picture(rollout(**figures), NOW).chart.empty, "not judged yet")
 
 
 def test_a_rollout_that_has_ended_has_no_step_now() -> None:
-    assert [place for _, place in rollout_picture(rollout("promoted", 2, NOW), NOW).steps] == ["done"] * 3
+    assert [place for _, place in rollout_picture(rollout("promoted", 2, NOW), NOW).steps] == [
+        "done",
+    ] * 3
     ended = rollout_picture(rollout("rolled_back", 1, NOW), NOW + timedelta(days=3))
     assert [place for _, place in ended.steps] == ["done", "to come", "to come"]
     assert ended.chart.axis.ticks[-1] == "2 min"
@@ -214,7 +262,10 @@ def verdict(day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
 def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
     again = replace(verdict(2), mark="waiting")
     found = newest_verdicts([verdict(1), verdict(2), verdict(2, "drift"), again, verdict(3)], 2)
-    assert [(one.window, one.state) for one in found] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
+    assert [(one.window, one.state) for one in found] == [
+        ("2026-01-03", "drift"),
+        ("2026-01-04", "no drift"),
+    ]
 
 
 def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
@@ -230,19 +281,39 @@ def test_while_a_window_waits_the_verdict_before_it_is_the_latest() -> None:
 
 
 def history_line(at: float, **requests: int) -> bytes:
-    counted = [["f", "main", "m", version.removeprefix("v"), "200", number] for version, number in requests.items()]
-    return orjson.dumps({"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0})
+    counted = [
+        ["f", "main", "m", version.removeprefix("v"), "200", number]
+        for version, number in requests.items()
+    ]
+    return orjson.dumps(
+        {"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0},
+    )
 
 
 def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
     line = history_line(time.time(), v3=70).replace(b'"f"', b'"far"').decode()
     with serving({"/metrics/history?span=hour": line}) as url:
         spec = apply_config(new_endpoint("far", "models:/m/1"), {"server.port": urlsplit(url).port})
-        one = ObservedEndpoint(Endpoint("far", "onnxserve", spec, NOW, NOW), Observation("running", url=url))
+        one = ObservedEndpoint(
+            Endpoint("far", "onnxserve", spec, NOW, NOW),
+            Observation("running", url=url),
+        )
         deployments = Deployments(mlflow_app.store, load_settings(), print)
-        found = endpoint_pictures(one, deployments, MlflowPages(None, ""), "hour", only_traffic=True)
+        found = endpoint_pictures(
+            one,
+            deployments,
+            MlflowPages(None, ""),
+            "hour",
+            only_traffic=True,
+        )
         away = replace(one, observation=Observation("stopped"))
-        gone = endpoint_pictures(away, deployments, MlflowPages(None, ""), "hour", only_traffic=True)
+        gone = endpoint_pictures(
+            away,
+            deployments,
+            MlflowPages(None, ""),
+            "hour",
+            only_traffic=True,
+        )
 
     assert (last(found.charts[0]), found.notice) == ({"version 3": "7 /s"}, "")
     assert mentions(gone.notice, "No figures", "is not running")
@@ -256,15 +327,25 @@ def drawn(mlflow_app: Any) -> Iterator[str]:
     lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
     (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
     monitors = {"monitors.drift.every": "1d", "monitors.hits.every": "1h"}
-    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("f", f"models:/{mlflow_app.model()}/1", monitors))
+    mlflow_app.store.add_endpoint(
+        "onnxserve",
+        new_endpoint("f", f"models:/{mlflow_app.model()}/1", monitors),
+    )
     yield "f"
     mlflow_app.store.remove_endpoint("f")
     (folder / "hour.jsonl").unlink()
     folder.rmdir()
 
 
-def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlflow_app: Any, drawn: str) -> None:
-    mlflow_app.store.add_rollout("f", {"steps": [10, 100], "version": "4", "before_version": "3"}, "stepping")
+def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(
+    mlflow_app: Any,
+    drawn: str,
+) -> None:
+    mlflow_app.store.add_rollout(
+        "f",
+        {"steps": [10, 100], "version": "4", "before_version": "3"},
+        "stepping",
+    )
     start = datetime(2026, 11, 20, tzinfo=UTC)
     Monitors(mlflow_app.store).add("f", "drift", start, start + timedelta(days=1))
     experiment = mlflow.MlflowClient().create_experiment("onnxserve/f")
@@ -280,12 +361,22 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     assert mentions(whole, "Rollout", "version 3 to 4")
     assert mentions(whole, "not judged yet")
     report = f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"'
-    assert re.search(rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"', whole)
+    assert re.search(
+        rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"',
+        whole,
+    )
     assert re.search(r'window-waiting" title="drift, 2026-11-20: pending"', whole)
 
 
-def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(mlflow_app: Any, drawn: str) -> None:
-    monitors, start, hour = Monitors(mlflow_app.store), datetime(2026, 11, 20, tzinfo=UTC), timedelta(hours=1)
+def test_each_monitor_has_its_newest_windows_and_says_why_there_will_be_no_more(
+    mlflow_app: Any,
+    drawn: str,
+) -> None:
+    monitors, start, hour = (
+        Monitors(mlflow_app.store),
+        datetime(2026, 11, 20, tzinfo=UTC),
+        timedelta(hours=1),
+    )
     judged_window(mlflow_app.store, "f", "drift", start - timedelta(days=30), "drift", "")
     for number in range(70):
         monitors.add("f", "hits", start + number * hour, start + (number + 1) * hour)
@@ -311,8 +402,15 @@ def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None
     assert "no figures yet" in html
 
 
-@pytest.mark.parametrize("path", [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"])
-def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(mlflow_app: Any, drawn: str, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"],
+)
+def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(
+    mlflow_app: Any,
+    drawn: str,
+    path: str,
+) -> None:
     answer = mlflow_app.client.get(path)
     html = answer.text
     assert answer.status_code == 404
@@ -320,8 +418,15 @@ def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(mlflow_app:
     assert "flights" not in html
 
 
-def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(mlflow_app: Any, drawn: str) -> None:
-    mlflow_app.store.add_rollout("f", {"steps": [100], "version": "4", "before_version": "3"}, "stepping")
+def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(
+    mlflow_app: Any,
+    drawn: str,
+) -> None:
+    mlflow_app.store.add_rollout(
+        "f",
+        {"steps": [100], "version": "4", "before_version": "3"},
+        "stepping",
+    )
     spec = mlflow_app.store.require_endpoint("f").spec
     mlflow_app.store.remove_endpoint("f")
     mlflow_app.store.add_endpoint("onnxserve", spec)
@@ -334,7 +439,10 @@ def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> N
     assert mentions(mlflow_app.client.get(PAGE).text, "No figures", "cannot be read")
 
 
-def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_said(
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "sqlite:////proc/nobody/can/write/here.db")
     answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f")
     assert (answer.status_code, answer.mimetype) == (503, "text/plain")
@@ -342,10 +450,19 @@ def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pyte
 
 
 @pytest.mark.long
-def test_pictures_do_not_make_a_page_of_endpoints_slow(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, lines = mlflow_app.model(), [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))]
+def test_pictures_do_not_make_a_page_of_endpoints_slow(
+    mlflow_app: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, lines = (
+        mlflow_app.model(),
+        [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))],
+    )
     for number in range(30):
-        mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"many-{number}", f"models:/{model}/1"))
+        mlflow_app.store.add_endpoint(
+            "onnxserve",
+            new_endpoint(f"many-{number}", f"models:/{model}/1"),
+        )
         folder = load_settings().state_dir(f"many-{number}") / "history"
         folder.mkdir(parents=True)
         (folder / "hour.jsonl").write_bytes(b"\n".join(lines))

@@ -67,9 +67,11 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
         "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1:*",
     }
     server = MlflowServer(folder, app="onnxserve", variables=settings)
-    (folder / "users").write_text("".join(f"{user}:{{PLAIN}}password-of-{user}\n" for user in USERS))
+    (folder / "users").write_text(
+        "".join(f"{user}:{{PLAIN}}password-of-{user}\n" for user in USERS),
+    )
     (folder / "nginx.conf").write_text(
-        CONFIG.format(folder=folder, owner=getpass.getuser(), port=port, mlflow=server.url)
+        CONFIG.format(folder=folder, owner=getpass.getuser(), port=port, mlflow=server.url),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
@@ -81,7 +83,10 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
             store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
             log_in(patch, "alice")
             client = MlflowClient(url)
-            client.create_registered_model("X", tags={"onnxserve.gate.policy": "gated_aliases: [champion]"})
+            client.create_registered_model(
+                "X",
+                tags={"onnxserve.gate.policy": "gated_aliases: [champion]"},
+            )
             client.create_model_version("X", "s3://bucket/x")
             yield Behind(server, url, store)
             store.close()
@@ -110,16 +115,26 @@ def test_a_request_that_does_not_come_through_the_proxy_is_refused(behind: Behin
 
 
 def test_a_header_of_the_client_does_not_reach_mlflow(behind: Behind) -> None:
-    forged = {"X-Forwarded-User": "admin", "X-Forwarded-Groups": "admins", "X-Forwarded-For": "10.0.0.1"}
+    forged = {
+        "X-Forwarded-User": "admin",
+        "X-Forwarded-Groups": "admins",
+        "X-Forwarded-For": "10.0.0.1",
+    }
     page = browser("alice").get(f"{behind.url}/onnxserve", headers=forged, timeout=60).text
     assert '<span class="muted">alice</span>' in page
 
 
 def test_the_gate_holds_and_the_trail_has_the_name(behind: Behind) -> None:
     asked = {"name": "X", "alias": "champion", "version": "1"}
-    answer = browser("alice").post(f"{behind.url}/api/2.0/mlflow/registered-models/alias", json=asked, timeout=60)
+    answer = browser("alice").post(
+        f"{behind.url}/api/2.0/mlflow/registered-models/alias",
+        json=asked,
+        timeout=60,
+    )
     assert answer.status_code == 403
-    assert ("alice", "refused") in [(event.actor, event.action) for event in behind.store.events(model="X")]
+    assert ("alice", "refused") in [
+        (event.actor, event.action) for event in behind.store.events(model="X")
+    ]
 
 
 def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind: Behind) -> None:
@@ -131,14 +146,21 @@ def test_only_members_of_an_administrators_group_see_the_events_of_keys(behind: 
 
 
 @pytest.mark.chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no chromium on this machine (apt-get install chromium)",
+)
 def test_a_button_acts_as_the_caller_who_pressed_it(behind: Behind) -> None:
     with chromium() as running:
-        page = running.new_context(http_credentials={"username": "carol", "password": "password-of-carol"}).new_page()
+        page = running.new_context(
+            http_credentials={"username": "carol", "password": "password-of-carol"},
+        ).new_page()
         behind.store.add_endpoint("onnxserve", new_endpoint("x", "models:/X@champion"))
         page.goto(f"{behind.url}/onnxserve")
         page.locator("summary", has_text="Promote or judge version 1 of X").click()
         page.get_by_label("Target of version 1 of X").select_option("Archived")
         page.get_by_role("button", name="Promote version 1 of X").click()
         expect(page.get_by_text("Done: promote version 1 of X")).to_be_visible()
-    assert ("carol", "promote") in [(event.actor, event.action) for event in behind.store.events(model="X")]
+    assert ("carol", "promote") in [
+        (event.actor, event.action) for event in behind.store.events(model="X")
+    ]

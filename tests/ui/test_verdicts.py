@@ -42,21 +42,36 @@ def editors(mlflow_app: Any) -> Iterator[None]:
 def verdict(mlflow_app: Any, model: str, policy: str = POLICY, **more: Any) -> dict[str, Any]:
     files = combine_hashes(hash_files(mlflow_app.files(model, "1")))
     digest = parse_policy(policy, "the test").digest
-    document = {"model": model, "version": "1", "state": "passed", "reason": "all checks passed", "files": files}
-    return document | {"policy_digest": digest, "at": "2026-11-26T10:00:00+00:00", "actor": "root@vm"} | more
+    document = {
+        "model": model,
+        "version": "1",
+        "state": "passed",
+        "reason": "all checks passed",
+        "files": files,
+    }
+    return (
+        document
+        | {"policy_digest": digest, "at": "2026-11-26T10:00:00+00:00", "actor": "root@vm"}
+        | more
+    )
 
 
 def send(mlflow_app: Any, document: object, user: str = "eva", **headers: str) -> Any:
     return mlflow_app.client.post(PATH, json=document, headers={"X-User": user, **headers})
 
 
-def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_the_account(mlflow_app: Any) -> None:
+def test_a_recorded_verdict_is_in_the_tags_and_in_the_trail_under_the_name_of_the_account(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model()
     document = verdict(mlflow_app, model, run_id="r1", checks={"parity": {"state": "passed"}})
     assert send(mlflow_app, document).status_code == 200
     tags = mlflow_app.registry.get_model_version(model, "1").tags
     assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("passed", document["files"])
-    assert (tags["onnxserve.gate.reason"], tags["onnxserve.gate.at"]) == ("all checks passed", document["at"])
+    assert (tags["onnxserve.gate.reason"], tags["onnxserve.gate.at"]) == (
+        "all checks passed",
+        document["at"],
+    )
     (event,) = events(mlflow_app, model)
     assert (event.actor, event.action, event.version, event.after) == ("eva", "gate", "1", "passed")
     assert (event.detail["files"], event.detail["tagged"]) == (document["files"], True)
@@ -72,7 +87,13 @@ def test_a_server_without_accounts_records_the_name_that_the_command_knows(mlflo
 
 def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> None:
     model = mlflow_app.model()
-    forced = verdict(mlflow_app, model, state="forced", reason="forced by eva: a drill", policy_digest="")
+    forced = verdict(
+        mlflow_app,
+        model,
+        state="forced",
+        reason="forced by eva: a drill",
+        policy_digest="",
+    )
     assert send(mlflow_app, forced | {"files": ""}).status_code == 403
     assert send(mlflow_app, forced).status_code == 200
     assert move(mlflow_app, model, "1", "Production").status_code == 200
@@ -93,7 +114,11 @@ def test_a_forced_version_needs_the_files_that_it_has_now(mlflow_app: Any) -> No
     ],
 )
 def test_a_verdict_that_does_not_match_the_version_is_refused_and_not_recorded(
-    user: str, changed: dict[str, Any], status: int, named: list[str], mlflow_app: Any
+    user: str,
+    changed: dict[str, Any],
+    status: int,
+    named: list[str],
+    mlflow_app: Any,
 ) -> None:
     model = mlflow_app.model()
     answer = send(mlflow_app, verdict(mlflow_app, model) | changed, user)
@@ -110,7 +135,9 @@ def test_another_site_records_no_verdict(mlflow_app: Any) -> None:
     assert events(mlflow_app, model) == []
 
 
-def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(mlflow_app: Any) -> None:
+def test_if_people_must_approve_the_report_in_mlflow_is_the_report_of_the_verdict(
+    mlflow_app: Any,
+) -> None:
     model = mlflow_app.model(policy=APPROVALS)
     client = MlflowClient()
     run_id = client.create_run("0").info.run_id
@@ -141,7 +168,13 @@ def logged_report(mlflow_app: Any, text: str) -> dict[str, str]:
 def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=APPROVALS)
     passed = verdict(mlflow_app, model, APPROVALS, **logged_report(mlflow_app, "passed"))
-    failed = verdict(mlflow_app, model, APPROVALS, state="failed", **logged_report(mlflow_app, "failed"))
+    failed = verdict(
+        mlflow_app,
+        model,
+        APPROVALS,
+        state="failed",
+        **logged_report(mlflow_app, "failed"),
+    )
     assert [send(mlflow_app, document).status_code for document in (passed, failed)] == [200, 200]
     copied = passed | logged_report(mlflow_app, "passed")  # The same report in another run.
     for document in (passed, copied):
@@ -155,7 +188,14 @@ def test_an_earlier_verdict_is_not_recorded_again_after_a_failure(mlflow_app: An
 def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: Any) -> None:
     model = mlflow_app.model(policy=APPROVALS)
     report = logged_report(mlflow_app, "never judged")
-    forced = verdict(mlflow_app, model, APPROVALS, state="forced", report="https://mlflow/report", **report)
+    forced = verdict(
+        mlflow_app,
+        model,
+        APPROVALS,
+        state="forced",
+        report="https://mlflow/report",
+        **report,
+    )
     assert send(mlflow_app, forced).status_code == 200
     (event,) = events(mlflow_app, model)
     assert (event.actor, event.after, event.detail["files"]) == ("eva", "forced", forced["files"])
@@ -163,7 +203,9 @@ def test_a_forced_version_has_no_report_that_people_could_approve(mlflow_app: An
     assert {event.detail[name] for name in fields} == {""}
 
 
-def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_without_a_policy(mlflow_app: Any) -> None:
+def test_a_version_whose_files_this_server_cannot_read_gets_a_verdict_only_without_a_policy(
+    mlflow_app: Any,
+) -> None:
     for policy, status in ((POLICY, 404), (None, 200)):
         model = mlflow_app.model(policy=policy)
         document = verdict(mlflow_app, model)

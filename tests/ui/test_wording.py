@@ -22,7 +22,12 @@ import pytest
         ),
     ],
 )
-def test_the_message_of_a_move_that_the_gate_forbids(mlflow_app: Any, gate: str, reason: str, message: str) -> None:
+def test_the_message_of_a_move_that_the_gate_forbids(
+    mlflow_app: Any,
+    gate: str,
+    reason: str,
+    message: str,
+) -> None:
     model = mlflow_app.model()
     if gate:
         mlflow_app.stands(model, "1", gate, reason)

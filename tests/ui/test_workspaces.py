@@ -72,7 +72,11 @@ def workspaces(server: Workspaces) -> Workspaces:
     for workspace in (GATED, FREE):
         client.create_workspace(workspace)
         with WorkspaceContext(workspace):
-            tags = {"onnxserve.gate.policy": "gated_stages: [Production]"} if workspace == GATED else {}
+            tags = (
+                {"onnxserve.gate.policy": "gated_stages: [Production]"}
+                if workspace == GATED
+                else {}
+            )
             client.create_registered_model("X", tags=tags)
             for number in (1, 2):
                 client.create_model_version("X", f"s3://bucket/{workspace}/{number}")
@@ -84,19 +88,27 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspace
     for version in ("1", "2"):
         workspaces.move(FREE, version)
     with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
-        workspaces.move(GATED, "1")  # Version 1 was in this stage earlier, but in the other workspace.
+        workspaces.move(
+            GATED,
+            "1",
+        )  # Version 1 was in this stage earlier, but in the other workspace.
 
     assert [(event.action, event.version) for event in workspaces.events(FREE)] == [
         ("transition", "1"),
         ("transition", "2"),
     ]
-    assert [event.action for event in workspaces.events(GATED)] == ["tag", "refused"]  # The policy is recorded first.
+    assert [event.action for event in workspaces.events(GATED)] == [
+        "tag",
+        "refused",
+    ]  # The policy is recorded first.
     assert "refused" not in workspaces.page(FREE, "/history.jsonl").text
     assert "refused" in workspaces.page(GATED, "/history.jsonl").text
 
 
 @pytest.mark.long
-def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(workspaces: Workspaces) -> None:
+def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(
+    workspaces: Workspaces,
+) -> None:
     with WorkspaceContext(GATED):
         store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("of-a", "models:/X/Production"))
@@ -113,7 +125,10 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
 
 @pytest.mark.long
 @pytest.mark.chromium
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
+@pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no chromium on this machine (apt-get install chromium)",
+)
 def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Workspaces) -> None:
     with chromium() as browser:
         page = browser.new_page(java_script_enabled=False)
@@ -141,7 +156,8 @@ def test_a_workspace_that_is_not_there_is_said(workspaces: Workspaces) -> None:
 
 @pytest.mark.long
 def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_workspace(
-    server: Workspaces, monkeypatch: pytest.MonkeyPatch
+    server: Workspaces,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client, deployments = MlflowClient(server.url), get_deploy_client("onnxserve")
     factors = {"team-c": 2.0, "team-d": 3.0}
@@ -157,7 +173,11 @@ def test_endpoints_of_one_name_serve_the_models_of_one_name_each_of_its_own_work
                 signature=SIGNATURE,
                 pip_requirements=["onnxruntime"],
             )
-            deployments.create_deployment("sum", "models:/sum/latest", config={"server.port": free_port()})
+            deployments.create_deployment(
+                "sum",
+                "models:/sum/latest",
+                config={"server.port": free_port()},
+            )
         for workspace, factor in factors.items():
             monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
             answer = deployments.predict("sum", {"inputs": [[1.0, 2.0]]})

@@ -25,7 +25,12 @@ REFERENCE_DAYS = 40
 DAY_ROWS = 120
 
 
-def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
+def day_of_rows(
+    rng: np.random.Generator,
+    day: datetime,
+    shift: float = 0.0,
+    rows: int = DAY_ROWS,
+) -> dict[str, Any]:
     """Return rows of one day: a temperature shared by the day, noise, a text, a boolean, a prediction."""
     temperature = rng.normal(rng.normal(0, 1) + shift, 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
@@ -41,7 +46,11 @@ def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, row
 
 
 @pytest.fixture
-def mlflow_store(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def mlflow_store(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
     uri = new_database(tmp_path)
     monkeypatch.chdir(tmp_path)  # A database store puts artifacts below the working directory.
     with tracking_at(uri):
@@ -56,7 +65,11 @@ def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") ->
     if reference is not None:
         section["reference"] = {"data": "reference.parquet", "rows": len(reference)}
         pq.write_table(reference, folder / "reference.parquet")
-    document = {"model_id": model_id, "mlflow_version": mlflow.__version__, "flavors": {"onnxserve": section}}
+    document = {
+        "model_id": model_id,
+        "mlflow_version": mlflow.__version__,
+        "flavors": {"onnxserve": section},
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
 
@@ -66,8 +79,16 @@ def serve(state_dir: Path, folder: Path, version: str = "1") -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     document = {"name": ENDPOINT, "variants": {ENDPOINT: {"model": f"models:/{MODEL}/{version}"}}}
     (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
-    variant = WantedVariant(model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder)
-    wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})})
+    variant = WantedVariant(
+        model_uri=f"models:/{MODEL}/{version}",
+        model=MODEL,
+        version=version,
+        folder=folder,
+    )
+    wanted = Wanted(
+        generation=1,
+        endpoints={ENDPOINT: WantedEndpoint(variants={ENDPOINT: variant})},
+    )
     write_state(state_dir / WANTED, wanted)
 
 
@@ -89,7 +110,13 @@ class World:
     def state_dir(self) -> Path:
         return self.settings.deployments_path / ENDPOINT
 
-    def capture_day(self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1") -> None:
+    def capture_day(
+        self,
+        day: datetime,
+        shift: float = 0.0,
+        rows: int = DAY_ROWS,
+        version: str = "1",
+    ) -> None:
         """Write the rows of a day to the log; a shift of 6 corresponds to a season."""
         rng = np.random.default_rng(day.toordinal())
         self.writer.write(day_of_rows(rng, day, shift, rows), version)
@@ -107,7 +134,9 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, mlflow_store: str) -> World:
     rng = np.random.default_rng(0)
-    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(REFERENCE_DAYS)]
+    days = [
+        day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(REFERENCE_DAYS)
+    ]
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("training")
     logged = client.create_logged_model(experiment, name="model")

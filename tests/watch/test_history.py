@@ -9,7 +9,13 @@ import pytest
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.watch.history import with_history
-from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, State, WindowRequest, describe_span
+from mlflow_deploy_plugin.watch.result import (
+    Finding,
+    MonitorResult,
+    State,
+    WindowRequest,
+    describe_span,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow
 from mlflow_deploy_plugin.watch.statistics.intervals import overall_state
 from tests.support.refusals import mentions
@@ -21,7 +27,15 @@ DAY = timedelta(days=1)
 def told(result: MonitorResult, past: list[JudgedWindow]) -> list[Finding]:
     """Return the findings of a result with their history in the past windows."""
     spec = MonitorSpec.model_construct(kind=result.kind)
-    request = WindowRequest(result.endpoint, result.monitor, spec, result.window, 1, Settings(), past=past)
+    request = WindowRequest(
+        result.endpoint,
+        result.monitor,
+        spec,
+        result.window,
+        1,
+        Settings(),
+        past=past,
+    )
     return with_history(request, result.findings)
 
 
@@ -37,7 +51,9 @@ def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorRe
 def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
     """Return the days up to the ninth, one per window: state and accuracy, with the requirement 0.8."""
     first = 10 - len(windows)
-    return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
+    return past_of(
+        *(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +62,13 @@ def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
         ([], "", 10, 1),
         ([("kept", 0.9)], "0.9 (the window before) → 0.7, lower", 10, 1),
         (
-            [("kept", 0.9), ("kept", 0.84), ("cannot tell", 0.82), ("violated", 0.75), ("violated", 0.72)],
+            [
+                ("kept", 0.9),
+                ("kept", 0.84),
+                ("cannot tell", 0.82),
+                ("violated", 0.75),
+                ("violated", 0.72),
+            ],
             "0.84 (the median of the 3 windows before) → 0.7, lower",
             8,
             3,
@@ -68,7 +90,10 @@ def days(*windows: tuple[State, float | None]) -> list[JudgedWindow]:
     ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
 )
 def test_a_violated_figure_says_from_what_it_went_and_since_when(
-    windows: list[Any], change: str, since: int, in_a_row: int
+    windows: list[Any],
+    change: str,
+    since: int,
+    in_a_row: int,
 ) -> None:
     (found,) = told(judged(10, accuracy("violated", 0.7)), days(*windows))
 
@@ -91,8 +116,13 @@ def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
         (14, "0.9 (the median of the 8 windows before) → 0.7, lower"),
     ],
 )
-def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(days: int, change: str) -> None:
-    past = [judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)]
+def test_a_figure_is_compared_with_the_same_weekday_if_there_are_three(
+    days: int,
+    change: str,
+) -> None:
+    past = [
+        judged(day, accuracy("kept", 0.6 if day % 7 == 3 else 0.9)) for day in range(3, 3 + days)
+    ]
 
     (found,) = told(judged(3 + days, accuracy("violated", 0.7)), past_of(*past))
 
@@ -114,12 +144,23 @@ def test_what_a_kind_says_of_the_reference_stands() -> None:
         (
             "violated",
             0.7,
-            ("accuracy: 0.9 (the window before) → 0.7, lower; violated", "window 2 in a row; 0.7 on 500"),
+            (
+                "accuracy: 0.9 (the window before) → 0.7, lower; violated",
+                "window 2 in a row; 0.7 on 500",
+            ),
         ),
-        ("cannot tell", 0.79, ("0.825 (the median of the 2 windows before) → 0.79, lower; 0.79 on 500 rows",)),
+        (
+            "cannot tell",
+            0.79,
+            ("0.825 (the median of the 2 windows before) → 0.79, lower; 0.79 on 500 rows",),
+        ),
     ],
 )
-def test_the_reason_has_the_history_of_an_open_finding(state: State, value: float, texts: tuple[str, ...]) -> None:
+def test_the_reason_has_the_history_of_an_open_finding(
+    state: State,
+    value: float,
+    texts: tuple[str, ...],
+) -> None:
     both = accuracy(state, value), accuracy(state, value, "carrier=AA")
 
     _, reason = overall_state(told(judged(10, *both), days(("kept", 0.9), ("violated", 0.75))))
@@ -139,7 +180,10 @@ def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside
 
 def test_a_window_that_another_requirement_violated_does_not_count() -> None:
     f1 = Finding("f1", "criterion", "violated", "", 0.1, 0.5)
-    before = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("cannot tell", 0.78)))
+    before = past_of(
+        judged(8, accuracy("violated", 0.7)),
+        judged(9, f1, accuracy("cannot tell", 0.78)),
+    )
     broken = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("kept", 0.9)))
 
     (undecided,) = told(judged(10, accuracy("violated", 0.7)), before)
@@ -157,23 +201,36 @@ def test_columns_with_similar_names_are_told_apart() -> None:
 
     now = told(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before)
 
-    assert [(one.change, one.in_a_row) for one in now] == [("", 2), ("0.2 (the window before) → 0.4, higher", 1)]
+    assert [(one.change, one.in_a_row) for one in now] == [
+        ("", 2),
+        ("0.2 (the window before) → 0.4, higher", 1),
+    ]
 
 
 def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the_row() -> None:
     def missing(column: str, value: float) -> Finding:
         return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)
 
-    before = past_of(*(judged(day, missing(name, 0.3), kind="data_quality") for day, name in ((8, "a"), (9, "b"))))
+    before = past_of(
+        *(
+            judged(day, missing(name, 0.3), kind="data_quality")
+            for day, name in ((8, "a"), (9, "b"))
+        ),
+    )
 
     (found,) = told(judged(10, missing("a", 0.4), kind="data_quality"), before)
 
-    assert (found.change, found.since[:10]) == ("0.3 (the window before) → 0.4, higher", "2013-07-11")
+    assert (found.change, found.since[:10]) == (
+        "0.3 (the window before) → 0.4, higher",
+        "2013-07-11",
+    )
 
 
 def columns(*scores: float | None) -> list[JudgedWindow]:
     """Return days up to the eighth, each with the score of a column; None: the column was not judged."""
-    said = [{"state": "not judged"} if score is None else {"temperature": score} for score in scores]
+    said = [
+        {"state": "not judged"} if score is None else {"temperature": score} for score in scores
+    ]
     return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))
 
 
@@ -189,7 +246,11 @@ def columns(*scores: float | None) -> list[JudgedWindow]:
         ((None, None), 9, 1),
     ],
 )
-def test_an_alarm_of_a_column_says_since_when(scores: tuple[float | None, ...], since: int, in_a_row: int) -> None:
+def test_an_alarm_of_a_column_says_since_when(
+    scores: tuple[float | None, ...],
+    since: int,
+    in_a_row: int,
+) -> None:
     found = told(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
 
     assert [finding.since for finding in found] == [(FIRST + timedelta(days=since)).isoformat(), ""]
@@ -197,7 +258,14 @@ def test_an_alarm_of_a_column_says_since_when(scores: tuple[float | None, ...], 
 
 
 def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
-    gone = Finding("temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    gone = Finding(
+        "temperature",
+        "presence",
+        "drift",
+        "in the reference, not in the window",
+        1.0,
+        0.0,
+    )
     windows = past_of(result_of(7, findings=(gone,)), result_of(8, temperature=4.0))
     in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
     other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
@@ -209,7 +277,10 @@ def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() ->
 
 def test_a_window_of_an_earlier_release_ends_a_row_unless_the_column_was_an_alarm() -> None:
     """Earlier releases have stored the alarms of a window, but not its outcomes."""
-    stored = [JudgedWindow(FIRST + day * DAY, "drift", Evidence(alarms=(name,))) for day, name in ((6, "a"), (7, "b"))]
+    stored = [
+        JudgedWindow(FIRST + day * DAY, "drift", Evidence(alarms=(name,)))
+        for day, name in ((6, "a"), (7, "b"))
+    ]
     found = told(result_of(8, a=9.0, b=9.0), stored)
     assert [(finding.since[8:10], finding.in_a_row) for finding in found] == [("09", 1), ("08", 2)]
 
@@ -219,20 +290,37 @@ def shift(state: State = "drift", subject: str = "delay", segment: str = "") -> 
     if state != "drift":
         return Finding(subject, "shift", state, segment=segment)
     start, end, earliest, latest = ((FIRST + day * DAY).isoformat() for day in (4, 5, 3, 6))
-    since: dict[str, Any] = {"since": start, "since_end": end, "in_a_row": 6, "since_range": (earliest, latest)}
+    since: dict[str, Any] = {
+        "since": start,
+        "since_end": end,
+        "in_a_row": 6,
+        "since_range": (earliest, latest),
+    }
     return Finding(subject, "shift", state, "+2.3 deviations", 2.3, None, segment, **since)
 
 
 def test_a_shift_keeps_its_own_start_and_number_of_windows() -> None:
-    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+    past = past_of(
+        *(
+            result_of(day, findings=(shift("no drift" if day < 8 else "drift"),))
+            for day in range(10)
+        ),
+    )
 
     assert told(result_of(10, findings=(shift(),)), past) == [shift()]
-    since = "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013), window 6 in a row"
+    since = (
+        "drift since the window of 5 July 2013 (95 % interval: 4 to 6 July 2013), window 6 in a row"
+    )
     assert shift().history == since
 
 
 def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() -> None:
-    past = past_of(*(result_of(day, findings=(shift("no drift" if day < 8 else "drift"),)) for day in range(10)))
+    past = past_of(
+        *(
+            result_of(day, findings=(shift("no drift" if day < 8 else "drift"),))
+            for day in range(10)
+        ),
+    )
 
     (found,) = told(result_of(10, delay=5.0), past)
 
@@ -240,7 +328,11 @@ def test_a_window_with_a_shift_of_the_column_counts_as_an_alarm_of_the_column() 
 
 
 def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
-    start = replace(shift(), since="2013-07-05T14:00:00+00:00", since_end="2013-07-05T15:00:00+00:00")
+    start = replace(
+        shift(),
+        since="2013-07-05T14:00:00+00:00",
+        since_end="2013-07-05T15:00:00+00:00",
+    )
 
     assert start.since_text == "5 July 2013, 14:00 to 15:00 UTC (95 % interval: 4 to 6 July 2013)"
 
@@ -253,11 +345,24 @@ def test_the_start_of_a_shift_within_a_day_has_its_time() -> None:
         ("2026-08-30", "2026-09-02", "30 August to 1 September 2026"),
         ("2026-12-30", "2027-01-02", "30 December 2026 to 1 January 2027"),
         ("2026-08-31T00:00", "2026-08-31T12:00", "31 August 2026, 00:00 to 12:00 UTC"),
-        ("2026-08-31T18:00", "2026-09-01T00:00", "31 August 2026 18:00 to 1 September 2026 00:00 UTC"),
+        (
+            "2026-08-31T18:00",
+            "2026-09-01T00:00",
+            "31 August 2026 18:00 to 1 September 2026 00:00 UTC",
+        ),
         ("2026-08-31T02:00+02:00", "2026-09-01T02:00+02:00", "31 August 2026"),
     ],
 )
-def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(start: str, end: str, text: str) -> None:
+def test_a_window_is_described_by_its_first_and_last_day_or_by_its_hours(
+    start: str,
+    end: str,
+    text: str,
+) -> None:
     first, last = (datetime.fromisoformat(time) for time in (start, end))
 
-    assert describe_span(*(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last))) == text
+    assert (
+        describe_span(
+            *(time if time.tzinfo else time.replace(tzinfo=UTC) for time in (first, last)),
+        )
+        == text
+    )

@@ -22,7 +22,14 @@ def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
     # The import of Evidently takes seconds, and every worker imports every test.
     from mlflow_deploy_plugin.watch.run import run_monitor
 
-    request = WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings)
+    request = WindowRequest(
+        "flights",
+        "watch",
+        MonitorSpec(**spec),
+        parse_window(window),
+        1,
+        world.settings,
+    )
     result = run_monitor(request)
     return result, result.run
 
@@ -55,14 +62,24 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
         logged = mlflow.get_run(shown_by.run_id)
         assert logged.data.tags["onnxserve.verdict"] == state
         assert logged.data.metrics["rows"] == result.rows
-        page = mlflow.artifacts.download_artifacts(run_id=shown_by.run_id, artifact_path="report.html")
+        page = mlflow.artifacts.download_artifacts(
+            run_id=shown_by.run_id,
+            artifact_path="report.html",
+        )
         assert "flight-delay" in Path(page).read_text()
 
 
-def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_whose_name_has_two_lines_makes_a_reason_of_one(
+    world: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from mlflow_deploy_plugin.watch.run import KINDS
 
-    found = lambda request: request.result("not judged", "1 column: two\nlines", notes=["of two\nlines"])  # noqa: E731
+    found = lambda request: request.result(
+        "not judged",
+        "1 column: two\nlines",
+        notes=["of two\nlines"],
+    )  # noqa: E731
     monkeypatch.setitem(KINDS, "data_quality", found)
 
     result, shown_by = run(world, kind="data_quality")
@@ -79,7 +96,10 @@ def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
     assert mlflow.get_run(shown_by.run_id).data.tags["onnxserve.reason"] == result.reason
 
 
-def test_without_what_draws_the_report_nothing_is_read_first(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_draws_the_report_nothing_is_read_first(
+    world: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("mlflow_deploy_plugin.watch.run.KINDS", {})
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[monitoring\]'"):
@@ -119,7 +139,10 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     assert wanted.items() <= logged.data.tags.items()
     (first, *_) = result.findings
     assert mentions(
-        logged.data.tags["onnxserve.reason"], first.subject, first.change, "since the window of 1 July 2013"
+        logged.data.tags["onnxserve.reason"],
+        first.subject,
+        first.change,
+        "since the window of 1 July 2013",
     )
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
@@ -128,7 +151,9 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     assert 0 < metrics["share_of_drifted_columns"] <= 1
     version = mlflow.MlflowClient().get_model_version("flight-delay", "1")
     assert version.tags["onnxserve.monitor.flights/watch"] == "drift"
-    assert version.tags["onnxserve.monitor.flights/watch/report"] == f"{shown_by.run_id}/report.html"
+    assert (
+        version.tags["onnxserve.monitor.flights/watch/report"] == f"{shown_by.run_id}/report.html"
+    )
     of_model = mlflow.MlflowClient().get_logged_model(world.model_id).metrics
     assert {metric.run_id for metric in of_model} == {shown_by.run_id}
     assert "p_value" in {metric.key for metric in of_model}
@@ -136,7 +161,9 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     verdict = json.loads(artifact(shown_by.run_id, "verdict.json"))
     assert (verdict["state"], verdict["window"]["start"]) == ("drift", "2013-07-01T00:00:00+00:00")
     report = json.loads(artifact(shown_by.run_id, "evidently.json"))
-    described = {metric["config"]["column"] for metric in report["metrics"] if "column" in metric["config"]}
+    described = {
+        metric["config"]["column"] for metric in report["metrics"] if "column" in metric["config"]
+    }
     judged = {found["subject"] for found in verdict["findings"] if found["check"] == "distribution"}
     assert described == judged - {RELATIONS}
     page = artifact(shown_by.run_id, "report.html")
@@ -146,7 +173,8 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
 
 @pytest.mark.long
 def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.capture_day(CALM)
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
@@ -175,7 +203,9 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
 
 
 @pytest.mark.long
-def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world: Any) -> None:
+def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(
+    world: Any,
+) -> None:
     other = world.write_model("2", world.reference().slice(0, 500))
     mlflow.MlflowClient().create_model_version("flight-delay", source=str(other))
     world.capture_day(CALM, rows=100, version="2")

@@ -27,7 +27,12 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
     ("model", "columns", "spec", "reason"),
     [
         (CLASSIFIER, {}, DRIFT, "the window has no rows"),
-        (CLASSIFIER, {"_latency_us": np.full(50, 900)}, ERRORS, "the window has 50 requests; min_rows is 100"),
+        (
+            CLASSIFIER,
+            {"_latency_us": np.full(50, 900)},
+            ERRORS,
+            "the window has 50 requests; min_rows is 100",
+        ),
         (
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
@@ -35,7 +40,12 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             "model flight-delay version 1 has no reference; log the model with "
             "mlflow_deploy_plugin.log_model, which stores a sample of the data (reference_data=, event_time=)",
         ),
-        (CLASSIFIER, {"prediction": np.zeros(300, int)}, AGREES, "no shadow has computed a row in the window"),
+        (
+            CLASSIFIER,
+            {"prediction": np.zeros(300, int)},
+            AGREES,
+            "no shadow has computed a row in the window",
+        ),
         (
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
@@ -44,7 +54,12 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
             "most 8 labels, and the model has 2",
         ),
-        (CLASSIFIER, {"text": ["a"] * 300}, ACCURACY, "the log has no column with a single answer per row"),
+        (
+            CLASSIFIER,
+            {"text": ["a"] * 300},
+            ACCURACY,
+            "the log has no column with a single answer per row",
+        ),
         (
             REGRESSOR,
             {"prediction": np.ones(300)},
@@ -55,7 +70,11 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
     ],
 )
 def test_the_reason_why_a_window_is_not_judged(
-    endpoint: EndpointWorld, model: Any, columns: dict[str, Any], spec: dict[str, Any], reason: str
+    endpoint: EndpointWorld,
+    model: Any,
+    columns: dict[str, Any],
+    spec: dict[str, Any],
+    reason: str,
 ) -> None:
     endpoint.serve(model)
     if columns:
@@ -71,12 +90,20 @@ def test_the_reason_why_a_window_is_not_judged(
     ("name", "text", "message"),
     [
         ("none.csv", None, "the dataset none.csv does not exist"),
-        ("twice.csv", "a,a\n1,2\n", "the dataset twice.csv cannot be read: it has two columns named 'a'"),
+        (
+            "twice.csv",
+            "a,a\n1,2\n",
+            "the dataset twice.csv cannot be read: it has two columns named 'a'",
+        ),
         ("empty.csv", "", "the dataset empty.csv has no rows"),
     ],
 )
 def test_the_message_of_rows_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str | None, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str | None,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if text is not None:

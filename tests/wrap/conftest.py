@@ -15,11 +15,17 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Path]:
+def tracking(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Path]:
     """An MLflow store for the module, which is active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
     with tracking_at(new_database(folder)), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("flavor", str(folder / "artifacts")))
+        patch.setenv(
+            "MLFLOW_EXPERIMENT_ID",
+            mlflow.create_experiment("flavor", str(folder / "artifacts")),
+        )
         yield folder
 
 
@@ -36,10 +42,12 @@ def weather() -> tuple[pd.DataFrame, pd.Series]:
             "hour": random.integers(0, 24, count),
             "weekend": random.integers(0, 2, count).astype(bool),
             "code": random.choice([3, 5, 9], count),
-        }
+        },
     )
     table.loc[random.random(count) < 0.1, "temperature"] = np.nan
-    score = table.temperature.fillna(0) + table.hour + table.weekend * 5 + (table.city == "rome") * 10
+    score = (
+        table.temperature.fillna(0) + table.hour + table.weekend * 5 + (table.city == "rome") * 10
+    )
     return table, (score + random.normal(size=count) > 14).map({True: "late", False: "on time"})
 
 
@@ -60,7 +68,10 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def model(table: pd.DataFrame) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(
+        table,
+        np.where(table.a > 0, "up", "down"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,19 @@ class Peer:
 
 MLFLOW = Peer(
     "mlflow models serve",
-    ("{bin}/mlflow", "models", "serve", "-m", "{mlflow}", "-p", "{port}", "-h", "127.0.0.1", "--env-manager", "local"),
+    (
+        "{bin}/mlflow",
+        "models",
+        "serve",
+        "-m",
+        "{mlflow}",
+        "-p",
+        "{port}",
+        "-h",
+        "127.0.0.1",
+        "--env-manager",
+        "local",
+    ),
     "/invocations",
     _MLFLOW,
     ("mlflow", "scikit-learn"),
@@ -68,7 +80,16 @@ LITSERVE = Peer(
 )
 BENTOML = Peer(
     "BentoML + ONNX Runtime",
-    ("{bin}/bentoml", "serve", "--working-dir", "{here}", "-p", "{port}", "-q", "bentoml_onnx:Classifier"),
+    (
+        "{bin}/bentoml",
+        "serve",
+        "--working-dir",
+        "{here}",
+        "-p",
+        "{port}",
+        "-q",
+        "bentoml_onnx:Classifier",
+    ),
     "/predict",
     ("bentoml", "onnxruntime==1.31.1"),
     ("bentoml",),

@@ -12,7 +12,11 @@ class OnnxAPI(ls.LitAPI):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            sys.argv[1],
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         self.name = self.session.get_inputs()[0].name
         self.dtype = np.float64 if "double" in self.session.get_inputs()[0].type else np.float32
 
@@ -37,5 +41,9 @@ if __name__ == "__main__":
     api = OnnxAPI(max_batch_size=size, batch_timeout=0.0005) if size > 1 else OnnxAPI()
     server = ls.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=60)
     server.run(
-        host="127.0.0.1", port=int(sys.argv[2]), num_api_servers=1, log_level="warning", generate_client_file=False
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        num_api_servers=1,
+        log_level="warning",
+        generate_client_file=False,
     )

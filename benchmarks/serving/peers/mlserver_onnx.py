@@ -13,7 +13,11 @@ class OnnxModel(MLModel):
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         uri = self.settings.parameters.uri
-        self.session = onnxruntime.InferenceSession(uri, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            uri,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         self.input = self.session.get_inputs()[0].name
         self.dtype = np.float64 if "double" in self.session.get_inputs()[0].type else np.float32
         return True
@@ -21,4 +25,7 @@ class OnnxModel(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         inputs = NumpyCodec.decode_input(payload.inputs[0]).astype(self.dtype, copy=False)
         answer = self.session.run(None, {self.input: inputs})[0]
-        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("predictions", answer)])
+        return InferenceResponse(
+            model_name=self.name,
+            outputs=[NumpyCodec.encode_output("predictions", answer)],
+        )

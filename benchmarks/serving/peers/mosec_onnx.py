@@ -14,7 +14,11 @@ class OnnxWorker(Worker):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(os.environ["MODEL"], options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            os.environ["MODEL"],
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         self.name = self.session.get_inputs()[0].name
         self.dtype = np.float64 if "double" in self.session.get_inputs()[0].type else np.float32
 

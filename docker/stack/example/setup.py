@@ -32,7 +32,9 @@ def main(path: str) -> None:
         try:
             client.get_model_version_by_alias(model, alias)
         except MlflowException:
-            versions = [int(one.version) for one in client.search_model_versions(f"name = '{model}'")]
+            versions = [
+                int(one.version) for one in client.search_model_versions(f"name = '{model}'")
+            ]
             window = timedelta(seconds=duration_seconds(spec.monitors["drift"].every))
             if not versions:
                 versions = [int(register_first(window, model))]

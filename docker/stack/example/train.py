@@ -37,7 +37,9 @@ def register_first(window: timedelta, model: str, windows: int = 60, rows_each: 
     """Register a version that is trained on calm windows, which differ only by chance."""
     count = windows * rows_each
     times = [datetime.now(UTC) - window / rows_each * (count - row) for row in range(count)]
-    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(count, 2)), columns=COLUMNS).assign(at=times)
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(count, 2)), columns=COLUMNS).assign(
+        at=times,
+    )
     return register(rows, (rows["a"] + rows["b"] > 0).astype(int), "at", model)
 
 

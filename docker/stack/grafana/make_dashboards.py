@@ -56,13 +56,21 @@ def _max(metric: str, by: str, more: str = "") -> str:
     return f"max by ({by}) ({metric}{{{selected}}})"
 
 
-_VERSION, _VARIANT, _MONITOR = "{{model}} {{version}}", "{{variant}} ({{version}})", "{{endpoint}} {{monitor}}"
+_VERSION, _VARIANT, _MONITOR = (
+    "{{model}} {{version}}",
+    "{{variant}} ({{version}})",
+    "{{endpoint}} {{monitor}}",
+)
 
 DASHBOARDS = {
     "traffic": (
         "Traffic and latency by version",
         [
-            Panel("Requests", "reqps", {_VERSION: _rate("onnxserve_requests_total", "model, version")}),
+            Panel(
+                "Requests",
+                "reqps",
+                {_VERSION: _rate("onnxserve_requests_total", "model, version")},
+            ),
             Panel(
                 "Failures of the server",
                 "percentunit",
@@ -72,24 +80,41 @@ DASHBOARDS = {
             Panel(
                 "Latency",
                 "s",
-                _quantiles("onnxserve_request_duration_seconds", "model, version", _VERSION, 0.5, 0.95, 0.99),
+                _quantiles(
+                    "onnxserve_request_duration_seconds",
+                    "model, version",
+                    _VERSION,
+                    0.5,
+                    0.95,
+                    0.99,
+                ),
                 "From the complete request to the complete response; interpolated between the histogram's bounds.",
             ),
             Panel(
                 "Runs of the graph: waiting and computing",
                 "s",
                 _quantiles("onnxserve_queue_seconds", "model, version", f"waits, {_VERSION}", 0.99)
-                | _quantiles("onnxserve_compute_seconds", "model, version", f"computes, {_VERSION}", 0.5, 0.99),
+                | _quantiles(
+                    "onnxserve_compute_seconds",
+                    "model, version",
+                    f"computes, {_VERSION}",
+                    0.5,
+                    0.99,
+                ),
             ),
             Panel(
                 "Rows per run",
                 "short",
                 {
                     _VERSION: f"{_rate('onnxserve_batch_rows_sum', 'model, version')}"
-                    f" / {_rate('onnxserve_batch_rows_count', 'model, version')}"
+                    f" / {_rate('onnxserve_batch_rows_count', 'model, version')}",
                 },
             ),
-            Panel("Protocols", "reqps", {"{{protocol}}": _rate("onnxserve_requests_total", "protocol")}),
+            Panel(
+                "Protocols",
+                "reqps",
+                {"{{protocol}}": _rate("onnxserve_requests_total", "protocol")},
+            ),
             Panel(
                 "Refused by limits",
                 "reqps",
@@ -98,7 +123,9 @@ DASHBOARDS = {
             Panel(
                 "Served versions",
                 "short",
-                {"": f"sum by (endpoint, variant, model, version) (onnxserve_served_version{{{_OF}}}) > 0"},
+                {
+                    "": f"sum by (endpoint, variant, model, version) (onnxserve_served_version{{{_OF}}}) > 0",
+                },
                 "The number of workers that have loaded the version.",
                 "table",
             ),
@@ -107,8 +134,8 @@ DASHBOARDS = {
                 "short",
                 {
                     "{{endpoint}} {{model}} {{version}}: {{cause}}": _or_zero(
-                        _max("onnxserve_wanted_version_refused", "endpoint, model, version, cause")
-                    )
+                        _max("onnxserve_wanted_version_refused", "endpoint, model, version, cause"),
+                    ),
                 },
             ),
         ],
@@ -121,10 +148,14 @@ DASHBOARDS = {
                 "percentunit",
                 {
                     _VARIANT: f"{_rate('onnxserve_requests_total', 'endpoint, variant, version')} / on (endpoint) "
-                    f"group_left () {_rate('onnxserve_requests_total', 'endpoint')}"
+                    f"group_left () {_rate('onnxserve_requests_total', 'endpoint')}",
                 },
             ),
-            Panel("Requests", "reqps", {_VARIANT: _rate("onnxserve_requests_total", "variant, version")}),
+            Panel(
+                "Requests",
+                "reqps",
+                {_VARIANT: _rate("onnxserve_requests_total", "variant, version")},
+            ),
             Panel(
                 "Failures of the server",
                 "percentunit",
@@ -139,7 +170,14 @@ DASHBOARDS = {
             Panel(
                 "Latency",
                 "s",
-                _quantiles("onnxserve_request_duration_seconds", "variant, version", _VARIANT, 0.5, 0.95, 0.99),
+                _quantiles(
+                    "onnxserve_request_duration_seconds",
+                    "variant, version",
+                    _VARIANT,
+                    0.5,
+                    0.95,
+                    0.99,
+                ),
             ),
             Panel(
                 "Predicted labels",
@@ -147,14 +185,20 @@ DASHBOARDS = {
                 {
                     "{{model_version}}: {{prediction}}": "sum by (model_version, prediction) "
                     "(rate(ml_predictions_total[$__rate_interval])) / on (model_version) group_left () "
-                    "sum by (model_version) (rate(ml_predictions_total[$__rate_interval]))"
+                    "sum by (model_version) (rate(ml_predictions_total[$__rate_interval]))",
                 },
                 "By version, of all endpoints.",
             ),
             Panel(
                 "Shadows: rows with a different prediction",
                 "percentunit",
-                {_VARIANT: _share("onnxserve_shadow_rows_total", "variant, version", 'agreement="different"')},
+                {
+                    _VARIANT: _share(
+                        "onnxserve_shadow_rows_total",
+                        "variant, version",
+                        'agreement="different"',
+                    ),
+                },
             ),
             Panel(
                 "Shadows: time per run",
@@ -179,47 +223,78 @@ DASHBOARDS = {
                         "onnxserve_monitor_metric",
                         "endpoint, monitor, metric",
                         'metric=~"(accuracy|f1|precision|recall|roc_auc|log_loss|brier|mae|rmse|mape|r2)(_low|_high)?"',
-                    )
+                    ),
                 },
                 "For the last judged window. The report has all details.",
             ),
             Panel(
                 "State",
                 "short",
-                {f"{_MONITOR}: {{{{state}}}}": _max("onnxserve_monitor_state", "endpoint, monitor, state") + " == 1"},
+                {
+                    f"{_MONITOR}: {{{{state}}}}": _max(
+                        "onnxserve_monitor_state",
+                        "endpoint, monitor, state",
+                    )
+                    + " == 1",
+                },
                 kind="state-timeline",
             ),
-            Panel("Open alerts", "short", {_MONITOR: _max("onnxserve_alerts_firing", "endpoint, monitor")}),
+            Panel(
+                "Open alerts",
+                "short",
+                {_MONITOR: _max("onnxserve_alerts_firing", "endpoint, monitor")},
+            ),
             Panel(
                 "Windows by verdict",
                 "short",
-                {f"{_MONITOR}: {{{{verdict}}}}": _max("onnxserve_monitor_windows_total", "endpoint, monitor, verdict")},
+                {
+                    f"{_MONITOR}: {{{{verdict}}}}": _max(
+                        "onnxserve_monitor_windows_total",
+                        "endpoint, monitor, verdict",
+                    ),
+                },
             ),
             Panel(
                 "Rows and labelled rows per window",
                 "short",
                 {
                     f"{_MONITOR} {{{{metric}}}}": _max(
-                        "onnxserve_monitor_metric", "endpoint, monitor, metric", 'metric=~"rows|labelled_rows"'
-                    )
+                        "onnxserve_monitor_metric",
+                        "endpoint, monitor, metric",
+                        'metric=~"rows|labelled_rows"',
+                    ),
                 },
             ),
             Panel(
                 "Time since the last judgement",
                 "s",
-                {_MONITOR: "time() - " + _max("onnxserve_monitor_last_success_timestamp_seconds", "endpoint, monitor")},
+                {
+                    _MONITOR: "time() - "
+                    + _max("onnxserve_monitor_last_success_timestamp_seconds", "endpoint, monitor"),
+                },
             ),
             Panel(
                 "Received labels",
                 "cps",
-                {"{{outcome}}": "sum by (outcome) (rate(onnxserve_feedback_labels_total[$__rate_interval]))"},
+                {
+                    "{{outcome}}": "sum by (outcome) (rate(onnxserve_feedback_labels_total[$__rate_interval]))",
+                },
             ),
             Panel(
                 "Retrainings",
                 "short",
-                {f"{_MONITOR}: {{{{state}}}}": _or_zero(_max("onnxserve_retrainings", "endpoint, monitor, state"))},
+                {
+                    f"{_MONITOR}: {{{{state}}}}": _or_zero(
+                        _max("onnxserve_retrainings", "endpoint, monitor, state"),
+                    ),
+                },
             ),
-            Panel("The store answers", "short", {"{{instance}}": "onnxserve_store_up"}, kind="stat"),
+            Panel(
+                "The store answers",
+                "short",
+                {"{{instance}}": "onnxserve_store_up"},
+                kind="stat",
+            ),
         ],
     ),
     "capture": (
@@ -231,13 +306,25 @@ DASHBOARDS = {
                 "cps",
                 {
                     "{{endpoint}} {{instance}}": _or_zero(
-                        _rate("onnxserve_capture_rows_total", "endpoint, instance", 'outcome="dropped"')
-                    )
+                        _rate(
+                            "onnxserve_capture_rows_total",
+                            "endpoint, instance",
+                            'outcome="dropped"',
+                        ),
+                    ),
                 },
             ),
-            Panel("Delay of the log", "s", {"{{instance}}": "time() - onnxserve_log_complete_until_timestamp_seconds"}),
+            Panel(
+                "Delay of the log",
+                "s",
+                {"{{instance}}": "time() - onnxserve_log_complete_until_timestamp_seconds"},
+            ),
             Panel("Agents", "short", {"{{instance}}": "onnxserve_agent_up"}, kind="stat"),
-            Panel("Errors that prevent serving the spec", "short", {"{{instance}}": "onnxserve_agent_errors"}),
+            Panel(
+                "Errors that prevent serving the spec",
+                "short",
+                {"{{instance}}": "onnxserve_agent_errors"},
+            ),
             Panel(
                 "Time since the last poll of the registry",
                 "s",
@@ -256,8 +343,16 @@ DASHBOARDS = {
                     "{{instance}} {{gpu}} has": "onnxserve_gpu_memory_total_bytes",
                 },
             ),
-            Panel("Utilization", "percentunit", {"{{instance}} {{gpu}}": "onnxserve_gpu_utilization_ratio"}),
-            Panel("Temperature", "celsius", {"{{instance}} {{gpu}}": "onnxserve_gpu_temperature_celsius"}),
+            Panel(
+                "Utilization",
+                "percentunit",
+                {"{{instance}} {{gpu}}": "onnxserve_gpu_utilization_ratio"},
+            ),
+            Panel(
+                "Temperature",
+                "celsius",
+                {"{{instance}} {{gpu}}": "onnxserve_gpu_temperature_celsius"},
+            ),
             Panel("Power", "watt", {"{{instance}} {{gpu}}": "onnxserve_gpu_power_watts"}),
         ],
     ),
@@ -275,8 +370,16 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         }
         for place, (legend, query) in enumerate(panel.queries.items())
     ]
-    custom = {"lineWidth": 2, "fillOpacity": 10, "showPoints": "never"} if panel.kind == "timeseries" else {}
-    defaults = {"unit": panel.unit, "custom": custom, **({"min": 0} if panel.kind == "timeseries" else {})}
+    custom = (
+        {"lineWidth": 2, "fillOpacity": 10, "showPoints": "never"}
+        if panel.kind == "timeseries"
+        else {}
+    )
+    defaults = {
+        "unit": panel.unit,
+        "custom": custom,
+        **({"min": 0} if panel.kind == "timeseries" else {}),
+    }
     return {
         "id": number + 1,
         "title": panel.title,
@@ -285,7 +388,9 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "datasource": _SOURCE,
         "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
         "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": {"tooltip": {"mode": "multi", "sort": "desc"}} if panel.kind == "timeseries" else {},
+        "options": {"tooltip": {"mode": "multi", "sort": "desc"}}
+        if panel.kind == "timeseries"
+        else {},
         "targets": targets,
     }
 
@@ -294,12 +399,28 @@ def dashboard(name: str) -> dict[str, Any]:
     """Return a dashboard of Grafana 11."""
     title, panels = DASHBOARDS[name]
     endpoints = "label_values(onnxserve_served_version, endpoint)"
-    source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    source = {
+        "name": "datasource",
+        "label": "Prometheus",
+        "type": "datasource",
+        "query": "prometheus",
+    }
     variables: list[dict[str, Any]] = [source]
     if any("$endpoint" in query for panel in panels for query in panel.queries.values()):
         asked = {"qryType": 1, "query": endpoints, "refId": "endpoint"}
-        every = {"multi": True, "includeAll": True, "allValue": ".+", "current": {"text": "All", "value": "$__all"}}
-        endpoint = {"name": "endpoint", "label": "Endpoint", "type": "query", "datasource": _SOURCE, "refresh": 2}
+        every = {
+            "multi": True,
+            "includeAll": True,
+            "allValue": ".+",
+            "current": {"text": "All", "value": "$__all"},
+        }
+        endpoint = {
+            "name": "endpoint",
+            "label": "Endpoint",
+            "type": "query",
+            "datasource": _SOURCE,
+            "refresh": 2,
+        }
         variables.append({**endpoint, **every, "definition": endpoints, "query": asked})
     return {
         "uid": f"onnxserve-{name}",
@@ -312,7 +433,13 @@ def dashboard(name: str) -> dict[str, Any]:
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
         "links": [
-            {"title": "onnxserve", "type": "dashboards", "tags": ["onnxserve"], "keepTime": True, "asDropdown": True}
+            {
+                "title": "onnxserve",
+                "type": "dashboards",
+                "tags": ["onnxserve"],
+                "keepTime": True,
+                "asDropdown": True,
+            },
         ],
         "templating": {"list": variables},
         "annotations": {"list": []},

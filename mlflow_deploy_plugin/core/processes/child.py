@@ -37,7 +37,11 @@ _STABLE_SECONDS = 60.0
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
 """The variable without which macOS kills a child's forks (gunicorn's workers) when a library uses Objective-C."""
-_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # only on Linux
+_prctl: Callable[[int, int], int] | None = getattr(
+    ctypes.CDLL(None),
+    "prctl",
+    None,
+)  # only on Linux
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
@@ -83,7 +87,9 @@ class Child:
             process_group=None if own_session else 0,
         )
         self._kills_group = kills_group
-        self._lock = threading.RLock()  # Garbage collection may call `kill` while this thread has the lock.
+        self._lock = (
+            threading.RLock()
+        )  # Garbage collection may call `kill` while this thread has the lock.
         self.pid = self._process.pid
         self.started_at = time.monotonic()
         self.exit_status: int | None = None
@@ -126,7 +132,10 @@ def signal_group(leader: int, number: int) -> bool:
     """Send a signal to a process group. Return False if the group has no process. Signal 0 only checks the group."""
     try:
         os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies.
+    except (
+        ProcessLookupError,
+        PermissionError,
+    ):  # macOS raises PermissionError for a group of zombies.
         return False
     return True
 
@@ -172,7 +181,11 @@ def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def run_to_end(command: Sequence[str], seconds: float, reason_of: Callable[[str], str] | None = None) -> None:
+def run_to_end(
+    command: Sequence[str],
+    seconds: float,
+    reason_of: Callable[[str], str] | None = None,
+) -> None:
     """Run a command, which is killed with this process. Raise CommandFailed with its last line or its exit reason.
 
     Args:
@@ -180,14 +193,23 @@ def run_to_end(command: Sequence[str], seconds: float, reason_of: Callable[[str]
     """
     ending = partial(die_with_parent, parent=os.getpid())
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            preexec_fn=ending,
+        )
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"it did not end within {seconds:g} s") from None
     except OSError as error:
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
         output = ran.stderr.strip() or ran.stdout.strip() if ran.returncode > 0 else ""
-        reason = reason_of(output) if reason_of else output.rpartition("\n")[2].removeprefix("ERROR: ")
+        reason = (
+            reason_of(output) if reason_of else output.rpartition("\n")[2].removeprefix("ERROR: ")
+        )
         raise CommandFailed(reason[:500] if output else f"it {exit_reason(ran.returncode)}")
 
 
@@ -222,7 +244,10 @@ def _signal_after(parent: int, number: int) -> None:
         os._exit(0)
 
 
-def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float = 0.0) -> Iterator[Request]:
+def requests_of_parent(
+    receive: Callable[[], Request | None],
+    end_seconds: float = 0.0,
+) -> Iterator[Request]:
     """Return an iterator over the parent's requests, which a thread reads. The iterator ends when the parent has ended.
     Then, after `end_seconds`, the thread kills this process and its descendants, even during a request. `receive`
     blocks until the next request; it returns None or raises an error if the parent has ended."""
@@ -256,15 +281,25 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # The bytes only wake up `select`; the signals are in `arrived`.
+                receiver.recv(
+                    _SIGNALS_AT_ONCE,
+                )  # The bytes only wake up `select`; the signals are in `arrived`.
             if not arrived:  # The handler has not run yet, so the caller must wait again.
                 return None
-            arrived.remove(number := min(arrived))  # Ending signals, which have smaller numbers, come first.
+            arrived.remove(
+                number := min(arrived),
+            )  # Ending signals, which have smaller numbers, come first.
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        handlers = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
-        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # The parent may have blocked signals.
+        handlers = {
+            number: signal.signal(number, lambda number, _: arrived.add(number))
+            for number in numbers
+        }
+        mask = signal.pthread_sigmask(
+            signal.SIG_SETMASK,
+            (),
+        )  # The parent may have blocked signals.
         try:
             yield wait
         finally:
@@ -325,7 +360,9 @@ class SupervisedChildren:
         supervisor = os.getpid()
 
         def prepare() -> None:
-            for number in _ending_signals():  # The child must not run our handlers before it executes the program.
+            for number in (
+                _ending_signals()
+            ):  # The child must not run our handlers before it executes the program.
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 

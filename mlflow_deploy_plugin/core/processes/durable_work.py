@@ -112,7 +112,12 @@ class WorkRunner:
                 pause = attempt()
                 work.defects = 0
             except Exception as error:  # noqa: BLE001 — an error of any class ends only this attempt
-                _log.exception("%s %s: the attempt failed; next attempt in %g s", self.name, key, self.failure_seconds)
+                _log.exception(
+                    "%s %s: the attempt failed; next attempt in %g s",
+                    self.name,
+                    key,
+                    self.failure_seconds,
+                )
                 pause, work.defects = self.failure_seconds, work.defects + 1
                 try:
                     self.on_defect(key, error, work.defects)
@@ -128,5 +133,7 @@ def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:
     try:
         return kind.validate_python(written)
     except ValidationError as error:
-        wrong = "; ".join(": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+        wrong = "; ".join(
+            ": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()
+        )
         raise InvalidConfig(f"{what} in the store cannot be read ({wrong})") from None

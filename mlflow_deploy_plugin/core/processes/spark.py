@@ -55,7 +55,11 @@ def _settings(master: str | None) -> dict[str, str]:
     if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
         master = "local[*]"
     named = {"spark.master": master} if master else {}
-    return {"spark.app.name": "onnxserve", **named, **(_ALONE if master and master.startswith("local") else {})}
+    return {
+        "spark.app.name": "onnxserve",
+        **named,
+        **(_ALONE if master and master.startswith("local") else {}),
+    }
 
 
 @contextmanager
@@ -63,6 +67,8 @@ def _starting() -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
+        raise NotInstalled(
+            "engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17",
+        ) from None
     except Exception as error:  # noqa: BLE001 - Java, py4j and Spark raise unrelated classes
         raise OnnxserveError(f"Spark does not start: {one_line(error, 300)}") from None

@@ -106,14 +106,25 @@ class Worker:
                 raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                output = 2 if self.stderr is None else self.stderr  # Libraries may print; keep our output clean.
+                output = (
+                    2 if self.stderr is None else self.stderr
+                )  # Libraries may print; keep our output clean.
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
                 try:
                     with theirs:
-                        self._child = Child(command, descriptors=[theirs.fileno()], stdout=output, stderr=self.stderr)
+                        self._child = Child(
+                            command,
+                            descriptors=[theirs.fileno()],
+                            stdout=output,
+                            stderr=self.stderr,
+                        )
                 except OSError as error:
-                    raise ProcessCrashed(f"the worker process cannot be started: {error.strerror}") from None
-                self._connection.send(sys.path)  # The child must find functions in the same modules.
+                    raise ProcessCrashed(
+                        f"the worker process cannot be started: {error.strerror}",
+                    ) from None
+                self._connection.send(
+                    sys.path,
+                )  # The child must find functions in the same modules.
                 self._connection.send(self.prepare)
                 self._calls = 0
             return self._connection
@@ -125,7 +136,9 @@ class Worker:
             if child is None:
                 return None
             child.kill_after(_OWN_END_SECONDS)
-            return child.wait(_KILL_SECONDS)  # Do not wait longer: a process may hang in the kernel.
+            return child.wait(
+                _KILL_SECONDS,
+            )  # Do not wait longer: a process may hang in the kernel.
 
 
 class WorkerPool:
@@ -133,7 +146,9 @@ class WorkerPool:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
-        self._free: LifoQueue[Worker] = LifoQueue()  # Prefer the last used worker, whose process runs.
+        self._free: LifoQueue[Worker] = (
+            LifoQueue()
+        )  # Prefer the last used worker, whose process runs.
         for worker in workers:
             self._free.put(worker)
 
@@ -168,7 +183,9 @@ def serve(descriptor: int) -> None:
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
-        with contextlib.suppress(ConnectionError):  # After the parent's end, this process is killed.
+        with contextlib.suppress(
+            ConnectionError,
+        ):  # After the parent's end, this process is killed.
             connection.send_bytes(_answer(request))
 
 

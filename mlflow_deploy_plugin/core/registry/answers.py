@@ -14,7 +14,10 @@ _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound",
 
 
 @contextmanager
-def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
+def bounded_answers(
+    most_bytes: int = _ANSWER_BYTES,
+    seconds: float = _ANSWER_SECONDS,
+) -> Iterator[None]:
     """Limit each answer that this context reads in the block. A longer answer closes the connection.
 
     A read timeout is not enough: it limits only the pause between two packets, so a server could answer forever.
@@ -67,7 +70,9 @@ def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
 @cache
 def _extend_urllib3() -> None:
     """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
-    from urllib3.connection import HTTPConnection  # The import takes 27 ms, which each command would pay.
+    from urllib3.connection import (
+        HTTPConnection,
+    )  # The import takes 27 ms, which each command would pay.
     from urllib3.exceptions import ProtocolError
     from urllib3.response import HTTPResponse
 
@@ -75,7 +80,11 @@ def _extend_urllib3() -> None:
         deadline: _Deadline
         most_bytes: int
 
-        def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Generator[bytes, None, None]:
+        def stream(
+            self,
+            amt: int | None = 2**16,
+            decode_content: bool | None = None,
+        ) -> Generator[bytes, None, None]:
             size = 0
             try:
                 with self.deadline.enforced():
@@ -83,7 +92,9 @@ def _extend_urllib3() -> None:
                         size += len(piece)
                         if size > self.most_bytes:
                             self.close()  # Without this, requests reads the rest of a redirect response.
-                            raise ProtocolError(f"the answer is larger than {self.most_bytes:,} bytes")
+                            raise ProtocolError(
+                                f"the answer is larger than {self.most_bytes:,} bytes",
+                            )
                         yield piece
             finally:
                 self.deadline.cancel()

@@ -12,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import app_document, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    app_document,
+    registry_client,
+    registry_errors,
+)
 
 APPROVED, CHANGED_FILES = "/onnxserve/approved", "/onnxserve/changed-files"
 _WHAT = "the approvals of versions"

@@ -48,16 +48,27 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
     """
     with (
         registry_errors("the change feed"),
-        app_answer(CHANGES, "text/event-stream", "GET", {"uri": uris}, timeout=_HEAD_SECONDS, stream=True) as answer,
+        app_answer(
+            CHANGES,
+            "text/event-stream",
+            "GET",
+            {"uri": uris},
+            timeout=_HEAD_SECONDS,
+            stream=True,
+        ) as answer,
     ):
         if not answer.ok:
-            raise RegistryUnavailable(f"the change feed answers with the status {answer.status_code}")
+            raise RegistryUnavailable(
+                f"the change feed answers with the status {answer.status_code}",
+            )
         _allow_silence(answer)
         buffer = b""
         while piece := answer.raw.read1(_CHUNK_BYTES, True):  # A proxy may compress the events.
             *events, buffer = (buffer + piece).split(b"\n\n")
             if len(buffer) > _MAX_EVENT_BYTES:
-                raise RegistryUnavailable(f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes")
+                raise RegistryUnavailable(
+                    f"an event of the change feed has more than {_MAX_EVENT_BYTES:,} bytes",
+                )
             for event in events:
                 yield _selected(event, uris)
 
@@ -65,7 +76,9 @@ def read_changes(uris: list[str]) -> Generator[Selected]:
 def _allow_silence(answer: "Response") -> None:
     """Replace the time limit for the head by the limit for the pauses of the stream."""
     connection = answer.raw.connection
-    if connection is not None and connection.sock is not None:  # http.client releases a connection that will close.
+    if (
+        connection is not None and connection.sock is not None
+    ):  # http.client releases a connection that will close.
         connection.sock.settimeout(_SILENCE_SECONDS)
 
 

@@ -25,7 +25,13 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.registry.answers import bounded_answers
-from mlflow_deploy_plugin.core.registry.rest import MOST_JSON, MlflowRest, checked_json, http_settings, send
+from mlflow_deploy_plugin.core.registry.rest import (
+    MOST_JSON,
+    MlflowRest,
+    checked_json,
+    http_settings,
+    send,
+)
 from mlflow_deploy_plugin.core.settings import active_workspace, load_settings
 from mlflow_deploy_plugin.core.spec.types import is_loopback
 
@@ -50,26 +56,34 @@ _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _HTTP_FAILURE = re.compile(
-    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
+    r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?",
 )
 """The message of MLflow's client about a web page instead of JSON: the route, the status, and the page's beginning."""
 _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
 """The answer of an MLflow server about a file in an artifact store for which the server is the proxy."""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
-_FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
-_UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")
+_FAILED_FILE = re.compile(
+    r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$",
+)
+_UNREACHED = re.compile(
+    r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)",
+)
 _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
-    rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
+    rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)",
 )
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-_STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
+_STORE_LIBRARIES = frozenset(
+    {"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"},
+)
 _TELL_ANSWERS = ("ftplib", "paramiko")
 """The libraries whose error messages contain the server's answer."""
-_STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
+_STORE_LACKS = re.compile(
+    r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound",
+)
 _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
-    r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed"
+    r"credentials|\b40[13] (?:Client|GET|HEAD|POST|PUT)\b|AuthorizationFailure|AuthenticationFailed",
 )
 _SQL = re.compile(r"\(raised as a result of [^)]*\) | \[SQL: .*")
 _AZURE = re.compile(
@@ -77,7 +91,9 @@ _AZURE = re.compile(
     r"(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|fabric\.microsoft\.com|storage\.azure\.net)(?=[/?#]|$)",
     re.IGNORECASE,
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # The pattern ends at the last @, because a password may contain @.
+_CREDENTIALS = re.compile(
+    r"(?<=://)[^/?#\s]+@",
+)  # The pattern ends at the last @, because a password may contain @.
 
 
 @dataclass
@@ -145,7 +161,8 @@ def child_environment() -> dict[str, str]:
     environment = {
         variable: value
         for variable, value in os.environ.items()
-        if _SERVICE_SETTINGS.get(variable) != value and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
+        if _SERVICE_SETTINGS.get(variable) != value
+        and not variable.startswith(("MLFLOW_RUN_", "MLFLOW_EXPERIMENT_"))
     }
     return environment | {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_REGISTRY_URI": registry}
 
@@ -172,7 +189,10 @@ class _NoPandas:
         importer: FrameType | None = sys._getframe(1)
         while importer is not None and importer.f_globals["__name__"].startswith("importlib"):
             importer = importer.f_back
-        if importer is not None and importer.f_globals["__name__"].partition(".")[0] in _WITHOUT_PANDAS:
+        if (
+            importer is not None
+            and importer.f_globals["__name__"].partition(".")[0] in _WITHOUT_PANDAS
+        ):
             raise ModuleNotFoundError("pandas is not imported in this process", name=name)
 
 
@@ -232,11 +252,15 @@ def registry_client() -> "MlflowClient":
         harden_mlflow_client()
         return mlflow.MlflowClient()
     except MlflowException as error:
-        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
+        if (
+            not mlflow.is_tracking_uri_set()
+        ):  # MLflow's default is SQLite, which the Docker image `cpu` cannot open.
             raise InvalidConfig(
-                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000"
+                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000",
             ) from None
-        raise InvalidConfig(f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
+        raise InvalidConfig(
+            f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}",
+        ) from None
 
 
 def harden_mlflow_client() -> None:
@@ -253,7 +277,11 @@ def _replace_functions() -> None:
     credentials only to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends
     credentials also to the source of a version and the folder of a run. Authors of models choose these addresses.
     """
-    from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
+    from mlflow.store.artifact import (
+        azure_data_lake_artifact_repo,
+        http_artifact_repo,
+        mlflow_artifacts_repo,
+    )
     from mlflow.utils import rest_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
@@ -262,7 +290,9 @@ def _replace_functions() -> None:
         known = get_default_host_creds(uri)
         if is_mlflow(uri):
             return known
-        tls = {name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")}
+        tls = {
+            name: getattr(known, name) for name in ("ignore_tls_verification", "server_cert_path")
+        }
         return MlflowHostCreds(uri, **tls)
 
     for module in (http_artifact_repo, mlflow_artifacts_repo):
@@ -286,7 +316,13 @@ def _replace_functions() -> None:
     rest_utils._get_http_response_with_retries = send_bounded
 
 
-def app_answer(path: str, content_type: str, method: str, query: Mapping[str, object], **options: Any) -> "Response":
+def app_answer(
+    path: str,
+    content_type: str,
+    method: str,
+    query: Mapping[str, object],
+    **options: Any,
+) -> "Response":
     """Return the answer of onnxserve's app in MLflow's server, with any status. The query contains the workspace.
 
     Raises NotFound if MLflow is not a server with the app. `registry_errors` converts the other errors.
@@ -296,7 +332,9 @@ def app_answer(path: str, content_type: str, method: str, query: Mapping[str, ob
         query = {**query, "workspace": name} if (name := active_workspace()) else query
         answer = _send_once(address, path, method, params=query, **options)
         is_of_app = answer.headers.get("Content-Type", "").startswith(content_type)
-        if answer.status_code not in (200, 404, 405) or (is_of_app and (answer.ok or "error_code" in answer.text)):
+        if answer.status_code not in (200, 404, 405) or (
+            is_of_app and (answer.ok or "error_code" in answer.text)
+        ):
             return answer
         answer.close()
     raise NotFound(f"MLflow at {registry_address()} does not run the app of onnxserve")
@@ -353,7 +391,9 @@ def login_name() -> str:
 
     A server that fails has no effect, because a command must not depend on the name in its audit event.
     """
-    addresses = [os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")]
+    addresses = [
+        os.environ.get(variable, "") for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    ]
     if "mlflow" not in sys.modules and not any(address.startswith("http") for address in addresses):
         return ""  # The import of MLflow takes a second.
     with suppress(OnnxserveError), registry_errors("the name of the caller"):
@@ -374,13 +414,15 @@ def check_address(address: str, is_of_server: bool) -> None:
         refuse_folder(address)
     refuse_foreign_azure(address)
     settings = http_settings()
-    has_credentials = settings.authorization or settings.tracking_auth or settings.tracking_aws_sigv4
+    has_credentials = (
+        settings.authorization or settings.tracking_auth or settings.tracking_aws_sigv4
+    )
     if _process.is_own or not has_credentials or not _is_web(address) or is_mlflow(address):
         return
     host = urlsplit(address).netloc.rpartition("@")[2]
     raise InvalidConfig(
         f"the files are at {host}, which is not the address of MLflow, and MLflow's client would send the credentials "
-        "of MLflow to it; only a command of onnxserve can read them"
+        "of MLflow to it; only a command of onnxserve can read them",
     )
 
 
@@ -388,7 +430,9 @@ def refuse_foreign_azure(address: str) -> None:
     """Raise InvalidConfig if an address of the scheme abfss is not at Azure, whose credentials MLflow would send."""
     if urlsplit(address).scheme == "abfss" and not _AZURE.match(address):
         host = urlsplit(address).netloc.rpartition("@")[2]
-        raise InvalidConfig(f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)")
+        raise InvalidConfig(
+            f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)",
+        )
 
 
 def refuse_folder(location: str) -> None:
@@ -403,11 +447,14 @@ def refuse_folder(location: str) -> None:
         folders = _folders_at(location) if servers else []
     except ValueError as error:
         named = redact_credentials(location)
-        raise InvalidConfig(f"MLflow at {registry_address()} names the invalid address {named!r}: {error}") from None
+        raise InvalidConfig(
+            f"MLflow at {registry_address()} names the invalid address {named!r}: {error}",
+        ) from None
     allowed = load_settings().artifact_paths
     is_local = all(is_loopback(server.hostname or "") for server in servers)
     if all(
-        (is_local and _LOCAL_ARTIFACTS in folder.parts) or not allowed.isdisjoint((folder, *folder.parents))
+        (is_local and _LOCAL_ARTIFACTS in folder.parts)
+        or not allowed.isdisjoint((folder, *folder.parents))
         for folder in folders
     ):
         return
@@ -416,7 +463,7 @@ def refuse_folder(location: str) -> None:
         "that a server names is not read: specify the folder as the model, set MLFLOW_TRACKING_URI to the database of "
         "MLflow, log the model again in an experiment whose artifacts the server serves "
         "(`mlflow server --artifacts-destination FOLDER`, without --no-serve-artifacts), or set "
-        "ONNXSERVE_ARTIFACT_FOLDERS to the server's artifact folder"
+        "ONNXSERVE_ARTIFACT_FOLDERS to the server's artifact folder",
     )
 
 
@@ -434,11 +481,17 @@ def _folders_at(location: str) -> list[Path]:
 
 def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
-    from urllib3.util import parse_url  # Use the parser of requests, because another parser may extract another host.
+    from urllib3.util import (
+        parse_url,
+    )  # Use the parser of requests, because another parser may extract another host.
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
-        return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
+        return (
+            parsed.scheme,
+            parsed.host,
+            parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or ""),
+        )
 
     own = filter(_is_web, mlflow_addresses())
     with suppress(ValueError):  # requests also refuses such an address.
@@ -476,7 +529,11 @@ def registry_errors(what: str) -> Iterator[None]:
             ignore_warnings()
             yield
     except Exception as error:
-        if not (isinstance(error, OSError) or _is_mlflow_error(error, "MlflowException") or _is_of_store(error)):
+        if not (
+            isinstance(error, OSError)
+            or _is_mlflow_error(error, "MlflowException")
+            or _is_of_store(error)
+        ):
             raise
         raise store_failure(what, "", error) from None
 
@@ -497,7 +554,10 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
-    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses these functions too.
+    from requests.utils import (
+        get_environ_proxies,
+        select_proxy,
+    )  # MLflow's client uses these functions too.
 
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -506,12 +566,16 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     code = failure[2] if failure else status[1] if status else code
     address = registry_address()
     where = f"MLflow at {address}"
-    if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
+    if address.startswith("http") and (
+        proxy := select_proxy(address, get_environ_proxies(address))
+    ):
         host = proxy.rpartition("@")[2]  # Omit the user and the password before the @.
         where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
-        return RegistryRefused(f"{what}: {where} refuses the credentials: {names} are missing or wrong")
+        return RegistryRefused(
+            f"{what}: {where} refuses the credentials: {names} are missing or wrong",
+        )
     if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
         reason = "the account does not have permission, or the object does not exist"
         return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
@@ -522,18 +586,27 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     """Return the error with a one-line message without credentials. An empty `store` means MLflow's server."""
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
-        return RegistryUnavailable(f"{what}: the disk of this machine cannot be written: {full[1].strip()}")
+        return RegistryUnavailable(
+            f"{what}: the disk of this machine cannot be written: {full[1].strip()}",
+        )
     account = "the credentials"
-    if answered := _ANSWERED.search(text):  # Name the host that answered, because a run's files may be on any host.
+    if answered := _ANSWERED.search(
+        text,
+    ):  # Name the host that answered, because a run's files may be on any host.
         store = "" if is_mlflow(answered[0]) else answered[1]
     elif not store and _is_of_store(error):
         store = "the artifact store"
     if not store:
         if (answer := _PROXIED.search(text)) is None:
             return _registry_failure(what, error)
-        store, account = f"the artifact store of MLflow at {registry_address()}", "the credentials of MLflow's server"
+        store, account = (
+            f"the artifact store of MLflow at {registry_address()}",
+            "the credentials of MLflow's server",
+        )
         code, text = answer[1], answer[2]
-    elif answered:  # The model's author, who may choose the server, must not see its answer in a tag.
+    elif (
+        answered
+    ):  # The model's author, who may choose the server, must not see its answer in a tag.
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
     elif type(error).__module__.startswith(_TELL_ANSWERS):  # The text may be any server's greeting.
@@ -551,7 +624,11 @@ def _reason(error: object) -> str:
     text = _SQL.sub("", redact_credentials(one_line(error)))
     if failed := _FAILED_FILE.match(text):
         text = f"{failed[1]}: {failed[2]}"
-    if "Max retries exceeded" in text or "Connection refused" in text or "HTTPConnectionPool(" in text:
+    if (
+        "Max retries exceeded" in text
+        or "Connection refused" in text
+        or "HTTPConnectionPool(" in text
+    ):
         if "Connection refused" in text:
             return "connection refused"
         if match := re.search(r"too many (\d+) error responses", text):

@@ -4,7 +4,11 @@ from contextlib import suppress
 from urllib.parse import urlencode
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
-from mlflow_deploy_plugin.core.registry.connection import app_answer, registry_address, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    app_answer,
+    registry_address,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.settings import active_workspace
 
 _CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3

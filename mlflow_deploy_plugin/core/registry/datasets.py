@@ -24,7 +24,9 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
     """Return a dataset's column names without reading rows of a local file. Raises the errors of `dataset_path`."""
     with dataset_path(uri) as path:
         if files := csv_files(path):
-            return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))
+            return tuple(
+                dict.fromkeys(name for file in files for name in open_csv(file).schema.names),
+            )
         return tuple(open_parquet(path).schema.names)
 
 
@@ -68,7 +70,11 @@ def csv_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
     files = sorted(path.rglob("*.csv"))
-    return [file for file in files if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts)]
+    return [
+        file
+        for file in files
+        if not any(part.startswith(_HIDDEN) for part in file.relative_to(path).parts)
+    ]
 
 
 def open_parquet(path: Path) -> pa_dataset.Dataset:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, NotInstalled, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    NotInstalled,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.model_uri import REGISTERED_META, parse_model_uri
@@ -45,7 +51,11 @@ def download(source: str, destination: Path) -> Path:
     location = _location(source)
     folder = _local_folder(location)
     if not folder:
-        copied = fetch(location, destination, f"the files of {connection.redact_credentials(source)}")
+        copied = fetch(
+            location,
+            destination,
+            f"the files of {connection.redact_credentials(source)}",
+        )
     elif not folder.is_dir():
         raise NotFound(f"the folder {folder} of the model's files does not exist")
     else:
@@ -53,7 +63,9 @@ def download(source: str, destination: Path) -> Path:
         copied = destination / "model"
         try:
             shutil.copytree(folder, copied, symlinks=True)
-        except OSError as error:  # `shutil.Error` has a list of errors, of which the first has the cause.
+        except (
+            OSError
+        ) as error:  # `shutil.Error` has a list of errors, of which the first has the cause.
             reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
     for path in copied.rglob("*"):
@@ -69,7 +81,10 @@ def is_loading_trace(path: Path) -> bool:
 
 def version_digest(source: str) -> str:
     """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the errors of `download`."""
-    from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files  # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.mlmodel import (
+        combine_hashes,
+        hash_files,
+    )  # PyYAML is not needed by most commands.
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
@@ -86,13 +101,18 @@ def fetch_mlmodel(source: str) -> "Model":
     from mlflow_deploy_plugin.core.mlmodel import MALFORMED, read_mlmodel
 
     location, what = _location(source), f"the model {connection.redact_credentials(source)}"
-    with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, connection.registry_errors(what):
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder,
+        connection.registry_errors(what),
+    ):
         own = _local_folder(location) or fetch(f"{location}/MLmodel", Path(folder), what).parent
         document = read_mlmodel(own)
         try:
             model = Model.load(str(own))
         except MALFORMED as error:
-            raise InvalidArtifact(f"{what}: the MLmodel file cannot be understood: {error}") from None
+            raise InvalidArtifact(
+                f"{what}: the MLmodel file cannot be understood: {error}",
+            ) from None
         model.flavors = dict(document.get("flavors", {}))
         return model
 
@@ -103,11 +123,16 @@ def _location(source: str) -> str:
     if reference.kind == "version":
         with connection.registry_errors(f"model {reference.name} version {reference.selector}"):
             location = str(
-                connection.registry_client().get_model_version_download_uri(reference.name, reference.selector)
+                connection.registry_client().get_model_version_download_uri(
+                    reference.name,
+                    reference.selector,
+                ),
             )
     elif reference.kind == "logged_model":
         with connection.registry_errors(f"logged model {reference.name}"):
-            location = str(connection.registry_client().get_logged_model(reference.name).artifact_location)
+            location = str(
+                connection.registry_client().get_logged_model(reference.name).artifact_location,
+            )
     if location != source:
         connection.refuse_folder(location)
     return location
@@ -115,7 +140,11 @@ def _location(source: str) -> str:
 
 def _local_folder(location: str) -> Path | None:
     scheme = urlparse(location).scheme
-    return Path(unquote(urlparse(location).path) if scheme else location) if scheme in ("", "file") else None
+    return (
+        Path(unquote(urlparse(location).path) if scheme else location)
+        if scheme in ("", "file")
+        else None
+    )
 
 
 def refuse_links(folder: Path) -> None:
@@ -126,9 +155,13 @@ def refuse_links(folder: Path) -> None:
             status = path.lstat()
             relative = path.relative_to(folder)
             if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
-                raise InvalidArtifact(f"the model's {str(relative)!r} is a link; only plain files are allowed")
+                raise InvalidArtifact(
+                    f"the model's {str(relative)!r} is a link; only plain files are allowed",
+                )
             if not (path.is_file() or path.is_dir()):
-                raise InvalidArtifact(f"the model's {str(relative)!r} is neither a file nor a folder")
+                raise InvalidArtifact(
+                    f"the model's {str(relative)!r} is neither a file nor a folder",
+                )
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
@@ -137,13 +170,15 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     # Both clients would follow `..` out of the folder of a run, or of the copy.
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(
-            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it"
+            f"{what}: the path of {connection.redact_credentials(location)} has a segment ..; remove it",
         )
     if (client := connection.rest_client()) is not None and client.serves(location):
         with connection.registry_errors(what), connection.no_request_timeout:
             return client.download(location, destination)
     # The import takes a second, and a model in a local folder does not need it.
-    from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
+    from mlflow.store.artifact.artifact_repository_registry import (
+        get_registered_artifact_repositories,
+    )
 
     host = urlparse(connection.redact_credentials(location)).netloc
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
@@ -162,7 +197,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     except ImportError as error:
         needed = _PACKAGES.get(scheme, error.name or "another package")
         raise NotInstalled(
-            f"{what} need a package that is not installed ({error.name}): pip install {needed}"
+            f"{what} need a package that is not installed ({error.name}): pip install {needed}",
         ) from None
     except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
         raise connection.store_failure(what, store, error) from None
@@ -180,7 +215,11 @@ def open_repository(location: str) -> tuple["ArtifactRepository", str]:
     class OwnRuns(RunsArtifactRepository):  # type: ignore[misc]  # MLflow has no types
         """The files of a run, whose logged models may be at other addresses."""
 
-        def _get_logged_model_artifact_repo(self, run_id: str, name: str) -> "ArtifactRepository | None":
+        def _get_logged_model_artifact_repo(
+            self,
+            run_id: str,
+            name: str,
+        ) -> "ArtifactRepository | None":
             model = super()._get_logged_model_artifact_repo(run_id, name)
             if model is not None:
                 connection.check_address(model.repo.artifact_uri, is_of_server=True)
@@ -219,7 +258,10 @@ class LoggedColumns:
 def logged_columns(source: str) -> LoggedColumns:
     """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the errors of `fetch_mlmodel`."""
     from mlflow_deploy_plugin.core.column_names import OUTPUT_PREFIX, PREDICTION
-    from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR  # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.mlmodel import (
+        COLUMN_TYPES,
+        FLAVOR,
+    )  # PyYAML is not needed by most commands.
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None
@@ -228,7 +270,9 @@ def logged_columns(source: str) -> LoggedColumns:
     if (section := info.flavors.get(FLAVOR)) is not None:
         prediction = tuple(section.get("prediction") or ())
         columns = tuple(
-            PREDICTION if prediction == (item["name"],) and len(item["shape"]) == 1 else OUTPUT_PREFIX + item["name"]
+            PREDICTION
+            if prediction == (item["name"],) and len(item["shape"]) == 1
+            else OUTPUT_PREFIX + item["name"]
             for item in section.get("outputs") or ()
         )
     described = inputs.to_dict() if inputs is not None else []

@@ -12,7 +12,17 @@ from mlflow_deploy_plugin.core.settings import absolute_path
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 
-URIKind = Literal["path", "remote", "stage", "alias", "tag", "version", "latest", "logged_model", "run"]
+URIKind = Literal[
+    "path",
+    "remote",
+    "stage",
+    "alias",
+    "tag",
+    "version",
+    "latest",
+    "logged_model",
+    "run",
+]
 
 _FORMS = (
     "a registered model (models:/NAME@ALIAS, models:/NAME/Production, models:/NAME/tag:KEY=VALUE, models:/NAME/3, "
@@ -92,18 +102,24 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "runs":
             run_id, _, path = _path_of(model_uri).partition("/")
             if not run_id or not path:
-                raise InvalidConfig(f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected")
+                raise InvalidConfig(
+                    f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected",
+                )
             return ModelURI("run", run_id, path)
         case "file":
             return ModelURI("path", unquote(address.path))
         case "http" | "https":
-            if _PROXIED not in address.path:  # Only the artifacts of an MLflow server have supported web addresses.
+            if (
+                _PROXIED not in address.path
+            ):  # Only the artifacts of an MLflow server have supported web addresses.
                 server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
                 page = _PAGE.search(unquote(address.fragment))
-                name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
+                name, version = (
+                    (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
+                )
                 raise InvalidConfig(
                     f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
-                    f"MLFLOW_TRACKING_URI={server} and use models:/{name}/{version}; otherwise use a folder or s3://…"
+                    f"MLFLOW_TRACKING_URI={server} and use models:/{name}/{version}; otherwise use a folder or s3://…",
                 )
     return ModelURI("remote", model_uri)
 
@@ -158,7 +174,9 @@ def registered_meta(folder: Path) -> dict[str, str]:
     try:
         note = load_yaml(text)
         keys = ("model_name", "model_version")
-        return {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
+        return (
+            {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
+        )
     except (ValueError, yaml.YAMLError):
         return {}
 
@@ -166,14 +184,20 @@ def registered_meta(folder: Path) -> dict[str, str]:
 def _parse_models_uri(model_uri: str) -> ModelURI:
     path = _path_of(model_uri)
     if path.startswith((".", "~")):
-        raise InvalidConfig(f"{model_uri!r} is a folder, not a registered model; use the path {path}")
+        raise InvalidConfig(
+            f"{model_uri!r} is a folder, not a registered model; use the path {path}",
+        )
     name, slash, selector = path.partition("/")
     is_valid = name.strip() and (selector.strip() or not slash) and not urlparse(model_uri).netloc
     if selector.startswith(_TAG):
         key, _, value = selector.removeprefix(_TAG).partition("=")
         if not (is_valid and key.strip() and value):
-            raise InvalidConfig(f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected")
-        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters cannot escape quotes.
+            raise InvalidConfig(
+                f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected",
+            )
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(
+            value,
+        ):  # MLflow's filters cannot escape quotes.
             raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
         return ModelURI("tag", name, f"{key}={value}")
     if not is_valid or "/" in selector:
@@ -202,4 +226,6 @@ def served_version_uri(model: str, version: str) -> str:
         return f"models:/{model}/{version}"
     if version.startswith("m-"):
         return f"models:/{version}"
-    raise NotFound(f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION")
+    raise NotFound(
+        f"model {model} version {version} is neither served nor in the registry: serve models:/NAME/VERSION",
+    )

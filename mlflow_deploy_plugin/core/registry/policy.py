@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
@@ -53,20 +61,41 @@ class EvaluationPolicy(_Part):
     )
     target: str = Field(default="", description="The label column of the dataset.")
     metric: MetricName | None = Field(
-        default=None, description="The metric to compare. Default: accuracy for a classifier, rmse for a regressor."
+        default=None,
+        description="The metric to compare. Default: accuracy for a classifier, rmse for a regressor.",
     )
     margin: float = Field(
-        default=0.01, ge=0, description="The largest loss of the metric, in its unit; for rmse and mae, as a share."
+        default=0.01,
+        ge=0,
+        description="The largest loss of the metric, in its unit; for rmse and mae, as a share.",
     )
     confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="The confidence required that the loss is not above the margin."
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        description="The confidence required that the loss is not above the margin.",
     )
     at_least: float | None = Field(
-        default=None, allow_inf_nan=False, description="The worst allowed value, regardless of the served version."
+        default=None,
+        allow_inf_nan=False,
+        description="The worst allowed value, regardless of the served version.",
     )
-    resamples: int = Field(default=1000, ge=100, le=100_000, description="Number of resamples of the paired bootstrap.")
-    max_rows: int = Field(default=50_000, ge=20, description="The maximum number of rows, chosen by the seed.")
-    min_rows: int = Field(default=100, ge=20, description="The minimum number of rows with a known target.")
+    resamples: int = Field(
+        default=1000,
+        ge=100,
+        le=100_000,
+        description="Number of resamples of the paired bootstrap.",
+    )
+    max_rows: int = Field(
+        default=50_000,
+        ge=20,
+        description="The maximum number of rows, chosen by the seed.",
+    )
+    min_rows: int = Field(
+        default=100,
+        ge=20,
+        description="The minimum number of rows with a known target.",
+    )
 
     _has_a_target = model_validator(mode="after")(_with_target)
 
@@ -74,13 +103,27 @@ class EvaluationPolicy(_Part):
 class RobustnessPolicy(_Part):
     """The largest allowed changes of the predictions when the input is disturbed."""
 
-    noise: float = Field(default=0.05, ge=0, description="The noise on each number, as a share of its column's std.")
-    missing: float = Field(default=0.1, ge=0, le=1, description="The share of values that are removed.")
+    noise: float = Field(
+        default=0.05,
+        ge=0,
+        description="The noise on each number, as a share of its column's std.",
+    )
+    missing: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The share of values that are removed.",
+    )
     out_of_range: float = Field(
-        default=2.0, ge=0, description="A tenth of the values move beyond the column's range by this multiple of it."
+        default=2.0,
+        ge=0,
+        description="A tenth of the values move beyond the column's range by this multiple of it.",
     )
     max_flips: float = Field(
-        default=0.1, ge=0, le=1, description="The largest share of rows whose prediction may change under noise."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The largest share of rows whose prediction may change under noise.",
     )
     max_loss: float = Field(
         default=0.05,
@@ -89,28 +132,44 @@ class RobustnessPolicy(_Part):
         "`margin`. For rmse and mae, the share is relative to the larger of the metric and the predictions' std.",
     )
     refusals: Literal["report", "fail"] = Field(
-        default="report", description="`fail` if refusing missing or out-of-range values as a bad request is a failure."
+        default="report",
+        description="`fail` if refusing missing or out-of-range values as a bad request is a failure.",
     )
-    max_rows: int = Field(default=2_000, ge=20, description="The maximum number of rows, chosen by the seed.")
+    max_rows: int = Field(
+        default=2_000,
+        ge=20,
+        description="The maximum number of rows, chosen by the seed.",
+    )
     disturbances: dict[str, tuple[float, ...]] = Field(
-        default={}, description="The disturbances for `max_drop`, each with its strengths."
+        default={},
+        description="The disturbances for `max_drop`, each with its strengths.",
     )
     max_drop: float = Field(
         default=0.1,
         ge=0,
         description="The largest loss of the metric under each of `disturbances`, in the unit of `max_loss`.",
     )
-    dataset: str = Field(default="", description="Labelled rows for `disturbances`. Default: the evaluation dataset.")
+    dataset: str = Field(
+        default="",
+        description="Labelled rows for `disturbances`. Default: the evaluation dataset.",
+    )
     target: str = Field(default="", description="The label column of `dataset`.")
-    metric: MetricName | None = Field(default=None, description="The metric of `max_drop`. Default: of the evaluation.")
+    metric: MetricName | None = Field(
+        default=None,
+        description="The metric of `max_drop`. Default: of the evaluation.",
+    )
 
     @field_validator("disturbances", mode="before")
     @classmethod
     def _with_strengths(cls, strengths: object) -> object:
         if not isinstance(strengths, Mapping):
-            raise ValueError("a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}")
+            raise ValueError(
+                "a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}",
+            )
         try:
-            return check_strengths({str(name): [] if value is None else value for name, value in strengths.items()})
+            return check_strengths(
+                {str(name): [] if value is None else value for name, value in strengths.items()},
+            )
         except InvalidConfig as error:
             raise ValueError(error.message) from None
 
@@ -121,33 +180,76 @@ class BudgetPolicy(_Part):
     """The limits of a version's time and memory relative to the current version on this machine."""
 
     max_latency_ratio: float | None = Field(
-        default=2.0, gt=0, description="The largest median time of a row or batch, relative to the served version."
+        default=2.0,
+        gt=0,
+        description="The largest median time of a row or batch, relative to the served version.",
     )
     max_memory_ratio: float | None = Field(
-        default=2.0, gt=0, description="The largest memory of the loaded model, relative to the served version."
+        default=2.0,
+        gt=0,
+        description="The largest memory of the loaded model, relative to the served version.",
     )
-    max_p99_ms: float | None = Field(default=None, gt=0, description="The largest 99th percentile of a row's time.")
-    max_memory_mb: float | None = Field(default=None, gt=0, description="The largest memory of the loaded model.")
+    max_p99_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest 99th percentile of a row's time.",
+    )
+    max_memory_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest memory of the loaded model.",
+    )
     ignore_below_ms: float = Field(
-        default=1.0, ge=0, description="A ratio is ignored if the time grows by at most this many milliseconds."
+        default=1.0,
+        ge=0,
+        description="A ratio is ignored if the time grows by at most this many milliseconds.",
     )
     ignore_below_mb: float = Field(
-        default=32.0, ge=0, description="A ratio is ignored if the memory grows by at most this many megabytes."
+        default=32.0,
+        ge=0,
+        description="A ratio is ignored if the memory grows by at most this many megabytes.",
     )
-    batch: int = Field(default=64, ge=2, le=65536, description="The number of rows in the timed batch.")
+    batch: int = Field(
+        default=64,
+        ge=2,
+        le=65536,
+        description="The number of rows in the timed batch.",
+    )
 
 
 class BacktestPolicy(_Part):
     """The captured requests on which the version must answer like the served versions."""
 
-    endpoint: str = Field(default="", description="The endpoint of the requests. Default: no back-test.")
-    window: Duration = Field(default="7d", description="The requests that were received in this time before the gate.")
-    max_disagreement: float | None = Field(
-        default=None, ge=0, le=1, description="The largest share of rows with another answer than the captured answer."
+    endpoint: str = Field(
+        default="",
+        description="The endpoint of the requests. Default: no back-test.",
     )
-    max_refusals: float = Field(default=0.0, ge=0, le=1, description="The largest share of rows that are refused.")
-    min_rows: int = Field(default=100, ge=1, description="With fewer captured rows, the check is skipped.")
-    max_rows: int = Field(default=100_000, ge=1, description="The maximum number of rows, chosen by their hash.")
+    window: Duration = Field(
+        default="7d",
+        description="The requests that were received in this time before the gate.",
+    )
+    max_disagreement: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The largest share of rows with another answer than the captured answer.",
+    )
+    max_refusals: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The largest share of rows that are refused.",
+    )
+    min_rows: int = Field(
+        default=100,
+        ge=1,
+        description="With fewer captured rows, the check is skipped.",
+    )
+    max_rows: int = Field(
+        default=100_000,
+        ge=1,
+        description="The maximum number of rows, chosen by their hash.",
+    )
 
 
 class ApprovalPolicy(_Part):
@@ -155,16 +257,21 @@ class ApprovalPolicy(_Part):
 
     count: int = Field(default=1, ge=1, le=20, description="The number of people who must approve.")
     groups: tuple[str, ...] = Field(
-        default=(), description="Approvers must be in one of these groups. Default: people who may edit the model."
+        default=(),
+        description="Approvers must be in one of these groups. Default: people who may edit the model.",
     )
     not_author: bool = Field(
-        default=True, description="True if neither the requester nor the person who registered the version may approve."
+        default=True,
+        description="True if neither the requester nor the person who registered the version may approve.",
     )
     evaluation: Literal["required", "optional"] = Field(
         default="required",
         description="`optional` if people may approve a version that passed the gate without an evaluation.",
     )
-    valid_for: Duration = Field(default="72h", description="The time after which an approval expires, e.g. `72h`.")
+    valid_for: Duration = Field(
+        default="72h",
+        description="The time after which an approval expires, e.g. `72h`.",
+    )
 
 
 def _percent(share: object) -> object:
@@ -178,29 +285,37 @@ class UnapprovedPolicy(_Part):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     share: Annotated[float, BeforeValidator(_percent)] = Field(
-        gt=0, le=100, description="The largest share of an endpoint's requests, in percent, e.g. `5%`."
+        gt=0,
+        le=100,
+        description="The largest share of an endpoint's requests, in percent, e.g. `5%`.",
     )
     length: Duration = Field(
-        alias="for", description="The longest time since the first request that the version has answered, e.g. `1h`."
+        alias="for",
+        description="The longest time since the first request that the version has answered, e.g. `1h`.",
     )
 
 
 class GatePolicy(_Part):
     """The requirements for the promotion of a version."""
 
-    gated_aliases: tuple[str, ...] = Field(default=("champion",), description="Aliases that require a passed gate.")
+    gated_aliases: tuple[str, ...] = Field(
+        default=("champion",),
+        description="Aliases that require a passed gate.",
+    )
     gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
-        default=("Production",), description="Stages that require a passed gate."
+        default=("Production",),
+        description="Stages that require a passed gate.",
     )
     parity: Literal["proven", "warned", "any"] = Field(
-        default="proven", description="The lowest accepted parity state of the ONNX form with the original."
+        default="proven",
+        description="The lowest accepted parity state of the ONNX form with the original.",
     )
     evaluation: EvaluationPolicy = EvaluationPolicy()
     robustness: RobustnessPolicy = RobustnessPolicy()
     budget: BudgetPolicy = BudgetPolicy()
     backtest: BacktestPolicy = BacktestPolicy()
-    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = Field(
-        default=(), description="Checks to skip."
+    skip: tuple[Literal["signature", "evaluation", "robustness", "budget", "backtest"], ...] = (
+        Field(default=(), description="Checks to skip.")
     )
     seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
     fresh_hours: float = Field(
@@ -209,9 +324,13 @@ class GatePolicy(_Part):
         le=87_600,
         description="The number of hours for which `promote` reuses a passed verdict against the same version.",
     )
-    approvals: ApprovalPolicy | None = Field(default=None, description="The required approvals. Default: none.")
+    approvals: ApprovalPolicy | None = Field(
+        default=None,
+        description="The required approvals. Default: none.",
+    )
     unapproved: UnapprovedPolicy | None = Field(
-        default=None, description="The requests that versions without the approvals may answer. Default: none."
+        default=None,
+        description="The requests that versions without the approvals may answer. Default: none.",
     )
 
     @field_validator("gated_aliases")
@@ -234,8 +353,12 @@ class GatePolicy(_Part):
 
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":
-        if self.robustness.disturbances and not (self.robustness.dataset or self.evaluation.dataset):
-            raise ValueError("robustness.disturbances need labelled rows: set robustness.dataset or evaluation.dataset")
+        if self.robustness.disturbances and not (
+            self.robustness.dataset or self.evaluation.dataset
+        ):
+            raise ValueError(
+                "robustness.disturbances need labelled rows: set robustness.dataset or evaluation.dataset",
+            )
         return self
 
     @property
@@ -287,36 +410,57 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with `where` and the field."""
     try:
         document = load_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # yaml raises ValueError for an invalid date or too long number.
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # yaml raises ValueError for an invalid date or too long number.
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
-        raise InvalidConfig(f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}")
+        raise InvalidConfig(
+            f"{where} is not a mapping; a policy has the fields {', '.join(GatePolicy.model_fields)}",
+        )
     try:
         return GatePolicy.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        known = f"; the fields are {', '.join(GatePolicy.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise InvalidConfig(f"{where}: {field + ': ' if field else ''}{first['msg']}{known}") from None
+        known = (
+            f"; the fields are {', '.join(GatePolicy.model_fields)}"
+            if first["type"] == "extra_forbidden"
+            else ""
+        )
+        raise InvalidConfig(
+            f"{where}: {field + ': ' if field else ''}{first['msg']}{known}",
+        ) from None
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
     """Return the policy in the tags of a registered model, or None. Raises InvalidConfig if the tag is not a policy."""
     text = tags.get(GATE_POLICY_TAG)
-    return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
+    return (
+        None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
+    )
 
 
 def require_mlflow_data(policy: GatePolicy) -> None:
     """Raise InvalidConfig if a check reads data that is not an artifact that MLflow serves to its clients."""
-    evaluated, robustness, endpoint = policy.evaluation.dataset, policy.robustness, policy.backtest.endpoint
+    evaluated, robustness, endpoint = (
+        policy.evaluation.dataset,
+        policy.robustness,
+        policy.backtest.endpoint,
+    )
     disturbed = robustness.dataset or (evaluated if robustness.disturbances else "")
     captured = f"of requests to {endpoint}" if endpoint else ""
-    for name, dataset in (("evaluation", evaluated), ("robustness", disturbed), ("backtest", captured)):
+    for name, dataset in (
+        ("evaluation", evaluated),
+        ("robustness", disturbed),
+        ("backtest", captured),
+    ):
         if name in policy.skip or dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
             continue
         raise InvalidConfig(
             f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
-            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data"
+            "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any data",
         )
 
 

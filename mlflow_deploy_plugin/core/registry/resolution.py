@@ -67,7 +67,7 @@ class ResolvedModel:
         for what, text in (("name", self.name), ("version", self.version)):
             if _CONTROL.search(text):
                 raise InvalidConfig(
-                    f"the {what} {text[:200]!r} of a model has control characters, which is not allowed"
+                    f"the {what} {text[:200]!r} of a model has control characters, which is not allowed",
                 )
 
     @property
@@ -98,7 +98,10 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
         case "run":
             with registry_errors(f"run {uri.name}"):
                 run = registry_client().get_run(uri.name)
-            aspects = _non_empty(run_id=run.info.run_id, git_commit=run.data.tags.get(GIT_COMMIT_TAG))
+            aspects = _non_empty(
+                run_id=run.info.run_id,
+                git_commit=run.data.tags.get(GIT_COMMIT_TAG),
+            )
             return ResolvedModel(model_uri, model_name(uri), "", model_uri, aspects=aspects)
         case "logged_model":
             with registry_errors(f"logged model {uri.name}"):
@@ -109,7 +112,13 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
                 parity=model.tags.get(PARITY_TAG),
                 git_commit=model.tags.get(GIT_COMMIT_TAG),
             )
-            return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
+            return ResolvedModel(
+                model_uri,
+                model.name,
+                model.model_id,
+                f"models:/{model.model_id}",
+                aspects=aspects,
+            )
         case _:
             client = registry or registry_client()
             if (version_info := _find_version(client, uri)) is None:
@@ -120,7 +129,9 @@ def resolve(model_uri: str, registry: "MlflowClient | None" = None) -> ResolvedM
 def check_new_name(model: str) -> None:
     """Raise InvalidConfig if MLflow does not accept the name for a registered model."""
     if "/" in model or ":" in model:
-        raise InvalidConfig(f"{model!r} is not a valid name for a registered model: / and : are not allowed")
+        raise InvalidConfig(
+            f"{model!r} is not a valid name for a registered model: / and : are not allowed",
+        )
 
 
 def check_registered_name(model: str) -> str:
@@ -130,7 +141,7 @@ def check_registered_name(model: str) -> str:
         right = f"use the name and the version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
         folder = "mlflow.register_model registers the model in a folder"
         raise InvalidConfig(
-            f"{model!r} is not the name of a registered model; {right if model.startswith('models:/') else folder}"
+            f"{model!r} is not the name of a registered model; {right if model.startswith('models:/') else folder}",
         )
     return model
 
@@ -143,7 +154,12 @@ def registered_version(model: str, version: str) -> ResolvedModel:
     return resolve(f"models:/{model}/{version}")
 
 
-def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
+def _resolved_version(
+    client: "MlflowClient",
+    model_uri: str,
+    uri: ModelURI,
+    info: "ModelVersion",
+) -> ResolvedModel:
     is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
         stage="" if info.current_stage == "None" else info.current_stage,
@@ -157,11 +173,27 @@ def _resolved_version(client: "MlflowClient", model_uri: str, uri: ModelURI, inf
     )
     version = str(info.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = _gate_status(client, uri.name, info.tags), info.creation_timestamp or 0
-    return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
+    gate_status, registered_at = (
+        _gate_status(client, uri.name, info.tags),
+        info.creation_timestamp or 0,
+    )
+    return ResolvedModel(
+        model_uri,
+        uri.name,
+        version,
+        source,
+        uri.followed,
+        aspects,
+        gate_status,
+        registered_at,
+    )
 
 
-def _gate_status(client: "MlflowClient", name: str, version_tags: Mapping[str, str]) -> tags.GateStatus:
+def _gate_status(
+    client: "MlflowClient",
+    name: str,
+    version_tags: Mapping[str, str],
+) -> tags.GateStatus:
     """Return the gate status of a version. If the policy has a dataset, a pass without an evaluation is void."""
     status = tags.gate_status_of(version_tags)
     if status.state != tags.PASSED_WITHOUT_EVALUATION:
@@ -195,7 +227,7 @@ def _find_version(client: "MlflowClient", uri: ModelURI) -> "ModelVersion | None
                         raise InvalidConfig(
                             f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
                             f"a stage ({', '.join(STAGES.values())}); for an alias use "
-                            f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE"
+                            f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE",
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
                     return newest([version for version in latest if selects(uri, version)])
@@ -218,11 +250,16 @@ def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 
 
 def _newest_versions(
-    client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
+    client: "MlflowClient",
+    name: str,
+    most: int,
+    tag: tuple[str, str] | None = None,
 ) -> "list[ModelVersion]":
     """Return the versions with the highest numbers in descending order; with `tag`, only versions with this tag."""
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
-    return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
+    return list(
+        client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]),
+    )
 
 
 def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
@@ -232,7 +269,9 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 def _quoted(text: str) -> str:
     """Return the text quoted for MLflow's filters, which have no escape. Raises InvalidConfig if it has both quotes."""
     if {"'", '"'} <= set(text):
-        raise InvalidConfig(f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name")
+        raise InvalidConfig(
+            f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name",
+        )
     quote = '"' if "'" in text else "'"
     return f"{quote}{text}{quote}"
 
@@ -251,18 +290,33 @@ def _not_found_message(client: "MlflowClient", uri: ModelURI) -> str:
     lacks = f"model {name} has no {selected}; "
     with registry_errors(f"model {name}"):
         if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
-            aliases = {str(number): alias for alias, number in client.get_registered_model(name).aliases.items()}
+            aliases = {
+                str(number): alias
+                for alias, number in client.get_registered_model(name).aliases.items()
+            }
             key = uri.tag[0] if uri.kind == "tag" else ""
             descriptions = []
             for version in reversed(versions):
-                alias = f"@{aliases[str(version.version)]}" if str(version.version) in aliases else ""
+                alias = (
+                    f"@{aliases[str(version.version)]}" if str(version.version) in aliases else ""
+                )
                 tagged = f"{key}={version.tags[key]}" if key in version.tags else ""
                 marks = ", ".join(filter(None, (version.current_stage, alias, tagged)))
-                descriptions.append(f"{version.version} ({marks})" if marks else str(version.version))
-            is_removed = uri.kind == "stage" and not any(version.current_stage for version in versions)
-            hint = f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS" if is_removed else ""
+                descriptions.append(
+                    f"{version.version} ({marks})" if marks else str(version.version),
+                )
+            is_removed = uri.kind == "stage" and not any(
+                version.current_stage for version in versions
+            )
+            hint = (
+                f"; this MLflow has no stages, so use an alias: models:/{name}@ALIAS"
+                if is_removed
+                else ""
+            )
             return f"{lacks}versions: {', '.join(descriptions)}{hint}"
-        models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
+        models = [
+            model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)
+        ]
     if name in models:
         return lacks + "it does not have any versions"
     others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"

@@ -55,7 +55,9 @@ _Boolean = Annotated[bool, BeforeValidator(_boolean)]
 def _header_text(text: str) -> str:
     """Refuse the characters that a header cannot contain, because the error of requests would contain the token."""
     if not (text.isascii() and text.isprintable()):
-        raise ValueError("only printable ASCII characters are expected, without a line break at the end")
+        raise ValueError(
+            "only printable ASCII characters are expected, without a line break at the end",
+        )
     return text
 
 
@@ -87,7 +89,11 @@ class HttpSettings(BaseModel):
         username = self.tracking_username
         password = self.tracking_password
         file = configparser.ConfigParser(interpolation=None)
-        if not (username and password) and file.read(_CREDENTIALS.expanduser()) and file.has_section("mlflow"):
+        if (
+            not (username and password)
+            and file.read(_CREDENTIALS.expanduser())
+            and file.has_section("mlflow")
+        ):
             username = username or file["mlflow"].get("mlflow_tracking_username", "")
             password = password or file["mlflow"].get("mlflow_tracking_password", "")
         if username and password:
@@ -98,17 +104,27 @@ class HttpSettings(BaseModel):
 
 def http_settings() -> HttpSettings:
     """Return the settings of the environment. Raises InvalidConfig if a value is not valid, with the variable."""
-    variables = {name.removeprefix(_PREFIX): text for name, text in os.environ.items() if name.startswith(_PREFIX)}
+    variables = {
+        name.removeprefix(_PREFIX): text
+        for name, text in os.environ.items()
+        if name.startswith(_PREFIX)
+    }
     try:
-        settings = HttpSettings.model_validate({name.lower(): text for name, text in variables.items()})
+        settings = HttpSettings.model_validate(
+            {name.lower(): text for name, text in variables.items()},
+        )
     except ValidationError as error:
         first = error.errors()[0]
         variable = f"{_PREFIX}{first['loc'][0]}".upper()
         reason = first["msg"].removeprefix("Value error, ")
         is_secret = not HttpSettings.model_fields[str(first["loc"][0])].repr
-        raise InvalidConfig(f"{variable}: {reason}" + ("" if is_secret else f" (got {first['input']!r})")) from None
+        raise InvalidConfig(
+            f"{variable}: {reason}" + ("" if is_secret else f" (got {first['input']!r})"),
+        ) from None
     if settings.tracking_insecure_tls and settings.tracking_server_cert_path:
-        raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
+        raise InvalidConfig(
+            "MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one",
+        )
     return settings
 
 
@@ -131,7 +147,9 @@ def checked_json(answer: "Response", path: str) -> Any:
             code = str(document["error_code"])
             raise RestError(f"{code}: {document.get('message', '')}", code)
         body = f"Response body: '{answer.text}'"
-        raise RestError(f"API request to endpoint {path} failed with error code {answer.status_code} != 200. {body}")
+        raise RestError(
+            f"API request to endpoint {path} failed with error code {answer.status_code} != 200. {body}",
+        )
     if document is None:
         raise _invalid(answer.text)
     return document
@@ -212,7 +230,12 @@ def _parsed(kind: type[_ModelT], document: Any) -> _ModelT:
 
 
 @cache
-def _session(retries: int | None, backoff_factor: int, jitter: float, respects_retry_after: bool) -> "Session":
+def _session(
+    retries: int | None,
+    backoff_factor: int,
+    jitter: float,
+    respects_retry_after: bool,
+) -> "Session":
     """Return the session of all threads for requests with these retries. Without retries, any status is an answer."""
     import requests  # The import takes 70 ms, which each command would pay.
     from requests.adapters import HTTPAdapter
@@ -234,7 +257,12 @@ def _session(retries: int | None, backoff_factor: int, jitter: float, respects_r
 
 
 def send(
-    address: str, method: str, path: str, timeout: float | None = None, is_sent_once: bool = False, **options: Any
+    address: str,
+    method: str,
+    path: str,
+    timeout: float | None = None,
+    is_sent_once: bool = False,
+    **options: Any,
 ) -> "Response":
     """Return MLflow's answer to a request with the credentials of the environment.
 
@@ -289,7 +317,9 @@ class MlflowRest:
     def at(cls, tracking_uri: str, registry_uri: str) -> "MlflowRest | None":
         """Return the client for these addresses; None if they are not servers or need a plugin of MLflow's client."""
         settings = http_settings()
-        if not tracking_uri.startswith(("http://", "https://")) or not registry_uri.startswith(("http://", "https://")):
+        if not tracking_uri.startswith(("http://", "https://")) or not registry_uri.startswith(
+            ("http://", "https://"),
+        ):
             return None
         if settings.tracking_auth or settings.tracking_aws_sigv4 or _has_plugins():
             return None
@@ -299,15 +329,33 @@ class MlflowRest:
         return _parsed(_Model, self._read("registered-models/get", "registered_model", name=name))
 
     def get_model_version(self, name: str, version: str) -> _Version:
-        return _parsed(_Version, self._read("model-versions/get", "model_version", name=name, version=version))
+        return _parsed(
+            _Version,
+            self._read("model-versions/get", "model_version", name=name, version=version),
+        )
 
     def get_model_version_by_alias(self, name: str, alias: str) -> _Version:
-        return _parsed(_Version, self._read("registered-models/alias", "model_version", name=name, alias=alias))
+        return _parsed(
+            _Version,
+            self._read("registered-models/alias", "model_version", name=name, alias=alias),
+        )
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
-        return str(self._read("model-versions/get-download-uri", "artifact_uri", name=name, version=version))
+        return str(
+            self._read(
+                "model-versions/get-download-uri",
+                "artifact_uri",
+                name=name,
+                version=version,
+            ),
+        )
 
-    def search_model_versions(self, filter_string: str, max_results: int, order_by: list[str]) -> list[_Version]:
+    def search_model_versions(
+        self,
+        filter_string: str,
+        max_results: int,
+        order_by: list[str],
+    ) -> list[_Version]:
         query = {"filter": filter_string, "max_results": max_results, "order_by": order_by}
         entries = self._read("model-versions/search", "model_versions", [], **query)
         return [_parsed(_Version, entry) for entry in entries]
@@ -346,7 +394,12 @@ class MlflowRest:
         copied = destination / PurePosixPath(root).name
         names = list(self._file_names(root)) or [""]  # A file has no listing.
         with ThreadPoolExecutor(_FILE_THREADS) as pool:
-            list(pool.map(lambda name: self._copy(f"{root}/{name}".rstrip("/"), copied / name), names))
+            list(
+                pool.map(
+                    lambda name: self._copy(f"{root}/{name}".rstrip("/"), copied / name),
+                    names,
+                ),
+            )
         return copied
 
     def _file_names(self, folder: str) -> Iterator[str]:
@@ -354,8 +407,15 @@ class MlflowRest:
         answer = send(self.tracking_uri, "GET", _FILES, params={"path": folder})
         _check_file(answer)
         for entry in _parsed(_Files, answer.json()).files:
-            if entry.path in ("", ".", "..") or "/" in entry.path or "\\" in entry.path or "\0" in entry.path:
-                raise RestError(f"MLflow's server lists a file with the name {entry.path!r}, which is not allowed")
+            if (
+                entry.path in ("", ".", "..")
+                or "/" in entry.path
+                or "\\" in entry.path
+                or "\0" in entry.path
+            ):
+                raise RestError(
+                    f"MLflow's server lists a file with the name {entry.path!r}, which is not allowed",
+                )
             if not entry.is_dir:
                 yield entry.path
                 continue
@@ -399,7 +459,7 @@ def _check_workspace(address: str, workspace: str) -> None:
     if answer.status_code == 404 or not checked_json(answer, path).get("workspaces_enabled"):
         raise RestError(
             f"Active workspace '{workspace}' cannot be used because the remote server does not support workspaces. "
-            "Restart the server with --enable-workspaces or unset the active workspace."
+            "Restart the server with --enable-workspaces or unset the active workspace.",
         )
 
 
@@ -410,4 +470,8 @@ def _check_file(answer: "Response") -> None:
     try:
         answer.raise_for_status()
     except HTTPError as error:
-        raise HTTPError(f"{error}. Response text: {answer.text}", request=error.request, response=answer) from None
+        raise HTTPError(
+            f"{error}. Response text: {answer.text}",
+            request=error.request,
+            response=answer,
+        ) from None

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, RegistryUnavailable
-from mlflow_deploy_plugin.core.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    no_request_timeout,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.settings import workspace_query
 
 if TYPE_CHECKING:
@@ -71,7 +75,9 @@ def log_run(
             tag_run(client, project_run, tags)
             log_content(client, project_run)
             return logged_run(client, project_run)
-        run_id = str(client.create_run(experiment_id(client), run_name=name, tags=dict(tags)).info.run_id)
+        run_id = str(
+            client.create_run(experiment_id(client), run_name=name, tags=dict(tags)).info.run_id,
+        )
         try:
             log_content(client, run_id)
         except BaseException:
@@ -92,13 +98,22 @@ class ModelRun:
     experiment_id: str
     model_id: str
 
-    def log(self, folder: Path, under: str, figures: Iterable[tuple[str, float, int]] = ()) -> LoggedRun:
+    def log(
+        self,
+        folder: Path,
+        under: str,
+        figures: Iterable[tuple[str, float, int]] = (),
+    ) -> LoggedRun:
         """Log the files of a folder as artifacts below `under`, and metrics (name, value, step)."""
         client, run_id = registry_client(), self.run_id
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
                 tags = {EVALUATED_TAG: self.model_id}
-                run_id = client.create_run(self.experiment_id, run_name="evaluation", tags=tags).info.run_id
+                run_id = client.create_run(
+                    self.experiment_id,
+                    run_name="evaluation",
+                    tags=tags,
+                ).info.run_id
                 client.set_terminated(run_id, "FINISHED")
             client.log_artifacts(run_id, str(folder), under)
             by_step: dict[int, list[tuple[str, float]]] = {}
@@ -111,9 +126,14 @@ class ModelRun:
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
     """Return the run of a model. Raises InvalidConfig if the model was never logged, NotFound if the run is missing."""
-    run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
+    run_id, model_id = (
+        model.aspects.get("run_id") or run_id,
+        model.aspects.get("model_id") or model_id,
+    )
     if not run_id and not model_id:
-        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so it has no run to log to")
+        raise InvalidConfig(
+            f"{model.model_uri} was never logged to MLflow, so it has no run to log to",
+        )
     client = registry_client()
     if run_id:
         with registry_errors(f"run {run_id}"):
@@ -122,7 +142,11 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         known = client.get_logged_model(model_id)
         # Use the id that MLflow returned, because over REST the id `m-1?` in a file would select m-1.
         model_id, experiment_id = str(known.model_id), str(known.experiment_id)
-        runs = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
+        runs = client.search_runs(
+            [experiment_id],
+            f"tags.`{EVALUATED_TAG}` = '{model_id}'",
+            max_results=1,
+        )
     return ModelRun(str(runs[0].info.run_id) if runs else "", experiment_id, model_id)
 
 
@@ -158,23 +182,45 @@ def log_flavor(
 
     client, path = registry_client(), name or "model"
     if options.get("model_id") or has_logged_models(client):
-        options |= {"name": name, "run_id": run_id, "registered_model_name": registered_model_name, "tags": tags}
+        options |= {
+            "name": name,
+            "run_id": run_id,
+            "registered_model_name": registered_model_name,
+            "tags": tags,
+        }
         return Model.log(artifact_path=None, flavor=flavor, **options)
     options = {key: value for key, value in options.items() if key not in _OF_LOGGED_MODELS}
     with ExitStack() as stack:
-        run_id = run_id or (mlflow.active_run() or stack.enter_context(mlflow.start_run())).info.run_id
+        run_id = (
+            run_id or (mlflow.active_run() or stack.enter_context(mlflow.start_run())).info.run_id
+        )
         if path.partition("/")[0] in {file.path for file in client.list_artifacts(run_id)}:
             path += f"-{uuid4().hex[:8]}"
-        info = Model._log_v2(path, flavor, registered_model_name=registered_model_name, run_id=run_id, **options)
+        info = Model._log_v2(
+            path,
+            flavor,
+            registered_model_name=registered_model_name,
+            run_id=run_id,
+            **options,
+        )
     if registered_model_name:
         for key, value in (tags or {}).items():
-            client.set_model_version_tag(registered_model_name, str(info.registered_model_version), key, value)
+            client.set_model_version_tag(
+                registered_model_name,
+                str(info.registered_model_version),
+                key,
+                value,
+            )
     return info
 
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
     experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
-    return LoggedRun(run_id, experiment.name, mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}"))
+    return LoggedRun(
+        run_id,
+        experiment.name,
+        mlflow_page(f"experiments/{experiment.experiment_id}/runs/{run_id}"),
+    )
 
 
 def mlflow_page(route: str) -> str:
@@ -256,7 +302,10 @@ class IdempotentRun:
         `log_content` receives the client, the run id and the number of earlier starts of the run. If MLflow does not
         answer (RegistryUnavailable), the next call continues the run.
         """
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # Only the command may print to stdout.
+        os.environ.setdefault(
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
+            "true",
+        )  # Only the command may print to stdout.
         client = registry_client()
         with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):
@@ -266,7 +315,11 @@ class IdempotentRun:
             raise RegistryUnavailable(f"{self.what}: other processes keep deleting its run")
 
     def _try_log(
-        self, client: "MlflowClient", name: str, tags: Mapping[str, str], log_content: "LogContent"
+        self,
+        client: "MlflowClient",
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "LogContent",
     ) -> str | None:
         """Return the id of the complete primary run, or None if another process deleted the run.
 
@@ -301,7 +354,12 @@ class IdempotentRun:
                     client.set_terminated(run_id, "FAILED")
             raise
 
-    def _find_or_create(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> "tuple[Run, bool]":
+    def _find_or_create(
+        self,
+        client: "MlflowClient",
+        name: str,
+        tags: Mapping[str, str],
+    ) -> "tuple[Run, bool]":
         if (run_id := project_run_id()) is not None:
             return client.get_run(run_id), False
         experiment_id = get_or_create_experiment(client, self.experiment)
@@ -318,7 +376,14 @@ class IdempotentRun:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
         found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
         runs = [run for run in found if SUPERSEDED not in run.data.tags]
-        return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
+        return sorted(
+            runs,
+            key=lambda run: (
+                self.done[0] not in run.data.tags,
+                run.info.start_time,
+                run.info.run_id,
+            ),
+        )
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:
         from mlflow.exceptions import MlflowException
@@ -332,7 +397,10 @@ class IdempotentRun:
             try:
                 tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(client, other_id):  # The creator may have deleted the run since the search.
+                if not _is_deleted(
+                    client,
+                    other_id,
+                ):  # The creator may have deleted the run since the search.
                     raise
             if self.done[0] in other.data.tags:
                 with suppress(MlflowException):  # Another process may have deleted the tag.

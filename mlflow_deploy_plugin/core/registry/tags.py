@@ -71,7 +71,11 @@ _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?
 def kept_tags(tags: Mapping[str, str], *kept: str) -> dict[str, str]:
     """Return the tags that a copy keeps. Of MLflow and onnxserve, these are the tags of the training and `kept`."""
     kept += (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-    return {key: value for key, value in tags.items() if key in kept or not key.startswith(("onnxserve.", "mlflow."))}
+    return {
+        key: value
+        for key, value in tags.items()
+        if key in kept or not key.startswith(("onnxserve.", "mlflow."))
+    }
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ class GateStatus:
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
-    state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
+    state, reason, report = (
+        tags.get(GATE_TAG, ""),
+        tags.get(GATE_REASON_TAG, ""),
+        tags.get(GATE_REPORT_TAG, ""),
+    )
     if not state:
         return GateStatus(False, "", "it has not been through the gate")
     digest = tags.get(GATE_DIGEST_TAG, "")
@@ -111,26 +119,44 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
         command = "promote --force --why" if state == "forced" else "gate"
         reason = f"its verdict ({state}) has no digest of the judged files; run `onnxserve {command}` again"
         return GateStatus(False, "", reason, report)
-    return GateStatus(state in PASSED_STATES, state, reason or f"the verdict of the gate is {state}", report, digest)
+    return GateStatus(
+        state in PASSED_STATES,
+        state,
+        reason or f"the verdict of the gate is {state}",
+        report,
+        digest,
+    )
 
 
 def names_dataset(policy: str) -> bool:
     """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or is not valid."""
-    from mlflow_deploy_plugin.core.yaml_text import load_yaml  # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.yaml_text import (
+        load_yaml,
+    )  # PyYAML is not needed by most commands.
 
     try:
         return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
-    except (yaml.YAMLError, ValueError, AttributeError):  # AttributeError: the document is not a policy.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+    ):  # AttributeError: the document is not a policy.
         return True
 
 
 def requires_approvals(policy: str) -> bool:
     """Return True if a gate policy, as YAML, requires approvals of people, or is not valid and may require them."""
-    from mlflow_deploy_plugin.core.yaml_text import load_yaml  # PyYAML is not needed by most commands.
+    from mlflow_deploy_plugin.core.yaml_text import (
+        load_yaml,
+    )  # PyYAML is not needed by most commands.
 
     try:
         return (load_yaml(policy) or {}).get("approvals") is not None
-    except (yaml.YAMLError, ValueError, AttributeError):  # AttributeError: the document is not a policy.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+    ):  # AttributeError: the document is not a policy.
         return "approvals" in policy
 
 
@@ -140,7 +166,11 @@ def wrapped_from(name: str, version: str) -> str:
         return ""
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
-        model = client.get_model_version(name, version) if version.isdigit() else client.get_logged_model(version)
+        model = (
+            client.get_model_version(name, version)
+            if version.isdigit()
+            else client.get_logged_model(version)
+        )
         return str(model.tags.get(WRAPPED_FROM_TAG, ""))
 
 

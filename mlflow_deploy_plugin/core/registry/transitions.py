@@ -14,9 +14,24 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.messages import did_you_mean
-from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
-from mlflow_deploy_plugin.core.registry.resolution import STAGES, ResolvedModel, all_versions, newest, resolve, selects
+from mlflow_deploy_plugin.core.registry.connection import (
+    registry_address,
+    registry_client,
+    registry_errors,
+)
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    ModelURI,
+    parse_model_uri,
+    registered_model_names,
+)
+from mlflow_deploy_plugin.core.registry.resolution import (
+    STAGES,
+    ResolvedModel,
+    all_versions,
+    newest,
+    resolve,
+    selects,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +47,12 @@ ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """The tag of a version that was rolled back: the endpoint and the reason."""
 
 
-def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
+def event_history(
+    store: "Store",
+    endpoint: str | None,
+    model: str | None,
+    limit: int | None,
+) -> "Iterator[AuditEvent]":
     """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
 
     If `limit` is set, only the newest events are returned. The trail may not fit in memory.
@@ -61,7 +81,11 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     for spans in acts.values():
         spans.sort()
         starts, ends = zip(*spans, strict=True)
-        spans[:] = zip(starts, accumulate(ends, max), strict=True)  # The ends are cumulative maxima.
+        spans[:] = zip(
+            starts,
+            accumulate(ends, max),
+            strict=True,
+        )  # The ends are cumulative maxima.
 
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
@@ -74,7 +98,11 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
 
 
 def event_as_json(event: "AuditEvent") -> str:
-    return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
+    return json.dumps(
+        {**asdict(event), "at": event.at.isoformat()},
+        ensure_ascii=False,
+        default=str,
+    )
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
@@ -83,7 +111,9 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
             return registered_model_names(stored.spec)
-    from mlflow_deploy_plugin.core.spec.document import load_stored_specs  # pydantic and YAML take 0.1 s.
+    from mlflow_deploy_plugin.core.spec.document import (
+        load_stored_specs,
+    )  # pydantic and YAML take 0.1 s.
 
     names: list[str] | None = None
     for event in store.events(endpoint, newest_first=True):
@@ -122,7 +152,9 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
     if stage := STAGES.get(text.lower()):
         return StageOrAlias(stage=stage)
     hint = did_you_mean(text, STAGES.values(), f"for the alias, specify '@{text or 'champion'}'")
-    raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}")
+    raise InvalidConfig(
+        f"{text!r} is neither a stage ({', '.join(STAGES.values())}) nor an alias{hint}",
+    )
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
@@ -130,18 +162,26 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
     if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{number}")
     with registry_errors(f"model {model}"):
-        registry_client().get_registered_model(model)  # This call raises NotFound if the model does not exist.
+        registry_client().get_registered_model(
+            model,
+        )  # This call raises NotFound if the model does not exist.
     return None
 
 
-def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
+def current_version(
+    uri: ModelURI,
+    registry: "MlflowClient | None" = None,
+    exclude: str = "",
+) -> str:
     """Return the version that the URI's stage, alias or tag selects (the highest number if several match), or ""."""
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
             version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
             return "" if version == exclude else version
-        selected = newest([item for number, item in _selected(client, uri).items() if number != exclude])
+        selected = newest(
+            [item for number, item in _selected(client, uri).items() if number != exclude],
+        )
     return "" if selected is None else str(int(selected.version))
 
 
@@ -163,16 +203,21 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
                 client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
-            if uri.kind == "stage" and error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
+            if uri.kind == "stage" and error.error_code in (
+                "ENDPOINT_NOT_FOUND",
+                "NOT_IMPLEMENTED",
+            ):
                 raise InvalidConfig(
                     f"{name} version {version} cannot be moved to {uri.place}, because MLflow at {registry_address()} "
-                    "has no stages: use an alias, such as @champion"
+                    "has no stages: use an alias, such as @champion",
                 ) from None
             if error.error_code not in ("PERMISSION_DENIED", "INVALID_PARAMETER_VALUE"):
                 raise
             text = str(error)
             reason = text.removeprefix(f"{error.error_code}: ")
-            raise InvalidConfig(f"MLflow refuses {uri.place} for {name} version {version}: {reason}") from None
+            raise InvalidConfig(
+                f"MLflow refuses {uri.place} for {name} version {version}: {reason}",
+            ) from None
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
@@ -184,7 +229,10 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.delete_model_version_tag(name, other, uri.tag[0])
-        if not _selected(client, uri):  # Another client moved the tag back and removed it from this version.
+        if not _selected(
+            client,
+            uri,
+        ):  # Another client moved the tag back and removed it from this version.
             client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)
@@ -195,11 +243,16 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
 
 
 def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
-    return {str(item.version): item for item in all_versions(client, uri.name) if selects(uri, item)}
+    return {
+        str(item.version): item for item in all_versions(client, uri.name) if selects(uri, item)
+    }
 
 
 def _superseded(
-    uri: ModelURI, version: str, before: "Mapping[str, ModelVersion]", after: "Mapping[str, ModelVersion]"
+    uri: ModelURI,
+    version: str,
+    before: "Mapping[str, ModelVersion]",
+    after: "Mapping[str, ModelVersion]",
 ) -> list[str]:
     """Return the versions that must leave a stage or a tag after `version` was moved to it.
 
@@ -215,7 +268,11 @@ def _superseded(
     def moved_at(number: str) -> tuple[int, int]:
         return after[number].last_updated_timestamp or 0, int(number)
 
-    unmoved = {key for key in after if key in before and moved_at(key)[0] == before[key].last_updated_timestamp}
+    unmoved = {
+        key
+        for key in after
+        if key in before and moved_at(key)[0] == before[key].last_updated_timestamp
+    }
     last = max(after.keys() - unmoved | {version}, key=moved_at)
     return [number for number in after if number != last]
 
@@ -228,15 +285,26 @@ class PreviousVersion:
     source: str
 
 
-def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
+def previous_in_registry(
+    uri: ModelURI,
+    version: str,
+    registry: "MlflowClient | None" = None,
+) -> PreviousVersion | None:
     """Return the version that had the stage before `version`. Skip rolled-back versions. Aliases have no history."""
     if uri.kind != "stage":
         return None
     with registry_errors(f"model {uri.name}"):
         versions = all_versions(registry or registry_client(), uri.name)
-    candidates = [item for item in versions if str(item.version) != version and ROLLED_BACK_TAG not in item.tags]
+    candidates = [
+        item
+        for item in versions
+        if str(item.version) != version and ROLLED_BACK_TAG not in item.tags
+    ]
     if (lower := newest([item for item in candidates if selects(uri, item)])) is not None:
-        return PreviousVersion(str(lower.version), f"it is the next highest version in {uri.selector}")
+        return PreviousVersion(
+            str(lower.version),
+            f"it is the next highest version in {uri.selector}",
+        )
     if archived := [item for item in candidates if item.current_stage == "Archived"]:
         last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
         return PreviousVersion(str(last.version), "it was archived last")
@@ -246,10 +314,17 @@ def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | 
 def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = None) -> bool:
     """Return True if the version has the rolled-back tag. Raises NotFound if the version does not exist."""
     with registry_errors(f"model {name} version {version}"):
-        return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
+        return (
+            ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
+        )
 
 
-def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
+def rolled_back_refusal(
+    model: str,
+    version: str,
+    place: StageOrAlias,
+    tags: Mapping[str, str],
+) -> str:
     """Return why a rolled-back version is not promoted to a served stage or alias; empty if the move is allowed."""
     if not place.is_served_from or ROLLED_BACK_TAG not in tags:
         return ""

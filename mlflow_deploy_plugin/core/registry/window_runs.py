@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE, DOCUMENT = "report.html", "verdict.json"
-ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
+ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = (
+    "onnxserve.endpoint",
+    "onnxserve.monitor",
+    "onnxserve.verdict",
+)
 KIND_TAG = "onnxserve.kind"
-START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
+START_TAG, END_TAG, REVISION_TAG = (
+    "onnxserve.window.start",
+    "onnxserve.window.end",
+    "onnxserve.window.revision",
+)
 CREATED_TAG = "onnxserve.endpoint.created"
 TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
 """Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not used as a verdict."""

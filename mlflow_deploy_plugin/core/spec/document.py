@@ -70,7 +70,9 @@ def load_specs(text: str, is_stored: bool = False) -> list[EndpointSpec]:
     """
     specs = load_stored_specs(text) if is_stored else _read(_documents(text))
     if empty := [spec.name for spec in specs if not spec.variants]:
-        raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
+        raise InvalidConfig(
+            f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`",
+        )
     return specs
 
 
@@ -85,7 +87,11 @@ def load_stored_specs(text: str) -> list[EndpointSpec]:
 def _documents(text: str) -> list[object]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
         raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
     if not documents:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
@@ -102,7 +108,7 @@ def _read(documents: list[object]) -> list[EndpointSpec]:
         if "server" in spec.model_fields_set and spec.server != specs[0].server:
             raise InvalidConfig(
                 f"endpoint {spec.name!r} has another `server`, but all endpoints of a spec share one server: specify "
-                f"it in the first endpoint, {specs[0].name!r}"
+                f"it in the first endpoint, {specs[0].name!r}",
             )
     return specs
 
@@ -121,7 +127,9 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
 def validate_spec(document: object) -> EndpointSpec:
     """Return the spec from a document of plain values. Raise InvalidConfig, with the field, if a field is not valid."""
     if not isinstance(document, Mapping):
-        raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
+        raise InvalidConfig(
+            f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}",
+        )
     try:
         return EndpointSpec.model_validate(document)
     except ValidationError as error:
@@ -146,7 +154,11 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     for dotted, part, name in _fields():
         field, description = part.model_fields[name], field_descriptions(part)[name]
         is_table = dotted.endswith(_OF_TABLE)
-        default = "" if is_table or field.is_required() or field.default in (None, ()) else str(field.default)
+        default = (
+            ""
+            if is_table or field.is_required() or field.default in (None, ())
+            else str(field.default)
+        )
         yield dotted, "str" if is_table else _type_name(field.annotation), default, description
 
 
@@ -154,13 +166,17 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
     for prefix, part in _PARTS.items():
         for name in part.model_fields:
             dotted = f"{prefix}{name}"
-            if dotted not in _NOT_BY_NAME and not any(other.startswith(f"{dotted}.") for other in _PARTS):
+            if dotted not in _NOT_BY_NAME and not any(
+                other.startswith(f"{dotted}.") for other in _PARTS
+            ):
                 yield f"{dotted}{_OF_TABLE if dotted in _TABLES else ''}", part, name
 
 
 def _type_name(annotation: object) -> str:
     """Return the type of a field, e.g. `int`, or the allowed values, for help texts."""
-    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
+    kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [
+        annotation,
+    ]
     if get_origin(kinds[0]) is Literal:
         kinds = list(get_args(kinds[0]))
     elif get_origin(kinds[0]) is Annotated:
@@ -169,7 +185,10 @@ def _type_name(annotation: object) -> str:
 
 
 def new_endpoint(
-    name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
+    name: str,
+    model_uri: str,
+    config: Mapping[str, object] | None = None,
+    variant: str | None = None,
 ) -> EndpointSpec:
     """Return the endpoint `name` with one variant (default: of this name) and with `config`, as in `apply_config`."""
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
@@ -192,14 +211,23 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
     known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
-        field = ".".join([path[0], "NAME", *path[2:]] if path[0] in ("variants", "monitors") else path)
+        field = ".".join(
+            [path[0], "NAME", *path[2:]] if path[0] in ("variants", "monitors") else path,
+        )
         if len(path) == 3 and ".".join(path[:2]) in _TABLES:
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
-        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # a parameter of the project
+        is_parameter = len(path) == 5 and path[2:4] == [
+            "retrain",
+            "parameters",
+        ]  # a parameter of the project
         is_removed_sample = field == "monitors.NAME.retrain.sample" and value == ""
         if not (field in known or is_model or is_parameter or is_removed_sample):
-            hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
+            hint = did_you_mean(
+                field,
+                known,
+                "`mlflow deployments help -t onnxserve` lists the fields",
+            )
             raise InvalidConfig(removal_reason(dotted) or f"unknown config key {dotted!r}{hint}")
         *parents, leaf = path
         target = document
@@ -217,7 +245,9 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
     """Return `spec` with another variant, without traffic if there are others. Raises AlreadyExists, InvalidConfig."""
     if name in spec.variants:
-        raise AlreadyExists(f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it")
+        raise AlreadyExists(
+            f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it",
+        )
     added = {"model": model_uri, "weight": 0 if spec.variants else 100}
     variants = {**spec_document(spec)["variants"], name: added}
     return validate_spec({**spec_document(spec), "variants": variants})
@@ -225,12 +255,18 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
     """Return `spec` without a variant. Raise InvalidConfig if only variants without traffic would remain."""
-    variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
+    variants = {
+        key: variant for key, variant in spec_document(spec)["variants"].items() if key != name
+    }
     return validate_spec({**spec_document(spec), "variants": variants})
 
 
 def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
-    monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
+    monitors = {
+        key: monitor
+        for key, monitor in spec_document(spec).get("monitors", {}).items()
+        if key != name
+    }
     return validate_spec({**spec_document(spec), "monitors": monitors})
 
 

@@ -31,13 +31,24 @@ class Disturbance:
 _SHARES = (0.05, 0.1, 0.2, 0.5)
 _ATTACK = "largest change: standard deviations of a column, or share of an image's value range"
 DISTURBANCES: Mapping[str, Disturbance] = {
-    "noise": Disturbance("standard deviations of the column", (0.05, 0.1, 0.2, 0.5, 1.0), is_share=False),
+    "noise": Disturbance(
+        "standard deviations of the column",
+        (0.05, 0.1, 0.2, 0.5, 1.0),
+        is_share=False,
+    ),
     "missing": Disturbance("share of missing values", _SHARES),
     "swap": Disturbance("share of a column's values that are swapped", _SHARES),
-    "scale": Disturbance("factor on one column (the worst is reported)", (0.1, 0.5, 2.0, 10.0), is_share=False),
+    "scale": Disturbance(
+        "factor on one column (the worst is reported)",
+        (0.1, 0.5, 2.0, 10.0),
+        is_share=False,
+    ),
     "unseen": Disturbance("share of texts replaced by an unseen text", _SHARES),
     "typos": Disturbance("share of mistyped characters", (0.02, 0.05, 0.1, 0.2)),
-    "brightness": Disturbance("share of the range, brighter or darker (the worse is reported)", _SHARES),
+    "brightness": Disturbance(
+        "share of the range, brighter or darker (the worse is reported)",
+        _SHARES,
+    ),
     "occlusion": Disturbance("covered share of the image", _SHARES),
     "fgsm": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "pgd": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
@@ -55,23 +66,39 @@ def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, .
     """Return the strengths per disturbance, ascending; an empty sequence selects the defaults. Raises InvalidConfig."""
     if unknown := [name for name in requested if name not in DISTURBANCES]:
         listed = f"the disturbances are {', '.join(DISTURBANCES)}"
-        raise InvalidConfig(f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}")
+        raise InvalidConfig(
+            f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}",
+        )
     checked: dict[str, tuple[float, ...]] = {}
     for name, disturbance in DISTURBANCES.items():
         if name not in requested:
             continue
         value = requested[name]
-        strengths: list[object] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        strengths: list[object] = (
+            list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        )
         strengths = strengths or list(disturbance.strengths)
         if len(strengths) > _MAX_STRENGTHS:
-            raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
+            raise InvalidConfig(
+                f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured",
+            )
         most = 1.0 if disturbance.is_share else _MAX_STRENGTH
         numbers = set()
         for strength in strengths:
-            number = float(strength) if not isinstance(strength, bool) and isinstance(strength, Real) else math.nan
+            number = (
+                float(strength)
+                if not isinstance(strength, bool) and isinstance(strength, Real)
+                else math.nan
+            )
             if not 0 < number <= most:
-                expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
-                raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
+                expected = (
+                    "a share above 0, up to 1,"
+                    if disturbance.is_share
+                    else f"a number above 0, up to {most:g},"
+                )
+                raise InvalidConfig(
+                    f"{name} cannot have the strength {strength}; {expected} is expected",
+                )
             numbers.add(number)
         checked[name] = tuple(sorted(numbers))
     return checked
@@ -88,6 +115,6 @@ def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:
             parsed[name] = tuple(float(value) for value in values.split(",")) if equals else ()
         except ValueError:
             raise InvalidConfig(
-                f"--strengths {entry!r} is not NAME=STRENGTH,STRENGTH,… with numbers, such as noise=0.1,0.5"
+                f"--strengths {entry!r} is not NAME=STRENGTH,STRENGTH,… with numbers, such as noise=0.1,0.5",
             ) from None
     return parsed

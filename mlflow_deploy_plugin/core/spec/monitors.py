@@ -37,7 +37,7 @@ Unit = Literal["", "%", "x", "ms", "s"]
 Scale = Literal["share", "seconds", "number"]
 
 _FORM = re.compile(
-    r"^(?P<name>\w+)(\((?P<of>.+)\))?\s*(?P<sign>>=|<=|>|<)\s*(?P<number>-?\d+(\.\d+)?)\s*(?P<unit>%|x|ms|s|)$"
+    r"^(?P<name>\w+)(\((?P<of>.+)\))?\s*(?P<sign>>=|<=|>|<)\s*(?P<number>-?\d+(\.\d+)?)\s*(?P<unit>%|x|ms|s|)$",
 )
 _COMPARE: Mapping[Sign, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 _UNITS: Mapping[Scale, Mapping[str, float]] = {
@@ -94,12 +94,14 @@ class Requirement:
         name, first = next(iter(metrics.items()))
         if condition is None:
             example = "0.8" if first.sign == ">=" else "0.1"
-            raise InvalidConfig(f"require: {text!r} is not a requirement; e.g. {name}{first.sign}{example} is expected")
+            raise InvalidConfig(
+                f"require: {text!r} is not a requirement; e.g. {name}{first.sign}{example} is expected",
+            )
         metric = metrics.get(condition.name)
         if metric is None:
             hint = did_you_mean(condition.name, metrics)
             raise InvalidConfig(
-                f"require: {subject} has no metric {condition.name!r}; its metrics are {', '.join(metrics)}{hint}"
+                f"require: {subject} has no metric {condition.name!r}; its metrics are {', '.join(metrics)}{hint}",
             )
         if condition.argument and not metric.argument:
             raise InvalidConfig(f"require: {text}: {condition.name} does not accept brackets")
@@ -107,13 +109,13 @@ class Requirement:
         if condition.unit not in units:
             allowed = ", ".join(unit or "a bare number" for unit in units)
             raise InvalidConfig(
-                f"require: {text}: {condition.unit!r} is not a unit of {condition.name}; allowed: {allowed}"
+                f"require: {text}: {condition.unit!r} is not a unit of {condition.name}; allowed: {allowed}",
             )
         if condition.sign[0] != metric.sign[0]:
             better = f"{condition.name}{metric.sign}{condition.number:g}{condition.unit}"
             direction = "higher" if metric.sign == ">=" else "lower"
             raise InvalidConfig(
-                f"require: {text} has the wrong direction; {condition.name} is better when {direction}: {better}"
+                f"require: {text} has the wrong direction; {condition.name} is better when {direction}: {better}",
             )
         value = condition.number * units[condition.unit]
         if metric.scale == "share" and not 0 <= value <= 1:
@@ -128,23 +130,36 @@ class Requirement:
 
 
 def parse_requirements(
-    texts: tuple[str, ...], metrics: Mapping[str, MonitorMetric], subject: str
+    texts: tuple[str, ...],
+    metrics: Mapping[str, MonitorMetric],
+    subject: str,
 ) -> tuple[Requirement, ...]:
     """Return the requirements of a monitor with the metrics of its kind. `subject` describes the kind in messages.
 
     Raises InvalidConfig if a requirement is malformed, for another kind, in the wrong direction or repeated.
     """
-    requirements = tuple(Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip())
+    requirements = tuple(
+        Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip()
+    )
     seen: dict[tuple[str, str, bool], str] = {}
     for requirement in requirements:
         key = requirement.name, requirement.argument, requirement.sign.startswith(">")
         if key in seen:
-            raise InvalidConfig(f"require: {seen[key]} and {requirement.text} set the same limit; remove one of them")
+            raise InvalidConfig(
+                f"require: {seen[key]} and {requirement.text} set the same limit; remove one of them",
+            )
         seen[key] = requirement.text
     return requirements
 
 
-MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
+MonitorKind = Literal[
+    "drift",
+    "prediction_drift",
+    "data_quality",
+    "performance",
+    "shadow",
+    "service_level",
+]
 Length = Annotated[Duration, AfterValidator(validate_length)]
 Reference = Annotated[str, StringConstraints(pattern=REFERENCE), AfterValidator(validate_reference)]
 Crontab = Annotated[str, AfterValidator(validate_crontab)]
@@ -153,8 +168,14 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "performance": {
-        **dict.fromkeys(("accuracy", "f1", "precision", "recall", "roc_auc"), MonitorMetric("share", ">=")),
-        **dict.fromkeys(("log_loss", "brier", "mae", "rmse", "mape"), MonitorMetric("number", "<=")),
+        **dict.fromkeys(
+            ("accuracy", "f1", "precision", "recall", "roc_auc"),
+            MonitorMetric("share", ">="),
+        ),
+        **dict.fromkeys(
+            ("log_loss", "brier", "mae", "rmse", "mape"),
+            MonitorMetric("number", "<="),
+        ),
         "r2": MonitorMetric("number", ">="),
     },
     "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
@@ -163,7 +184,8 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
         **dict.fromkeys(("p50", "p90", "p95", "p99"), MonitorMetric("seconds", "<=")),
     },
     "data_quality": dict.fromkeys(
-        ("missing", "unseen", "out_of_range"), MonitorMetric("share", "<=", argument="column")
+        ("missing", "unseen", "out_of_range"),
+        MonitorMetric("share", "<=", argument="column"),
     ),
 }
 """The metrics for the `require` of a monitor, by kind of monitor."""
@@ -282,27 +304,50 @@ class MonitorSpec(SpecPart):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "MonitorSpec":
-        if not self.require and self.kind in MONITOR_METRICS and self.kind not in KINDS_WITH_REFERENCE:
+        if (
+            not self.require
+            and self.kind in MONITOR_METRICS
+            and self.kind not in KINDS_WITH_REFERENCE
+        ):
             raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
         if self.require and self.kind not in MONITOR_METRICS:
-            why = "it uses its reference instead" if self.kind in KINDS_WITH_REFERENCE else "it has no metrics"
+            why = (
+                "it uses its reference instead"
+                if self.kind in KINDS_WITH_REFERENCE
+                else "it has no metrics"
+            )
             raise ValueError(f"a monitor of kind {self.kind} does not accept `require`: {why}")
         for name, kinds in _READ_BY.items():
-            if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
+            if (
+                self.kind not in kinds
+                and getattr(self, name) != type(self).model_fields[name].default
+            ):
                 takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
-                raise ValueError(f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}")
+                raise ValueError(
+                    f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}",
+                )
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
         if self.season is not None:
             validate_season(self.season, self.every)
-        if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(self.every):
-            raise ValueError(f"retrain.sample.recent {recent}: more than the window of {self.every} is expected")
+        if self.sample is not None and length_of(recent := self.sample.recent) <= length_of(
+            self.every,
+        ):
+            raise ValueError(
+                f"retrain.sample.recent {recent}: more than the window of {self.every} is expected",
+            )
         if self.retrain is not None and self.sample is not None and self.retrain.mode == "full":
-            raise ValueError("retrain.sample requires retrain.mode incremental: set the mode, or remove the sample")
-        tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
+            raise ValueError(
+                "retrain.sample requires retrain.mode incremental: set the mode, or remove the sample",
+            )
+        tells_by_pairs = (
+            self.is_rolling and self.kind != "data_quality" and not self.independent_rows
+        )
         rate, least = self.false_alarm_rate, SMALLEST_ROLLING_RATE
         if tells_by_pairs and rate < least:
-            raise ValueError(f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is expected")
+            raise ValueError(
+                f"false_alarm_rate {rate:g} with a rolling reference: at least {least:g} is expected",
+            )
         try:
             _ = self.requirements
         except InvalidConfig as error:
@@ -313,7 +358,11 @@ class MonitorSpec(SpecPart):
     def requirements(self) -> tuple[Requirement, ...]:
         if not self.require:
             return ()
-        return parse_requirements(self.require, MONITOR_METRICS[self.kind], f"a monitor of kind {self.kind}")
+        return parse_requirements(
+            self.require,
+            MONITOR_METRICS[self.kind],
+            f"a monitor of kind {self.kind}",
+        )
 
     @property
     def sample(self) -> SampleSpec | None:
@@ -329,9 +378,19 @@ class MonitorSpec(SpecPart):
         """The span of the log before a window that a rolling reference, or the trust in labels and estimates, needs."""
         every = length_of(self.every)
         if self.is_rolling:
-            return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)
-        if self.kind == "performance" and any(requirement.name not in REGRESSION for requirement in self.requirements):
-            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + REPEATED_WINDOWS - 1) * every
+            return rolling_span(
+                length_of(self.reference.partition(":")[2]),
+                every,
+                self.false_alarm_rate,
+            )
+        if self.kind == "performance" and any(
+            requirement.name not in REGRESSION for requirement in self.requirements
+        ):
+            return (
+                max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0)
+                + REPEATED_WINDOWS
+                - 1
+            ) * every
         return timedelta()
 
     @property

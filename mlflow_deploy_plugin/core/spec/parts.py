@@ -4,7 +4,14 @@ from datetime import timedelta
 from itertools import combinations
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import Length, MonitorSpec, TextList
@@ -40,7 +47,9 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 ProviderName = Annotated[str, StringConstraints(pattern=PROVIDER)]
 Provider = Annotated[
     dict[ProviderName, dict[str, str | bool | int | float]],
-    WithJsonSchema({"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1}),
+    WithJsonSchema(
+        {"type": ["string", "object"], "pattern": PROVIDER, "minProperties": 1, "maxProperties": 1},
+    ),
 ]
 _OF_NVIDIA = {"cuda", "tensorrt", "CUDAExecutionProvider", "TensorrtExecutionProvider"}
 ModelControlMode = Literal["none", "explicit"]
@@ -112,12 +121,16 @@ class ServerSpec(SpecPart):
     TLS). Requires certfile."""
     device: Device = "cpu"
     """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
-    providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(default=(), max_length=8)
+    providers: Annotated[tuple[Provider, ...], BeforeValidator(split_providers)] = Field(
+        default=(),
+        max_length=8,
+    )
     """Providers of ONNX Runtime in order of preference, instead of device: CUDAExecutionProvider,CPUExecutionProvider.
     All except CPUExecutionProvider must compute a part of every model."""
-    device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
-        default=(), max_length=64
-    )
+    device_ids: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=1023)], ...],
+        BeforeValidator(split_list),
+    ] = Field(default=(), max_length=64)
     """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(default=None, ge=1)
@@ -138,13 +151,17 @@ class ServerSpec(SpecPart):
     """Timeout of the requests in flight after SIGTERM."""
     model_control_mode: ModelControlMode = "none"
     """explicit: all callers may load and unload endpoints (V2 model repository), except web pages of other origins."""
-    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(default=(), max_length=64)
+    allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(
+        default=(),
+        max_length=64,
+    )
     """Host names that callers may use for the routes that load and unload: flights.svc,models.example. IP addresses,
     localhost and `host` are always allowed."""
     max_batch_size: int | None = Field(default=None, ge=1, le=65536)
     """Maximum number of rows in a batch of several requests; 1 disables batching. Default: 1 on a CPU, 32 on a GPU."""
     preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
-        default=(), max_length=16
+        default=(),
+        max_length=16,
     )
     """Batch sizes that are computed immediately, without waiting for more rows: 8,32."""
     max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
@@ -206,31 +223,46 @@ class ServerSpec(SpecPart):
             raise ValueError("jwt_issuer and jwt_audience must be set together")
         for one, other in combinations(("port", "grpc_port", "metrics_port"), 2):
             if getattr(self, one) is not None and getattr(self, one) == getattr(self, other):
-                raise ValueError(f"{one} and {other} are both {getattr(self, one)}; they must differ")
+                raise ValueError(
+                    f"{one} and {other} are both {getattr(self, one)}; they must differ",
+                )
         return self
 
     @property
     def is_on_nvidia(self) -> bool:
         """True if the server computes on an NVIDIA GPU."""
-        return not _OF_NVIDIA.isdisjoint({self.device, *(name for entry in self.providers for name in entry)})
+        return not _OF_NVIDIA.isdisjoint(
+            {self.device, *(name for entry in self.providers for name in entry)},
+        )
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
-        fields = [f"provider_options.{name}" for name in self.provider_options.model_dump(exclude_defaults=True)]
+        fields = [
+            f"provider_options.{name}"
+            for name in self.provider_options.model_dump(exclude_defaults=True)
+        ]
         fields += ["device_ids"] if self.device_ids else []
         others = (["device"] if self.device != "cpu" else []) + fields
         if self.providers and others:
-            raise ValueError(f"{others[0]} and providers are both set: providers replaces device, with all options")
-        if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(self.providers):
-            raise ValueError("each entry of providers is a single provider, which no other entry repeats")
+            raise ValueError(
+                f"{others[0]} and providers are both set: providers replaces device, with all options",
+            )
+        if len({name for entry in self.providers if len(entry) == 1 for name in entry}) < len(
+            self.providers,
+        ):
+            raise ValueError(
+                "each entry of providers is a single provider, which no other entry repeats",
+            )
         if self.device == "cpu" and fields:
-            raise ValueError(f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is expected")
+            raise ValueError(
+                f"{fields[0]} requires a GPU, but device is cpu: device cuda or tensorrt is expected",
+            )
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
         ):
             raise ValueError(
                 f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: different GPUs "
-                "and at least one worker for each GPU are expected"
+                "and at least one worker for each GPU are expected",
             )
         return self
 
@@ -273,7 +305,9 @@ class ContainerSpec(SpecPart):
             return self.image or "onnxserve:gpu"
         if not server.providers:
             return "onnxserve:cpu"
-        raise InvalidConfig("server.providers needs an image with its build of ONNX Runtime: -C container.image=…")
+        raise InvalidConfig(
+            "server.providers needs an image with its build of ONNX Runtime: -C container.image=…",
+        )
 
 
 _RESERVED = ("_", "output.")
@@ -303,10 +337,13 @@ class CaptureSpec(SpecPart):
     def _each_once(self) -> "CaptureSpec":
         if both := sorted({*self.drop} & {*self.mask}):
             raise ValueError(f"{both[0]!r} is in drop and in mask: specify it only once")
-        if reserved := next((name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)), ""):
+        if reserved := next(
+            (name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)),
+            "",
+        ):
             raise ValueError(
                 f"keys contains {reserved!r}, which the log reserves: a name other than prediction is expected, "
-                "without the prefix _ or output."
+                "without the prefix _ or output.",
             )
         return self
 
@@ -338,7 +375,10 @@ class KubernetesSpec(SpecPart):
     and fewer workers than cores."""
     requests_per_second: float | None = Field(default=None, ge=0.001, le=1_000_000)
     """Requests per second and pod above which KEDA adds pods, up to max_replicas. Only `render --for keda` uses it."""
-    prometheus_url: str = Field(default="http://prometheus-operated.monitoring.svc:9090", pattern=HTTP_URL)
+    prometheus_url: str = Field(
+        default="http://prometheus-operated.monitoring.svc:9090",
+        pattern=HTTP_URL,
+    )
     """Address of the Prometheus that KEDA queries. The default is a Service of the Prometheus operator."""
     gpus: int | None = Field(default=None, ge=0, le=64)
     """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
@@ -377,7 +417,7 @@ class KubernetesSpec(SpecPart):
     def _go_together(self) -> "KubernetesSpec":
         if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
             raise ValueError(
-                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which must be at least 1"
+                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which must be at least 1",
             )
         if self.service_monitor_key is not None and not self.service_monitor:
             raise ValueError("service_monitor_key requires `service_monitor`, which is not set")
@@ -385,7 +425,9 @@ class KubernetesSpec(SpecPart):
             if getattr(self, name) is not None and self.host is None:
                 raise ValueError(f"{name} requires `host`, which is not set")
             if name != "gateway" and self.gateway is not None and getattr(self, name) is not None:
-                raise ValueError(f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of them")
+                raise ValueError(
+                    f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of them",
+                )
         return self
 
 
@@ -417,9 +459,15 @@ class EndpointSpec(SpecPart):
 
     @model_validator(mode="after")
     def _some_variant_answers(self) -> "EndpointSpec":
-        answering = [variant for variant in self.variants.values() if variant.weight > 0 and not variant.shadow]
+        answering = [
+            variant
+            for variant in self.variants.values()
+            if variant.weight > 0 and not variant.shadow
+        ]
         if self.variants and not answering:
-            raise ValueError("no variant receives traffic: a weight above 0 and shadow: false are expected")
+            raise ValueError(
+                "no variant receives traffic: a weight above 0 and shadow: false are expected",
+            )
         return self
 
     @property
@@ -443,12 +491,14 @@ class EndpointSpec(SpecPart):
             column = monitor.sample.stratify if monitor.sample is not None else None
             if column in {*capture.drop, *capture.mask, *capture.keys}:
                 why = f"{column!r} is in capture.drop, capture.mask or capture.keys: name another column"
-                raise ValueError(f"monitors.{name}.retrain.sample.stratify: {why}, or remove it there")
+                raise ValueError(
+                    f"monitors.{name}.retrain.sample.stratify: {why}, or remove it there",
+                )
             if keep is not None and length_of(keep) < monitor.max_row_age:
                 hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(
                     f"capture.retention {keep} is shorter than the period of the log that monitor {name!r} reads: "
-                    f"at least {least} is expected"
+                    f"at least {least} is expected",
                 )
         return self

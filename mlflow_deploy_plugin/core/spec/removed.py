@@ -30,10 +30,11 @@ _OPENVINO = "OpenVINOExecutionProvider"
 _OF_TENSORRT = "set the option of TensorrtExecutionProvider in server.providers of a spec file"
 _REMOVED = {
     "server.device=openvino": Removed(
-        f"use a server with -C server.providers={_OPENVINO}, which is as strict", {"providers": [{_OPENVINO: {}}]}
+        f"use a server with -C server.providers={_OPENVINO}, which is as strict",
+        {"providers": [{_OPENVINO: {}}]},
     ),
     "server.io_binding": Removed(
-        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes small models faster"
+        "omit it, because it was slower; server.provider_options.enable_cuda_graph makes small models faster",
     ),
     "server.provider_options.trt_fp16_enable": Removed(_OF_TENSORRT),
     "server.provider_options.trt_engine_cache_path": Removed(_OF_TENSORRT),

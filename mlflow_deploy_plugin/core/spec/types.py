@@ -105,7 +105,9 @@ def is_duration(text: str) -> bool:
 def parse_duration(text: str, option: str) -> timedelta:
     """Return the duration that a user specified for an option. Raise InvalidConfig for any other text."""
     if not is_duration(text):
-        raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected")
+        raise InvalidConfig(
+            f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
+        )
     return length_of(text)
 
 
@@ -113,7 +115,9 @@ def parse_latency(text: str, option: str) -> float:
     """Return the seconds of a latency above 0 such as `"20ms"` or `"1.5s"`. Raise InvalidConfig for another text."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s)", text)
     if match is None or not float(match[1]):
-        raise InvalidConfig(f"{option} {text!r} cannot be read; a latency like 20ms or 1.5s, above 0, is expected")
+        raise InvalidConfig(
+            f"{option} {text!r} cannot be read; a latency like 20ms or 1.5s, above 0, is expected",
+        )
     return float(match[1]) / (1000 if match[2] == "ms" else 1)
 
 
@@ -139,7 +143,11 @@ def split_list(value: object) -> object:
 def split_providers(value: object) -> object:
     """Return the entries of a list of ONNX Runtime's providers as mappings. An entry may be a name without options."""
     entries = split_list(value)
-    return [{entry: {}} if isinstance(entry, str) else entry for entry in entries] if type(entries) is list else entries
+    return (
+        [{entry: {}} if isinstance(entry, str) else entry for entry in entries]
+        if type(entries) is list
+        else entries
+    )
 
 
 @cache
@@ -153,7 +161,9 @@ def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
     descriptions = {}
     for pair in pairwise(declared.body):
         match pair:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                value=ast.Constant(value=str(text)),
+            ):
                 descriptions[name] = " ".join(text.split())
     return descriptions
 
@@ -222,7 +232,9 @@ def validate_season(season: str, every: str) -> None:
     cycle, length = duration_seconds(season), duration_seconds(every)
     if cycle % length or cycle < 2 * length:
         nearest = duration_text(max(round(cycle / length), 2) * length)
-        raise ValueError(f"season {season}: a longer multiple of the window of {every} is expected, e.g. {nearest}")
+        raise ValueError(
+            f"season {season}: a longer multiple of the window of {every} is expected, e.g. {nearest}",
+        )
 
 
 def validate_crontab(text: str) -> str:
@@ -241,9 +253,14 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     try:
         if len(text.split()) != 5:
             raise CronSimError("five fields are expected")
-        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)  # CronSim accepts fri-7, not fri-sun.
+        return CronSim(
+            re.sub("-sun", "-7", text, flags=re.IGNORECASE),
+            after,
+        )  # CronSim accepts fri-7, not fri-sun.
     except CronSimError as error:
-        raise ValueError(f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5") from None
+        raise ValueError(
+            f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5",
+        ) from None
 
 
 def load_time_zone(name: str) -> ZoneInfo:
@@ -251,4 +268,6 @@ def load_time_zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise InvalidConfig(f"time_zone {name!r} is not known; a name like Europe/Berlin is expected") from None
+        raise InvalidConfig(
+            f"time_zone {name!r} is not known; a name like Europe/Berlin is expected",
+        ) from None

@@ -16,7 +16,13 @@ MAX_WAITING = 64
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
 """The age of a command after which no worker waits for the answer."""
-_OF_COMMANDS = (errors.InvalidConfig, errors.ModelError, errors.NotFound, errors.NotReady, errors.RegistryUnavailable)
+_OF_COMMANDS = (
+    errors.InvalidConfig,
+    errors.ModelError,
+    errors.NotFound,
+    errors.NotReady,
+    errors.RegistryUnavailable,
+)
 _ERRORS: dict[str, type[OnnxserveError]] = {error.__name__: error for error in _OF_COMMANDS}
 
 
@@ -25,7 +31,10 @@ def command_answer(error: OnnxserveError | None) -> CommandAnswer:
     if error is None:
         return CommandAnswer()
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    return CommandAnswer(error=error.message, kind=next((kind for kind in kinds if kind in _ERRORS), ""))
+    return CommandAnswer(
+        error=error.message,
+        kind=next((kind for kind in kinds if kind in _ERRORS), ""),
+    )
 
 
 def command_error(answer: CommandAnswer) -> OnnxserveError | None:

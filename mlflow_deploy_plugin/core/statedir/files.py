@@ -19,7 +19,13 @@ from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.core.statedir.models import LoadingState, State, WorkerState
 
 LOADING = "loading"
-WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "spec.yaml", "server.log"
+WANTED, AGENT, SERVER, SPEC, LOG = (
+    "wanted.json",
+    "agent.json",
+    "server.json",
+    "spec.yaml",
+    "server.log",
+)
 SEE_LOG = "; the log says why"
 """The end of a server's error in LOG; the command that started the server replaces it with the logged reason."""
 FOLLOWED = "followed.json"
@@ -47,7 +53,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # Callers retry on a full disk: temporary files must not accumulate.
+        temporary.unlink(
+            missing_ok=True,
+        )  # Callers retry on a full disk: temporary files must not accumulate.
         raise
 
 
@@ -97,7 +105,10 @@ def read_or_make_secret(path: Path, content: bytes) -> bytes:
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
                 try:
-                    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    with os.fdopen(
+                        os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600),
+                        "wb",
+                    ) as file:
                         file.write(content)
                         file.flush()
                         os.fsync(file.fileno())
@@ -186,9 +197,13 @@ class FileCache:
     def _evict(self, newest: Path) -> None:
         states = [(path, path.stat()) for path in self.folder.glob(f"*{self.suffix}")]
         size = 0
-        for number, (path, state) in enumerate(sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True)):
+        for number, (path, state) in enumerate(
+            sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True),
+        ):
             size += state.st_size
-            is_abandoned = path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
+            is_abandoned = (
+                path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
+            )
             is_surplus = size > self.max_bytes or number >= self.max_files
             if path != newest and (is_abandoned or is_surplus):
                 path.unlink(missing_ok=True)
@@ -198,7 +213,11 @@ class FileCache:
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait for a lock between processes of this machine (flock), and hold it during the block. Raises BlockingIOError
     if another process holds the lock for longer than `seconds` (None: wait without a limit)."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # The folder is shared, such as `deployments/`.
+    path.parent.mkdir(
+        parents=True,
+        exist_ok=True,
+        mode=0o755,
+    )  # The folder is shared, such as `deployments/`.
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -210,7 +229,9 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
                 raise
             time.sleep(_LOCK_POLL_SECONDS)
             continue
-        with suppress(FileNotFoundError):  # If the lock's holder has removed the file, lock a new file.
+        with suppress(
+            FileNotFoundError,
+        ):  # If the lock's holder has removed the file, lock a new file.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
@@ -229,7 +250,10 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     running. Unlike `tempfile.TemporaryDirectory`, this function also deletes the folders of killed processes."""
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
-        with suppress(OSError), locked(lock, 0):  # Skip folders that are in use or belong to another user.
+        with (
+            suppress(OSError),
+            locked(lock, 0),
+        ):  # Skip folders that are in use or belong to another user.
             shutil.rmtree(lock.with_suffix(""))
     folder = root / f"{prefix}{os.urandom(8).hex()}"
     with locked(folder.with_suffix(".lock")):
@@ -257,9 +281,13 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
             try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # Wait out `is_locked`.
+                held.enter_context(
+                    locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2),
+                )  # Wait out `is_locked`.
             except BlockingIOError:
-                raise AlreadyExists(f"a server is already running in the state folder {state_dir}") from None
+                raise AlreadyExists(
+                    f"a server is already running in the state folder {state_dir}",
+                ) from None
             yield state_dir
     except OSError as error:
         file = "" if str(error.filename or state_dir) == str(state_dir) else f"{error.filename}: "
@@ -278,5 +306,7 @@ def claim_free_state_dir(folder: Path) -> Iterator[Path]:
                 held.enter_context(claim_state_dir(candidate))
                 break
         else:
-            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} already run on this machine")
+            raise AlreadyExists(
+                f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} already run on this machine",
+            )
         yield candidate

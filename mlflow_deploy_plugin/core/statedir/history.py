@@ -44,13 +44,17 @@ class HistoryWriter:
     """Writes the history of a state folder. The agent calls `round` repeatedly."""
 
     def __init__(
-        self, state_dir: Path, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+        self,
+        state_dir: Path,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
         self._clock, self._monotonic = clock, monotonic
         self._run, self._seen, self._seen_at = "", _Counts(), monotonic()
         self._rings = [
-            _Ring(state_dir / HISTORY / f"{span}.jsonl", *interval) for span, interval in HISTORY_INTERVALS.items()
+            _Ring(state_dir / HISTORY / f"{span}.jsonl", *interval)
+            for span, interval in HISTORY_INTERVALS.items()
         ]
 
     def round(self) -> None:
@@ -65,7 +69,9 @@ class HistoryWriter:
             self._run, self._seen_at = self._run or "none", now
             return
         is_first = not self._run  # The first counts are from before the agent's start.
-        added = counts - self._seen if folder.name == self._run else counts  # A new server counts from zero.
+        added = (
+            counts - self._seen if folder.name == self._run else counts
+        )  # A new server counts from zero.
         seconds, self._seen_at = now - self._seen_at, now
         self._run, self._seen = folder.name, counts
         if is_first:
@@ -104,7 +110,9 @@ class _Ring:
 
 def read_history(state_dir: Path, span: Span) -> bytes:
     """Return the last lines of a history file, oldest first, without lines that a crash has cut off."""
-    return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]))
+    return b"\n".join(
+        deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]),
+    )
 
 
 def _lines(path: Path) -> list[bytes]:

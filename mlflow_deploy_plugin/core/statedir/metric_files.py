@@ -42,7 +42,10 @@ _PAUSE_SECONDS = 1e-4
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
-_HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; key's bytes, number of cells
+_HEADER, _ENTRY = (
+    struct.Struct("<i4x"),
+    struct.Struct("<ii"),
+)  # bytes in use; key's bytes, number of cells
 _LOST_CELLS = 64
 REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
 CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
@@ -67,7 +70,11 @@ class Metric:
 
 
 _LOST = {
-    kind: Metric(f"onnxserve_unrecorded{suffix}", "Values not recorded because shared memory was full.", kind=kind)
+    kind: Metric(
+        f"onnxserve_unrecorded{suffix}",
+        "Values not recorded because shared memory was full.",
+        kind=kind,
+    )
     for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
 }
 """Kind → the metric of values for which shared memory lacks space. The histogram has enough cells for any buckets."""
@@ -100,11 +107,18 @@ class MmapCounters:
         buckets. If shared memory is full, return the slot of the unrecorded values, so that the response succeeds."""
         kind = "histogram" if metric.bounds else metric.kind
         # Replace lone surrogates, which cannot be encoded.
-        spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}
-        key = json.dumps([kind, metric.name, metric.help, metric.bounds, spelled], sort_keys=True).encode()
+        spelled = {
+            label: value.encode(errors="replace").decode() for label, value in labels.items()
+        }
+        key = json.dumps(
+            [kind, metric.name, metric.help, metric.bounds, spelled],
+            sort_keys=True,
+        ).encode()
         if (known := self._slots.get(key)) is not None:
             return known
-        cells = len(metric.bounds) + 2 if metric.bounds else _LOST_CELLS if kind == "histogram" else 1
+        cells = (
+            len(metric.bounds) + 2 if metric.bounds else _LOST_CELLS if kind == "histogram" else 1
+        )
         entry = _ENTRY.pack(len(key), cells) + key + b" " * (-len(key) % 8) + bytes(8 * cells)
         try:
             while self._used + len(entry) > self._size:
@@ -162,13 +176,18 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
         kind, name, text, bounds, labels = orjson.loads(key)
         if (family := families.get(name)) is None:
             family = families[name] = MetricFamily(name, kind, text)
-        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # Unrecorded values lack bounds.
+        counts = (
+            accumulate(cells[1:]) if bounds else [sum(cells[1:])]
+        )  # Unrecorded values lack bounds.
         buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
         family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
 
 
-def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> defaultdict[str, list[MetricSeries]]:
+def read_series(
+    folder: Path,
+    kinds: tuple[MetricKind, ...] = _KINDS,
+) -> defaultdict[str, list[MetricSeries]]:
     """Return the series of `read_families` by metric name; an empty list for an unknown name."""
     by_name = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
@@ -183,14 +202,19 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
         text = family.text.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {text}\n# TYPE {name} {family.kind}\n")
         for series in _unhurried(family.series, _SERIES_AT_ONCE):
-            labels = [f'{label}="{value.translate(_ESCAPED)}"' for label, value in sorted(series.labels.items())]
+            labels = [
+                f'{label}="{value.translate(_ESCAPED)}"'
+                for label, value in sorted(series.labels.items())
+            ]
             braced = f"{{{','.join(labels)}}}" if labels else ""
             if family.kind != "histogram":
                 lines.append(f"{name}{braced} {series.value!r}\n")
                 continue
             begin = f"{name}_bucket{{" + "".join(f"{label}," for label in labels)
             lines += [f'{begin}le="{bound}"}} {count!r}\n' for bound, count in series.buckets]
-            lines.append(f"{name}_count{braced} {series.count!r}\n{name}_sum{braced} {series.value!r}\n")
+            lines.append(
+                f"{name}_count{braced} {series.count!r}\n{name}_sum{braced} {series.value!r}\n",
+            )
     return "".join(lines).encode()
 
 
@@ -221,7 +245,10 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield each key of a file with the slot of the key's first cell and the number of cells."""
-    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0  # A new file is empty.
+    position, used = (
+        _HEADER.size,
+        _HEADER.unpack_from(content)[0] if content else 0,
+    )  # A new file is empty.
     while position < used:
         size, cells = _ENTRY.unpack_from(content, position)
         begin = position + _ENTRY.size
@@ -279,7 +306,11 @@ def save_capture_counters(state_dir: Path) -> None:
 def shared_memory() -> Path | None:
     """Return the shared memory's folder; None if the folder does not exist, is not writable or has too little space."""
     is_writable = os.access(_SHARED_MEMORY, os.W_OK)
-    return _SHARED_MEMORY if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES else None
+    return (
+        _SHARED_MEMORY
+        if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES
+        else None
+    )
 
 
 def make_metrics_folder(state_dir: Path) -> int:
@@ -304,7 +335,10 @@ def _remove_abandoned_metrics() -> None:
             back = (folder / _STATE).readlink() / METRICS
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # This fails if the server runs.
+                fcntl.flock(
+                    descriptor,
+                    fcntl.LOCK_EX | fcntl.LOCK_NB,
+                )  # This fails if the server runs.
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:

@@ -74,7 +74,9 @@ class Control(State):
     """The changes that commands have made to the spec: endpoints that were unloaded, and endpoints that were added."""
 
     unloaded: tuple[str, ...] = ()
-    added: dict[str, Annotated[EndpointSpec, BeforeValidator(without_removed)]] = Field(default_factory=dict)
+    added: dict[str, Annotated[EndpointSpec, BeforeValidator(without_removed)]] = Field(
+        default_factory=dict,
+    )
 
 
 Scope = Literal["infer", "read", "admin"]
@@ -127,7 +129,9 @@ class WorkerState(State):
 
     @property
     def has_versions(self) -> bool:
-        return any(variant.version for variants in self.endpoints.values() for variant in variants.values())
+        return any(
+            variant.version for variants in self.endpoints.values() for variant in variants.values()
+        )
 
 
 class LoadingState(State):

@@ -70,21 +70,35 @@ class Alerts:
         self._store = store
 
     def firing(self, endpoint: str | None = None) -> list[Alert]:
-        query = select(AlertRow).filter_by(state=FIRING, **given(endpoint=endpoint)).order_by(AlertRow.id)
+        query = (
+            select(AlertRow)
+            .filter_by(state=FIRING, **given(endpoint=endpoint))
+            .order_by(AlertRow.id)
+        )
         return self._store.read(query, Alert)
 
     def recent(self) -> list[Alert]:
         """Return the alerts that are firing or changed within the last 7 days, oldest first."""
         since = self._store.now() - _REMEMBERED
-        query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
+        query = (
+            select(AlertRow)
+            .where(or_(AlertRow.state == FIRING, AlertRow.last_at > since))
+            .order_by(AlertRow.id)
+        )
         return self._store.read(query, Alert)
 
-    def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
+    def change(
+        self,
+        fingerprint: str,
+        change: "Callable[[Alert | None], Alert | None]",
+    ) -> Alert | None:
         """Write the alert that `change` makes of the firing alert (or of None), unless `change` returns None."""
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
-            row = session.scalars(query.order_by(AlertRow.id.desc()).limit(1).with_for_update()).one_or_none()
+            row = session.scalars(
+                query.order_by(AlertRow.id.desc()).limit(1).with_for_update(),
+            ).one_or_none()
             return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
@@ -92,7 +106,9 @@ class Alerts:
         stored = storable_text(alert.fingerprint, 255)
         query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
-            return None if session.scalars(query).first() is not None else _write(session, None, alert)
+            return (
+                None if session.scalars(query).first() is not None else _write(session, None, alert)
+            )
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
         """Write the result of `change` for the alert with this id, in any state. Return None if it does not exist."""
@@ -105,7 +121,14 @@ class Silences:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
+    def add(
+        self,
+        endpoint: str,
+        monitor: str,
+        length: timedelta,
+        why: str = "",
+        actor: str | None = None,
+    ) -> Silence:
         now, by = self._store.now(), actor or self._store.user
         row = SilenceRow(endpoint=endpoint, monitor=monitor, until=now + length, created_at=now)
         row.why, row.actor = storable_text(why, None), storable_text(by, 255)
@@ -118,7 +141,9 @@ class Silences:
 
     def active(self, endpoint: str | None = None) -> list[Silence]:
         """Return the silences that are active now, oldest first."""
-        query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
+        query = (
+            select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
+        )
         query = query.filter_by(**given(endpoint=endpoint))
         return self._store.read(query, Silence)
 
@@ -126,7 +151,11 @@ class Silences:
         """End the silence now with an audit event. Return None if no active silence has this id."""
         now = self._store.now()
         user = self._store.user
-        query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
+        query = (
+            select(SilenceRow)
+            .where(SilenceRow.id == number, SilenceRow.until > now)
+            .with_for_update()
+        )
         with self._store.transaction() as session:
             row = session.scalars(query).one_or_none()
             if row is None:
@@ -142,7 +171,9 @@ def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert
         return None
     if row is None:
         row = AlertRow(
-            fingerprint=storable_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor
+            fingerprint=storable_text(alert.fingerprint, 255),
+            endpoint=alert.endpoint,
+            monitor=alert.monitor,
         )
     write_fields(row, alert, "state", "count", "detail", "first_at", "last_at", "told_at")
     return save_row(session, row, Alert)

@@ -10,7 +10,14 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.core.spec.document import spec_document
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.store.tables import AuditRow, Base, Json, ValueT, from_row, storable_text
+from mlflow_deploy_plugin.core.store.tables import (
+    AuditRow,
+    Base,
+    Json,
+    ValueT,
+    from_row,
+    storable_text,
+)
 
 USER = "user"
 """The key in `Session.info` of the user of this process, if the user was needed so far."""
@@ -52,7 +59,9 @@ def move_detail(place: str, before: str, files: str | None = None) -> Json:
             read.
             None if the event is not by MLflow's server, which has an event of its own for the move.
     """
-    return {"moved": {"place": place, "before": before} | ({} if files is None else {"files": files})}
+    return {
+        "moved": {"place": place, "before": before} | ({} if files is None else {"files": files}),
+    }
 
 
 def current_actor() -> str:
@@ -73,11 +82,19 @@ def write_event(session: Session, event: AuditEvent) -> None:
     is_of_login = session.info.get(USER) == event.actor != machine
     detail = event.detail | ({"machine": machine} if is_of_login else {})
     columns = AuditRow.__table__.columns
-    texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
+    texts = {
+        name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None))
+        for name in _TEXTS
+    }
     session.add(AuditRow(at=event.at, detail=detail, **texts))
 
 
-def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:
+def save_row(
+    session: Session,
+    row: Base,
+    kind: type[ValueT],
+    event: AuditEvent | None = None,
+) -> ValueT:
     """Write the row and its event. Return the row as a dataclass with the values that the database has set."""
     session.add(row)
     session.flush()
@@ -100,12 +117,16 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
     for name in dict.fromkeys([*before.variants, *after.variants]):
         both = [spec.variants.get(name) for spec in (before, after)]
         is_same_model = len({variant and variant.model for variant in both}) == 1
-        shares = [variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both]
+        shares = [
+            variant and ("shadow" if variant.shadow else str(variant.weight)) for variant in both
+        ]
         if is_same_model and shares[0] == shares[1]:
             continue
         for text, variant, share in zip(texts, both, shares, strict=True):
             if variant is not None:
-                text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
+                text.append(
+                    f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}",
+                )
     return texts
 
 
@@ -123,7 +144,14 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
         for name in sorted(changed & set(spec.monitors)):
             fields = dict(_flat(monitors[name]))
             kind = fields.pop("kind", spec.monitors[name].kind)
-            text.append(" ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())]))
+            text.append(
+                " ".join(
+                    [
+                        f"monitor {name} {kind}",
+                        *(f"{field} {value}" for field, value in fields.items()),
+                    ],
+                ),
+            )
     others = [_other_fields(spec, changed) for spec in specs]
     for field_name in sorted({*others[0], *others[1]}):
         values = [fields.get(field_name, "not set") for fields in others]
@@ -149,4 +177,7 @@ def _flat(document: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            yield (
+                prefix + key,
+                ",".join(map(str, value)) if isinstance(value, list | tuple) else value,
+            )

@@ -29,7 +29,12 @@ SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
 _ADVISORY_LOCK = 0x6F6E6E78  # the letters "onnx": any number, but the same in all processes
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
-_LOST_MACHINE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
+_LOST_MACHINE = {
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+}
 """With these options, a connection to a failed machine ends after 20 s instead of Linux's 15 minutes to two hours
 (https://www.postgresql.org/docs/current/libpq-connect.html).
 """
@@ -58,7 +63,7 @@ def open_store(
     except (ArgumentError, ValueError):
         # The URL may include a password, so the message does not contain the URL.
         raise InvalidConfig(
-            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
+            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db",
         ) from None
     engine = _engine(parsed)
     try:
@@ -67,7 +72,10 @@ def open_store(
             is_made = inspect(connection).has_table(VERSION_TABLE)
             if not is_made or connection.scalars(versions).all() != [SCHEMA]:
                 if connection.dialect.name == "postgresql":
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+                    connection.execute(
+                        text("SELECT pg_advisory_xact_lock(:key)"),
+                        {"key": _ADVISORY_LOCK},
+                    )
                 _migrate(connection)
     except DBAPIError as error:
         engine.dispose()
@@ -80,7 +88,9 @@ def open_store(
 
 def migration_config(connection: Connection) -> "Config":
     """Return Alembic's configuration, which passes the connection to `migrations/env.py`."""
-    from alembic.config import Config  # Import Alembic only for migrations, because the import takes 0.2 s.
+    from alembic.config import (
+        Config,
+    )  # Import Alembic only for migrations, because the import takes 0.2 s.
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -88,9 +98,13 @@ def migration_config(connection: Connection) -> "Config":
 
 
 def _migrate(connection: Connection) -> None:
-    if not inspect(connection).has_table(VERSION_TABLE):  # Check again, because another process may have migrated.
+    if not inspect(connection).has_table(
+        VERSION_TABLE,
+    ):  # Check again, because another process may have migrated.
         Base.metadata.create_all(connection)
-        connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+        connection.execute(
+            text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"),
+        )
         connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
         return
     from alembic import command
@@ -106,7 +120,7 @@ def _migrate(connection: Connection) -> None:
         raise StoreUnavailable(
             f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which onnxserve "
             f"{__version__} does not support: upgrade onnxserve if a newer version created the store; if a build "
-            "before the first release created the store, move its tables away and run `onnxserve migrate`"
+            "before the first release created the store, move its tables away and run `onnxserve migrate`",
         )
     if current != scripts.get_current_head():
         command.upgrade(config, "head")
@@ -116,7 +130,9 @@ def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     arguments: dict[str, object] = {}
     if backend == "sqlite":
-        if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1 does not decode %25.
+        if (
+            make_url("sqlite:///%25").database == "%25" and url.database
+        ):  # SQLAlchemy before 2.1 does not decode %25.
             url = url.set(database=unquote(url.database))
         arguments = {"timeout": _BUSY_SECONDS}
         if url.database and url.database != ":memory:":
@@ -126,17 +142,21 @@ def _engine(url: URL) -> Engine:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
-        if url.get_driver_name() == "psycopg":  # No prepared statements: PgBouncer would share them among clients.
+        if (
+            url.get_driver_name() == "psycopg"
+        ):  # No prepared statements: PgBouncer would share them among clients.
             arguments["prepare_threshold"] = None
     try:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
     except NoSuchModuleError:
-        raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is not a supported database") from None
+        raise InvalidConfig(
+            f"ONNXSERVE_STORE_URI: {url.drivername!r} is not a supported database",
+        ) from None
     except ImportError as error:
         ours = 'pip install "mlflow-onnxserve[postgresql]"'
         hint = ours if backend == "postgresql" else "onnxserve is tested with SQLite and PostgreSQL"
         raise InvalidConfig(
-            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}"
+            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}",
         ) from None
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
@@ -151,7 +171,9 @@ def _take_write_lock_at_start(engine: Engine) -> None:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # `_begun` issues BEGIN, so that DDL is part of the transaction.
+        connection.isolation_level = (
+            None  # `_begun` issues BEGIN, so that DDL is part of the transaction.
+        )
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:  # SQLite ignores its busy timeout while another process enables WAL.
             try:
@@ -164,4 +186,6 @@ def _take_write_lock_at_start(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(READS_ONLY) else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql(
+            "BEGIN" if connection.get_execution_options().get(READS_ONLY) else "BEGIN IMMEDIATE",
+        )

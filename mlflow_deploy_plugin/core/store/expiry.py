@@ -21,7 +21,8 @@ KEPT_WINDOWS = 200
 """The number of judged windows that are kept per monitor. Consecutive alarms are counted over these newest windows."""
 _AT_ONCE = 1000
 _COUNTED = tuple(
-    getattr(MonitorWindowRow, name) for name in ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts")
+    getattr(MonitorWindowRow, name)
+    for name in ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts")
 )
 _Row = MonitorWindowRow | AlertRow
 
@@ -33,7 +34,11 @@ class Expired:
 
 
 def expire(
-    store: Store, keep: timedelta, *, only_count: bool = False, goes_on: Callable[[], bool] = lambda: True
+    store: Store,
+    keep: timedelta,
+    *,
+    only_count: bool = False,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> Expired:
     """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
 
@@ -55,14 +60,21 @@ def expire(
     return Expired(windows, _delete(store, AlertRow, over, only_count, goes_on))
 
 
-def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime) -> ColumnElement[bool] | None:
+def _old_windows(
+    store: Store,
+    key: MonitorKey,
+    by_hand: bool,
+    before: datetime,
+) -> ColumnElement[bool] | None:
     row = MonitorWindowRow
     of_monitor = and_(row.endpoint == key[0], row.monitor == key[1], row.by_hand == by_hand)
     starts = select(row.start).where(of_monitor).limit(1)
     newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
         first = session.scalar(starts.order_by(row.start))
-        if first is None or first >= before:  # Usually no window is old. Return without the following queries.
+        if (
+            first is None or first >= before
+        ):  # Usually no window is old. Return without the following queries.
             return None
         last = session.scalars(newest).one()
         oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
@@ -73,7 +85,11 @@ def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime)
 
 
 def _delete(
-    store: Store, table: type[_Row], old: ColumnElement[bool], only_count: bool, goes_on: Callable[[], bool]
+    store: Store,
+    table: type[_Row],
+    old: ColumnElement[bool],
+    only_count: bool,
+    goes_on: Callable[[], bool],
 ) -> int:
     if only_count:
         with store.transaction(is_read_only=True) as session:
@@ -89,7 +105,9 @@ def _delete(
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
             key = (windows[0].endpoint, windows[0].monitor) if windows else None
             monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
-            if monitor is not None:  # The row of a removed monitor, which has the counts, may not exist.
+            if (
+                monitor is not None
+            ):  # The row of a removed monitor, which has the counts, may not exist.
                 monitor.expired_failures += sum(window.attempts for window in windows)
                 verdicts = Counter(window.verdict for window in windows if window.state == "judged")
                 monitor.expired = dict(verdicts + Counter(monitor.expired))

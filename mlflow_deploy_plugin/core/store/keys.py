@@ -92,7 +92,9 @@ class ApiKeys:
                 event = AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail)
                 return save_row(session, row, ApiKey, event), text
         except IntegrityError:
-            raise AlreadyExists(f"a key with the name {name!r} exists or existed; choose another name") from None
+            raise AlreadyExists(
+                f"a key with the name {name!r} exists or existed; choose another name",
+            ) from None
 
     def revoke(self, name: str, why: str = "") -> ApiKey | None:
         """Revoke the key now with an audit event. Return None if no valid key has this name."""
@@ -128,11 +130,18 @@ class ApiKeys:
 
     def created(self) -> list[ApiKey]:
         """Return all keys, including revoked keys, oldest first."""
-        return self._store.read(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name), ApiKey)
+        return self._store.read(
+            select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name),
+            ApiKey,
+        )
 
     def valid(self) -> list[ApiKey]:
         unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self._store.now())
-        query = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None), unexpired).order_by(ApiKeyRow.name)
+        query = (
+            select(ApiKeyRow)
+            .where(ApiKeyRow.revoked_at.is_(None), unexpired)
+            .order_by(ApiKeyRow.name)
+        )
         return self._store.read(query, ApiKey)
 
     def valid_entries(self) -> ValidKeys:

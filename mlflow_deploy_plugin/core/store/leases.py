@@ -60,7 +60,12 @@ class LeaseKeeper:
     If the store does not answer, the lease is lost after its duration. A lost lease cannot be regained.
     """
 
-    def __init__(self, store: "Store", lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: "Store",
+        lease: Lease,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lease = lease
         self._store = store
         self._monotonic = monotonic
@@ -72,14 +77,23 @@ class LeaseKeeper:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
         if self.is_held:
             try:
                 self._store.release_lease(self.lease)
             except StoreUnavailable as unavailable:  # The lease ends later, after its duration.
-                _log.warning("the lease %s cannot be released: %s", self.lease.name, unavailable.message)
+                _log.warning(
+                    "the lease %s cannot be released: %s",
+                    self.lease.name,
+                    unavailable.message,
+                )
 
     @property
     def is_held(self) -> bool:
@@ -100,7 +114,11 @@ class LeaseKeeper:
 
 
 @contextmanager
-def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
+def held_lease(
+    store: "Store",
+    name: str,
+    waits_for: Callable[[str], None],
+) -> Iterator[LeaseKeeper]:
     """Wait for a lease, and hold it during the `with`.
 
     `waits_for` is called with the holder's name five times per second. An error in `waits_for` stops the wait.

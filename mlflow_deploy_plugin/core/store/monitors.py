@@ -16,7 +16,13 @@ from mlflow_deploy_plugin.core.store import tables
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row, write_event
 from mlflow_deploy_plugin.core.store.leases import Lease, held_row
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow, RetrainingRow
+from mlflow_deploy_plugin.core.store.tables import (
+    AlertRow,
+    EndpointRow,
+    MonitorRow,
+    MonitorWindowRow,
+    RetrainingRow,
+)
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 MonitorKey = tuple[str, str]
@@ -24,9 +30,22 @@ MonitorKey = tuple[str, str]
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
 
-_NEWEST_FIRST = MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc()
+_NEWEST_FIRST = (
+    MonitorWindowRow.start.desc(),
+    MonitorWindowRow.revision.desc(),
+    MonitorWindowRow.id.desc(),
+)
 _PAST, _MOST_PAST = timedelta(days=2 * 365), 1_000
-_WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
+_WRITTEN = (
+    "state",
+    "verdict",
+    "reason",
+    "rows",
+    "log_rows",
+    "log_digest",
+    "attempts",
+    "not_before",
+)
 
 
 @dataclass(frozen=True)
@@ -107,14 +126,25 @@ class Monitors:
     def state(self, endpoint: str, monitor: str) -> MonitorState:
         with self._store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
-            return MonitorState(endpoint, monitor) if row is None else tables.from_row(row, MonitorState)
+            return (
+                MonitorState(endpoint, monitor)
+                if row is None
+                else tables.from_row(row, MonitorState)
+            )
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         query = select(MonitorRow).filter_by(**tables.given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
         return self._store.read(query, MonitorState)
 
-    def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
+    def pause(
+        self,
+        endpoint: str,
+        monitor: str,
+        paused: bool = True,
+        actor: str | None = None,
+        why: str = "",
+    ) -> bool:
         """Pause or resume the monitor with an audit event. Return False if the monitor already is in this state."""
         by = actor or self._store.user
         with self._row(endpoint, monitor) as (session, row):
@@ -122,7 +152,14 @@ class Monitors:
                 return False
             row.paused, row.paused_by = paused, tables.storable_text(by, 255) if paused else ""
             action = "monitor.pause" if paused else "monitor.resume"
-            event = AuditEvent(self._store.now(), by, action, endpoint, why=why, detail={"monitor": monitor})
+            event = AuditEvent(
+                self._store.now(),
+                by,
+                action,
+                endpoint,
+                why=why,
+                detail={"monitor": monitor},
+            )
             write_event(session, event)
             return True
 
@@ -149,7 +186,11 @@ class Monitors:
         """Continue the schedule at `to`, and delete scheduled windows after `to`, created while a clock was ahead."""
         with self._row(endpoint, monitor) as (session, row):
             row.made_up_to, row.note, row.note_kind = to, "", ""
-            scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
+            scheduled = delete(MonitorWindowRow).filter_by(
+                endpoint=endpoint,
+                monitor=monitor,
+                by_hand=False,
+            )
             session.execute(scheduled.where(MonitorWindowRow.start >= to))
 
     def forget(self, endpoint: str, monitor: str) -> None:
@@ -157,19 +198,48 @@ class Monitors:
             session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
     def add(
-        self, endpoint: str, monitor: str, start: datetime, end: datetime, *, by_hand: bool = False
+        self,
+        endpoint: str,
+        monitor: str,
+        start: datetime,
+        end: datetime,
+        *,
+        by_hand: bool = False,
     ) -> MonitorWindow:
         """Add a pending window as the next revision."""
-        now, of_start = self._store.now(), {"endpoint": endpoint, "monitor": monitor, "start": start}
+        now, of_start = (
+            self._store.now(),
+            {"endpoint": endpoint, "monitor": monitor, "start": start},
+        )
         with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             revisions = select(MonitorWindowRow).filter_by(**of_start)
             last = session.scalar(revisions.with_only_columns(func.max(MonitorWindowRow.revision)))
-            written = {"end": end, "created_at": now, "updated_at": now, "by_hand": by_hand, "state": "pending"}
-            return save_row(session, MonitorWindowRow(**of_start, **written, revision=(last or 0) + 1), MonitorWindow)
+            written = {
+                "end": end,
+                "created_at": now,
+                "updated_at": now,
+                "by_hand": by_hand,
+                "state": "pending",
+            }
+            return save_row(
+                session,
+                MonitorWindowRow(**of_start, **written, revision=(last or 0) + 1),
+                MonitorWindow,
+            )
 
-    def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
+    def revisions(
+        self,
+        endpoint: str,
+        monitor: str,
+        start: datetime,
+        end: datetime,
+    ) -> list[MonitorWindow]:
         same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
-        query = select(MonitorWindowRow).filter_by(**same).order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
+        query = (
+            select(MonitorWindowRow)
+            .filter_by(**same)
+            .order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
+        )
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
@@ -212,12 +282,19 @@ class Monitors:
 
         The default is all states, both scheduled and by hand. `since` selects windows that end after this time.
         """
-        of, query = tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
+        of, query = (
+            tables.given(endpoint=endpoint, monitor=monitor, by_hand=by_hand),
+            select(MonitorWindowRow),
+        )
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
-        if states and "judged" not in states:  # `coalesce` forces the index on `state`: few rows match.
-            query = query.where(*(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of))
+        if (
+            states and "judged" not in states
+        ):  # `coalesce` forces the index on `state`: few rows match.
+            query = query.where(
+                *(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of),
+            )
         else:
             query = query.filter_by(**of)
         if since is not None:
@@ -246,7 +323,11 @@ class Monitors:
         query = query.where(row.id.in_(last.group_by(row.start, row.end))).order_by(*_NEWEST_FIRST)
         with self._store.transaction(is_read_only=True) as session:
             windows = session.execute(query.limit(_MOST_PAST)).all()[::-1]
-        return [row for row in windows if row.end - row.start == length and not (row.start - aligned_to) % length]
+        return [
+            row
+            for row in windows
+            if row.end - row.start == length and not (row.start - aligned_to) % length
+        ]
 
     def accept(
         self,
@@ -266,14 +347,29 @@ class Monitors:
         with self._row(endpoint, monitor) as (session, row):
             row.baseline = {**row.baseline, **baseline}
             if window is not None:
-                of = {"endpoint": endpoint, "monitor": monitor, "start": window[0], "end": window[1], "state": "judged"}
-                revisions = select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
+                of = {
+                    "endpoint": endpoint,
+                    "monitor": monitor,
+                    "start": window[0],
+                    "end": window[1],
+                    "state": "judged",
+                }
+                revisions = (
+                    select(MonitorWindowRow).filter_by(**of).order_by(MonitorWindowRow.id.desc())
+                )
                 judged = session.scalars(revisions.limit(1)).one()
                 accepted = dict.fromkeys([*judged.evidence.get("accepted", ()), *baseline])
                 judged.evidence = {**judged.evidence, "accepted": [*accepted]}
                 if {*judged.evidence["alarms"]} <= {*accepted}:
                     row.consecutive = 0
-            event = AuditEvent(self._store.now(), actor, "monitor.accept", endpoint, why=why, detail=detail)
+            event = AuditEvent(
+                self._store.now(),
+                actor,
+                "monitor.accept",
+                endpoint,
+                why=why,
+                detail=detail,
+            )
             write_event(session, event)
         return actor
 
@@ -284,31 +380,55 @@ class Monitors:
     def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
         """Return `id`, `by_hand` and `state` of the newest windows, oldest first. All fields would take more memory."""
         query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
-        query = query.filter_by(endpoint=endpoint, monitor=monitor).order_by(*_NEWEST_FIRST).limit(limit)
+        query = (
+            query.filter_by(endpoint=endpoint, monitor=monitor)
+            .order_by(*_NEWEST_FIRST)
+            .limit(limit)
+        )
         with self._store.transaction(is_read_only=True) as session:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
         """Yield the monitors that have windows. Each step is an index lookup; `DISTINCT` would read the full index."""
         row, last = MonitorWindowRow, ("", "")
-        query = select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor)
+        query = (
+            select(row.endpoint, row.monitor)
+            .filter_by(by_hand=by_hand)
+            .order_by(row.endpoint, row.monitor)
+        )
         while True:
             with self._store.transaction(is_read_only=True) as session:
-                next_key = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last).limit(1)).one_or_none()
+                next_key = session.execute(
+                    query.where(tuple_(row.endpoint, row.monitor) > last).limit(1),
+                ).one_or_none()
             if next_key is None:
                 return
             yield (last := (next_key.endpoint, next_key.monitor))
 
-    def newest_of_each(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[MonitorWindow]:
+    def newest_of_each(
+        self,
+        endpoint: str,
+        monitors: Iterable[str],
+        limit: int,
+    ) -> list[MonitorWindow]:
         """Return each monitor's newest `limit` windows with their revisions, oldest first."""
         row = MonitorWindowRow
         windows: list[MonitorWindow] = []
         with self._store.transaction(is_read_only=True) as session:
             for monitor in monitors:
                 of = {"endpoint": endpoint, "monitor": monitor}
-                starts = select(row.start).filter_by(**of).distinct().order_by(row.start.desc()).limit(limit).subquery()
+                starts = (
+                    select(row.start)
+                    .filter_by(**of)
+                    .distinct()
+                    .order_by(row.start.desc())
+                    .limit(limit)
+                    .subquery()
+                )
                 since = select(func.min(starts.c.start)).scalar_subquery()
-                query = select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
+                query = (
+                    select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
+                )
                 windows += tables.read_rows(session, query, MonitorWindow)
         return windows[::-1]
 
@@ -344,7 +464,12 @@ class StoreCounts:
     retrainings: Mapping[tuple[str, str, str], int]
 
 
-def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looked_back: int) -> StoreCounts:
+def read_counts(
+    store: Store,
+    monitors: Iterable[MonitorKey],
+    figure: str,
+    looked_back: int,
+) -> StoreCounts:
     """Return the counts of these monitors and of the complete store, in one transaction.
 
     `figure` is the name of the figure that is searched in the newest `looked_back` judged windows of each monitor.
@@ -364,14 +489,19 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
                 windows_found = tables.read_rows(session, of_judged.limit(1), MonitorWindow)
             judged.update((key, window_found) for window_found in windows_found)
             values = [window_found.figures.get(figure) for window_found in windows_found]
-            if values == [None]:  # A window without the figure is skipped, for example a window without rows.
+            if values == [
+                None,
+            ]:  # A window without the figure is skipped, for example a window without rows.
                 value = window.figures[figure].as_float()
                 values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
             figures.update((key, value) for value in values[::-1] if value is not None)
         groups = window.endpoint, window.monitor, window.state, window.verdict
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
         counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
-        of_counted = counted.c.endpoint == MonitorRow.endpoint, counted.c.monitor == MonitorRow.monitor
+        of_counted = (
+            counted.c.endpoint == MonitorRow.endpoint,
+            counted.c.monitor == MonitorRow.monitor,
+        )
         # Use one statement: a window that expires between two statements would be counted twice or not at all.
         with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
         windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
@@ -381,7 +511,12 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
         begun = (
             select(*in_state, func.count())
             .outerjoin(EndpointRow, EndpointRow.name == retraining.endpoint)
-            .where(or_(EndpointRow.created_at.is_(None), retraining.created_at >= EndpointRow.created_at))
+            .where(
+                or_(
+                    EndpointRow.created_at.is_(None),
+                    retraining.created_at >= EndpointRow.created_at,
+                ),
+            )
             .group_by(*in_state)
         )
         return StoreCounts(
@@ -390,7 +525,10 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
             figures,
             *_add_up(windows),
             {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
-            {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
+            {
+                (endpoint, monitor, state): count
+                for endpoint, monitor, state, count in session.execute(begun)
+            },
         )
 
 
@@ -400,7 +538,17 @@ def _add_up(
     judged: Counter[tuple[str, str, str]] = Counter()
     failures: Counter[MonitorKey] = Counter()
     last: dict[MonitorKey, datetime] = {}
-    for endpoint, monitor, state, verdict, count, attempts, updated_at, expired, expired_failures in windows:
+    for (
+        endpoint,
+        monitor,
+        state,
+        verdict,
+        count,
+        attempts,
+        updated_at,
+        expired,
+        expired_failures,
+    ) in windows:
         key = endpoint, monitor
         if key not in failures:
             failures[key] = expired_failures or 0

@@ -32,7 +32,9 @@ def person_key(name: str) -> str:
     This is Unicode's compatibility caseless matching (definition D146) without ignorable and control characters,
     without outer spaces, and with one space in place of each run of spaces of any kind.
     """
-    visible = "".join(character for character in name.replace(_BLANK, " ") if not _is_invisible(character))
+    visible = "".join(
+        character for character in name.replace(_BLANK, " ") if not _is_invisible(character)
+    )
     folded = unicodedata.normalize("NFD", visible).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -41,7 +43,9 @@ def person_key(name: str) -> str:
 def name_refusal(name: str) -> str:
     """Return why the name is not usable, as a clause; empty if it is usable."""
     if len(name) > MOST_CHARACTERS:
-        return f"the caller's name has {len(name)} characters; at most {MOST_CHARACTERS} are allowed"
+        return (
+            f"the caller's name has {len(name)} characters; at most {MOST_CHARACTERS} are allowed"
+        )
     if any(unicodedata.category(character) in _CONTROL for character in name):
         return f"the caller's name {name!a} contains a control character"
     key = person_key(name)

@@ -9,12 +9,28 @@ from sqlalchemy import select
 from mlflow_deploy_plugin.core.errors import AlreadyExists
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, save_row
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.core.store.tables import Json, RetrainingFigures, RetrainingRow, from_row, given, write_fields
+from mlflow_deploy_plugin.core.store.tables import (
+    Json,
+    RetrainingFigures,
+    RetrainingRow,
+    from_row,
+    given,
+    write_fields,
+)
 
 WaitsFor = Literal["", "local_controller"]
 """The controller that a retraining waits for, if any: a controller that can reach the server, to start a rollout."""
 
-_WRITTEN = ("state", "run_id", "version", "rollout_id", "reason", "figures", "ended_at", "waits_for")
+_WRITTEN = (
+    "state",
+    "run_id",
+    "version",
+    "rollout_id",
+    "reason",
+    "figures",
+    "ended_at",
+    "waits_for",
+)
 
 
 @dataclass(frozen=True)
@@ -64,23 +80,48 @@ class Retrainings:
         self._store = store
 
     def add(
-        self, endpoint: str, monitor: str, model: str, cause: Json, spec: Json, event: AuditEvent | None = None
+        self,
+        endpoint: str,
+        monitor: str,
+        model: str,
+        cause: Json,
+        spec: Json,
+        event: AuditEvent | None = None,
     ) -> Retraining:
         """Add a waiting retraining with its event. Raises AlreadyExists if the model has a live retraining."""
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
-            live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
+            live = select(RetrainingRow).where(
+                RetrainingRow.model == model,
+                RetrainingRow.ended_at.is_(None),
+            )
             if (other := session.scalars(live.limit(1)).first()) is not None:
-                raise AlreadyExists(f"model {model} is already being trained: retraining {other.id} is {other.state}")
+                raise AlreadyExists(
+                    f"model {model} is already being trained: retraining {other.id} is {other.state}",
+                )
             row = RetrainingRow(
-                endpoint=endpoint, monitor=monitor, model=model, cause=cause, spec=spec, state="waiting"
+                endpoint=endpoint,
+                monitor=monitor,
+                model=model,
+                cause=cause,
+                spec=spec,
+                state="waiting",
             )
             row.created_at = row.updated_at = now
             return save_row(session, row, Retraining, event)
 
-    def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
+    def find(
+        self,
+        endpoint: str | None = None,
+        model: str | None = None,
+        live: bool = False,
+    ) -> list[Retraining]:
         """Return retrainings, oldest first. If `live` is True, return only live retrainings."""
-        query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model)).order_by(RetrainingRow.id)
+        query = (
+            select(RetrainingRow)
+            .filter_by(**given(endpoint=endpoint, model=model))
+            .order_by(RetrainingRow.id)
+        )
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
         return self._store.read(query, Retraining)

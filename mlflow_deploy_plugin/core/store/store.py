@@ -15,7 +15,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotFound,
+    StoreUnavailable,
+)
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.core.spec.document import dump_spec, load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -139,24 +144,41 @@ class Store:
         return self._user
 
     def add_endpoint(
-        self, target: str, spec: EndpointSpec, *, why: str = "", unapproved: Sequence[Json] = ()
+        self,
+        target: str,
+        spec: EndpointSpec,
+        *,
+        why: str = "",
+        unapproved: Sequence[Json] = (),
     ) -> Endpoint:
         """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two processes add it at once."""
         now = self._clock()
-        row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
+        row = EndpointRow(
+            name=spec.name,
+            target=target,
+            spec=dump_spec(spec),
+            created_at=now,
+            updated_at=now,
+        )
         row.unapproved = [*unapproved]
         user = self.user
         try:
             with self.transaction() as session:
                 session.add(row)
-                _delete_monitors(session, spec.name, now)  # Windows may exist, judged by hand earlier.
+                _delete_monitors(
+                    session,
+                    spec.name,
+                    now,
+                )  # Windows may exist, judged by hand earlier.
                 detail = {"spec": row.spec, **_unapproved_detail(unapproved)}
                 event = {"after": audit.describe_traffic(spec), "why": why, "detail": detail}
                 self._audit(session, "create", user, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
-            raise AlreadyExists(f"endpoint {spec.name!r} already exists: update or delete it") from None
+            raise AlreadyExists(
+                f"endpoint {spec.name!r} already exists: update or delete it",
+            ) from None
 
     def replace_spec(
         self,
@@ -197,12 +219,25 @@ class Store:
                 before = audit.describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name, now)
-            live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
+            live = (
+                select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
+            )
             for rollout in session.scalars(live.with_for_update()):
-                rollout.state, rollout.reason, rollout.revision = _ABANDONED, _DELETED, rollout.revision + 1
+                rollout.state, rollout.reason, rollout.revision = (
+                    _ABANDONED,
+                    _DELETED,
+                    rollout.revision + 1,
+                )
                 rollout.updated_at = rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
-                self._audit(session, "rollout.end", user, endpoint=name, why=_DELETED, detail=detail)
+                self._audit(
+                    session,
+                    "rollout.end",
+                    user,
+                    endpoint=name,
+                    why=_DELETED,
+                    detail=detail,
+                )
             self._audit(session, "delete", user, endpoint=name, before=before, why=why)
             return True
 
@@ -227,13 +262,22 @@ class Store:
     def names(self, *, deleted: bool = False) -> list[str]:
         """Return the sorted names of all endpoints, readable or not; with `deleted`, also of deleted endpoints."""
         with self.transaction(is_read_only=True) as session:
-            return sorted({*session.scalars(select(EndpointRow.name)), *(_deleted_names(session) if deleted else ())})
+            return sorted(
+                {
+                    *session.scalars(select(EndpointRow.name)),
+                    *(_deleted_names(session) if deleted else ()),
+                },
+            )
 
     def endpoints(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, Endpoint)]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
-        return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, UnreadableEndpoint)]
+        return [
+            endpoint
+            for endpoint in self._read_endpoints()
+            if isinstance(endpoint, UnreadableEndpoint)
+        ]
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
         """Write an audit event of a change outside the store, such as a start, a promotion or a rollout step."""
@@ -244,7 +288,10 @@ class Store:
     def count_change(self, model: str) -> None:
         """Count a change of a model, its versions, aliases, stages or tags, for the workers of MLflow's servers."""
         with self.transaction(alone_with=f"changes of {model}") as session:
-            row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(model=model, count=0)
+            row = session.get(RegistryChangeRow, model, with_for_update=True) or RegistryChangeRow(
+                model=model,
+                count=0,
+            )
             row.count, row.changed_at = row.count + 1, self.shared_now()
             session.add(row)
 
@@ -259,20 +306,35 @@ class Store:
         """Write the event unless the last event with this endpoint, monitor and kind of action had the same reason."""
         kind = event.action.partition(".")[0]
         of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
-        earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
-        with self.transaction(alone_with=f"events/{event.endpoint}/{event.detail['monitor']}") as session:
-            last = session.scalars(earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1)).first()
+        earlier = (
+            select(AuditRow)
+            .where(AuditRow.endpoint == event.endpoint, of_monitor)
+            .order_by(AuditRow.id.desc())
+        )
+        with self.transaction(
+            alone_with=f"events/{event.endpoint}/{event.detail['monitor']}",
+        ) as session:
+            last = session.scalars(
+                earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1),
+            ).first()
             if last is None or (last.action, last.why) != (event.action, event.why):
                 audit.write_event(session, event)
 
     def record_next(
-        self, model: str, actions: Collection[str], decide: Callable[[list[AuditEvent]], AuditEvent | None]
+        self,
+        model: str,
+        actions: Collection[str],
+        decide: Callable[[list[AuditEvent]], AuditEvent | None],
     ) -> bool:
         """Write the event that `decide` derives from the model's events with one of the `actions`, oldest first.
 
         Return False if there is no such event. The events are read and written in one transaction.
         """
-        query = select(AuditRow).where(AuditRow.model == model, AuditRow.action.in_(actions)).order_by(AuditRow.id)
+        query = (
+            select(AuditRow)
+            .where(AuditRow.model == model, AuditRow.action.in_(actions))
+            .order_by(AuditRow.id)
+        )
         with self.transaction(alone_with=f"events of {model}") as session:
             if (event := decide(read_rows(session, query, AuditEvent))) is not None:
                 audit.write_event(session, event)
@@ -291,7 +353,10 @@ class Store:
         Events are read oldest first, in pages of 1,000, because the trail may not fit in memory. New events may be
         included.
         """
-        query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
+        query = select(
+            AuditRow.id,
+            *(getattr(AuditRow, field.name) for field in fields(AuditEvent)),
+        )
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
         if actions:
             query = query.where(AuditRow.action.in_(actions))
@@ -306,10 +371,23 @@ class Store:
             last = rows[-1].id
             page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
 
-    def add_rollout(self, endpoint: str, spec: Json, state: str, event: AuditEvent | None = None) -> Rollout:
+    def add_rollout(
+        self,
+        endpoint: str,
+        spec: Json,
+        state: str,
+        event: AuditEvent | None = None,
+    ) -> Rollout:
         """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has a live rollout."""
         now = self._clock()
-        row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
+        row = RolloutRow(
+            endpoint=endpoint,
+            spec=spec,
+            state=state,
+            step_at=now,
+            created_at=now,
+            updated_at=now,
+        )
         try:
             with self.transaction() as session:
                 return audit.save_row(session, row, Rollout, event)
@@ -320,9 +398,19 @@ class Store:
         if self.rollouts(endpoint, live=True):
             raise _rollout_exists(endpoint)
 
-    def rollouts(self, endpoint: str | None = None, live: bool = False, limit: int | None = None) -> list[Rollout]:
+    def rollouts(
+        self,
+        endpoint: str | None = None,
+        live: bool = False,
+        limit: int | None = None,
+    ) -> list[Rollout]:
         """Return rollouts, oldest first: only live rollouts if `live` is True, and the newest if `limit` is set."""
-        query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id.desc()).limit(limit)
+        query = (
+            select(RolloutRow)
+            .filter_by(**given(endpoint=endpoint))
+            .order_by(RolloutRow.id.desc())
+            .limit(limit)
+        )
         if live:
             query = query.where(RolloutRow.ended_at.is_(None))
         return self.read(query, Rollout)[::-1]
@@ -332,7 +420,12 @@ class Store:
             row = session.get(RolloutRow, number)
             return None if row is None else from_row(row, Rollout)
 
-    def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
+    def update_rollout(
+        self,
+        rollout: Rollout,
+        lease: Lease | None,
+        event: AuditEvent | None = None,
+    ) -> Rollout | None:
         """Write the mutable fields of `rollout` and the event. Return the rollout with its new revision.
 
         Return None if the lease was lost, or if the rollout has ended or was changed since it was read.
@@ -365,7 +458,12 @@ class Store:
                     self._leases_seen[name] = current, since
                     if monotonic - since < row.seconds:
                         return None
-                row.holder, row.token, row.renewals, row.seconds = holder, secrets.randbits(62), 0, seconds
+                row.holder, row.token, row.renewals, row.seconds = (
+                    holder,
+                    secrets.randbits(62),
+                    0,
+                    seconds,
+                )
                 row.expires_at = self.shared_now() + timedelta(seconds=seconds)
                 session.flush()
                 self._leases_seen.pop(name, None)
@@ -393,7 +491,12 @@ class Store:
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease from the view of other processes; None if the lease is free."""
         with self.transaction(is_read_only=True) as session:
-            columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self.shared_now()
+            columns = (
+                LeaseRow.name,
+                LeaseRow.holder,
+                LeaseRow.expires_at,
+                LeaseRow.expires_at > self.shared_now(),
+            )
             row = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
             return None if row is None else LeaseView(*row)
 
@@ -422,7 +525,9 @@ class Store:
             engine = self._reading if is_read_only else self._engine
             with Session(engine, info={audit.USER: self._user}) as session, session.begin():
                 if alone_with and self._engine.dialect.name == "postgresql":
-                    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))))
+                    session.execute(
+                        select(func.pg_advisory_xact_lock(func.hashtextextended(alone_with, 0))),
+                    )
                 yield session
         except IntegrityError:
             raise
@@ -462,11 +567,19 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
     since = row.created_at if row.name in deleted else None
     try:
         spec = _read_spec(row.spec)
-        return Endpoint(row.name, row.target, spec, row.created_at, row.updated_at, since, tuple(row.unapproved))
+        return Endpoint(
+            row.name,
+            row.target,
+            spec,
+            row.created_at,
+            row.updated_at,
+            since,
+            tuple(row.unapproved),
+        )
     except InvalidConfig as error:
         raise InvalidConfig(
             f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; use the version of "
-            f"onnxserve that wrote it, or delete the endpoint with `onnxserve endpoint delete {row.name}`"
+            f"onnxserve that wrote it, or delete the endpoint with `onnxserve endpoint delete {row.name}`",
         ) from None
 
 
@@ -509,13 +622,17 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
-    denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
+    denied = (
+        isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
+    )
     hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location" if denied else ""
-    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}")
+    return StoreUnavailable(
+        f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}",
+    )
 
 
 def _rollout_exists(endpoint: str) -> AlreadyExists:
     return AlreadyExists(
         f"endpoint {endpoint!r} already has a rollout: wait for its end, or abort it with "
-        f"`onnxserve rollout abort {endpoint}`"
+        f"`onnxserve rollout abort {endpoint}`",
     )

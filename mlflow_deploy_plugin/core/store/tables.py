@@ -72,16 +72,32 @@ class RetrainingFigures:
     compared: bool | None = None
 
     def as_json(self) -> dict[str, str | float | bool]:
-        known = {name: value for name, value in vars(self).items() if value is not None and name != "evaluation"}
-        known |= {name: value.isoformat() for name, value in known.items() if isinstance(value, datetime)}
+        known = {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None and name != "evaluation"
+        }
+        known |= {
+            name: value.isoformat() for name, value in known.items() if isinstance(value, datetime)
+        }
         return known | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
         """Return the figures of a document. Unknown keys are ignored."""
-        known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
-        known |= {name: datetime.fromisoformat(known[name]) for name in ("started_at", "gated_at") if name in known}
-        scores = {name.partition(".")[2]: value for name, value in document.items() if name.startswith("evaluation.")}
+        known = {
+            entry.name: document[entry.name] for entry in fields(cls) if entry.name in document
+        }
+        known |= {
+            name: datetime.fromisoformat(known[name])
+            for name in ("started_at", "gated_at")
+            if name in known
+        }
+        scores = {
+            name.partition(".")[2]: value
+            for name, value in document.items()
+            if name.startswith("evaluation.")
+        }
         return cls(**known | {"evaluation": scores})
 
 
@@ -89,10 +105,18 @@ class _FiguresJson(sa.TypeDecorator[RetrainingFigures]):
     impl = sa.JSON
     cache_ok = True
 
-    def process_bind_param(self, value: RetrainingFigures | None, dialect: sa.Dialect) -> Mapping[str, Any] | None:
+    def process_bind_param(
+        self,
+        value: RetrainingFigures | None,
+        dialect: sa.Dialect,
+    ) -> Mapping[str, Any] | None:
         return value.as_json() if value is not None else None
 
-    def process_result_value(self, value: Mapping[str, Any] | None, dialect: sa.Dialect) -> RetrainingFigures | None:
+    def process_result_value(
+        self,
+        value: Mapping[str, Any] | None,
+        dialect: sa.Dialect,
+    ) -> RetrainingFigures | None:
         return RetrainingFigures.from_json(value) if value is not None else None
 
 
@@ -116,7 +140,9 @@ def read_rows(session: Session, query: sa.Select[RowT], kind: type[ValueT]) -> l
 
 def storable_text(text: str, longest: int | None) -> str:
     """Replace characters that PostgreSQL or UTF-8 cannot store. A text longer than `longest` is cut and ends with …"""
-    kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    kept = (
+        text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 
@@ -151,11 +177,19 @@ class AuditRow(Base):
 
     __tablename__ = "onnxserve_audit_events"
     __table_args__ = (
-        sa.Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
+        sa.Index(
+            "ix_onnxserve_audit_events_deleted",
+            "endpoint",
+            sqlite_where=IS_DELETED,
+            postgresql_where=IS_DELETED,
+        ),
     )
 
     # SQLite generates ids only for the type INTEGER.
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     actor: Mapped[str] = mapped_column(sa.String(255))
     action: Mapped[str] = mapped_column(sa.String(63))
@@ -177,11 +211,18 @@ class RolloutRow(Base):
     __tablename__ = "onnxserve_rollouts"
     __table_args__ = (
         sa.Index(
-            "ux_onnxserve_rollouts_live", "endpoint", unique=True, sqlite_where=_IS_LIVE, postgresql_where=_IS_LIVE
+            "ux_onnxserve_rollouts_live",
+            "endpoint",
+            unique=True,
+            sqlite_where=_IS_LIVE,
+            postgresql_where=_IS_LIVE,
         ),
     )
 
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     spec: Mapped[Json] = mapped_column(sa.JSON)
     state: Mapped[str] = mapped_column(sa.String(31))
@@ -216,12 +257,21 @@ class MonitorWindowRow(Base):
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
-        sa.UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
+        sa.UniqueConstraint(
+            "endpoint",
+            "monitor",
+            "window_start",
+            "revision",
+            name="ux_onnxserve_monitor_windows",
+        ),
         # The counts for Prometheus read only this index, not the table.
         sa.Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     endpoint: Mapped[str] = mapped_column(sa.String(63))
     monitor: Mapped[str] = mapped_column(sa.String(255))
     start: Mapped[datetime] = mapped_column("window_start", UtcDateTime)
@@ -264,7 +314,10 @@ class MonitorRow(Base):
 class AlertRow(Base):
     __tablename__ = "onnxserve_alerts"
 
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     fingerprint: Mapped[str] = mapped_column(sa.String(255), index=True)
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
@@ -279,7 +332,10 @@ class AlertRow(Base):
 class SilenceRow(Base):
     __tablename__ = "onnxserve_silences"
 
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
     until: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -309,7 +365,10 @@ class RetrainingRow(Base):
 
     __tablename__ = "onnxserve_retrainings"
 
-    id: Mapped[int] = mapped_column(sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+    )
     endpoint: Mapped[str] = mapped_column(sa.String(63), index=True)
     monitor: Mapped[str] = mapped_column(sa.String(255))
     model: Mapped[str] = mapped_column(sa.String(512), index=True)

@@ -6,8 +6,23 @@ from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 MISSING_TEXTS = frozenset(
-    {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
-    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
+    {
+        "NA",
+        "N/A",
+        "n/a",
+        "<NA>",
+        "#NA",
+        "#N/A",
+        "#N/A N/A",
+        "NULL",
+        "null",
+        "None",
+        "NaN",
+        "nan",
+        "-NaN",
+        "-nan",
+    }
+    | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"},
 )
 """The texts that pandas reads as missing values. In a string column, these texts are ordinary values: NA is Namibia."""
 
@@ -37,8 +52,12 @@ class CsvRecord(NamedTuple):
         if len(self.fields) != width:
             return f"{len(self.fields)} fields; the header has {width}"
         try:
-            "".join(self.fields if positions is None else (self.fields[index] for index in positions)).encode()
-        except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+            "".join(
+                self.fields if positions is None else (self.fields[index] for index in positions),
+            ).encode()
+        except (
+            UnicodeEncodeError
+        ):  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
             return "not UTF-8, the required encoding of CSV files"
         return ""
 
@@ -55,7 +74,11 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         for block in file:
             index = block.find(b"\r")
             # Lines may end with a carriage return only.
-            yield from (block,) if index < 0 or block[index:] == b"\r\n" else block.splitlines(keepends=True)
+            yield from (
+                (block,)
+                if index < 0 or block[index:] == b"\r\n"
+                else block.splitlines(keepends=True)
+            )
 
     unread = physical()
 
@@ -75,13 +98,25 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = [], f"{refused}; quotation marks must enclose a value, and marks inside it must be doubled"
+            fields, error = (
+                [],
+                f"{refused}; quotation marks must enclose a value, and marks inside it must be doubled",
+            )
             again.extendleft(reversed(lines[1:]))
             number = start
             position -= sum(map(len, lines[1:]))
             del lines[1:]
-            reader = csv.reader(texts(), strict=True)  # The old reader may have reached the end of the file.
+            reader = csv.reader(
+                texts(),
+                strict=True,
+            )  # The old reader may have reached the end of the file.
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
         if not raw.isspace():  # Blank lines are not records.
-            yield CsvRecord(start, fields, raw if raw.endswith(b"\n") else raw + b"\n", position, error)
+            yield CsvRecord(
+                start,
+                fields,
+                raw if raw.endswith(b"\n") else raw + b"\n",
+                position,
+                error,
+            )

@@ -49,7 +49,9 @@ def output_format(path: str, default: FileFormat) -> FileFormat:
     """Return the format for a file's ending, or `default` without ending; raise InvalidConfig for unknown endings."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
-        raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")
+        raise InvalidConfig(
+            f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O",
+        )
     return kind or default
 
 
@@ -78,7 +80,9 @@ def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
         with atomic_file(Path(path)) as file:
             yield file
     except OSError as error:
-        raise InvalidConfig(f"the file {path} cannot be written: {error.strerror or error}") from None
+        raise InvalidConfig(
+            f"the file {path} cannot be written: {error.strerror or error}",
+        ) from None
 
 
 @contextmanager
@@ -91,7 +95,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     target = path.resolve()
     temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
     mode = target.stat().st_mode if target.exists() else None
-    made_with = 0o666 if mode is None else mode & 0o777  # The kernel removes the bits of the umask from this mode.
+    made_with = (
+        0o666 if mode is None else mode & 0o777
+    )  # The kernel removes the bits of the umask from this mode.
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
         try:
             yield file
@@ -136,7 +142,11 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # In pyarrow, %S includes the fraction of the secon
 
 
 @contextmanager
-def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
+def value_writer(
+    kind: FileFormat,
+    file: IO[bytes],
+    name: str,
+) -> Iterator[Callable[[list[object]], object]]:
     """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`. JSON is
     written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a list:
     prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as Parquet."""
@@ -145,7 +155,13 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
         return row if isinstance(row, Mapping) else {name: row}
 
     if kind == "json":
-        with _json_array(file, b'{"predictions": [', b", ", b"]}\n", b'{"predictions": []}\n') as write_items:
+        with _json_array(
+            file,
+            b'{"predictions": [',
+            b", ",
+            b"]}\n",
+            b'{"predictions": []}\n',
+        ) as write_items:
             yield lambda rows: write_items(map(orjson.dumps, rows))
     elif kind == "jsonl":
         yield lambda rows: file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
@@ -159,7 +175,10 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
 
 @contextmanager
 def table_writer(
-    kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
+    kind: FileFormat,
+    schema: "pa.Schema",
+    file: IO[bytes],
+    advice: str,
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
     """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines, times are written as RFC 3339
     and bytes as base64. In CSV, lists and structures are JSON text. In JSON, NaN is null. Raises InvalidConfig with the
@@ -173,7 +192,7 @@ def table_writer(
             flat = pa.schema([(field.name, _csv_type(field.type)) for field in schema])
             with pyarrow.csv.CSVWriter(file, flat) as csv_writer:
                 yield lambda batch: csv_writer.write_table(
-                    pa.table([_csv_column(column) for column in batch.columns], schema=flat)
+                    pa.table([_csv_column(column) for column in batch.columns], schema=flat),
                 )
         elif kind == "json":
             with _json_array(file, b"[\n", b",\n", b"\n]\n", b"[]\n") as write_items:
@@ -184,7 +203,9 @@ def table_writer(
             with pq.ParquetWriter(file, schema, compression="zstd") as parquet_writer:
                 yield parquet_writer.write_batch
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InvalidConfig(f"the result cannot be written as {kind}: {one_line(error)}; {advice}") from None
+        raise InvalidConfig(
+            f"the result cannot be written as {kind}: {one_line(error)}; {advice}",
+        ) from None
 
 
 def values_of(column: "pa.Array") -> list[object]:
@@ -198,7 +219,11 @@ def values_of(column: "pa.Array") -> list[object]:
 
 @contextmanager
 def _json_array(
-    file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes
+    file: IO[bytes],
+    opening: bytes,
+    separator: bytes,
+    closing: bytes,
+    empty: bytes,
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
     """Yield a function that writes items of a JSON array; `empty` is written instead if there are no items."""
     before = opening
@@ -220,7 +245,11 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
     for row in rows:
         cells: dict[str, object] = {}
         for name, value in row.items():
-            parts = {f"{name}_{n}": item for n, item in enumerate(value)} if isinstance(value, list) else {name: value}
+            parts = (
+                {f"{name}_{n}": item for n, item in enumerate(value)}
+                if isinstance(value, list)
+                else {name: value}
+            )
             # Booleans and nested values are written as JSON, None as an empty field.
             cells |= {
                 part: orjson.dumps(cell).decode() if isinstance(cell, bool | list | dict) else cell
@@ -230,7 +259,9 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
             header.extend(cells)
             lines.writerow(header)
         if list(cells) != header:
-            raise InvalidRequest(f"predictions have different columns: {', '.join(header)}, and {', '.join(cells)}")
+            raise InvalidRequest(
+                f"predictions have different columns: {', '.join(header)}, and {', '.join(cells)}",
+            )
         lines.writerow(cells.values())
     return text.getvalue().encode()
 
@@ -259,13 +290,18 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
                     parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
                     parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
         except pa.ArrowException as error:
-            raise InvalidRequest(f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}") from None
+            raise InvalidRequest(
+                f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}",
+            ) from None
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
     import pyarrow as pa
 
-    columns = [_csv_column(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
+    columns = [
+        _csv_column(column) if pa.types.is_timestamp(column.type) else column
+        for column in batch.columns
+    ]
     rows = zip(*map(values_of, columns), strict=True)
     names = batch.schema.names
     return [orjson.dumps(dict(zip(names, row, strict=True)), default=_json_value) for row in rows]
@@ -274,7 +310,9 @@ def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
 def _csv_type(kind: "pa.DataType") -> "pa.DataType":
     import pyarrow as pa
 
-    is_plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_plain = (
+        pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
     return pa.string() if not is_plain or pa.types.is_timestamp(kind) else kind
 
 
@@ -284,8 +322,12 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
 
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(pa.timestamp(column.type.unit, zone))  # Without the cast, local time would be written.
-        with contextlib.suppress(pa.ArrowInvalid):  # A time with nanoseconds cannot be cast and is unchanged.
+        column = column.cast(
+            pa.timestamp(column.type.unit, zone),
+        )  # Without the cast, local time would be written.
+        with contextlib.suppress(
+            pa.ArrowInvalid,
+        ):  # A time with nanoseconds cannot be cast and is unchanged.
             column = column.cast(pa.timestamp("us", zone))
         return pc.strftime(column, _TIME + ("Z" if zone else ""))
     if _csv_type(column.type) == column.type:

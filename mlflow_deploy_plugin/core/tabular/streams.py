@@ -25,7 +25,13 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.tabular.csv_file import MISSING_TEXTS, CsvRecord, csv_records
-from mlflow_deploy_plugin.core.tabular.files import SPARK_TIMES, FileFormat, compression_of, first_line, format_of
+from mlflow_deploy_plugin.core.tabular.files import (
+    SPARK_TIMES,
+    FileFormat,
+    compression_of,
+    first_line,
+    format_of,
+)
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
@@ -74,10 +80,16 @@ class RowStream:
     InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest if the file has another format."""
 
     def __init__(
-        self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
+        self,
+        file: pa.NativeFile,
+        kind: FileFormat,
+        types: Mapping[str, pa.DataType],
+        keep: Collection[str] = (),
     ) -> None:
         if kind not in _STREAMED:
-            raise InvalidConfig(f"a {kind} file is one document; {', '.join(_STREAMED)} are read row by row")
+            raise InvalidConfig(
+                f"a {kind} file is one document; {', '.join(_STREAMED)} are read row by row",
+            )
         self._file = file
         self._kind = kind
         self._types = types
@@ -92,18 +104,30 @@ class RowStream:
                 return self._json_schema()
             if self._header and self._header.error:
                 raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
-            return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
-        except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
-            raise InvalidRequest("its header is not in UTF-8, the required encoding of CSV files") from None
+            return pa.schema(
+                [(name, pa.string()) for name in (self._header.fields if self._header else [])],
+            )
+        except (
+            UnicodeEncodeError
+        ):  # A lone surrogate, which stands for a byte that is not UTF-8, cannot be encoded.
+            raise InvalidRequest(
+                "its header is not in UTF-8, the required encoding of CSV files",
+            ) from None
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
+            raise InvalidRequest(
+                f"it is not a file of the format {self._kind}: {first_line(error)}",
+            ) from None
 
     @cached_property
     def _header(self) -> CsvRecord | None:
         self._file.seek(0)
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
-    def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
+    def blocks(
+        self,
+        columns: Sequence[str],
+        dictionaries: Collection[str] = (),
+    ) -> Iterator[RowBlock]:
         """Yield the rows with the `columns` of the schema; text columns in `dictionaries` may be dictionary-encoded."""
         row = 0
         try:
@@ -116,7 +140,9 @@ class RowStream:
                 row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
                 yield block
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"the file cannot be read after row {row}: {first_line(error)}") from None
+            raise InvalidRequest(
+                f"the file cannot be read after row {row}: {first_line(error)}",
+            ) from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
         position, first = self._header.position if self._header else self._file.size(), 0
@@ -125,11 +151,15 @@ class RowStream:
             content = self._file.read(_BLOCK_BYTES)
             end = _whole_rows(content, position + len(content) == self._file.size())
             try:
-                table = self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
+                table = (
+                    self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
+                )
             except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
                 table = None
             # Arrow reads a blank line as a value if the file has only one column.
-            if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
+            if table is None or (
+                len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()
+            ):
                 block = self._csv_records_block(position, first, columns)
             else:
                 block = RowBlock(table, range(first, first + table.num_rows), (), position + end)
@@ -141,7 +171,11 @@ class RowStream:
         names = self.schema.names
         return pyarrow.csv.read_csv(
             pa.BufferReader(content),
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=content.size + 1, column_names=names),
+            pyarrow.csv.ReadOptions(
+                use_threads=False,
+                block_size=content.size + 1,
+                column_names=names,
+            ),
             pyarrow.csv.ParseOptions(newlines_in_values=True),
             pyarrow.csv.ConvertOptions(
                 include_columns=columns,
@@ -160,11 +194,17 @@ class RowStream:
         bad: list[RejectedRow] = []
         self._file.seek(position)
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
-        limit = csv.field_size_limit(_BLOCK_BYTES)  # By default 128 kB per value, but Arrow has no such limit.
+        limit = csv.field_size_limit(
+            _BLOCK_BYTES,
+        )  # By default 128 kB per value, but Arrow has no such limit.
         try:
             for number, record in enumerate(csv_records(lines), first):
                 if why := record.fault(len(names), positions):
-                    bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
+                    bad.append(
+                        RejectedRow(
+                            number, why, record.raw.decode(errors="replace").rstrip("\r\n")
+                        ),
+                    )
                 else:
                     good.append(record.raw)
                     numbers.append(number)
@@ -187,13 +227,19 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:  # Parse only lines that may contain a sought column. A backslash may hide its name.
+            if (
+                block
+            ):  # Parse only lines that may contain a sought column. A backslash may hide its name.
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
-                lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
+                lines = list(
+                    filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines),
+                )
             for name, value in _json_values(lines):
                 if not block or name in sought:
                     columns.setdefault(name, []).append(value)
-            sought = {name for name in sought if all(value is None for value in columns.get(name, ()))}
+            sought = {
+                name for name in sought if all(value is None for value in columns.get(name, ()))
+            }
             if not sought:
                 break
         types = {}
@@ -201,7 +247,9 @@ class RowStream:
             try:
                 types[name] = self._types.get(name) or pa.array(values).type
             except (pa.ArrowException, TypeError):
-                raise InvalidRequest(f"column {name[:100]!r} contains values of several types") from None
+                raise InvalidRequest(
+                    f"column {name[:100]!r} contains values of several types",
+                ) from None
         return pa.schema(list(types.items()))
 
     def _json_lines(self) -> Iterator[list[bytes]]:
@@ -222,7 +270,10 @@ class RowStream:
 
     def _json_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
         fields = pa.schema([schema.field(name) for name in columns])
-        options = pyarrow.json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore")
+        options = pyarrow.json.ParseOptions(
+            explicit_schema=fields,
+            unexpected_field_behavior="ignore",
+        )
         first = 0
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
@@ -233,7 +284,9 @@ class RowStream:
                 if not all(line.lstrip().startswith(b"{") for line in lines):
                     raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
-                table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(columns)
+                table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(
+                    columns,
+                )
                 if table.num_rows != len(lines):
                     raise ValueError
                 block = RowBlock(table, numbers, (), self._file.tell())
@@ -241,7 +294,12 @@ class RowStream:
                 block = self._json_records_block(numbers, lines, fields)
             yield block
 
-    def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], fields: pa.Schema) -> RowBlock:
+    def _json_records_block(
+        self,
+        numbers: Sequence[int],
+        lines: list[bytes],
+        fields: pa.Schema,
+    ) -> RowBlock:
         """Return the rows of these lines. Each row is checked separately; 20.0 is accepted as an integer."""
         parts, kept, bad = [fields.empty_table()], [], []
         for number, line in zip(numbers, lines, strict=True):
@@ -251,12 +309,19 @@ class RowStream:
                     raise ValueError("it is not a JSON object")
                 for field in fields:
                     if _is_changed(record.get(field.name), field.type):
-                        raise ValueError(f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}")
+                        raise ValueError(
+                            f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}",
+                        )
                 parts.append(pa.Table.from_pylist([record], fields))
                 kept.append(number)
             except (pa.ArrowException, ValueError, TypeError) as error:
                 bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
-        return RowBlock(pa.concat_tables(parts).combine_chunks(), kept, tuple(bad), self._file.tell())
+        return RowBlock(
+            pa.concat_tables(parts).combine_chunks(),
+            kept,
+            tuple(bad),
+            self._file.tell(),
+        )
 
     @cached_property
     def _parquet(self) -> pq.ParquetFile:
@@ -273,19 +338,29 @@ class RowStream:
             **options,
         )
 
-    def _parquet_blocks(self, columns: list[str], dictionaries: Collection[str]) -> Iterator[RowBlock]:
+    def _parquet_blocks(
+        self,
+        columns: list[str],
+        dictionaries: Collection[str],
+    ) -> Iterator[RowBlock]:
         metadata = self._parquet.metadata
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        row_bytes = max(1, sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows))
+        row_bytes = max(
+            1,
+            sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows),
+        )
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
         few = [
             leaf.path
             for index, leaf in enumerate(metadata.schema)
             if leaf.path in dictionaries
             and self.schema.field(leaf.path).type in (pa.string(), pa.large_string())
-            and sum(group.column(index).total_uncompressed_size for group in groups) < _TEXT_BYTES * metadata.num_rows
+            and sum(group.column(index).total_uncompressed_size for group in groups)
+            < _TEXT_BYTES * metadata.num_rows
         ]
-        parquet = self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
+        parquet = (
+            self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
+        )
         first = 0
         for batch in parquet.iter_batches(rows, columns=columns, use_threads=False):
             table = pa.Table.from_batches([batch]).select(columns)
@@ -308,7 +383,9 @@ def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
 def open_csv(path: Path) -> RowStream:
     """Open a CSV file, which may be compressed. Raises OSError if the file cannot be read."""
     codec = compression_of(path.name)
-    file = pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
+    file = (
+        pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
+    )
     return RowStream(file, "csv", {})
 
 
@@ -376,9 +453,15 @@ def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray
     present = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
     if known is not None and (values := _cast(present, known)) is not None:
         return values
-    if present.null_count == len(present) or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
+    if (
+        present.null_count == len(present)
+        or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py()
+    ):
         return texts
-    return next((values for kind in _CSV_TYPES if (values := _cast(present, kind)) is not None), texts)
+    return next(
+        (values for kind in _CSV_TYPES if (values := _cast(present, kind)) is not None),
+        texts,
+    )
 
 
 def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
@@ -396,11 +479,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     require_few_values([metadata])
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [max(leaf.length, 0) for leaf in leaves]  # the bytes per value of fixed length, otherwise 0
-    size = sum(group.column(index).num_values * length for group in groups for index, length in enumerate(lengths))
+    lengths = [
+        max(leaf.length, 0) for leaf in leaves
+    ]  # the bytes per value of fixed length, otherwise 0
+    size = sum(
+        group.column(index).num_values * length
+        for group in groups
+        for index, length in enumerate(lengths)
+    )
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(len(groups) if texts else 0):  # Texts are read as dictionaries, which store repeats once.
+        for group in range(
+            len(groups) if texts else 0,
+        ):  # Texts are read as dictionaries, which store repeats once.
             read = file.read_row_group(group, texts)
             size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
     if size > MAX_BYTES:
@@ -411,7 +502,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
     """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values, which may take no bytes."""
     groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
-    count = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    count = sum(
+        group.column(index).num_values for group in groups for index in range(group.num_columns)
+    )
     if count * share > _MAX_VALUES:
         why = f"it contains {count:,} values; the limit is {_MAX_VALUES:,}"
         raise pa.ArrowInvalid(f"{why}: take a sample of it")
@@ -446,11 +539,16 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         return 0
     if not is_last:
         stop = int(marks[count]) if count < len(marks) else end
-        while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
+        while (
+            end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1
+        ) == 0 and count:
             count -= 2
             stop = int(marks[count])
     # A mark at the edge of the content has no neighbour, so the index is clamped to the mark itself.
-    before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
+    before, after = (
+        signs[np.maximum(marks[:count:2], 1) - 1],
+        signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)],
+    )
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
 
 

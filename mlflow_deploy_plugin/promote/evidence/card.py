@@ -21,13 +21,21 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.messages import format_time, join_names, one_line
 from mlflow_deploy_plugin.core.mlmodel import MALFORMED
 from mlflow_deploy_plugin.core.registry import tags, window_runs
-from mlflow_deploy_plugin.core.registry.connection import redact_credentials, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    redact_credentials,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.console import console_page
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, logged_run, mlflow_page, run_of_model
-from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, version_at, without_step_events
+from mlflow_deploy_plugin.core.registry.transitions import (
+    ROLLED_BACK_TAG,
+    version_at,
+    without_step_events,
+)
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder, write_atomically
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.store import Store
@@ -36,12 +44,25 @@ from mlflow_deploy_plugin.promote.gate.verdict import report_templates
 
 _SECTIONS = {
     "model_details": ("purpose", "origin", "data", "signature"),
-    "quantitative_analysis": ("metrics", "parity", "gate", "robustness", "segments", "explanations"),
+    "quantitative_analysis": (
+        "metrics",
+        "parity",
+        "gate",
+        "robustness",
+        "segments",
+        "explanations",
+    ),
     "considerations": ("approvals", "deployments", "monitors"),
 }
 """The sections of each group. Each section is a method of `_Facts`."""
 _OWN_METRICS = "onnxserve."
-_LINEAGE = (tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, tags.PARENT_TAG, tags.CAUSE_TAG)
+_LINEAGE = (
+    tags.WRAPPED_FROM_TAG,
+    tags.OPTIMIZED_FROM_TAG,
+    tags.OPTIMIZED_WITH_TAG,
+    tags.PARENT_TAG,
+    tags.CAUSE_TAG,
+)
 
 
 @dataclass(frozen=True)
@@ -72,12 +93,17 @@ class VersionCard:
     def write(self, folder: Path) -> None:
         """Write model_card.html and model_card.json. Raises InvalidConfig if the folder cannot be written."""
         page = report_templates(Path(__file__).parent).get_template("card.html").render(card=self)
-        files = {"html": page, "json": json.dumps(asdict(self), indent=2, default=datetime.isoformat) + "\n"}
+        files = {
+            "html": page,
+            "json": json.dumps(asdict(self), indent=2, default=datetime.isoformat) + "\n",
+        }
         try:
             for suffix, text in files.items():
                 write_atomically(folder / f"model_card.{suffix}", text.encode())
         except OSError as error:
-            raise InvalidConfig(f"the folder {folder} cannot be written: {error.strerror}") from None
+            raise InvalidConfig(
+                f"the folder {folder} cannot be written: {error.strerror}",
+            ) from None
 
 
 def make_card(model_uri: str, store: Store) -> VersionCard:
@@ -85,19 +111,34 @@ def make_card(model_uri: str, store: Store) -> VersionCard:
     record, run, groups = read_record(model_uri), None, dict[str, dict[str, list[Statement]]]()
     model_id = str(record.mlmodel.get("model_id") or "")
     with suppress(InvalidConfig, NotFound):  # The version may not have been logged to this MLflow.
-        measured = run_of_model(resolve(record.uri), record.run.run_id if record.run else "", model_id)
+        measured = run_of_model(
+            resolve(record.uri),
+            record.run.run_id if record.run else "",
+            model_id,
+        )
         run = logged_run(registry_client(), measured.run_id) if measured.run_id else None
     # A deleted version may have had the same number.
     own = (event for event in store.events(model=record.name) if event.at >= record.created_at)
-    facts = _Facts(record, run, without_step_events([event for event in own if event.version == record.version]))
+    facts = _Facts(
+        record,
+        run,
+        without_step_events([event for event in own if event.version == record.version]),
+    )
     for group, sections in _SECTIONS.items():
         found = {section: facts.statements(section) for section in sections}
         groups[group] = {section: statements for section, statements in found.items() if statements}
     return VersionCard(record.name, record.version, datetime.now(UTC), **groups)
 
 
-def _statement(text: str, kind: Literal["registry", "run", "tag", "event"], source: str, url: str) -> Statement:
-    shown = redact_credentials(url) if url.startswith(("http://", "https://")) else ""  # A tag may have any address.
+def _statement(
+    text: str,
+    kind: Literal["registry", "run", "tag", "event"],
+    source: str,
+    url: str,
+) -> Statement:
+    shown = (
+        redact_credentials(url) if url.startswith(("http://", "https://")) else ""
+    )  # A tag may have any address.
     return Statement(redact_credentials(one_line(text)).rstrip(":. ") + ".", kind, source, shown)
 
 
@@ -112,7 +153,11 @@ def _column_text(entry: Mapping[str, Any]) -> str:
 
 def _read_json(run_id: str, file: str) -> Mapping[str, Any]:
     with temporary_folder("onnxserve-card-") as folder, suppress(NotFound):
-        return dict(json.loads(fetch(f"runs:/{run_id}/{file}", folder, f"{file} of run {run_id}").read_text()))
+        return dict(
+            json.loads(
+                fetch(f"runs:/{run_id}/{file}", folder, f"{file} of run {run_id}").read_text(),
+            ),
+        )
     return {}
 
 
@@ -131,7 +176,9 @@ class _Facts:
             with registry_errors(f"the {section} of {self.record.uri}"):
                 statements.extend(getattr(self, section)())
         except MALFORMED as error:  # A user may have written the tags and the files of a run.
-            statements.append(self.in_registry(f"A record about {section} cannot be understood: {error!r}"))
+            statements.append(
+                self.in_registry(f"A record about {section} cannot be understood: {error!r}"),
+            )
         return statements
 
     def in_registry(self, text: str) -> Statement:
@@ -140,12 +187,22 @@ class _Facts:
     def in_run(self, text: str, file: str = "", run: LoggedRun | None = None) -> Statement:
         if (run := run or self.run) is None:
             return self.in_registry(text)
-        return _statement(text, "run", f"{run.run_id}/{file}".rstrip("/"), run.page_of(file) if file else run.url)
+        return _statement(
+            text,
+            "run",
+            f"{run.run_id}/{file}".rstrip("/"),
+            run.page_of(file) if file else run.url,
+        )
 
     def in_tags(self, *names: str) -> Statements:
         for name in names:
             if value := self.record.tags.get(name):
-                yield _statement(f"The tag {name} of the version is: {value}", "tag", name, self.record.url)
+                yield _statement(
+                    f"The tag {name} of the version is: {value}",
+                    "tag",
+                    name,
+                    self.record.url,
+                )
 
     def in_trail(self, *actions: str) -> Statements:
         events = [event for event in self.events if event.action in actions]
@@ -153,37 +210,71 @@ class _Facts:
         for event in events:
             change = " → ".join(filter(None, (event.before, event.after or event.detail.get("to"))))
             text = f"The action of {event.actor} on {event.at:%Y-%m-%d %H:%M} UTC was {event.action} ({change})"
-            where, why = event.endpoint and f", on the endpoint {event.endpoint}", event.why and f": {event.why}"
-            yield _statement(text + where + why, "event", f"{event.action} {event.at.isoformat()}", page)
+            where, why = (
+                event.endpoint and f", on the endpoint {event.endpoint}",
+                event.why and f": {event.why}",
+            )
+            yield _statement(
+                text + where + why,
+                "event",
+                f"{event.action} {event.at.isoformat()}",
+                page,
+            )
 
     def in_gate(self, *names: str) -> Statements:
         """Yield the checks of the gate's report, or only the checks `names` that were not skipped."""
         if gate := self.record.gate:
-            made = [check for check in gate.checks if check.name in names and check.state != "skipped"]
+            made = [
+                check for check in gate.checks if check.name in names and check.state != "skipped"
+            ]
             for check in made if names else gate.checks:
                 text = f"The gate's check {check.name} is {check.state}: {check.reason}"
-                yield _statement(text, "run", f"{gate.run_id}/{tags.GATE_REPORT_FILE}", gate.status.report)
+                yield _statement(
+                    text,
+                    "run",
+                    f"{gate.run_id}/{tags.GATE_REPORT_FILE}",
+                    gate.status.report,
+                )
 
     def measured(self, file: str) -> Mapping[str, Any]:
         """Return a JSON file of the run; empty if the file does not exist or is about another version."""
         document = _read_json(self.run.run_id, file) if self.run else {}
-        own = (self.record.uri, self.record.original, f"models:/{self.record.mlmodel.get('model_id')}")
+        own = (
+            self.record.uri,
+            self.record.original,
+            f"models:/{self.record.mlmodel.get('model_id')}",
+        )
         model = str(document.get("model"))
-        return {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
+        return (
+            {} if re.fullmatch(r"models:/(m-\w+|.+/\d+)", model) and model not in own else document
+        )
 
     def windows(self) -> Iterator[tuple[str, LoggedRun, list[Mapping[str, str]]]]:
         """Yield each monitor, the run of its newest window, and the tags of its windows, the newest window first."""
         own = {"onnxserve.model": self.record.name, "onnxserve.version": self.record.version}
         begin = self.record.created_at.timestamp() * 1000
-        for tag in (tag for tag in self.record.tags if tag.startswith(window_runs.PREFIX) and tag.endswith("/window")):
-            endpoint, monitor = tag.removeprefix(window_runs.PREFIX).removesuffix("/window").split("/")
+        for tag in (
+            tag
+            for tag in self.record.tags
+            if tag.startswith(window_runs.PREFIX) and tag.endswith("/window")
+        ):
+            endpoint, monitor = (
+                tag.removeprefix(window_runs.PREFIX).removesuffix("/window").split("/")
+            )
             windows: dict[str, Any] = {}
             for run in window_runs.runs_of_windows(endpoint, monitor):
                 if own.items() <= run.data.tags.items() and run.info.start_time >= begin:
-                    windows.setdefault(run.data.tags[window_runs.START_TAG], run)  # The newest revision is first.
+                    windows.setdefault(
+                        run.data.tags[window_runs.START_TAG],
+                        run,
+                    )  # The newest revision is first.
             if windows:
                 newest = logged_run(registry_client(), next(iter(windows.values())).info.run_id)
-                yield f"{monitor} of the endpoint {endpoint}", newest, [run.data.tags for run in windows.values()]
+                yield (
+                    f"{monitor} of the endpoint {endpoint}",
+                    newest,
+                    [run.data.tags for run in windows.values()],
+                )
 
     def purpose(self) -> Statements:
         name = self.record.name
@@ -198,7 +289,9 @@ class _Facts:
         people = [event.actor for event in self.events if event.action == "register"]
         people += [record.registered_by] if record.registered_by else []
         by = f" by {people[0]}" if people else ""
-        yield self.in_registry(f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}")
+        yield self.in_registry(
+            f"The version was registered{by} on {record.created_at:%Y-%m-%d %H:%M} UTC{copied}",
+        )
         if reason := record.missing.get("model"):
             yield self.in_registry(f"The model cannot be read: {reason}")
         yield from self.in_tags(*_LINEAGE, tags.TRAINING_TAG)
@@ -210,13 +303,19 @@ class _Facts:
             text = f"The run {run.tags.get('mlflow.runName')}{who} of {run.started_at:%Y-%m-%d} logged the model"
             yield self.in_run(f"{text} with the parameters: {params}")
         if record.git_commit:
-            dirty = " with uncommitted changes" if record.section.get("provenance", {}).get("git_dirty") else ""
+            dirty = (
+                " with uncommitted changes"
+                if record.section.get("provenance", {}).get("git_dirty")
+                else ""
+            )
             yield self.in_registry(f"The code is the git commit {record.git_commit}{dirty}")
 
     def algorithm(self) -> Statements:
         """Yield the class of the model, and the framework. MLflow's autologging tags the run with the class."""
         section, run = self.record.section, self.record.run
-        framework = " ".join(str(section[name]) for name in ("framework", "framework_version") if section.get(name))
+        framework = " ".join(
+            str(section[name]) for name in ("framework", "framework_version") if section.get(name)
+        )
         algorithm = section.get("provenance", {}).get("algorithm")
         if not algorithm and run is not None:
             algorithm = run.tags.get("estimator_class")
@@ -236,30 +335,51 @@ class _Facts:
         reference = self.record.section.get("reference") or {}
         if reference.get("rows"):
             begin, end = (str(reference.get(name) or "") for name in ("begin", "end"))
-            dates = f", from {format_time(begin)} to {format_time(end)} UTC" if begin and end else ""
-            yield self.in_registry(f"The reference for monitors has {int(reference['rows']):,} rows{dates}")
+            dates = (
+                f", from {format_time(begin)} to {format_time(end)} UTC" if begin and end else ""
+            )
+            yield self.in_registry(
+                f"The reference for monitors has {int(reference['rows']):,} rows{dates}",
+            )
 
     def signature(self) -> Statements:
-        for side, columns in groupby(self.record.signature.items(), lambda item: item[0].partition(" ")[0]):
+        for side, columns in groupby(
+            self.record.signature.items(),
+            lambda item: item[0].partition(" ")[0],
+        ):
             entries = [json.loads(text) for _, text in columns]
             named = [_column_text(entry) for entry in entries]
             yield self.in_registry(f"The {side} are: {join_names(named)}")
 
     def metrics(self) -> Statements:
         if run := self.record.run:
-            own = {name: value for name, value in run.metrics.items() if not name.startswith(_OWN_METRICS)}
+            own = {
+                name: value
+                for name, value in run.metrics.items()
+                if not name.startswith(_OWN_METRICS)
+            }
             if own:
                 measured = join_names(f"{name} {value:.6g}" for name, value in own.items())
-                yield self.in_run(f"The metrics of the run {run.tags.get('mlflow.runName')} are: {measured}")
+                yield self.in_run(
+                    f"The metrics of the run {run.tags.get('mlflow.runName')} are: {measured}",
+                )
 
     def parity(self) -> Statements:
         yield from self.in_tags(tags.FALLBACK_TAG)
         if parity := self.record.section.get("parity"):
-            reasons = "".join(f"; {key}: {parity[key]}" for key in ("problem", "unproven", "repair") if key in parity)
-            yield self.in_registry(f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}")
+            reasons = "".join(
+                f"; {key}: {parity[key]}"
+                for key in ("problem", "unproven", "repair")
+                if key in parity
+            )
+            yield self.in_registry(
+                f"The proof of parity is {parity['state']} on {parity.get('rows', 0)} rows{reasons}",
+            )
             for output in parity.get("outputs", ()):
                 text = f"The largest absolute error of the output {output['name']} in the proof is"
-                yield self.in_registry(f"{text} {float(output['max_absolute_error']):.3g} ({output['tolerance']})")
+                yield self.in_registry(
+                    f"{text} {float(output['max_absolute_error']):.3g} ({output['tolerance']})",
+                )
 
     def gate(self) -> Statements:
         if gate := self.record.gate:
@@ -282,10 +402,15 @@ class _Facts:
             served = version_at(name, place, exclude=version)
             if served is not None:
                 status = served.gate_status
-                text = f"The verdict of the gate on the served version {served.version} in {place} is"
+                text = (
+                    f"The verdict of the gate on the served version {served.version} in {place} is"
+                )
                 page = mlflow_page(f"models/{quote(name, safe='')}/versions/{served.version}")
                 yield _statement(
-                    f"{text} {status.state or 'missing'}: {status.reason}", "registry", served.source, page
+                    f"{text} {status.state or 'missing'}: {status.reason}",
+                    "registry",
+                    served.source,
+                    page,
                 )
                 return
 
@@ -293,8 +418,14 @@ class _Facts:
         yield from self.in_gate("robustness", "disturbances")
         if report := self.measured(file := "robustness/robustness.json"):
             text = f"The {report['metric']} of {report['model']} without a disturbance is {report['clean']:.4f}"
-            yield self.in_run(f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}", file)
-            points = sorted(report["points"], key=lambda point: inf if point["loss"] is None else point["loss"])
+            yield self.in_run(
+                f"{text} on {report['rows']} rows of {report['dataset'] or 'a table'}",
+                file,
+            )
+            points = sorted(
+                report["points"],
+                key=lambda point: inf if point["loss"] is None else point["loss"],
+            )
             for name, point in {point["disturbance"]: point for point in points}.items():
                 outcome = point["refusal"] or f"a loss of {point['loss']:.4f}"
                 text = f"The worst outcome under {name} is at the strength {point['strength']}"
@@ -302,7 +433,9 @@ class _Facts:
 
     def explanations(self) -> Statements:
         if report := self.measured(file := "explain/explain.json"):
-            columns = join_names(f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"])
+            columns = join_names(
+                f"{entry['column']} {entry['mean_abs']:.4g}" for entry in report["importance"]
+            )
             text = f"The mean absolute contributions to {report['rows']} predictions of {report['model']} are"
             yield self.in_run(f"{text}: {columns}", file)
 
@@ -311,21 +444,38 @@ class _Facts:
             for finding in _read_json(newest.run_id, window_runs.DOCUMENT).get("findings", ()):
                 if finding["segment"]:
                     text = f"The state of {finding['subject']} for {finding['segment']} is {finding['state']}"
-                    yield self.in_run(f"{text}, judged by {monitor}: {finding['reason']}", window_runs.PAGE, newest)
+                    yield self.in_run(
+                        f"{text}, judged by {monitor}: {finding['reason']}",
+                        window_runs.PAGE,
+                        newest,
+                    )
 
     def approvals(self) -> Statements:
         return self.in_trail("request", "approve", "decline", "refused")
 
     def deployments(self) -> Statements:
-        yield from self.in_trail("promote", "transition", "alias", "rollout.start", "rollout.end", "rollback")
+        yield from self.in_trail(
+            "promote",
+            "transition",
+            "alias",
+            "rollout.start",
+            "rollout.end",
+            "rollback",
+        )
         yield from self.in_tags(ROLLED_BACK_TAG)
 
     def monitors(self) -> Statements:
         for monitor, newest, windows in self.windows():
             own, counts = windows[0], Counter(window[window_runs.VERDICT_TAG] for window in windows)
             verdicts = join_names(f"{count} {verdict}" for verdict, count in counts.items())
-            yield self.in_run(f"The verdicts of {monitor} on its last windows are: {verdicts}", "", newest)
+            yield self.in_run(
+                f"The verdicts of {monitor} on its last windows are: {verdicts}",
+                "",
+                newest,
+            )
             text = f"The verdict of {monitor} on the window of {format_time(own[window_runs.START_TAG])} is"
             yield self.in_run(
-                f"{text} {own[window_runs.VERDICT_TAG]}: {own['onnxserve.reason']}", window_runs.PAGE, newest
+                f"{text} {own[window_runs.VERDICT_TAG]}: {own['onnxserve.reason']}",
+                window_runs.PAGE,
+                newest,
             )

@@ -21,7 +21,9 @@ Value = str | float | None
 Trend = Literal["better", "worse", ""]
 
 _HIGHER_IS_BETTER = frozenset(("accuracy", "auc", "f1", "precision", "r2", "recall", "score"))
-_LOWER_IS_BETTER = frozenset(("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"))
+_LOWER_IS_BETTER = frozenset(
+    ("brier", "error", "latency", "logloss", "loss", "mae", "mape", "mse", "rmse"),
+)
 """The words in the name of a metric, such as `val_loss`, that have a known direction. A lower value is better if the
 name has words of both sets, such as `brier_score`."""
 _NEGATED = re.compile(rf"\bneg .*\b({'|'.join(sorted(_LOWER_IS_BETTER))})\b|\bd2 .*\bscore\b")
@@ -84,7 +86,9 @@ def compare(before: VersionRecord, after: VersionRecord) -> VersionDiff:
     """Compare two records without running a model. Raises InvalidConfig for versions of different models."""
     if before.name != after.name:
         names = f"{before.name} and {after.name}"
-        raise InvalidConfig(f"{names} are different models; compare two versions of the same registered model")
+        raise InvalidConfig(
+            f"{names} are different models; compare two versions of the same registered model",
+        )
     old, new = _facts(before), _facts(after)
     rows = []
     for section in old:
@@ -113,7 +117,11 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
         "metrics": run.metrics if run else {},
         "gate": {"state": gate.status.state if gate else None}
         | {check.name: check.state for check in checks}
-        | {f"{check.name} {name}": value for check in checks for name, value in check.figures.items()},
+        | {
+            f"{check.name} {name}": value
+            for check in checks
+            for name, value in check.figures.items()
+        },
         "parameters": run.params if run else {},
         "data": record.datasets,
         "code": {
@@ -140,7 +148,13 @@ def _facts(record: VersionRecord) -> dict[str, Mapping[str, Value]]:
 
 def _trend(row: DiffRow) -> Trend:
     """Return whether the second version is better, from the direction of a metric or the state of a gate's check."""
-    if row.section == "gate" and row.is_changed and "failed" in (row.before, row.after) and row.before and row.after:
+    if (
+        row.section == "gate"
+        and row.is_changed
+        and "failed" in (row.before, row.after)
+        and row.before
+        and row.after
+    ):
         return "worse" if row.after == "failed" else "better"
     difference = row.difference or 0.0
     if row.section != "metrics" or not abs(difference) > 0:
@@ -163,16 +177,25 @@ def _compare_predictions(*uris: str) -> tuple[OutputChange, ...] | Refused:
     """Compare the predictions for the example rows of the last version or, without an example, of the first."""
     with temporary_folder("onnxserve-diff-") as temporary:
         folders = [download(uri, temporary / str(side)) for side, uri in enumerate(uris)]
-        examples = [file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()]
+        examples = [
+            file for folder in reversed(folders) if (file := folder / INPUT_EXAMPLE).is_file()
+        ]
         if not examples:
             return Refused("the versions have no example rows; log a model with input_example")
         body = examples[0].read_bytes()
         try:
             old, new = (OnnxModel.load(folder) for folder in folders)
-            had, has = (model.run(mlflow_protocol.decode(JSON, body, model.schema)) for model in (old, new))
-            compared = {name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has) for name in had}
+            had, has = (
+                model.run(mlflow_protocol.decode(JSON, body, model.schema)) for model in (old, new)
+            )
+            compared = {
+                name: compare_outputs(old.artifact, {name: had[name]}, new.artifact, has)
+                for name in had
+            }
         except OnnxserveError as error:
-            return Refused(f"the predictions for the example rows cannot be compared: {error.message}")
+            return Refused(
+                f"the predictions for the example rows cannot be compared: {error.message}",
+            )
     changes = []
     for name, agreement in compared.items():
         changed_rows = int(np.count_nonzero(agreement.differences))

@@ -19,11 +19,20 @@ from urllib.parse import quote
 from google.protobuf.message import DecodeError
 from pydantic import TypeAdapter
 
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, RegistryRefused
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    RegistryRefused,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MALFORMED, MLMODEL, read_mlmodel
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import refuse_folder, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    refuse_folder,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.model_files import fetch
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, resolve
@@ -110,14 +119,19 @@ class VersionRecord:
     @property
     def git_commit(self) -> str:
         own = {**(self.run.tags if self.run else {}), **self.tags}
-        return str(self.section.get("provenance", {}).get("git_commit") or own.get(GIT_COMMIT_TAG, ""))
+        return str(
+            self.section.get("provenance", {}).get("git_commit") or own.get(GIT_COMMIT_TAG, ""),
+        )
 
     @property
     def datasets(self) -> Mapping[str, str]:
         """The digest of each dataset by name: the saved dataset, the rows of a retraining, the datasets of the run."""
         saved = self.section.get("provenance", {})
         named = {str(saved.get("dataset_name", "dataset")): str(saved.get("dataset_digest", ""))}
-        named |= {"retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""), **(self.run.datasets if self.run else {})}
+        named |= {
+            "retraining": self.tags.get(tags.DATA_DIGEST_TAG, ""),
+            **(self.run.datasets if self.run else {}),
+        }
         return {name: digest for name, digest in named.items() if digest}
 
 
@@ -128,7 +142,9 @@ def read_record(model_uri: str) -> VersionRecord:
     """
     resolved = resolve(model_uri)
     if parse_model_uri(resolved.source).kind != "version":
-        raise InvalidConfig(f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise InvalidConfig(
+            f"{model_uri} is not a registered version; use models:/NAME/VERSION or models:/NAME@ALIAS",
+        )
     client = registry_client()
     return record_of(resolved.name, resolved.version, client, _fetch_file)
 
@@ -160,11 +176,23 @@ def record_of(name: str, version: str, client: Any, fetch_file: FetchFile) -> Ve
         entry: ModelVersion = client.get_model_version(name, version)
         file = partial(fetch_file, client.get_model_version_download_uri(name, version), folder)
         original = attempt("original", partial(original_of, entry, client), entry)
-        mlmodel: Mapping[str, Any] = attempt("model", lambda: read_mlmodel(file(MLMODEL).parent), {})
+        mlmodel: Mapping[str, Any] = attempt(
+            "model",
+            lambda: read_mlmodel(file(MLMODEL).parent),
+            {},
+        )
         run_id = entry.run_id or str(mlmodel.get("run_id") or "")
-        gate = attempt("gate", partial(_gate, entry if tags.GATE_TAG in entry.tags else original), None)
+        gate = attempt(
+            "gate",
+            partial(_gate, entry if tags.GATE_TAG in entry.tags else original),
+            None,
+        )
         if gate is not None:
-            gate = attempt("gate report", partial(_with_checks, gate, client, fetch_file, folder), gate)
+            gate = attempt(
+                "gate report",
+                partial(_with_checks, gate, client, fetch_file, folder),
+                gate,
+            )
         return VersionRecord(
             name=name,
             version=version,
@@ -198,13 +226,25 @@ def original_of(entry: "ModelVersion", client: Any) -> "ModelVersion":
     """Return the version from which MLflow copied this version, or the version itself. Raises NotFound."""
     source = parse_model_uri(str(entry.source))
     is_copy = source.kind == "version"
-    return original_of(client.get_model_version(source.name, source.selector), client) if is_copy else entry
+    return (
+        original_of(client.get_model_version(source.name, source.selector), client)
+        if is_copy
+        else entry
+    )
 
 
 def _signature(mlmodel: Mapping[str, Any]) -> dict[str, str]:
-    sides = {side: json.loads(text or "[]") for side, text in (mlmodel.get("signature") or {}).items()}
-    entries = [(side, number, entry) for side, schema in sides.items() for number, entry in enumerate(schema)]
-    return {f"{side} {entry.get('name', number)}": json.dumps(entry) for side, number, entry in entries}
+    sides = {
+        side: json.loads(text or "[]") for side, text in (mlmodel.get("signature") or {}).items()
+    }
+    entries = [
+        (side, number, entry)
+        for side, schema in sides.items()
+        for number, entry in enumerate(schema)
+    ]
+    return {
+        f"{side} {entry.get('name', number)}": json.dumps(entry) for side, number, entry in entries
+    }
 
 
 def _packages(file: Path) -> dict[str, str]:
@@ -224,8 +264,16 @@ def _graph(mlmodel: Mapping[str, Any], file: Callable[[str], Path]) -> dict[str,
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:  # `registry_errors` would attribute an error of google.protobuf to Google's storage.
         raise InvalidArtifact(f"the ONNX file cannot be read: {one_line(error, 200)}") from None
-    external = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "length"]
-    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(model.graph))
+    external = [
+        entry
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "length"
+    ]
+    names = (
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in _nodes(model.graph)
+    )
     return {
         "bytes": path.stat().st_size + sum(int(entry.value) for entry in external),
         **{f"opset {entry.domain or 'ai.onnx'}": entry.version for entry in model.opset_import},
@@ -268,12 +316,19 @@ def _rows_of(profile: str | None) -> int | None:
 
 def _gate(entry: "ModelVersion") -> GateEvidence:
     if tags.GATE_TAG not in entry.tags:
-        raise NotFound(f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`")
+        raise NotFound(
+            f"{_uri(entry)} has no gate report; run `onnxserve gate {entry.name} {entry.version}`",
+        )
     status = tags.gate_status_of(entry.tags)
     return GateEvidence(_uri(entry), status, next(iter(REPORT_RUN.findall(status.report)), ""))
 
 
-def _with_checks(gate: GateEvidence, client: Any, fetch_file: FetchFile, folder: Path) -> GateEvidence:
+def _with_checks(
+    gate: GateEvidence,
+    client: Any,
+    fetch_file: FetchFile,
+    folder: Path,
+) -> GateEvidence:
     """Return the verdict with the checks of its report. A copy has the tags of its original, which was judged."""
     file = fetch_file(client.get_run(gate.run_id).info.artifact_uri, folder, JSON)
     verdict = TypeAdapter(GateVerdict).validate_json(file.read_bytes())

@@ -22,28 +22,55 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
 from mlflow.utils import credentials
 
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryRefused
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryRefused,
+)
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
 from mlflow_deploy_plugin.core.registry import connection, resolution, tags
-from mlflow_deploy_plugin.core.registry.connection import registry_address, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    registry_address,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.model_files import download, fetch, version_digest
 from mlflow_deploy_plugin.core.registry.resolution import GIT_COMMIT_TAG, PARITY_TAG
 from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, log_metrics, logged_run
-from mlflow_deploy_plugin.core.settings import active_workspace, load_settings, workspace_of, workspace_query
+from mlflow_deploy_plugin.core.settings import (
+    active_workspace,
+    load_settings,
+    workspace_of,
+    workspace_query,
+)
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.promote.evidence.record import REPORT_RUN, original_of
 from mlflow_deploy_plugin.promote.gate.promotion import Promotion
 from mlflow_deploy_plugin.promote.gate.run import JSON, store_or_default
 
 _KEPT_TAGS = (
-    *(tags.WRAPPED_FROM_TAG, tags.OPTIMIZED_FROM_TAG, tags.OPTIMIZED_WITH_TAG, PARITY_TAG, GIT_COMMIT_TAG),
+    *(
+        tags.WRAPPED_FROM_TAG,
+        tags.OPTIMIZED_FROM_TAG,
+        tags.OPTIMIZED_WITH_TAG,
+        PARITY_TAG,
+        GIT_COMMIT_TAG,
+    ),
     *("mlflow.user", "mlflow.note.content", "mlflow.source.name", "mlflow.source.type"),
 )
-_FILES_TAG, _RUN_TAG, _GATE_TAG = "onnxserve.copied_files", "onnxserve.copied_run", "onnxserve.copied_gate"
+_FILES_TAG, _RUN_TAG, _GATE_TAG = (
+    "onnxserve.copied_files",
+    "onnxserve.copied_run",
+    "onnxserve.copied_gate",
+)
 """The digest of all files; the page of the training run, and the gate's state and report, in the source's registry."""
 _OF_TARGET = re.compile(r"TARGET_((?:MLFLOW|ONNXSERVE|AWS|AZURE|GOOGLE)_.+)")
-_OF_SOURCE = re.compile(r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)")
+_OF_SOURCE = re.compile(
+    r"MLFLOW_(TRACKING_|REGISTRY_URI|WORKSPACE|RUN_|EXPERIMENT_)|ONNXSERVE_(STORE|HOME|LOG_URI)",
+)
 """The environment variables of the source, such as its credentials, which do not apply to the target."""
 
 
@@ -73,19 +100,38 @@ class CopiedVersion:
         """Record the copy or its promotion once in the store of the current registry: the source, or the target."""
         action, place, detail, is_new = "copy", self.registry, asdict(self), False
         if promotion is not None:
-            action, place, is_new = "promote", f"{promotion.to} of {self.registry}", promotion.is_moved
+            action, place, is_new = (
+                "promote",
+                f"{promotion.to} of {self.registry}",
+                promotion.is_moved,
+            )
             detail |= {"to": promotion.to, "gate": promotion.gate, "report": promotion.report}
         after = f"{self.model} version {self.version} in {place}"
-        model, version = (self.model, self.version) if at_target else (self.source_model, self.source_version)
+        model, version = (
+            (self.model, self.version) if at_target else (self.source_model, self.source_version)
+        )
         with store_or_default(None) as trail:
-            known = {(old.version, old.after) for old in trail.events(model=model, actions=(action,))}
+            known = {
+                (old.version, old.after) for old in trail.events(model=model, actions=(action,))
+            }
             if is_new or (version, after) not in known:
-                trail.record(action, model=model, version=version, before=self.copied_from, after=after, detail=detail)
+                trail.record(
+                    action,
+                    model=model,
+                    version=version,
+                    before=self.copied_from,
+                    after=after,
+                    detail=detail,
+                )
 
 
 @contextmanager
 def copied_version(
-    model: str, version: str, to_registry: str, to_model: str, progress: ProgressCallback = lambda line: None
+    model: str,
+    version: str,
+    to_registry: str,
+    to_model: str,
+    progress: ProgressCallback = lambda line: None,
 ) -> Iterator[CopiedVersion]:
     """Copy a version to another registry, or to another model, and use the target registry within the block.
 
@@ -96,25 +142,38 @@ def copied_version(
     source, NotFound, and RegistryUnavailable or StoreUnavailable if a registry or a store fails or refuses the account.
     """
     if to_registry and "://" not in to_registry:
-        raise InvalidConfig(f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow")
+        raise InvalidConfig(
+            f"--to-registry {to_registry!r} is not the address of a registry, such as https://mlflow",
+        )
     resolution.check_new_name(to_model)
     source, name = _read_source(model, version), to_model or model
     address, here = to_registry.rstrip("/"), (registry_address().rstrip("/"), active_workspace())
-    workspace = workspace_of({"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])})
+    workspace = workspace_of(
+        {"MLFLOW_WORKSPACE": os.environ.get("TARGET_MLFLOW_WORKSPACE", here[1])},
+    )
     is_same = not to_registry or (connection.redact_credentials(address), workspace) == here
     if is_same and name == model:
-        raise InvalidConfig(f"{source} is in {source.registry} already; --to-model NAME copies it to another model")
+        raise InvalidConfig(
+            f"{source} is in {source.registry} already; --to-model NAME copies it to another model",
+        )
 
-    target: Callable[[], AbstractContextManager[None]] = nullcontext if is_same else partial(_registry_at, address)
+    target: Callable[[], AbstractContextManager[None]] = (
+        nullcontext if is_same else partial(_registry_at, address)
+    )
     with _remedy(f"{source} was not copied"), target():
         source.copies(name)  # This call checks that the target answers and accepts the account.
-    with temporary_folder("onnxserve-transfer-") as folder, _remedy("repeat the command to continue the copy"):
+    with (
+        temporary_folder("onnxserve-transfer-") as folder,
+        _remedy("repeat the command to continue the copy"),
+    ):
         _download(source, folder, progress)
         with target():
             copied = _copy(source, name, folder, is_same, progress)
             copied.record(at_target=True)
         copied.record()
-    remedy = f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
+    remedy = (
+        f"{copied}, and the same command, with --to-registry or --to-model, continues from there"
+    )
     with _remedy(remedy), nullcontext() if is_same else _commands_for_target(copied), target():
         yield copied
 
@@ -138,8 +197,14 @@ def _commands_for_target(copied: CopiedVersion) -> Iterator[None]:
     try:
         yield
     except OnnxserveError as error:
-        message = error.message.replace(f"onnxserve promote {copied.model} {copied.version} ", promote)
-        message = message.replace("`onnxserve gate ", f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ")
+        message = error.message.replace(
+            f"onnxserve promote {copied.model} {copied.version} ",
+            promote,
+        )
+        message = message.replace(
+            "`onnxserve gate ",
+            f"`MLFLOW_TRACKING_URI={copied.registry} onnxserve gate ",
+        )
         raise type(error)(message) from error
 
 
@@ -164,15 +229,25 @@ class _Source:
             versions = resolution.all_versions(registry_client(), name)
         # In the registry of the source, MLflow's copy_model_version sets this address.
         uri = self.uri if _page_of(self.entry) == self.page else None
-        copies = [item for item in versions if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri]
-        return sorted((str(v.version) for v in copies if digest in (None, v.tags.get(_FILES_TAG, digest))), key=int)
+        copies = [
+            item
+            for item in versions
+            if item.tags.get(tags.COPIED_FROM_TAG) == self.page or item.source == uri
+        ]
+        return sorted(
+            (str(v.version) for v in copies if digest in (None, v.tags.get(_FILES_TAG, digest))),
+            key=int,
+        )
 
 
 def _read_source(model: str, version: str) -> _Source:
     resolved, client = resolution.registered_version(model, version), registry_client()
     with registry_errors(resolved.source):
         original = entry = client.get_model_version(model, resolved.version)
-    with suppress(NotFound, InvalidConfig), registry_errors(resolved.source):  # The original may be deleted.
+    with (
+        suppress(NotFound, InvalidConfig),
+        registry_errors(resolved.source),
+    ):  # The original may be deleted.
         original = original_of(entry, client)
     gate = tags.gate_status_of(entry.tags if tags.GATE_REPORT_TAG in entry.tags else original.tags)
     run, run_page, run_id = None, "", entry.run_id
@@ -199,14 +274,29 @@ def _download(source: _Source, folder: Path, progress: ProgressCallback) -> None
             fetch(f"runs:/{runs[0]}/{name}", folder / "source_gate", f"the gate report of {source}")
 
 
-def _copy(source: _Source, name: str, folder: Path, is_same: bool, progress: ProgressCallback) -> CopiedVersion:
+def _copy(
+    source: _Source,
+    name: str,
+    folder: Path,
+    is_same: bool,
+    progress: ProgressCallback,
+) -> CopiedVersion:
     """Return the copy in the model `name` of the target, which is the current registry. It is created if necessary.
     Raises InvalidArtifact if the files of the copy, or of the run for the copy, differ from the source."""
-    client, entry, digest = registry_client(), source.entry, combine_hashes(hash_files(folder / "model"))
+    client, entry, digest = (
+        registry_client(),
+        source.entry,
+        combine_hashes(hash_files(folder / "model")),
+    )
     has_report = (folder / "source_gate" / tags.GATE_REPORT_FILE).is_file()
     gate = f"{source.gate.state}: {source.gate.report}" if has_report else "no report"
     progress(f"gate of {source}: {gate}")
-    origin = {tags.COPIED_FROM_TAG: source.page, _FILES_TAG: digest, _GATE_TAG: gate, _RUN_TAG: source.run_page}
+    origin = {
+        tags.COPIED_FROM_TAG: source.page,
+        _FILES_TAG: digest,
+        _GATE_TAG: gate,
+        _RUN_TAG: source.run_page,
+    }
     run_id, location, known = entry.run_id, source.uri, source.copies(name, digest)
     if known:
         location = f"models:/{name}/{known[0]}"
@@ -220,23 +310,50 @@ def _copy(source: _Source, name: str, folder: Path, is_same: bool, progress: Pro
         kept = tags.kept_tags(entry.tags, *_KEPT_TAGS) | origin
         description = tags.with_description_section(entry.description or "", [])
         with registry_errors(f"model {name}"):
-            with suppress(MlflowException):  # If the model does not exist afterwards, the next call reports it.
+            with suppress(
+                MlflowException,
+            ):  # If the model does not exist afterwards, the next call reports it.
                 client.create_registered_model(name)
-            client.create_model_version(name, location, run_id, kept, description=description, await_creation_for=0)
-    number = source.copies(name, digest)[0]  # MLflow's client may repeat a call, and register two versions.
+            client.create_model_version(
+                name,
+                location,
+                run_id,
+                kept,
+                description=description,
+                await_creation_for=0,
+            )
+    number = source.copies(name, digest)[
+        0
+    ]  # MLflow's client may repeat a call, and register two versions.
     model, version = str(entry.name), str(entry.version)
-    return CopiedVersion(name, number, registry_address(), model, version, source.page, source.run_page, digest)
+    return CopiedVersion(
+        name,
+        number,
+        registry_address(),
+        model,
+        version,
+        source.page,
+        source.run_page,
+        digest,
+    )
 
 
 def _log_run(
-    source: _Source, name: str, folder: Path, origin: dict[str, str], progress: ProgressCallback
+    source: _Source,
+    name: str,
+    folder: Path,
+    origin: dict[str, str],
+    progress: ProgressCallback,
 ) -> tuple[str, str]:
     """Log the training run and the folder to a run of the target. Return its id and the address of the folder model."""
     run = source.run
 
     def log_content(client: MlflowClient, run_id: str, _: int) -> None:
         if run is not None:
-            client.log_batch(run_id, params=[Param(key, value) for key, value in run.data.params.items()])
+            client.log_batch(
+                run_id,
+                params=[Param(key, value) for key, value in run.data.params.items()],
+            )
             log_metrics(client, run_id, "", run.data.metrics.items(), at_ms=run.info.start_time)
             client.log_inputs(run_id, datasets=run.inputs.dataset_inputs)
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
@@ -245,8 +362,17 @@ def _log_run(
 
     kept = tags.kept_tags(run.data.tags if run is not None else {}, *_KEPT_TAGS)
     identity = {key: origin[key] for key in (tags.COPIED_FROM_TAG, _FILES_TAG)}
-    copy = IdempotentRun(f"the copy of {source}", f"onnxserve/{name}", identity, ("onnxserve.copied", "complete"))
-    run_id = copy.log(str(run.info.run_name if run is not None else source), kept | origin, log_content).run_id
+    copy = IdempotentRun(
+        f"the copy of {source}",
+        f"onnxserve/{name}",
+        identity,
+        ("onnxserve.copied", "complete"),
+    )
+    run_id = copy.log(
+        str(run.info.run_name if run is not None else source),
+        kept | origin,
+        log_content,
+    ).run_id
     with registry_errors(f"run {run_id}"):
         return run_id, f"{registry_client().get_run(run_id).info.artifact_uri.rstrip('/')}/model"
 
@@ -258,13 +384,23 @@ def _registry_at(address: str) -> Iterator[None]:
     Without its own home or store, the audit trail of the target is in a folder of this machine's home, because the
     events of two models with the same name must not be mixed.
     """
-    tracking_uri, environment, find_file = mlflow.get_tracking_uri(), {**os.environ}, credentials._get_credentials_path
-    home = load_settings().root_path / "registries" / quote(connection.redact_credentials(address), safe="")
+    tracking_uri, environment, find_file = (
+        mlflow.get_tracking_uri(),
+        {**os.environ},
+        credentials._get_credentials_path,
+    )
+    home = (
+        load_settings().root_path
+        / "registries"
+        / quote(connection.redact_credentials(address), safe="")
+    )
     kept = {name: value for name, value in environment.items() if not _OF_SOURCE.match(name)}
     own = {match[1]: value for name, value in kept.items() if (match := _OF_TARGET.fullmatch(name))}
     try:
         _set_environment(kept | {"ONNXSERVE_HOME": str(home)} | own)
-        credentials._get_credentials_path = lambda: os.devnull  # The file ~/.mlflow/credentials is for the source.
+        credentials._get_credentials_path = lambda: (
+            os.devnull
+        )  # The file ~/.mlflow/credentials is for the source.
         mlflow.set_tracking_uri(address)
         yield
     except RegistryRefused as error:  # The message names the variables of the credentials.

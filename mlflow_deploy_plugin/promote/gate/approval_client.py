@@ -49,10 +49,22 @@ def listed_requests(model: str = "") -> list[ListedRequest]:
 
 
 def send_decision(
-    action: Literal["request", "approve", "decline"], model: str, version: str, to: str, why: str = "", report: str = ""
+    action: Literal["request", "approve", "decline"],
+    model: str,
+    version: str,
+    to: str,
+    why: str = "",
+    report: str = "",
 ) -> ListedRequest:
     """Request, approve or decline a promotion. `report` is the SHA-256 that the user saw. Raises the server's error."""
-    document = {"action": action, "model": model, "version": version, "to": to, "why": why, "report": report}
+    document = {
+        "action": action,
+        "model": model,
+        "version": version,
+        "to": to,
+        "why": why,
+        "report": report,
+    }
     return ListedRequest.model_validate(_call("POST", {}, document))
 
 
@@ -61,6 +73,6 @@ def _call(method: str, query: dict[str, str], document: dict[str, str] | None = 
     if answer is None:
         raise InvalidConfig(
             f"MLflow at {registry_address()} does not run the app of onnxserve, which keeps requests for promotions: "
-            "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address"
+            "start it with `--app-name onnxserve` and a login, and set MLFLOW_TRACKING_URI to its address",
         )
     return answer

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, NotFound, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.core.errors import (
+    GateRefused,
+    InvalidConfig,
+    NotFound,
+    ScopeMissing,
+    Unauthenticated,
+)
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.registry.tags import PASSED_STATES, PASSED_WITHOUT_EVALUATION
@@ -75,7 +81,12 @@ class Subject:
         return f"the promotion of {self.model} version {self.version} to {self.place}"
 
 
-def subject_of(version: "ModelVersion", place: StageOrAlias, files: str, policy: GatePolicy) -> Subject:
+def subject_of(
+    version: "ModelVersion",
+    place: StageOrAlias,
+    files: str,
+    policy: GatePolicy,
+) -> Subject:
     """Return the promotion of a version of MLflow's registry. `files` is the digest of the version's files."""
     created = int(version.creation_timestamp)
     return Subject(version.name, str(version.version), str(place), created, files, policy.digest)
@@ -163,7 +174,12 @@ def request_is_over(store: Store, alert: Alert) -> bool:
 
 def request_identity(entry: PromotionRequest) -> Json:
     """Return the values that distinguish the request from all other requests, for the detail of its message."""
-    return {"model": entry.model, "version": entry.version, "to": entry.to, "at": entry.at.isoformat()}
+    return {
+        "model": entry.model,
+        "version": entry.version,
+        "to": entry.to,
+        "at": entry.at.isoformat(),
+    }
 
 
 def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: str = "") -> str:
@@ -172,12 +188,17 @@ def missing_approvals(store: Store, policy: GatePolicy, subject: Subject, page: 
         return ""
     status = approval_status(required, open_request(store, subject), subject, store.now())
     shown = page and f", and {page} shows them"
-    refusal = f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
+    refusal = (
+        f"{subject} is refused: {status.reason}. {subject.request_command} requests them{shown}"
+    )
     return "" if status.is_complete else refusal
 
 
 def approval_status(
-    policy: ApprovalPolicy, request: PromotionRequest | None, subject: Subject, now: datetime
+    policy: ApprovalPolicy,
+    request: PromotionRequest | None,
+    subject: Subject,
+    now: datetime,
 ) -> ApprovalStatus:
     """Return which approvals of the request count for `subject`.
 
@@ -192,7 +213,9 @@ def approval_status(
     has_failed = request.verdict not in ("", *PASSED_STATES)
     for approval in request.approvals:
         if approval.at + length_of(policy.valid_for) <= now:
-            discounted.append(f"the approval of {approval.actor} has expired after {policy.valid_for}")
+            discounted.append(
+                f"the approval of {approval.actor} has expired after {policy.valid_for}",
+            )
         elif policy.not_author and request.is_by_author(approval.actor):
             discounted.append(f"{approval.actor} is an author")
         elif has_failed and approval.detail["report"] != request.report_digest:
@@ -203,7 +226,11 @@ def approval_status(
 
 
 def request_promotion(
-    store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str = ""
+    store: Store,
+    policy: GatePolicy,
+    subject: Subject,
+    person: Person,
+    why: str = "",
 ) -> tuple[PromotionRequest, bool]:
     """Request a promotion. Return the open request, and True if it is new.
 
@@ -215,7 +242,9 @@ def request_promotion(
     required = policy.required_approvals(subject.model, subject.place)
     _require_login(person)
     if not person.may_edit:
-        raise ScopeMissing(f"{person.user} may not request {subject}, because {person.user} may not edit the model")
+        raise ScopeMissing(
+            f"{person.user} may not request {subject}, because {person.user} may not edit the model",
+        )
     reports = _gate_reports(store.events(model=subject.model, actions=("gate",)))
     report = reports.get((subject.version, subject.files, subject.policy), {})
     _require_evaluation(required, subject, report.get("verdict", ""))
@@ -224,13 +253,25 @@ def request_promotion(
     def decide(known: PromotionRequest | None) -> AuditEvent | None:
         if known is not None and not subject.change_since(known.subject):
             return None
-        return _event(store, "request", subject, person, why, {"subject": asdict(subject), "authors": list(authors)})
+        return _event(
+            store,
+            "request",
+            subject,
+            person,
+            why,
+            {"subject": asdict(subject), "authors": list(authors)},
+        )
 
     return _record(store, subject, decide)
 
 
 def approve(
-    store: Store, policy: GatePolicy, subject: Subject, person: Person, report: str, why: str = ""
+    store: Store,
+    policy: GatePolicy,
+    subject: Subject,
+    person: Person,
+    report: str,
+    why: str = "",
 ) -> tuple[PromotionRequest, bool]:
     """Approve the open request. Return it, and True if the approval is new: a person has at most one approval.
 
@@ -245,7 +286,9 @@ def approve(
         known = _require_open(request, subject)
         require_may_approve(required, known, subject, person)
         if report != known.report_digest:
-            raise GateRefused(f"the gate report has changed since {person.user} opened it; read {known.report} again")
+            raise GateRefused(
+                f"the gate report has changed since {person.user} opened it; read {known.report} again",
+            )
         status = approval_status(required, known, subject, store.now())
         if any(_same(person.user, name) for name in status.approved_by):
             return None
@@ -257,36 +300,68 @@ def approve(
     return _record(store, subject, decide)
 
 
-def decline(store: Store, policy: GatePolicy, subject: Subject, person: Person, why: str) -> PromotionRequest:
+def decline(
+    store: Store,
+    policy: GatePolicy,
+    subject: Subject,
+    person: Person,
+    why: str,
+) -> PromotionRequest:
     """End the open request without a promotion, and return it. Approvers and the requester may do this, with a reason.
 
     Only the model, the version and the stage or alias of `subject` matter. Raises like `approve`.
     """
-    required, known = policy.required_approvals(subject.model, subject.place), open_request(store, subject)
+    required, known = (
+        policy.required_approvals(subject.model, subject.place),
+        open_request(store, subject),
+    )
     if not why.strip():
         raise InvalidConfig(f"a reason is required to decline {subject}")
     require_may_decline(required, declined := _require_open(known, subject), person)
     event = _event(store, "decline", subject, person, why, {})
-    store.record_next(subject.model, _ACTIONS, lambda events: event if _open(_open_requests(events), subject) else None)
+    store.record_next(
+        subject.model,
+        _ACTIONS,
+        lambda events: event if _open(_open_requests(events), subject) else None,
+    )
     return declined
 
 
-def require_may_approve(required: ApprovalPolicy, request: PromotionRequest, subject: Subject, person: Person) -> None:
+def require_may_approve(
+    required: ApprovalPolicy,
+    request: PromotionRequest,
+    subject: Subject,
+    person: Person,
+) -> None:
     """Raise like `approve` if the person may not approve the request now."""
     _require_approver(required, subject, person)
     if change := subject.change_since(request.subject):
-        raise GateRefused(f"the request for {subject} has lapsed: {change}; request the promotion again")
+        raise GateRefused(
+            f"the request for {subject} has lapsed: {change}; request the promotion again",
+        )
     user = person.user
     if required.not_author and request.is_by_author(user):
-        part = "requested this promotion" if _same(user, request.requested_by) else "registered this version"
-        raise ScopeMissing(f"{user} may not approve {subject}, because {user} {part}; another person must approve")
+        part = (
+            "requested this promotion"
+            if _same(user, request.requested_by)
+            else "registered this version"
+        )
+        raise ScopeMissing(
+            f"{user} may not approve {subject}, because {user} {part}; another person must approve",
+        )
     if not request.report_digest:
         command = f"onnxserve gate {subject.model} {subject.version}"
-        raise GateRefused(f"{subject} cannot be approved without a report of the gate; run `{command}` first")
+        raise GateRefused(
+            f"{subject} cannot be approved without a report of the gate; run `{command}` first",
+        )
     _require_evaluation(required, subject, request.verdict)
 
 
-def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, person: Person) -> None:
+def require_may_decline(
+    required: ApprovalPolicy,
+    request: PromotionRequest,
+    person: Person,
+) -> None:
     """Raise ScopeMissing or Unauthenticated if the person may not decline the request."""
     _require_login(person)
     if not _same(person.user, request.requested_by):
@@ -295,8 +370,17 @@ def require_may_decline(required: ApprovalPolicy, request: PromotionRequest, per
 
 def version_authors(store: Store, version: str, created: int) -> tuple[str, ...]:
     """Return the people who registered the version that was created at this time, under any name of its model."""
-    details = [event.detail for event in store.events(actions=("register",)) if event.version == version]
-    return tuple({name: None for detail in details if detail["created"] == created for name in detail["authors"]})
+    details = [
+        event.detail for event in store.events(actions=("register",)) if event.version == version
+    ]
+    return tuple(
+        {
+            name: None
+            for detail in details
+            if detail["created"] == created
+            for name in detail["authors"]
+        },
+    )
 
 
 def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
@@ -312,7 +396,11 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
             request |= {"requested_by": event.actor, "at": event.at, "why": event.why}
             live[key] = PromotionRequest.model_validate(request)
         elif event.action == "approve" and key in live:
-            others = [approval for approval in live[key].approvals if not _same(approval.actor, event.actor)]
+            others = [
+                approval
+                for approval in live[key].approvals
+                if not _same(approval.actor, event.actor)
+            ]
             live[key] = live[key].model_copy(update={"approvals": (*others, event)})
         elif event.action == "decline":
             live.pop(key, None)
@@ -321,7 +409,9 @@ def _open_requests(events: Iterable[AuditEvent]) -> list[PromotionRequest]:
         elif event.action in ("rename", "delete"):
             live.clear()
     return [
-        entry.model_copy(update=reports.get((entry.version, entry.subject.files, entry.subject.policy)))
+        entry.model_copy(
+            update=reports.get((entry.version, entry.subject.files, entry.subject.policy)),
+        )
         for entry in live.values()
     ]
 
@@ -331,9 +421,19 @@ def _gate_reports(events: Iterable[AuditEvent]) -> dict[tuple[str, str, str], Js
     reports: dict[tuple[str, str, str], Json] = {}
     for event in events:
         detail = event.detail
-        if event.action == "gate" and detail.get("tagged") and (digest := detail.get("report_digest")):
-            report = {"report": detail["report"], "report_run": detail["run_id"], "report_digest": digest}
-            reports[event.version, detail["files"], detail["policy_digest"]] = report | {"verdict": event.after}
+        if (
+            event.action == "gate"
+            and detail.get("tagged")
+            and (digest := detail.get("report_digest"))
+        ):
+            report = {
+                "report": detail["report"],
+                "report_run": detail["run_id"],
+                "report_digest": digest,
+            }
+            reports[event.version, detail["files"], detail["policy_digest"]] = report | {
+                "verdict": event.after,
+            }
     return reports
 
 
@@ -343,24 +443,49 @@ def _open(requests: Iterable[PromotionRequest], subject: Subject) -> PromotionRe
 
 def _require_open(request: PromotionRequest | None, subject: Subject) -> PromotionRequest:
     if request is None:
-        raise NotFound(f"there is no open request for {subject}; {subject.request_command} requests the promotion")
+        raise NotFound(
+            f"there is no open request for {subject}; {subject.request_command} requests the promotion",
+        )
     return request
 
 
 def _record(
-    store: Store, subject: Subject, decide: Callable[[PromotionRequest | None], AuditEvent | None]
+    store: Store,
+    subject: Subject,
+    decide: Callable[[PromotionRequest | None], AuditEvent | None],
 ) -> tuple[PromotionRequest, bool]:
     """Write the event that `decide` derives from the open request. Return the request after it, and True for an event.
 
     The request is read and the event is written in one transaction, so that racing calls cannot both count.
     """
-    is_new = store.record_next(subject.model, _ACTIONS, lambda events: decide(_open(_open_requests(events), subject)))
+    is_new = store.record_next(
+        subject.model,
+        _ACTIONS,
+        lambda events: decide(_open(_open_requests(events), subject)),
+    )
     return _require_open(open_request(store, subject), subject), is_new
 
 
-def _event(store: Store, action: str, subject: Subject, person: Person, why: str, detail: Json) -> AuditEvent:
+def _event(
+    store: Store,
+    action: str,
+    subject: Subject,
+    person: Person,
+    why: str,
+    detail: Json,
+) -> AuditEvent:
     model, version, place = subject.model, subject.version, subject.place
-    return AuditEvent(store.now(), person.user, action, "", model, version, after=place, why=why, detail=detail)
+    return AuditEvent(
+        store.now(),
+        person.user,
+        action,
+        "",
+        model,
+        version,
+        after=place,
+        why=why,
+        detail=detail,
+    )
 
 
 def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str) -> None:
@@ -369,15 +494,19 @@ def _require_evaluation(required: ApprovalPolicy, subject: Subject, verdict: str
         raise GateRefused(
             f"{subject} cannot be requested or approved: its gate {verdict}, so the report has no figure of its "
             f"quality. Set evaluation.dataset and evaluation.target in the policy of {subject.model}, and run "
-            f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy"
+            f"`onnxserve gate {subject.model} {subject.version}`; or set approvals.evaluation: optional in the policy",
         )
 
 
 def _require_login(person: Person) -> None:
     if not person.user:
-        raise Unauthenticated("a login is required: an anonymous caller may not request, approve or decline promotions")
+        raise Unauthenticated(
+            "a login is required: an anonymous caller may not request, approve or decline promotions",
+        )
     if refusal := name_refusal(person.user):
-        raise ScopeMissing(f"{refusal}; a person with this name may not request, approve or decline promotions")
+        raise ScopeMissing(
+            f"{refusal}; a person with this name may not request, approve or decline promotions",
+        )
 
 
 def _require_approver(required: ApprovalPolicy, subject: Subject, person: Person) -> None:

@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.core.store.served_files import served_files
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import COMPLETE, approval_status, promotion_requests, subject_of
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    COMPLETE,
+    approval_status,
+    promotion_requests,
+    subject_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -41,5 +46,9 @@ def earlier_files(store: Store, version: "ModelVersion") -> tuple[str, ...]:
     created = int(version.creation_timestamp)
     events = store.events(model=version.name, actions=("approve",), newest_first=True)
     subjects = filter(None, (event.detail.get(COMPLETE) for event in events))
-    known = [entry for entry in subjects if (entry["version"], entry["created"]) == (str(version.version), created)]
+    known = [
+        entry
+        for entry in subjects
+        if (entry["version"], entry["created"]) == (str(version.version), created)
+    ]
     return tuple(dict.fromkeys(entry["files"] for entry in known))

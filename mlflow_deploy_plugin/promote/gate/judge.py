@@ -11,12 +11,26 @@ import numpy as np
 from mlflow_deploy_plugin.core import errors
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.mlmodel import combine_hashes, hash_files
-from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_data
+from mlflow_deploy_plugin.core.registry.policy import (
+    ALL_PERMISSIONS,
+    GatePolicy,
+    Permissions,
+    require_mlflow_data,
+)
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
+from mlflow_deploy_plugin.promote.gate.checks.artifact import (
+    PARITY,
+    check_agreement,
+    check_parity,
+    check_signature,
+)
 from mlflow_deploy_plugin.promote.gate.checks.backtest import check_backtest
-from mlflow_deploy_plugin.promote.gate.checks.budget import MeasuredCost, check_budget, measure_costs
+from mlflow_deploy_plugin.promote.gate.checks.budget import (
+    MeasuredCost,
+    check_budget,
+    measure_costs,
+)
 from mlflow_deploy_plugin.promote.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.promote.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.promote.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
@@ -75,7 +89,12 @@ class _Checks:
     evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
 
-    def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
+    def load_current(
+        self,
+        current: ResolvedModel,
+        folders: ExitStack,
+        allowed: Permissions,
+    ) -> None:
         """Load the current version. If loading fails, judge the candidate without a comparison."""
         self.against = current.source
         try:
@@ -84,7 +103,9 @@ class _Checks:
         except (errors.RegistryUnavailable, errors.CodeRefused):
             raise
         except errors.OnnxserveError as error:
-            self.notes.append(f"{self.against} cannot be loaded for the comparison: {error.message}")
+            self.notes.append(
+                f"{self.against} cannot be loaded for the comparison: {error.message}",
+            )
 
     def run(self) -> Iterator[CheckResult]:
         yield self.parity()
@@ -118,17 +139,27 @@ class _Checks:
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            if not where.startswith(("models:/", "runs:/")):  # The MLmodel file may contain any URI.
+            if not where.startswith(
+                ("models:/", "runs:/"),
+            ):  # The MLmodel file may contain any URI.
                 raise errors.InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)
-                if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(base):
+                if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(
+                    base,
+                ):
                     raise errors.InvalidConfig("the files of the base have changed")
                 policy, seed = self.policy.evaluation, self.policy.seed
                 rows, labelled = None, None
                 if policy.dataset and "evaluation" not in self.policy.skip:
                     artifact = self.candidate.artifact
-                    labelled = load_dataset(policy.dataset, policy.target, artifact, seed, policy.max_rows)
+                    labelled = load_dataset(
+                        policy.dataset,
+                        policy.target,
+                        artifact,
+                        seed,
+                        policy.max_rows,
+                    )
                 else:
                     rows = reference_rows(base.artifact, policy.max_rows, seed)
                 return check_agreement(self.candidate, base, self.policy, labelled, rows)
@@ -148,19 +179,32 @@ class _Checks:
         if not policy.dataset:
             return CheckResult("evaluation", "skipped", "the policy has no dataset")
         labelled = load_dataset(
-            policy.dataset, policy.target, self.candidate.artifact, self.policy.seed, policy.max_rows
+            policy.dataset,
+            policy.target,
+            self.candidate.artifact,
+            self.policy.seed,
+            policy.max_rows,
         )
         predictions = self.candidate.predict(labelled.rows)
         self.labelled, self.predictions = labelled, predictions
         current = None
         if self.current is not None:
             try:
-                current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
+                current = self.current.predict(
+                    cast_to_signature(self.current.artifact, labelled.rows),
+                )
             except errors.OnnxserveError as error:
                 reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
         self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
-        return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed, self.against)
+        return check_evaluation(
+            labelled.truth,
+            predictions,
+            current,
+            policy,
+            self.policy.seed,
+            self.against,
+        )
 
     def robustness(self) -> CheckResult:
         policy, seed = self.policy.robustness, self.policy.seed
@@ -176,7 +220,16 @@ class _Checks:
         if self.current is not None:
             current = self.current, own_columns(self.current.artifact, rows)
         own = own_columns(self.candidate.artifact, rows)
-        return check_robustness(self.candidate, own, policy, seed, truth, metric, current, self.against)
+        return check_robustness(
+            self.candidate,
+            own,
+            policy,
+            seed,
+            truth,
+            metric,
+            current,
+            self.against,
+        )
 
     def disturbances(self) -> CheckResult:
         policy, evaluation = self.policy.robustness, self.policy.evaluation
@@ -199,9 +252,17 @@ class _Checks:
 
     def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | errors.Refused:
         if not self.allows_code:
-            return errors.Refused("the torch original runs its own code, which this server does not allow")
+            return errors.Refused(
+                "the torch original runs its own code, which this server does not allow",
+            )
         return torch_gradient(
-            self.resolved, self.folder, self.candidate.artifact, self.original, rows, truth, has_consent=True
+            self.resolved,
+            self.folder,
+            self.candidate.artifact,
+            self.original,
+            rows,
+            truth,
+            has_consent=True,
         )
 
     def budget(self) -> CheckResult:
@@ -219,7 +280,11 @@ class _Checks:
         current: MeasuredCost | None = None
         if self.current_folder is not None:
             try:
-                candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
+                candidate, current = measure_costs(
+                    [self.folder, self.current_folder],
+                    rows,
+                    policy.batch,
+                )
                 return check_budget(candidate, current, policy, self.against)
             except errors.InferenceError as error:
                 self.notes.append(f"not measured together with {self.against}: {error.message}")
@@ -266,12 +331,23 @@ def judge(
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
-        progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
+        progress(
+            f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}",
+        )
         folder = folders.enter_context(downloaded_version(candidate))
         digest = combine_hashes(hash_files(folder))
         try:
             loaded = load_version(folder, allowed.code)
-            checks = _Checks(policy, progress, candidate, folder, loaded, allowed.code, original, store)
+            checks = _Checks(
+                policy,
+                progress,
+                candidate,
+                folder,
+                loaded,
+                allowed.code,
+                original,
+                store,
+            )
         except (errors.RegistryUnavailable, errors.CodeRefused):
             raise
         except errors.OnnxserveError as error:

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING
 from mlflow_deploy_plugin.core.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.registry import tags, transitions
-from mlflow_deploy_plugin.core.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    no_request_timeout,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.core.registry.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
+from mlflow_deploy_plugin.core.registry.policy import (
+    ALL_PERMISSIONS,
+    Permissions,
+    PolicyChoice,
+    choose_policy,
+)
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.store.audit import move_detail
@@ -94,7 +103,9 @@ def promote(
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_models_own:
-        raise InvalidConfig(f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file")
+        raise InvalidConfig(
+            f"model {model} already has a policy, in its tag {tags.GATE_POLICY_TAG}; omit the file",
+        )
     if is_request:
         chosen.policy.required_approvals(model, target)
     with store_or_default(store) as trail:
@@ -103,13 +114,36 @@ def promote(
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             entry = registry_client().get_model_version(candidate.name, candidate.version)
         by = actor or trail.user
-        run = partial(gate_version, candidate, before, chosen, by, trail, progress, allowed=allowed, original=original)
+        run = partial(
+            gate_version,
+            candidate,
+            before,
+            chosen,
+            by,
+            trail,
+            progress,
+            allowed=allowed,
+            original=original,
+        )
         request = _Request(candidate, entry, target, before, chosen, why, by, begun, run)
-        refusal = transitions.rolled_back_refusal(candidate.name, candidate.version, target, entry.tags)
+        refusal = transitions.rolled_back_refusal(
+            candidate.name,
+            candidate.version,
+            target,
+            entry.tags,
+        )
         if refusal and not force:
-            request.record(trail, "refused", tags.GateStatus(False, tags.gate_status_of(entry.tags).state, refusal))
+            request.record(
+                trail,
+                "refused",
+                tags.GateStatus(False, tags.gate_status_of(entry.tags).state, refusal),
+            )
             raise GateRefused(refusal)
-        is_there = not refusal and before is None and transitions.version_at(candidate.name, target) is not None
+        is_there = (
+            not refusal
+            and before is None
+            and transitions.version_at(candidate.name, target) is not None
+        )
         if is_there and not is_request and (status := request.ungated() or request.verdict).passed:
             return request.stay(trail, status)
         status = request.gate_status(force, progress)
@@ -118,13 +152,21 @@ def promote(
             report = f"; report: {status.report}" if status.report else ""
             raise GateRefused(
                 f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
-                f"passed its gate: {status.reason}{report}"
+                f"passed its gate: {status.reason}{report}",
             )
         if is_request:
-            return request.promotion(status, before=before.version if before else "", is_moved=False)
+            return request.promotion(
+                status,
+                before=before.version if before else "",
+                is_moved=False,
+            )
         subject = subject_of(entry, target, status.digest, chosen.policy)
         if not is_there and (refusal := missing_approvals(trail, chosen.policy, subject)):
-            request.record(trail, "refused", tags.GateStatus(False, status.state, refusal, status.report))
+            request.record(
+                trail,
+                "refused",
+                tags.GateStatus(False, status.state, refusal, status.report),
+            )
             raise GateRefused(refusal)
         if not status.passed:
             status = request.record_forced(trail, status)
@@ -133,7 +175,7 @@ def promote(
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
                     f"version {now.version} moved to {target} while version {candidate.version} was judged; "
-                    f"promote version {candidate.version} again to compare both versions"
+                    f"promote version {candidate.version} again to compare both versions",
                 )
         progress(f"moving version {candidate.version} to {target}")
         request.move()
@@ -182,9 +224,20 @@ class _Request:
             digest = ""
             with suppress(OnnxserveError):  # Unreadable files have no digest, and are not served.
                 digest = version_digest(self.candidate.source)
-            return tags.GateStatus(False, "", f"the gate could not be run: {error.message}", digest=digest)
+            return tags.GateStatus(
+                False,
+                "",
+                f"the gate could not be run: {error.message}",
+                digest=digest,
+            )
         verdict = gated.verdict
-        return tags.GateStatus(verdict.passed, verdict.state, verdict.reason, gated.report, verdict.digest)
+        return tags.GateStatus(
+            verdict.passed,
+            verdict.state,
+            verdict.reason,
+            gated.report,
+            verdict.digest,
+        )
 
     def ungated(self) -> tags.GateStatus | None:
         if self.chosen.policy.gates(self.place):
@@ -196,7 +249,11 @@ class _Request:
         policy = self.chosen.policy
         if policy.approvals_for(self.place) is None:
             return False
-        return not missing_approvals(store, policy, subject_of(self.entry, self.place, self.verdict.digest, policy))
+        return not missing_approvals(
+            store,
+            policy,
+            subject_of(self.entry, self.place, self.verdict.digest, policy),
+        )
 
     def stay(self, store: Store, status: tags.GateStatus) -> Promotion:
         """Return the promotion of a version in `place`. MLflow's server records files that were approved again."""
@@ -208,7 +265,11 @@ class _Request:
         """Move the version to `place`, without a timeout, because MLflow's server may first read all its files."""
         reference = parse_model_uri(self.place.uri(self.candidate.name))
         with no_request_timeout:
-            transitions.move_version(reference, self.candidate.version, clears_rollback=self.place.is_served_from)
+            transitions.move_version(
+                reference,
+                self.candidate.version,
+                clears_rollback=self.place.is_served_from,
+            )
 
     def is_fresh(self) -> bool:
         try:
@@ -217,7 +278,8 @@ class _Request:
             return False
         return (
             self.entry.tags.get(tags.GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
-            and self.entry.tags.get(tags.GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
+            and self.entry.tags.get(tags.GATE_AGAINST_TAG, "")
+            == (self.before.source if self.before else "")
             and abs(age) < timedelta(hours=self.chosen.policy.fresh_hours)
         )
 
@@ -226,7 +288,12 @@ class _Request:
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
         name, version = self.candidate.name, self.candidate.version
         forced = VerdictRecord(
-            model=name, version=version, state="forced", reason=reason, files=status.digest, actor=self.actor
+            model=name,
+            version=version,
+            state="forced",
+            reason=reason,
+            files=status.digest,
+            actor=self.actor,
         )
         write_verdict(forced, store)
         return tags.GateStatus(True, "forced", reason, status.report, status.digest)
@@ -238,13 +305,19 @@ class _Request:
             model=self.candidate.name,
             version=self.candidate.version,
             before=f"version {self.before.version} in {self.place}" if self.before else "",
-            after=f"version {self.candidate.version} in {self.place}" if action == "promote" else "",
+            after=f"version {self.candidate.version} in {self.place}"
+            if action == "promote"
+            else "",
             why=self.why or status.reason,
             detail=detail
             | {transitions.STARTED_AT: self.begun.isoformat()}
             | ({"gate_reason": status.reason} if self.why else {})
             | ({"forced": True} if status.state == "forced" else {})
-            | (move_detail(str(self.place), self.before.version if self.before else "") if action == "promote" else {}),
+            | (
+                move_detail(str(self.place), self.before.version if self.before else "")
+                if action == "promote"
+                else {}
+            ),
             actor=self.actor,
         )
 

@@ -12,7 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import app_document, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    app_document,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.core.store.tables import Json
 
@@ -113,7 +117,15 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
     """
     name = f"{record.model} version {record.version}"
     document = record.model_dump(mode="json")
-    answer = app_document(f"the verdict on {name}", PATH, "POST", {}, _SECONDS, document, is_optional=True)
+    answer = app_document(
+        f"the verdict on {name}",
+        PATH,
+        "POST",
+        {},
+        _SECONDS,
+        document,
+        is_optional=True,
+    )
     is_written = answer is not None
     if not is_written:
         with registry_errors(f"model {name}"):
@@ -129,4 +141,7 @@ def write_verdict(record: VerdictRecord, store: Store) -> None:
 def _is_in(store: Store, record: VerdictRecord) -> bool:
     events = store.events(model=record.model, actions=("gate",), newest_first=True)
     newest = next((event for event in events if event.version == record.version), None)
-    return newest is not None and (newest.after, newest.detail["run_id"]) == (record.state, record.run_id)
+    return newest is not None and (newest.after, newest.detail["run_id"]) == (
+        record.state,
+        record.run_id,
+    )

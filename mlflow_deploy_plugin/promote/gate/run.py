@@ -15,7 +15,11 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.registry import tags
-from mlflow_deploy_plugin.core.registry.connection import login_name, registry_client, registry_errors
+from mlflow_deploy_plugin.core.registry.connection import (
+    login_name,
+    registry_client,
+    registry_errors,
+)
 from mlflow_deploy_plugin.core.registry.model_files import version_digest
 from mlflow_deploy_plugin.core.registry.policy import (
     ALL_PERMISSIONS,
@@ -25,7 +29,12 @@ from mlflow_deploy_plugin.core.registry.policy import (
     choose_policy,
 )
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, registered_version, resolve
-from mlflow_deploy_plugin.core.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
+from mlflow_deploy_plugin.core.registry.runs import (
+    LoggedRun,
+    get_or_create_experiment,
+    log_metrics,
+    log_run,
+)
 from mlflow_deploy_plugin.core.registry.transitions import version_at
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import current_actor
@@ -33,7 +42,12 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.promote.gate.recording import VerdictRecord, finite, write_verdict
-from mlflow_deploy_plugin.promote.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
+from mlflow_deploy_plugin.promote.gate.verdict import (
+    MAX_FIGURE,
+    GateVerdict,
+    verdict_as_html,
+    verdict_as_json,
+)
 
 JSON = "gate.json"
 
@@ -68,7 +82,11 @@ class ServedVerdict:
         )
 
 
-def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
+def verdict_of_served(
+    model: str,
+    version: str,
+    policy_file: Path | None = None,
+) -> ServedVerdict | None:
     """Return the passed verdict on the only version in the gated aliases and stages, or None.
 
     A new verdict would have no version to compare with. The stored verdict must be for this policy and the current
@@ -82,11 +100,21 @@ def verdict_of_served(model: str, version: str, policy_file: Path | None = None)
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         version_tags = registry_client().get_model_version(model, candidate.version).tags
-    if not places or version_tags.get(tags.GATE_POLICY_DIGEST_TAG, chosen.policy.digest) != chosen.policy.digest:
+    if (
+        not places
+        or version_tags.get(tags.GATE_POLICY_DIGEST_TAG, chosen.policy.digest)
+        != chosen.policy.digest
+    ):
         return None
     if not status.on_files(version_digest(candidate.source)).passed:
         return None
-    return ServedVerdict(model, candidate.version, ", ".join(map(str, places)), status.state, status.reason)
+    return ServedVerdict(
+        model,
+        candidate.version,
+        ", ".join(map(str, places)),
+        status.state,
+        status.reason,
+    )
 
 
 def run_gate(
@@ -114,12 +142,27 @@ def run_gate(
     chosen = choose_policy(model, policy_file)
     served = _served_version(candidate, chosen.policy)
     current = resolve(against) if against else served
-    is_official = chosen.is_models_own and (current and current.source) == (served and served.source)
-    return gate_version(candidate, current, chosen, actor, store, progress, is_official, allowed, original)
+    is_official = chosen.is_models_own and (current and current.source) == (
+        served and served.source
+    )
+    return gate_version(
+        candidate,
+        current,
+        chosen,
+        actor,
+        store,
+        progress,
+        is_official,
+        allowed,
+        original,
+    )
 
 
 def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
-    versions = (version_at(candidate.name, place, exclude=candidate.version) for place in policy.gated_places)
+    versions = (
+        version_at(candidate.name, place, exclude=candidate.version)
+        for place in policy.gated_places
+    )
     return next((version for version in versions if version is not None), None)
 
 
@@ -136,7 +179,16 @@ def gate_version(
 ) -> GateRun:
     """Judge the candidate against the current version. Log and record the verdict, and set tags if `is_official`."""
     with store_or_default(store) as trail:
-        verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original, trail)
+        verdict, evaluation = judge(
+            candidate,
+            current,
+            chosen.policy,
+            chosen.where,
+            progress,
+            allowed,
+            original,
+            trail,
+        )
         progress("logging the report to MLflow")
         record = VerdictRecord(
             model=verdict.model,
@@ -149,13 +201,25 @@ def gate_version(
             against=verdict.against,
             at=verdict.at.isoformat(timespec="seconds"),
             report_digest=hashlib.sha256(verdict_as_html(verdict).encode()).hexdigest(),
-            checks={check.name: {"state": check.state, **finite(check.figures)} for check in verdict.checks},
+            checks={
+                check.name: {"state": check.state, **finite(check.figures)}
+                for check in verdict.checks
+            },
             actor=actor or trail.user,
             machine=current_actor(),
         )
-        logged = (tags.GATE_REASON_TAG, tags.GATE_AGAINST_TAG, tags.GATE_POLICY_DIGEST_TAG, tags.GATE_TAG)
+        logged = (
+            tags.GATE_REASON_TAG,
+            tags.GATE_AGAINST_TAG,
+            tags.GATE_POLICY_DIGEST_TAG,
+            tags.GATE_TAG,
+        )
         verdict_tags = {key: record.tags[key] for key in (*logged, tags.GATE_DIGEST_TAG)}
-        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation, verdict_tags), is_official)
+        done = GateRun(
+            verdict,
+            _log_verdict(verdict, candidate, evaluation, verdict_tags),
+            is_official,
+        )
         record = record.model_copy(update={"report": done.report, "run_id": done.run.run_id})
         if is_official:
             write_verdict(record, trail)
@@ -174,7 +238,10 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
 
 
 def _log_verdict(
-    verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None, verdict_tags: dict[str, str]
+    verdict: GateVerdict,
+    candidate: ResolvedModel,
+    evaluation: EvaluationData | None,
+    verdict_tags: dict[str, str],
 ) -> LoggedRun:
     """Log the verdict to the run of this MLflow project, or to a new run in the experiment of the model's run."""
 
@@ -189,8 +256,14 @@ def _log_verdict(
         return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
 
     def log_content(client: MlflowClient, run_id: str) -> None:
-        figures = ((f"{check.name}/{name}", value) for check in verdict.checks for name, value in check.figures.items())
-        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # NaN is excluded too.
+        figures = (
+            (f"{check.name}/{name}", value)
+            for check in verdict.checks
+            for name, value in check.figures.items()
+        )
+        finite = [
+            (name, value) for name, value in figures if abs(value) < MAX_FIGURE
+        ]  # NaN is excluded too.
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), tags.GATE_REPORT_FILE)
@@ -210,7 +283,10 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")
-    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
+    with (
+        mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None),
+        ExitStack() as silenced,
+    ):
         silenced.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)  # Do not print MLflow's messages in the command's output.
         for side, predictions in sides.items():
@@ -223,13 +299,20 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
                     warnings.simplefilter("ignore")  # MLflow warns about an unused schema.
                     mlflow.models.evaluate(
                         data=mlflow.data.from_pandas(
-                            table, name=evaluation.dataset[-200:], targets="target", predictions="prediction"
+                            table,
+                            name=evaluation.dataset[-200:],
+                            targets="target",
+                            predictions="prediction",
                         ),
                         model_type=kind,
                         evaluators=kind,
-                        evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
+                        evaluator_config={
+                            "metric_prefix": f"mlflow_{side}_",
+                            "log_model_explainability": False,
+                        },
                     )
             except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
                 mlflow.set_tag(
-                    f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH]
+                    f"onnxserve.gate.evaluate.{side}",
+                    f"mlflow.models.evaluate: {error}"[: tags.MAX_TAG_LENGTH],
                 )

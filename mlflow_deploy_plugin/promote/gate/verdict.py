@@ -13,7 +13,9 @@ from mlflow_deploy_plugin.core.registry.tags import PASSED_WITHOUT_EVALUATION, V
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
-MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float. Figures above this limit are not logged.
+MAX_FIGURE = (
+    1e300  # MLflow stores infinity as the largest float. Figures above this limit are not logged.
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class GateVerdict:
     def state(self) -> VerdictState:
         if not self.passed:
             return "failed"
-        is_evaluated = any(check.name == "evaluation" and check.state == "passed" for check in self.checks)
+        is_evaluated = any(
+            check.name == "evaluation" and check.state == "passed" for check in self.checks
+        )
         return "passed" if is_evaluated else PASSED_WITHOUT_EVALUATION
 
     @property
@@ -68,9 +72,13 @@ class GateVerdict:
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
-        skipped = [f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"]
+        skipped = [
+            f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"
+        ]
         passed = ", ".join(check.name for check in self.checks if check.state == "passed")
-        return "; ".join([f"checked: {passed or 'nothing'}", *(f"not checked: {line}" for line in skipped)])
+        return "; ".join(
+            [f"checked: {passed or 'nothing'}", *(f"not checked: {line}" for line in skipped)],
+        )
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
@@ -88,7 +96,12 @@ def verdict_as_html(verdict: GateVerdict) -> str:
 
 def report_templates(folder: Path) -> Environment:
     """Return the templates of reports in a folder. The texts of a report are escaped, because they may be hostile."""
-    return Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
@@ -101,4 +114,7 @@ def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
         return None
     least, most = min(bounds.values()), max(bounds.values())
     span = (most - least) or 1.0
-    return {name: round(20 + (value - least + span * 0.1) / (span * 1.2) * 560, 1) for name, value in bounds.items()}
+    return {
+        name: round(20 + (value - least + span * 0.1) / (span * 1.2) * 560, 1)
+        for name, value in bounds.items()
+    }

@@ -11,7 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest, NotFound, Refused
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidConfig,
+    InvalidRequest,
+    NotFound,
+    Refused,
+)
 from mlflow_deploy_plugin.core.messages import one_line, without_row_number
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.promote.replay.traffic import Traffic, arrays_of
@@ -102,16 +108,25 @@ def backtest(
     for start in range(0, len(table), _CHUNK):
         parts += _accepted_parts(candidate, table.slice(start, _CHUNK), refused)
         if not parts:
-            raise InvalidConfig(f"{shown} refuses the first rows of {traffic.endpoint}: {next(iter(refused))}")
+            raise InvalidConfig(
+                f"{shown} refuses the first rows of {traffic.endpoint}: {next(iter(refused))}",
+            )
     seconds = time.perf_counter() - begun
     accepted = pa.concat_tables([part for part, _ in parts])
     # An output is ignored if its shape differs between the parts.
-    names = [name for name in parts[0][1] if len({arrays[name].shape[1:] for _, arrays in parts}) == 1]
+    names = [
+        name for name in parts[0][1] if len({arrays[name].shape[1:] for _, arrays in parts}) == 1
+    ]
     if not names:
-        raise InvalidConfig(f"{shown} returns arrays of different shapes for different rows, which cannot be compared")
+        raise InvalidConfig(
+            f"{shown} returns arrays of different shapes for different rows, which cannot be compared",
+        )
     outputs = {name: np.concatenate([arrays[name] for _, arrays in parts]) for name in names}
     artifact = candidate.artifact
-    if not isinstance(candidate, LoadedOnnx):  # The files of a pyfunc may name its output differently.
+    if not isinstance(
+        candidate,
+        LoadedOnnx,
+    ):  # The files of a pyfunc may name its output differently.
         name = output_column((PREDICTION,), PREDICTION, outputs[PREDICTION])
         artifact = describe_answers(None, pa.table({name: list(outputs[PREDICTION])}), ())
     served, answered = artifact, traffic.answers(artifact, accepted)
@@ -120,7 +135,7 @@ def backtest(
         served = describe_answers(None, answered, ())
         if not (answers := captured_outputs(served, answered, ())):
             raise InvalidConfig(
-                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask"
+                f"no answer is captured in all rows of {traffic.endpoint}: change capture.drop and capture.mask",
             )
     sides = predictions_of(artifact, outputs), predictions_of(served, answers)
     kinds = []
@@ -129,14 +144,20 @@ def backtest(
         kinds.append(" × ".join([kind, *map(str, prediction.shape[1:])]))
     try:
         if kinds[0] != kinds[1]:
-            raise InferenceError(f"it returns {kinds[0]}, and the served versions returned {kinds[1]}")
+            raise InferenceError(
+                f"it returns {kinds[0]}, and the served versions returned {kinds[1]}",
+            )
         compared = compare_outputs(served, answers, artifact, outputs)
     except InferenceError as error:
-        raise InvalidConfig(f"{shown} has another signature than the served versions: {error.message}") from None
+        raise InvalidConfig(
+            f"{shown} has another signature than the served versions: {error.message}",
+        ) from None
     known = compared.differences[np.isfinite(compared.differences) & compared.are_numbers]
     labels = accepted.column(LABEL if kinds[0].startswith("text") else LABEL_NUMBER)
     labelled = np.flatnonzero(np.asarray(pc.is_valid(labels)))
-    comparison: metrics.MetricComparison | Refused = Refused("no replayed row has a label that fits the answers")
+    comparison: metrics.MetricComparison | Refused = Refused(
+        "no replayed row has a label that fits the answers",
+    )
     if len(labelled):
         truth = labels.take(pa.array(labelled)).to_numpy()
         pairs = (artifact, outputs), (served, answers)
@@ -144,17 +165,30 @@ def backtest(
         metric = metric or metrics.default_metric(truth, ours)
         try:
             left, right = (metrics.weighted_metric(metric, truth, side) for side in (ours, theirs))
-            comparison = metrics.paired_bootstrap(metric, left, right, len(truth), confidence, resamples, seed)
+            comparison = metrics.paired_bootstrap(
+                metric,
+                left,
+                right,
+                len(truth),
+                confidence,
+                resamples,
+                seed,
+            )
         except InvalidConfig as error:
             comparison = Refused(error.message)
     latencies = table.filter(pc.equal(table.column("_row"), 0)).column("_latency_us").drop_null()
     sizes = np.where(compared.same, -1.0, compared.differences)
     worst = np.argsort(-sizes, kind="stable")[: min(_SHOWN, compared.differing_rows)].tolist()
-    texts = [" instead of ".join(one_line(side.prediction[row], 80) for side in sides) for row in worst]
+    texts = [
+        " instead of ".join(one_line(side.prediction[row], 80) for side in sides) for row in worst
+    ]
     return BacktestReport(
         captured_rows=captured,
         rows=len(table),
-        versions={f"{model} version {version}": rows for (model, version), rows in count_versions(accepted).items()},
+        versions={
+            f"{model} version {version}": rows
+            for (model, version), rows in count_versions(accepted).items()
+        },
         disagreement=1 - float(compared.same.mean()),
         mean_difference=float(known.mean()) if len(known) else math.nan,
         max_difference=float(known.max()) if len(known) else math.nan,
@@ -169,7 +203,11 @@ def backtest(
 
 
 def _read_sample(
-    traffic: Traffic, times: TimeRange, artifact: Artifact, shown: str, max_rows: int
+    traffic: Traffic,
+    times: TimeRange,
+    artifact: Artifact,
+    shown: str,
+    max_rows: int,
 ) -> tuple[pa.Table, int]:
     """Return a sample of the rows with labels, and the number of all rows."""
     log, view = traffic.log, View(traffic.endpoint, times, labels=False)
@@ -183,7 +221,7 @@ def _read_sample(
         require_endpoint(log, traffic.endpoint)
         raise NotFound(
             f"endpoint {traffic.endpoint!r} has no rows in {times.window or 'the time range'}: choose a window in the "
-            f"range that `onnxserve log stats {traffic.endpoint}` shows"
+            f"range that `onnxserve log stats {traffic.endpoint}` shows",
         )
     return join_labels(sample.table(), labels), rows
 
@@ -191,11 +229,15 @@ def _read_sample(
 def _columns(artifact: Artifact) -> list[str]:
     """Return the columns that a version reads. The log names an unnamed tensor like the input of the graph."""
     fields = artifact.columns or artifact.tensors
-    return [field.name for field in fields if field.name] or [entry.name for entry in artifact.inputs]
+    return [field.name for field in fields if field.name] or [
+        entry.name for entry in artifact.inputs
+    ]
 
 
 def _accepted_parts(
-    candidate: LoadedModel, part: pa.Table, refused: dict[str, NotedRow]
+    candidate: LoadedModel,
+    part: pa.Table,
+    refused: dict[str, NotedRow],
 ) -> Iterator[tuple[pa.Table, NamedArrays]]:
     """Yield the accepted rows with the candidate's outputs, and add the refused rows to `refused` by reason. A refused
     part is halved until its refused rows are known."""
@@ -219,4 +261,9 @@ def _accepted_parts(
 
 
 def _noted(part: pa.Table, place: int, text: str, rows: int = 1) -> NotedRow:
-    return NotedRow(part.column("_prediction_id")[place].as_py(), part.column("_row")[place].as_py(), text, rows)
+    return NotedRow(
+        part.column("_prediction_id")[place].as_py(),
+        part.column("_row")[place].as_py(),
+        text,
+        rows,
+    )

@@ -25,11 +25,20 @@ from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, no_batch_dimension_reason, slice_feeds
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    no_batch_dimension_reason,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.serve.runtime.log_columns import output_column
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, read_served_artifact
-from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.session import (
+    describe_error,
+    import_onnxruntime,
+    session_options,
+)
 from mlflow_deploy_plugin.serve.spool.codec import as_one_row
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.wrap.evaluation.explanation import contributions, require_shap
@@ -90,18 +99,26 @@ def find_request(log: InferenceLog, prediction_id: str, endpoint: str = "") -> t
     is_request = pc.field("_prediction_id") == prediction_id
     for name in [endpoint] if endpoint else log.endpoints():
         for hour in log.walk_hours(name, newest_first=True):
-            if any(len(ids.filter(is_request)) for ids in log.scan(hour, TimeRange(), ["_prediction_id"])):
+            if any(
+                len(ids.filter(is_request))
+                for ids in log.scan(hour, TimeRange(), ["_prediction_id"])
+            ):
                 rows = [table.filter(is_request) for table in log.scan(hour, TimeRange(), None)]
                 return name, concat_tables([table for table in rows if len(table)]).sort_by("_row")
     raise NotFound(
         f"the inference log {log.location.shown} has no prediction {prediction_id!r} of {endpoint or 'any endpoint'}: "
         "it arrives some seconds after the response, expires after capture.retention, and is not captured if it is not "
-        "sampled (capture.fraction) or failed (`onnxserve log query NAME --failed`)"
+        "sampled (capture.fraction) or failed (`onnxserve log query NAME --failed`)",
     )
 
 
 def replay_prediction(
-    traffic: Traffic, table: pa.Table, *, row: int = 0, nodes: int = 20, debug: bool = False
+    traffic: Traffic,
+    table: pa.Table,
+    *,
+    row: int = 0,
+    nodes: int = 20,
+    debug: bool = False,
 ) -> Replay:
     """Compute a request again with the version that answered it, and compare the captured outputs.
 
@@ -125,13 +142,20 @@ def replay_prediction(
         if artifact.flavor == PYTHON_FUNCTION:
             columns, computed = _pyfunc_outputs(traffic, table, artifact, debug)
         elif debug:
-            raise InvalidConfig(f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes")
+            raise InvalidConfig(
+                f"{resolved.source} has an ONNX form, which pdb cannot debug: use --nodes",
+            )
         else:
             model = OnnxModel.load(folder)
-            artifact, schema = model.artifact, model.schema if model.schema.columns else model.schema.tensor_schema
+            artifact, schema = (
+                model.artifact,
+                model.schema if model.schema.columns else model.schema.tensor_schema,
+            )
             traffic.require(resolved.source, artifact, schema.dtypes, table.column_names)
             columns = arrays_of(table, schema.dtypes)
-            feeds = schema.from_columns(columns if schema.has_rows else {name: a[0] for name, a in columns.items()})
+            feeds = schema.from_columns(
+                columns if schema.has_rows else {name: a[0] for name, a in columns.items()},
+            )
             computed = model.run(feeds) if schema.has_rows else as_one_row(model.run(feeds))
             if not no_batch_dimension_reason(artifact):
                 feeds = slice_feeds(feeds, slice(row, row + 1))
@@ -142,11 +166,20 @@ def replay_prediction(
             except OnnxserveError as error:
                 explanation = Refused(error.message)
             graph = _node_outputs(artifact.onnx_file, model.graph_feeds(feeds), nodes)
-        names = artifact.prediction or tuple(computed)  # The server of a pyfunc reads the names from a response.
+        names = artifact.prediction or tuple(
+            computed,
+        )  # The server of a pyfunc reads the names from a response.
         by_column = {output_column(names, name, array): array for name, array in computed.items()}
         answers = traffic.answers(artifact, table)
-        captured = [name for name in answers.column_names if name == PREDICTION or name.startswith(OUTPUT_PREFIX)]
-        outputs = [_compare(name, array, by_column.get(name)) for name, array in arrays_of(answers, captured).items()]
+        captured = [
+            name
+            for name in answers.column_names
+            if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
+        ]
+        outputs = [
+            _compare(name, array, by_column.get(name))
+            for name, array in arrays_of(answers, captured).items()
+        ]
         return Replay(
             endpoint=traffic.endpoint,
             version=resolved.source,
@@ -159,19 +192,28 @@ def replay_prediction(
         )
 
 
-def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug: bool) -> tuple[NamedArrays, Feeds]:
+def _pyfunc_outputs(
+    traffic: Traffic,
+    table: pa.Table,
+    artifact: Artifact,
+    debug: bool,
+) -> tuple[NamedArrays, Feeds]:
     """Return the captured columns and the outputs of a model without an ONNX form."""
-    from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+    from mlflow_deploy_plugin.serve.pyfunc.scorer import (
+        load_scorer,
+    )  # The import of mlflow.pyfunc takes a second.
 
     if artifact.undescribed:
         raise InvalidConfig(
             "the log lacks the inputs of a pyfunc whose signature has neither columns of numbers and texts nor named "
-            "tensors: log the model with such a signature"
+            "tensors: log the model with such a signature",
         )
     schema = pyfunc_schema(artifact)
     traffic.require("the version", artifact, schema.dtypes, table.column_names)
     columns = arrays_of(table, schema.dtypes)
-    with redirect_stdout(sys.stdout if debug else sys.stderr):  # The output of the model must not mix with the result.
+    with redirect_stdout(
+        sys.stdout if debug else sys.stderr,
+    ):  # The output of the model must not mix with the result.
         scorer = load_scorer(artifact.folder)
         if debug:
             scorer.debug()
@@ -180,8 +222,14 @@ def _pyfunc_outputs(traffic: Traffic, table: pa.Table, artifact: Artifact, debug
 
 def _compare(column: str, captured: Array, computed: Array | None) -> OutputComparison:
     if computed is not None and not captured.size and not computed.size:
-        return OutputComparison(column, True)  # The lists of the log do not show the other dimensions of no values.
-    if computed is None or (captured.shape, captured.dtype.kind) != (computed.shape, computed.dtype.kind):
+        return OutputComparison(
+            column,
+            True,
+        )  # The lists of the log do not show the other dimensions of no values.
+    if computed is None or (captured.shape, captured.dtype.kind) != (
+        computed.shape,
+        computed.dtype.kind,
+    ):
         shape = "not computed" if computed is None else f"{computed.dtype} {list(computed.shape)}"
         return OutputComparison(column, False, f"{captured.dtype} {list(captured.shape)}", shape)
     agreement = compare(captured, computed, _TO_THE_BIT)
@@ -191,25 +239,36 @@ def _compare(column: str, captured: Array, computed: Array | None) -> OutputComp
     return OutputComparison(column, False, captured[index], computed[index], index)
 
 
-def _node_outputs(onnx_file: Path, feeds: Feeds, most: int) -> tuple[list[NodeOutput] | Refused, int]:
+def _node_outputs(
+    onnx_file: Path,
+    feeds: Feeds,
+    most: int,
+) -> tuple[list[NodeOutput] | Refused, int]:
     """Return `nodes` and `left_out` of `Replay`, in the order of the graph and without constants. A loop is a node.
 
     Optimization is off, because it removes nodes. The graph with all outputs is written next to its external weights.
     """
     import onnx  # The import takes 0.2 s, and a pyfunc does not need it.
 
-    proto, changed = onnx.load(onnx_file, load_external_data=False), onnx_file.with_name("all-outputs.onnx")
+    proto, changed = (
+        onnx.load(onnx_file, load_external_data=False),
+        onnx_file.with_name("all-outputs.onnx"),
+    )
     nodes = [node for node in proto.graph.node if node.op_type != "Constant"]
     outputs = [(node.op_type, name) for node in nodes[:most] for name in node.output if name]
     declared = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in outputs if name not in declared)
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for _, name in outputs if name not in declared
+    )
     onnx.save(proto, changed)
     module = import_onnxruntime()
     options = session_options(module, intra_op_num_threads=1)
     options.graph_optimization_level = module.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = module.InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
-        values = session.run([name for _, name in outputs], feeds) if outputs else []  # ONNX Runtime reads [] as all.
+        values = (
+            session.run([name for _, name in outputs], feeds) if outputs else []
+        )  # ONNX Runtime reads [] as all.
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         return Refused(describe_error(error)), 0
     described = []

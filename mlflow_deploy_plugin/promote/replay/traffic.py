@@ -24,16 +24,26 @@ class Traffic:
     endpoint: str
     capture: CaptureSpec = field(default_factory=CaptureSpec)
 
-    def require(self, shown: str, artifact: Artifact, names: Iterable[str], present: Collection[str]) -> None:
+    def require(
+        self,
+        shown: str,
+        artifact: Artifact,
+        names: Iterable[str],
+        present: Collection[str],
+    ) -> None:
         """Raise InvalidConfig if rows with the columns `present` lack values of the inputs `names` of a version."""
-        optional = {column.name for column in artifact.columns if not column.required} - {*self.capture.drop}
+        optional = {column.name for column in artifact.columns if not column.required} - {
+            *self.capture.drop,
+        }
         missing = [
-            name for name in names if name in self.capture.mask or (name not in present and name not in optional)
+            name
+            for name in names
+            if name in self.capture.mask or (name not in present and name not in optional)
         ]
         if missing:
             raise InvalidConfig(
                 f"{shown} needs {join_names(missing)}, which captured rows of {self.endpoint} lack or mask: change "
-                "capture.drop, capture.mask or capture.keys by `onnxserve endpoint update`, and replay later rows"
+                "capture.drop, capture.mask or capture.keys by `onnxserve endpoint update`, and replay later rows",
             )
 
     def answers(self, artifact: Artifact | None, table: pa.Table) -> pa.Table:
@@ -44,7 +54,9 @@ class Traffic:
 
 def open_traffic(name: str, endpoint: Endpoint | None) -> Traffic:
     """Return the traffic of an endpoint; `endpoint` is None if the store does not have it."""
-    since, capture = (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
+    since, capture = (
+        (None, CaptureSpec()) if endpoint is None else (endpoint.rows_since, endpoint.spec.capture)
+    )
     return Traffic(open_log(load_settings().inference_log, since), name, capture)
 
 
@@ -54,6 +66,9 @@ def arrays_of(table: pa.Table, names: Iterable[str]) -> NamedArrays:
     for name in names:
         if name in table.column_names:
             if (array := as_array(table.column(name).combine_chunks())) is None:
-                raise SchemaMismatch(f"the lists of column {name!r} have different lengths", column=name)
+                raise SchemaMismatch(
+                    f"the lists of column {name!r} have different lengths",
+                    column=name,
+                )
             arrays[name] = array
     return arrays

@@ -4,8 +4,18 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.core.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    StoreUnavailable,
+)
+from mlflow_deploy_plugin.core.registry.model_uri import (
+    ModelURI,
+    parse_model_uri,
+    registered_model_names,
+)
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import parse_duration
@@ -79,7 +89,9 @@ def start_rollout(
     GateRefused if the version lacks approvals beyond the limit of the policy, and AlreadyExists if the endpoint has a
     live rollout.
     """
-    deployments.store.require_no_rollout(endpoint)  # Check first: during a rollout, `main_variant` fails.
+    deployments.store.require_no_rollout(
+        endpoint,
+    )  # Check first: during a rollout, `main_variant` fails.
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
@@ -90,7 +102,12 @@ def start_rollout(
     resolved = _find_version(request.to, spec, reference, before)
     steps = parse_steps(request.steps)
     seconds = parse_duration(request.every, "--every").total_seconds()
-    limit = require_rollout(f"models:/{resolved.name}/{resolved.version}", steps, seconds, registered_model_names(spec))
+    limit = require_rollout(
+        f"models:/{resolved.name}/{resolved.version}",
+        steps,
+        seconds,
+        registered_model_names(spec),
+    )
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(criterion.is_of_shadow for criterion in criteria)
@@ -114,7 +131,12 @@ def start_rollout(
         why="; ".join(filter(None, [request.why, limit])),
     )
     before_it_starts()
-    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
+    return deployments.store.add_rollout(
+        endpoint,
+        plan.to_json(),
+        "starting",
+        started_event(plan, utc_now()),
+    )
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
@@ -123,20 +145,24 @@ def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) ->
     Raises InvalidConfig if the version cannot replace version `before`.
     """
     if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
-        raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
+        raise InvalidConfig(
+            f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
+        )
     resolved = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
     if not resolved.version.isdigit():
         raise InvalidConfig(
-            f"{resolved.model_uri} is not a version of a registered model; use a URI like models:/NAME/7"
+            f"{resolved.model_uri} is not a version of a registered model; use a URI like models:/NAME/7",
         )
     what = f"{resolved.name} version {resolved.version}"
     if served.followed and served.name != resolved.name:
-        raise InvalidConfig(f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out to it")
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out to it",
+        )
     if (resolved.name, resolved.version) == (served.name, before):
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
     if spec.require and not resolved.gate_status.passed:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: {resolved.gate_status.reason}"
+            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: {resolved.gate_status.reason}",
         )
     return resolved
 
@@ -155,7 +181,11 @@ def last_rollout(store: Store, endpoint: str) -> Rollout:
 
 
 def command_rollout(
-    deployments: Deployments, endpoint: str, command: str, why: str = "", actor: str | None = None
+    deployments: Deployments,
+    endpoint: str,
+    command: str,
+    why: str = "",
+    actor: str | None = None,
 ) -> str:
     """Pause, resume or abort the live rollout, and return its state. Raises NotFound or InvalidConfig."""
     actor = actor or deployments.store.user
@@ -174,7 +204,14 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
             plan_of(live)
         except InvalidConfig as error:
             now, why = utc_now(), f"{reason}; the earlier version was not restored: {error.message}"
-            event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail={"rollout": live.id})
+            event = AuditEvent(
+                now,
+                actor,
+                "rollout.end",
+                endpoint,
+                why=why,
+                detail={"rollout": live.id},
+            )
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
             return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
     rollout = _change(store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
@@ -190,7 +227,9 @@ def describe_rollout(rollout: Rollout) -> str:
     lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
-        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout")
+        lines.append(
+            f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout",
+        )
     return "\n".join(lines)
 
 
@@ -201,7 +240,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
         if time.monotonic() > deadline:
             raise NotReady(
                 "no controller that can reach the server is running, so the rollout was not started: start "
-                "`onnxserve controller` first, or use --wait to run the rollout in this command"
+                "`onnxserve controller` first, or use --wait to run the rollout in this command",
             )
         time.sleep(_POLL_SECONDS)
 
@@ -229,7 +268,11 @@ def stall_reason(deployments: Deployments, endpoint: str) -> str:
 
 
 def _change(
-    store: Store, endpoint: str, command: str, change: Callable[[Progress], Progress | None], actor: str
+    store: Store,
+    endpoint: str,
+    command: str,
+    change: Callable[[Progress], Progress | None],
+    actor: str,
 ) -> Rollout:
     for _ in range(_ATTEMPTS):
         live = store.rollouts(endpoint, live=True)
@@ -237,8 +280,14 @@ def _change(
             raise NotFound(f"endpoint {endpoint!r} has no live rollout")
         changed = change(progress_of(live[0]))
         if changed is None:
-            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
+            raise InvalidConfig(
+                f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}",
+            )
         written = write_progress(store, live[0], changed, actor)
-        if written is not None:  # None means that a controller has changed the rollout in the meantime.
+        if (
+            written is not None
+        ):  # None means that a controller has changed the rollout in the meantime.
             return written
-    raise StoreUnavailable(f"the rollout of {endpoint!r} was changed at the same time by its controller; try again")
+    raise StoreUnavailable(
+        f"the rollout of {endpoint!r} was changed at the same time by its controller; try again",
+    )

@@ -14,11 +14,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    StoreUnavailable,
+)
 from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.tags import tag_version, untag_version
-from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG, current_version, move_version
+from mlflow_deploy_plugin.core.registry.transitions import (
+    ROLLED_BACK_TAG,
+    current_version,
+    move_version,
+)
 from mlflow_deploy_plugin.core.spec.parts import VariantSpec
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.leases import Lease, LeaseKeeper
@@ -69,9 +78,18 @@ class RolloutActions:
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
-                        config = {f"variants.{name}.allow_pyfunc": True}  # The user consented by naming the version.
+                        config = {
+                            f"variants.{name}.allow_pyfunc": True,
+                        }  # The user consented by naming the version.
                         config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
-                        self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
+                        self.deployments.add(
+                            plan.endpoint,
+                            name,
+                            plan.to_uri,
+                            config,
+                            why,
+                            self.actor,
+                        )
             case "set_traffic":
                 why = f"step {plan.steps[progress.step]} % of a rollout"
                 self._set_weights(plan, state_machine.step_weights(plan, progress.step), why)
@@ -125,12 +143,33 @@ class RolloutActions:
             if name and name in self._variants(plan):
                 self.deployments.remove(plan.endpoint, name, why, self.actor)
 
-    def _set_weights(self, plan: RolloutPlan, weights: dict[str, int], why: str, restores: bool = False) -> None:
+    def _set_weights(
+        self,
+        plan: RolloutPlan,
+        weights: dict[str, int],
+        why: str,
+        restores: bool = False,
+    ) -> None:
         variants = self._variants(plan)
-        if any(variants[name].weight != weight for name, weight in weights.items() if name in variants):
-            self.deployments.set_traffic(plan.endpoint, weights, why, self.actor, by_rollout=True, restores=restores)
+        if any(
+            variants[name].weight != weight for name, weight in weights.items() if name in variants
+        ):
+            self.deployments.set_traffic(
+                plan.endpoint,
+                weights,
+                why,
+                self.actor,
+                by_rollout=True,
+                restores=restores,
+            )
 
-    def _set_model(self, plan: RolloutPlan, model_uri: str, why: str, restores: bool = False) -> None:
+    def _set_model(
+        self,
+        plan: RolloutPlan,
+        model_uri: str,
+        why: str,
+        restores: bool = False,
+    ) -> None:
         if self._variants(plan)[plan.main].model != model_uri:
             config = {f"variants.{plan.main}.model": model_uri}
             self.deployments.update_endpoint(plan.endpoint, config, why, self.actor, restores)
@@ -138,7 +177,9 @@ class RolloutActions:
     def _variants(self, plan: RolloutPlan) -> dict[str, VariantSpec]:
         stored = self.deployments.store.endpoint(plan.endpoint)
         if stored is None or plan.main not in stored.spec.variants:
-            raise InvalidConfig(f"the deployment {plan.main} of endpoint {plan.endpoint} was deleted")
+            raise InvalidConfig(
+                f"the deployment {plan.main} of endpoint {plan.endpoint} was deleted",
+            )
         return stored.spec.variants
 
 
@@ -160,9 +201,22 @@ class RolloutController:
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
-        name, role = leadership.rollouts_lease_name(self.place), f"runs the rollouts of {self.servers}"
+        name, role = (
+            leadership.rollouts_lease_name(self.place),
+            f"runs the rollouts of {self.servers}",
+        )
         tasks, say = (self._work, *self.background), self.actions.say
-        leadership.lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
+        leadership.lead(
+            self.store,
+            name,
+            role,
+            tasks,
+            self.holder,
+            self.lease_seconds,
+            say,
+            ended,
+            self.monotonic,
+        )
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         self._looked_at.clear()  # Do not count time without the lease.
@@ -182,7 +236,12 @@ class RolloutController:
         plan, progress = plan_of(rollout), state_machine.progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()
-        decision = state_machine.decide(plan, progress, snapshot, now - self._looked_at.get(rollout.id, now))
+        decision = state_machine.decide(
+            plan,
+            progress,
+            snapshot,
+            now - self._looked_at.get(rollout.id, now),
+        )
         self._looked_at[rollout.id] = now
         written = self._write(rollout, decision.progress, keeper)
         if written is None or decision.action == "wait" or not keeper.is_held:
@@ -191,7 +250,13 @@ class RolloutController:
             self.actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
             is_transient = isinstance(error, TRANSIENT_ERRORS)
-            after = state_machine.after_failure(plan, decision.progress, decision.action, error.message, is_transient)
+            after = state_machine.after_failure(
+                plan,
+                decision.progress,
+                decision.action,
+                error.message,
+                is_transient,
+            )
         else:
             after = state_machine.after_success(decision.then or decision.progress)
         self._looked_at[rollout.id] = self.monotonic()
@@ -204,13 +269,18 @@ class RolloutController:
                 self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
-        if not self.actions.reaches(rollout.endpoint, self.place):  # Checked in this thread, because it can be slow.
+        if not self.actions.reaches(
+            rollout.endpoint,
+            self.place,
+        ):  # Checked in this thread, because it can be slow.
             return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # An early retry would fail.
+            return (
+                _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0
+            )  # An early retry would fail.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
@@ -222,7 +292,11 @@ class RolloutController:
 
 
 def write_progress(
-    store: Store, rollout: Rollout, progress: Progress, actor: str, lease: Lease | None = None
+    store: Store,
+    rollout: Rollout,
+    progress: Progress,
+    actor: str,
+    lease: Lease | None = None,
 ) -> Rollout | None:
     """Write the progress and its audit event. `lease` and the return value are as in `Store.update_rollout`."""
     now = store.now()
@@ -231,7 +305,9 @@ def write_progress(
 
 
 def run_rollouts(
-    deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
+    deployments: Deployments,
+    controller_at: Callable[[str, str], RolloutController],
+    ended: threading.Event,
 ) -> None:
     """Run a controller for each location that this process can reach, including new locations, until `ended` is set.
 
@@ -255,7 +331,10 @@ def run_rollouts(
                         last = running[location][0] if location in running else None
                         if last is None or (last.done() and last.exception() is None):
                             over = threading.Event()
-                            running[location] = pool.submit(controller_at(location, servers).run, over), over
+                            running[location] = (
+                                pool.submit(controller_at(location, servers).run, over),
+                                over,
+                            )
                             running[location][0].add_done_callback(stop_all)
                 except (StoreUnavailable, OSError) as error:
                     _log.warning("%s", error)

@@ -40,11 +40,18 @@ class StepEvidence:
 
     def to_json(self) -> Json:
         return {
-            "last": {server: _COUNTERS.dump_python(roles, mode="json") for server, roles in self.last.items()},
+            "last": {
+                server: _COUNTERS.dump_python(roles, mode="json")
+                for server, roles in self.last.items()
+            },
             "step": _COUNTERS.dump_python(self.step, mode="json"),
-            "current": _COUNTERS.dump_python({"all": self.history, "before": self.before_step}, mode="json"),
+            "current": _COUNTERS.dump_python(
+                {"all": self.history, "before": self.before_step},
+                mode="json",
+            ),
             "tests": {
-                text: [test.above_threshold.tolist(), test.above_current.tolist()] for text, test in self.tests.items()
+                text: [test.above_threshold.tolist(), test.above_current.tolist()]
+                for text, test in self.tests.items()
             },
         }
 
@@ -52,24 +59,41 @@ class StepEvidence:
     def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
         if "current" not in document:  # No counters were read yet.
             return StepEvidence()
-        last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
+        last = {
+            server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()
+        }
         current = _COUNTERS.validate_python(document["current"])
         step_counts = _COUNTERS.validate_python(document["step"])
-        evidence = StepEvidence(last, step_counts, history=current["all"], before_step=current["before"])
+        evidence = StepEvidence(
+            last,
+            step_counts,
+            history=current["all"],
+            before_step=current["before"],
+        )
         tests = _new_tests(plan, step, evidence)
         for text, (above_threshold, above_current) in document["tests"].items():
-            tests[text].above_threshold, tests[text].above_current = np.array(above_threshold), np.array(above_current)
+            tests[text].above_threshold, tests[text].above_current = (
+                np.array(above_threshold),
+                np.array(above_current),
+            )
         return replace(evidence, tests=tests)
 
 
 def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvidence:
     """Return the evidence of a new step. The history keeps the counts of earlier steps."""
-    begun = replace(evidence, step={role: VersionCounters() for role in _ROLES}, before_step=evidence.history)
+    begun = replace(
+        evidence,
+        step={role: VersionCounters() for role in _ROLES},
+        before_step=evidence.history,
+    )
     return replace(begun, tests=_new_tests(plan, step, begun))
 
 
 def add_counters(
-    plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
+    plan: RolloutPlan,
+    step: int,
+    evidence: StepEvidence,
+    counters: Mapping[str, CountersByVersion],
 ) -> StepEvidence:
     """Return the evidence with the counts since the last reading.
 
@@ -102,15 +126,23 @@ def add_counters(
             # The current version answered all these rows: the candidate's requests are not copied to the shadow.
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
-            slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
+            slow_from = _slow_from(
+                criterion,
+                evidence.before_step if is_alone else evidence.history,
+            )
             current = VersionCounters() if is_alone else added["current"]
-            events = (*_events(criterion, added["candidate"], slow_from), *_events(criterion, current, slow_from))
+            events = (
+                *_events(criterion, added["candidate"], slow_from),
+                *_events(criterion, current, slow_from),
+            )
             tests[criterion.text].look(*events)
     return replace(
         evidence,
         last={**dict(list(unread.items())[-_UNREAD:]), **now},
         tests=tests,
-        step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
+        step={role: evidence.step[role].plus(counted) for role, counted in added.items()}
+        if evidence.step
+        else {},
         history=evidence.history.plus(added["current"]).plus(before_first_look),
     )
 
@@ -121,7 +153,11 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
             continue
-        counted = evidence.step["shadow"].compared if criterion.is_of_shadow else evidence.step["candidate"].requests
+        counted = (
+            evidence.step["shadow"].compared
+            if criterion.is_of_shadow
+            else evidence.step["candidate"].requests
+        )
         if counted >= plan.min_requests:
             proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is needed"
             return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
@@ -133,7 +169,9 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} required requests"
-    is_compared = plan.steps[step] < 100 and any(criterion.is_of_shadow for criterion in plan.criteria)
+    is_compared = plan.steps[step] < 100 and any(
+        criterion.is_of_shadow for criterion in plan.criteria
+    )
     if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
         return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
     return ""
@@ -182,7 +220,11 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
     return tests
 
 
-def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
+def _events(
+    criterion: Criterion,
+    counted: VersionCounters,
+    slow_from: float | None = None,
+) -> tuple[float, float]:
     """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
 
     For a latency criterion, the event is a latency above `slow_from` seconds. Without `slow_from`, both numbers are 0.
@@ -218,15 +260,22 @@ def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) ->
     match criterion.kind:
         case "disagreement":
             share = _share(*_events(criterion, evidence.step["shadow"]))
-            return f"version {plan.version} answers {share} rows differently from the current version"
+            return (
+                f"version {plan.version} answers {share} rows differently from the current version"
+            )
         case "latency":
             if slow_from is None:
                 return f"not judged: version {plan.before_version} has too few timed requests"
             event = f"took longer than {slow_from * 1000:g} ms"
         case "error_rate":
             event = "failed"
-    new, old = (_share(*_events(criterion, evidence.step[role], slow_from)) for role in ("candidate", "current"))
-    return f"{new} requests to version {plan.version} {event}, {old} to version {plan.before_version}"
+    new, old = (
+        _share(*_events(criterion, evidence.step[role], slow_from))
+        for role in ("candidate", "current")
+    )
+    return (
+        f"{new} requests to version {plan.version} {event}, {old} to version {plan.before_version}"
+    )
 
 
 def _share(events: float, trials: float) -> str:

@@ -15,7 +15,12 @@ from functools import partial
 
 from prometheus_client import Gauge
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotReady,
+    OnnxserveError,
+    StoreUnavailable,
+)
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.ship.deployments.backends.targets import parse_target
@@ -25,7 +30,11 @@ _log = logging.getLogger(__name__)
 
 STORE_LEASE = "controller"
 LEASE_SECONDS = 15.0
-LEADS = Gauge("onnxserve_controller_leads", "1 while this process holds the controllers' lease.", registry=None)
+LEADS = Gauge(
+    "onnxserve_controller_leads",
+    "1 while this process holds the controllers' lease.",
+    registry=None,
+)
 _FAILURE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
 
@@ -62,7 +71,9 @@ def lead(
         try:
             lease = store.acquire_lease(lease_name, holder, lease_seconds)
             view = store.lease(lease_name)
-            is_own_from_before = lease is None and view is not None and view.holder == holder  # a lost lease
+            is_own_from_before = (
+                lease is None and view is not None and view.holder == holder
+            )  # a lost lease
             if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
                 say(f"{'' if last_holder == holder else 'waiting: '}{last_holder} {role}")
@@ -72,7 +83,9 @@ def lead(
             with LeaseKeeper(store, lease, monotonic) as keeper, running_tasks(tasks, keeper):
                 while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                     pass
-            last_holder = ""  # Report the next holder of the lease, even if this process is the holder again.
+            last_holder = (
+                ""  # Report the next holder of the lease, even if this process is the holder again.
+            )
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
@@ -91,7 +104,16 @@ def lead_store(
         over.wait()
         LEADS.set(0)
 
-    lead(store, STORE_LEASE, "is the controller", [show_lead, *tasks], holder, lease_seconds, say, ended)
+    lead(
+        store,
+        STORE_LEASE,
+        "is the controller",
+        [show_lead, *tasks],
+        holder,
+        lease_seconds,
+        say,
+        ended,
+    )
 
 
 @contextmanager
@@ -132,7 +154,10 @@ def rollouts_lease_name(location: str) -> str:
     return f"rollouts/{location}"
 
 
-def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+def reached_places(
+    deployments: Deployments,
+    fail: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
     """Yield each location whose servers this process can reach, with a text that names the servers.
 
     Endpoints on other machines are skipped. `fail` is called with a line for each target that fails.
@@ -148,7 +173,9 @@ def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Ite
         except NotReady:
             continue
         except OnnxserveError as error:
-            failures[target] = f"rollouts of {target} are left to other controllers: {error.message}"
+            failures[target] = (
+                f"rollouts of {target} are left to other controllers: {error.message}"
+            )
             continue
         reached.add(target)
         yield location, target if _is_elsewhere(endpoint) else "the servers here"

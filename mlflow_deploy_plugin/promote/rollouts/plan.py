@@ -65,9 +65,15 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
     if not criteria:
         raise InvalidConfig(f"--abort-on contains no criterion; valid criteria: {_FORMS}")
     for criterion in criteria:
-        names = [other.text for other in criteria if other.text.partition(">")[0] == criterion.text.partition(">")[0]]
+        names = [
+            other.text
+            for other in criteria
+            if other.text.partition(">")[0] == criterion.text.partition(">")[0]
+        ]
         if len(names) > 1:
-            raise InvalidConfig(f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of them")
+            raise InvalidConfig(
+                f"--abort-on: {' and '.join(names)} limit the same quantity; specify only one of them",
+            )
     return criteria
 
 
@@ -134,7 +140,9 @@ def parse_steps(text: str) -> tuple[int, ...]:
     try:
         steps = tuple(int(part.strip().removesuffix("%")) for part in text.split(","))
     except ValueError:
-        raise InvalidConfig(f"--steps {text}: whole percentages are expected, like 1,10,50,100") from None
+        raise InvalidConfig(
+            f"--steps {text}: whole percentages are expected, like 1,10,50,100",
+        ) from None
     if steps[0] < 1 or steps[-1] > 100 or any(low >= high for low, high in pairwise(steps)):
         raise InvalidConfig(f"--steps {text}: steps must ascend and be between 1 and 100")
     return steps
@@ -149,14 +157,18 @@ def _parse(text: str) -> Criterion:
     if condition.name in _SHARES and condition.unit in ("", "%"):
         share = number / 100 if condition.unit else number
         if not 0 < share < 1:
-            raise InvalidConfig(f"--abort-on: {text}: the share must be greater than 0% and less than 100%")
+            raise InvalidConfig(
+                f"--abort-on: {text}: the share must be greater than 0% and less than 100%",
+            )
         return Criterion(text, _SHARES[condition.name], share)
     if condition.name not in _LATENCIES:
         raise unknown
     quantile = _LATENCIES[condition.name]
     if condition.unit == "x":
         if number < 1:
-            raise InvalidConfig(f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x")
+            raise InvalidConfig(
+                f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x",
+            )
         return Criterion(text, "latency", quantile, factor=number)
     if condition.unit in ("ms", "s"):
         seconds = number / 1000 if condition.unit == "ms" else number

@@ -30,7 +30,11 @@ _POLL_SECONDS = 0.05
 
 
 def rollback(
-    deployments: Deployments, endpoint: str, why: str = "", actor: str | None = None, to: str | None = None
+    deployments: Deployments,
+    endpoint: str,
+    why: str = "",
+    actor: str | None = None,
+    to: str | None = None,
 ) -> dict[str, str]:
     """Restore the version that `endpoint` served before, and return when it answers requests.
 
@@ -48,15 +52,37 @@ def rollback(
     begun, store = time.monotonic(), deployments.store
     observed = deployments.get_endpoint(endpoint)
     try:
-        plan = plan_of(abort_rollout(deployments, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by))
+        plan = plan_of(
+            abort_rollout(
+                deployments,
+                endpoint,
+                f"rolled back by {by}{f': {why}' if why else ''}",
+                by,
+            ),
+        )
         done = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
-        done = _move_back(deployments, observed, why, by, to)  # There was no live rollout, or it has just ended.
+        done = _move_back(
+            deployments,
+            observed,
+            why,
+            by,
+            to,
+        )  # There was no live rollout, or it has just ended.
     seconds = f"{time.monotonic() - begun:.1f}"
-    figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
-    before, after = (f"version {version}" if version.isdigit() else version for version in (done.before, done.after))
+    figures = {
+        "model": done.model,
+        "from": done.before,
+        "to": done.after,
+        "source": done.source,
+        "seconds": seconds,
+    }
+    before, after = (
+        f"version {version}" if version.isdigit() else version
+        for version in (done.before, done.after)
+    )
     store.record(
         "rollback",
         endpoint=endpoint,
@@ -72,7 +98,10 @@ def rollback(
 
 
 def rollback_target(
-    store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
+    store: Store,
+    observed: ObservedEndpoint,
+    registry: Any = None,
+    metrics: MetricsByServer = MappingProxyType({}),
 ) -> PreviousVersion:
     """Return the current target of `rollback`: a version, or the model URI if the endpoint follows nothing.
 
@@ -80,12 +109,22 @@ def rollback_target(
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
-        return PreviousVersion(str(rollout.spec.get("before_version", "")), "the live rollout is aborted")
+        return PreviousVersion(
+            str(rollout.spec.get("before_version", "")),
+            "the live rollout is aborted",
+        )
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _earlier_model(store, spec.name, main, spec.variants[main].model)
-    return _Follower(store, observed, main, reference, lambda: metrics, registry).current_and_earlier()[1]
+    return _Follower(
+        store,
+        observed,
+        main,
+        reference,
+        lambda: metrics,
+        registry,
+    ).current_and_earlier()[1]
 
 
 @dataclass(frozen=True)
@@ -99,7 +138,13 @@ class _Move:
     detail: Json = field(default_factory=dict)
 
 
-def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:
+def _move_back(
+    deployments: Deployments,
+    observed: ObservedEndpoint,
+    why: str,
+    actor: str,
+    to: str | None,
+) -> _Move:
     spec = observed.endpoint.spec
     main = main_variant(spec)
     current = spec.variants[main].model
@@ -113,7 +158,9 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
         earlier, source = earlier_model.version, earlier_model.source
     else:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
-            raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
+            raise InvalidConfig(
+                f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}",
+            )
         earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
         source = "requested by the user"
     if earlier == current:
@@ -125,7 +172,13 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
 
 
-def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: str, to: str | None) -> _Move:
+def _repoint(
+    deployments: Deployments,
+    follower: "_Follower",
+    why: str,
+    actor: str,
+    to: str | None,
+) -> _Move:
     begun_at, observed, reference = deployments.store.now(), follower.observed, follower.reference
     endpoint = observed.endpoint.name
     if not to:
@@ -134,11 +187,16 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         requested = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
         if (requested.kind, requested.name) != ("version", reference.name):
             raise InvalidConfig(
-                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6"
+                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6",
             )
-        current, earlier = follower.current(), PreviousVersion(requested.selector, "requested by the user")
+        current, earlier = (
+            follower.current(),
+            PreviousVersion(requested.selector, "requested by the user"),
+        )
     if earlier.version == current:
-        raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}")
+        raise InvalidConfig(
+            f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}",
+        )
     transitions.move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if observed.observation.state in ("running", "starting"):
@@ -147,11 +205,21 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         except DeploymentFailed as error:
             if not current:
                 raise
-            transitions.move_version(reference, current)  # Let the registry name the served version.
+            transitions.move_version(
+                reference,
+                current,
+            )  # Let the registry name the served version.
             deployments.poll_registry(reference.name)
-            raise DeploymentFailed(f"{error.message}; version {current} was restored in the registry") from None
+            raise DeploymentFailed(
+                f"{error.message}; version {current} was restored in the registry",
+            ) from None
     if current:
-        tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
+        tag_version(
+            reference.name,
+            current,
+            ROLLED_BACK_TAG,
+            f"{endpoint}: {why or f'rolled back by {actor}'}",
+        )
     detail = {transitions.STARTED_AT: begun_at.isoformat()} | move_detail("", current)
     return _Move(reference.name, current, earlier.version, earlier.source, detail)
 
@@ -181,14 +249,18 @@ class _Follower:
         name, current = self.observed.endpoint.name, self.current()
         for earlier in self._candidates(current):
             try:
-                is_back = transitions.was_rolled_back(self.reference.name, earlier.version, self.registry)
+                is_back = transitions.was_rolled_back(
+                    self.reference.name,
+                    earlier.version,
+                    self.registry,
+                )
             except NotFound:  # The version was deleted.
                 continue
             if not is_back:
                 return current, earlier
         raise NotFound(
             f"the audit trail, the server and MLflow at {registry_address()} have no record of what endpoint {name!r} "
-            f"served before version {current} of {self.reference.name}: use `onnxserve rollback {name} --to VERSION`"
+            f"served before version {current} of {self.reference.name}: use `onnxserve rollback {name} --to VERSION`",
         )
 
     def _candidates(self, current: str) -> Iterator[PreviousVersion]:
@@ -204,10 +276,15 @@ class _Follower:
         passed = ""
         if registered is not None and registered.version not in answered:
             passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"
-        source = f"the last version to answer before version {current}, by the server's metrics{passed}"
+        source = (
+            f"the last version to answer before version {current}, by the server's metrics{passed}"
+        )
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
-            yield PreviousVersion(registered.version, f"{registered.source}, according to the registry")
+            yield PreviousVersion(
+                registered.version,
+                f"{registered.source}, according to the registry",
+            )
         yield from in_trail
 
     def _versions_in_trail(self) -> list[str]:
@@ -219,7 +296,10 @@ class _Follower:
         versions: list[str] = []
         name = self.observed.endpoint.name
         conversions = self.store.events(name, actions=("follow",), newest_first=True)
-        converted = next((event for event in conversions if self.main in event.detail["stages"]), None)
+        converted = next(
+            (event for event in conversions if self.main in event.detail["stages"]),
+            None,
+        )
         for event in self.store.events(model=self.reference.name, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
                 break
@@ -229,7 +309,11 @@ class _Follower:
                 is_here = event.endpoint == name
             else:
                 is_earlier = converted is not None and event.at <= converted.at
-                place = converted.detail["stages"][self.main] if converted and is_earlier else self.reference.place
+                place = (
+                    converted.detail["stages"][self.main]
+                    if converted and is_earlier
+                    else self.reference.place
+                )
                 is_here = moved["place"].lower() == place.lower()
             versions += [event.version, moved["before"]] if is_here else []
         return list(filter(None, versions))
@@ -260,7 +344,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
             return PreviousVersion(model, "the previous model in the audit trail")
     raise NotFound(
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
-        f"use `onnxserve rollback {endpoint} --to MODEL`"
+        f"use `onnxserve rollback {endpoint} --to MODEL`",
     )
 
 
@@ -275,6 +359,6 @@ def _wait_until_served(deployments: Deployments, endpoint: str, main: str, versi
         if time.monotonic() > deadline:
             raise DeploymentFailed(
                 f"{endpoint}: the registry names version {version} again, but it is not served after "
-                f"{_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}"
+                f"{_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}",
             )
         time.sleep(_POLL_SECONDS)

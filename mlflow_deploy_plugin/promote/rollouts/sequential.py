@@ -42,8 +42,12 @@ def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floa
 
     The arguments broadcast to one shape. The result has this shape and an additional last axis for ODDS_RATIOS.
     """
-    events, trials, probability = (np.asarray(value, float)[..., None] for value in (events, trials, probability))
-    grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(probability * (ODDS_RATIOS - 1))
+    events, trials, probability = (
+        np.asarray(value, float)[..., None] for value in (events, trials, probability)
+    )
+    grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(
+        probability * (ODDS_RATIOS - 1),
+    )
     return grown
 
 
@@ -94,12 +98,21 @@ class SequentialTest:
     above_current: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
 
     def look(
-        self, events: ArrayLike, trials: ArrayLike, current_events: ArrayLike = 0, current_trials: ArrayLike = 0
+        self,
+        events: ArrayLike,
+        trials: ArrayLike,
+        current_events: ArrayLike = 0,
+        current_trials: ArrayLike = 0,
     ) -> None:
         self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
             all_trials = np.asarray(trials, float) + np.asarray(current_trials, float)
-            share = np.divide(trials, all_trials, out=np.zeros_like(all_trials), where=all_trials > 0)
+            share = np.divide(
+                trials,
+                all_trials,
+                out=np.zeros_like(all_trials),
+                where=all_trials > 0,
+            )
             all_events = np.asarray(events, float) + np.asarray(current_events, float)
             self.above_current = self.above_current + growth(events, all_events, share)
 
@@ -107,7 +120,11 @@ class SequentialTest:
     def log_evidence(self) -> Floats:
         """Return the log evidence against the candidate: the smaller value if both null hypotheses must be rejected."""
         evidence = log_evidence(self.above_threshold)
-        return np.minimum(evidence, log_evidence(self.above_current)) if self.against_current else evidence
+        return (
+            np.minimum(evidence, log_evidence(self.above_current))
+            if self.against_current
+            else evidence
+        )
 
     @property
     def rejects(self) -> NDArray[np.bool_]:

@@ -11,7 +11,11 @@ from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.ship.deployments.backends.targets import DeploymentState
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, MetricsByServer, ServerMetrics
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    CountersByVersion,
+    MetricsByServer,
+    ServerMetrics,
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,21 @@ class EndpointSnapshot:
 
 def main_variant(spec: EndpointSpec) -> str:
     """Return the only variant that answers requests. Raises InvalidConfig unless exactly one variant does."""
-    answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
+    answering = [
+        name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow
+    ]
     if len(answering) != 1:
         raise InvalidConfig(
             f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'no deployment'}, but exactly one "
-            f"deployment is expected: set it with `onnxserve endpoint traffic {spec.name} NAME=100`"
+            f"deployment is expected: set it with `onnxserve endpoint traffic {spec.name} NAME=100`",
         )
     return answering[0]
 
 
-def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = MappingProxyType({})) -> EndpointSnapshot:
+def take_snapshot(
+    observed: ObservedEndpoint,
+    metrics: MetricsByServer = MappingProxyType({}),
+) -> EndpointSnapshot:
     """Return a snapshot of the endpoint, with the counters in `metrics` (`Deployments.server_metrics`)."""
     spec, observation = observed.endpoint.spec, observed.observation
     answering = {}
@@ -55,16 +64,26 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
         versions = {worker.loaded(spec.name, name).version for worker in observation.workers}
         if len(versions) == 1 and (version := versions.pop()):
             answering[name] = version
-    unread = [f"{server}: {entry.reason}" for server, entry in metrics.items() if isinstance(entry, Refused)]
+    unread = [
+        f"{server}: {entry.reason}"
+        for server, entry in metrics.items()
+        if isinstance(entry, Refused)
+    ]
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
         reason=observation.reason or observation.registry_error,
         versions=answering,
         errors=observation.errors,
-        refused={(row.variant, row.version): row.reason for row in observation.refused if row.endpoint == spec.name},
+        refused={
+            (row.variant, row.version): row.reason
+            for row in observation.refused
+            if row.endpoint == spec.name
+        },
         counters={
-            server: entry.by_version(spec.name) for server, entry in metrics.items() if isinstance(entry, ServerMetrics)
+            server: entry.by_version(spec.name)
+            for server, entry in metrics.items()
+            if isinstance(entry, ServerMetrics)
         },
         unread=next(iter(unread), ""),
     )
@@ -79,7 +98,9 @@ def served_model(observed: ObservedEndpoint) -> str:
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
-        raise InvalidConfig(f"endpoint {spec.name!r} does not serve a registered model, so it cannot be retrained")
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} does not serve a registered model, so it cannot be retrained",
+        )
     return reference.name
 
 

@@ -28,7 +28,14 @@ from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.promote.rollouts.snapshot import EndpointSnapshot
 
 RolloutState = Literal[
-    "starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"
+    "starting",
+    "stepping",
+    "paused",
+    "promoting",
+    "promoted",
+    "rolling_back",
+    "rolled_back",
+    "abandoned",
 ]
 RolloutAction = Literal["wait", "prepare", "set_traffic", "promote", "finish", "roll_back"]
 
@@ -68,7 +75,12 @@ class Decision:
     then: Progress | None = None
 
 
-def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
+def decide(
+    plan: RolloutPlan,
+    progress: Progress,
+    snapshot: EndpointSnapshot | None,
+    seconds: float,
+) -> Decision:
     """Return the next action of the rollout. `snapshot` is None if the endpoint does not exist.
 
     `seconds` is the time since the last decision of the same controller, or 0 for the controller's first decision.
@@ -80,13 +92,19 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
         return Decision(
-            replace(progress, reason=f"waiting for the server: {snapshot.reason or 'the server is stopped'}")
+            replace(
+                progress,
+                reason=f"waiting for the server: {snapshot.reason or 'the server is stopped'}",
+            ),
         )
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, snapshot):
         return _roll_back(progress, reason)
-    if progress.state != "promoting" and _is_promoted(plan, snapshot):  # A user may have promoted the version.
+    if progress.state != "promoting" and _is_promoted(
+        plan,
+        snapshot,
+    ):  # A user may have promoted the version.
         progress = replace(progress, state="promoting", elapsed=0.0, reason="")
     match progress.state:
         case "starting":
@@ -98,13 +116,20 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
 
 
 def after_failure(
-    plan: RolloutPlan, progress: Progress, action: RolloutAction, reason: str, is_transient: bool
+    plan: RolloutPlan,
+    progress: Progress,
+    action: RolloutAction,
+    reason: str,
+    is_transient: bool,
 ) -> Progress:
     """Return the progress after a failed action. If `is_transient` is True, the action is retried."""
     is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
     if is_transient or is_worth_another or action in ("finish", "roll_back"):
         return replace(progress, trouble=reason, failures=progress.failures + 1)
-    what = {"prepare": f"version {plan.version} cannot be served", "promote": "the promotion was refused"}
+    what = {
+        "prepare": f"version {plan.version} cannot be served",
+        "promote": "the promotion was refused",
+    }
     return _turned_back(progress, f"{what.get(action, 'the traffic cannot be changed')}: {reason}")
 
 
@@ -114,7 +139,9 @@ def after_success(progress: Progress) -> Progress:
 
 def paused(progress: Progress, reason: str) -> Progress | None:
     """Return the progress of a paused step; None if the rollout cannot be paused in its current state."""
-    return replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
+    return (
+        replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
+    )
 
 
 def resumed(progress: Progress) -> Progress | None:
@@ -134,7 +161,10 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
     """Return the change if a user has moved the main deployment to another version or model; empty otherwise."""
-    model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
+    model, version = (
+        snapshot.variants[plan.main].model,
+        snapshot.versions.get(plan.main, plan.before_version),
+    )
     if model not in (plan.before_uri, plan.to_uri):
         return f"the model of {plan.main} was changed to {model} during the rollout"
     if version not in (plan.before_version, plan.version):
@@ -148,24 +178,48 @@ def _is_promoted(plan: RolloutPlan, snapshot: EndpointSnapshot) -> bool:
     return snapshot.versions.get(plan.main) == plan.version
 
 
-def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
+def _start(
+    plan: RolloutPlan,
+    progress: Progress,
+    snapshot: EndpointSnapshot,
+    seconds: float,
+) -> Decision:
     added = [name for name in (plan.candidate, plan.shadow) if name]
-    troubles = (snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)) for name in added)
+    troubles = (
+        snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)) for name in added
+    )
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
-    if not is_loaded or snapshot.unread or not snapshot.counters:  # Each server's first counters are needed.
-        reason = f"waiting for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
+    if (
+        not is_loaded or snapshot.unread or not snapshot.counters
+    ):  # Each server's first counters are needed.
+        reason = (
+            f"waiting for the server: {_silence(snapshot)}"
+            if is_loaded
+            else f"loading version {plan.version}"
+        )
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
             why = f": {_silence(snapshot)}" if is_loaded else ""
-            return _roll_back(progress, f"version {plan.version} was not loaded within {START_SECONDS:g} s{why}")
-        return Decision(waiting, "wait" if all(name in snapshot.variants for name in added) else "prepare")
+            return _roll_back(
+                progress,
+                f"version {plan.version} was not loaded within {START_SECONDS:g} s{why}",
+            )
+        return Decision(
+            waiting,
+            "wait" if all(name in snapshot.variants for name in added) else "prepare",
+        )
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
     return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
 
 
-def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
+def _step(
+    plan: RolloutPlan,
+    progress: Progress,
+    snapshot: EndpointSnapshot,
+    seconds: float,
+) -> Decision:
     if error := snapshot.errors.get(plan.candidate, ""):
         return _roll_back(progress, f"version {plan.version} can no longer be served: {error}")
     if not snapshot.counters:
@@ -174,9 +228,14 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
     progress = replace(progress, evidence=evidence)
     if reason := rejection(plan, evidence):
         return _roll_back(progress, reason)
-    if plan.candidate not in snapshot.variants or (plan.shadow and plan.shadow not in snapshot.variants):
+    if plan.candidate not in snapshot.variants or (
+        plan.shadow and plan.shadow not in snapshot.variants
+    ):
         return _roll_back(progress, "the candidate was removed by a user")
-    if any(snapshot.variants[name].weight != weight for name, weight in step_weights(plan, progress.step).items()):
+    if any(
+        snapshot.variants[name].weight != weight
+        for name, weight in step_weights(plan, progress.step).items()
+    ):
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
         return Decision(progress)
@@ -189,16 +248,28 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
     if progress.step + 1 == len(plan.steps):
         return Decision(replace(progress, state="promoting", elapsed=0.0, reason=""), "promote")
     following = progress.step + 1
-    return Decision(Progress("stepping", following, 0.0, begin_step(plan, following, evidence)), "set_traffic")
+    return Decision(
+        Progress("stepping", following, 0.0, begin_step(plan, following, evidence)),
+        "set_traffic",
+    )
 
 
-def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
+def _promote(
+    plan: RolloutPlan,
+    progress: Progress,
+    snapshot: EndpointSnapshot,
+    seconds: float,
+) -> Decision:
     if _is_promoted(plan, snapshot) and snapshot.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served instead of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
     if refusal := snapshot.refused.get((plan.main, plan.version)):
         return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
-    waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waiting until {plan.main} serves it")
+    waiting = replace(
+        progress,
+        elapsed=progress.elapsed + seconds,
+        reason=f"waiting until {plan.main} serves it",
+    )
     if waiting.elapsed > PROMOTE_SECONDS:
         why = snapshot.errors.get(plan.main) or snapshot.reason
         late = f"{plan.main} did not load version {plan.version} within {PROMOTE_SECONDS:g} s"
@@ -239,14 +310,26 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     the seconds since the rollout began, the step, and per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
-    trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
+    trouble = (
+        {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
+    )
     judged = figures(plan_of(rollout), progress.evidence)
-    trace, seconds = list(rollout.figures.get("trace", [])), round((now - rollout.created_at).total_seconds(), 1)
+    trace, seconds = (
+        list(rollout.figures.get("trace", [])),
+        round((now - rollout.created_at).total_seconds(), 1),
+    )
     if criteria := judged.get("criteria", {}):
-        shares = {text: round(test["log_evidence"] / test["log_evidence_needed"], 4) for text, test in criteria.items()}
+        shares = {
+            text: round(test["log_evidence"] / test["log_evidence_needed"], 4)
+            for text, test in criteria.items()
+        }
         trace.append([seconds, progress.step, shares])
-    if len(trace) >= 2 * _TRACED_POINTS:  # Keep the last point in each of `_TRACED_POINTS` equal intervals.
-        trace = list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
+    if (
+        len(trace) >= 2 * _TRACED_POINTS
+    ):  # Keep the last point in each of `_TRACED_POINTS` equal intervals.
+        trace = list(
+            {int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values(),
+        )
     return replace(
         rollout,
         state=progress.state,
@@ -269,7 +352,9 @@ def rollout_summary(rollout: Rollout) -> str:
         plan = plan_of(rollout)
     except InvalidConfig as error:
         state = rollout.state.replace("_", " ")
-        return f"{rollout.endpoint}: rollout {rollout.id}: {state}; {rollout.reason or error.message}"
+        return (
+            f"{rollout.endpoint}: rollout {rollout.id}: {state}; {rollout.reason or error.message}"
+        )
     line = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {rollout.state.replace('_', ' ')}"
     if rollout.state in ("stepping", "paused"):
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
@@ -285,13 +370,21 @@ def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
     return replace(event, after=f"version {plan.version} by {steps}", why=plan.why, detail=detail)
 
 
-def progress_event(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
+def progress_event(
+    rollout: Rollout,
+    progress: Progress,
+    actor: str,
+    now: datetime,
+) -> AuditEvent | None:
     """Return the audit event of the change from `rollout` to `progress`; None if the change is not audited."""
     plan = plan_of(rollout)
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version
         event = replace(_event("rollout.end", plan, actor, now), after=f"version {after}")
-    elif progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (progress.state, progress.step):
+    elif progress.state in ("stepping", "paused") and (rollout.state, rollout.step) != (
+        progress.state,
+        progress.step,
+    ):
         shares = ["0 %" if rollout.state == "starting" else f"{plan.steps[rollout.step]} %"]
         shares += [f"{plan.steps[progress.step]} %"]
         if rollout.state == "paused" or progress.state == "paused":
@@ -299,7 +392,11 @@ def progress_event(rollout: Rollout, progress: Progress, actor: str, now: dateti
         event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
     else:
         return None  # Avoid computing the figures in this usual case.
-    detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).evidence)}
+    detail = {
+        "rollout": rollout.id,
+        "state": progress.state,
+        **figures(plan, progress_of(rollout).evidence),
+    }
     if progress.state == "promoted":
         detail |= move_detail("", plan.before_version)
     return replace(event, why=progress.reason, detail=detail)

@@ -10,7 +10,11 @@ from mlflow_deploy_plugin.promote.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors, reaches
 from mlflow_deploy_plugin.ship.deployments.config import traffic_weights
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.ship.deployments.unapproved import UnapprovedAnswer, current_answers, lacking_approval
+from mlflow_deploy_plugin.ship.deployments.unapproved import (
+    UnapprovedAnswer,
+    current_answers,
+    lacking_approval,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,11 @@ def end_unapproved(deployments: Deployments, location: str, actor: str) -> None:
 def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, actor: str) -> None:
     store = deployments.store
     now = store.now()
-    overdue = [answer for answer in current_answers(store, stored) if answer.ends_at <= now and _lacks(answer)]
+    overdue = [
+        answer
+        for answer in current_answers(store, stored)
+        if answer.ends_at <= now and _lacks(answer)
+    ]
     if overdue and reaches(deployments, stored.name, location):
         _end(deployments, stored, overdue, actor)
 
@@ -36,11 +44,18 @@ def _end_overdue(deployments: Deployments, stored: Endpoint, location: str, acto
 def _lacks(answer: UnapprovedAnswer) -> bool:
     try:
         return lacking_approval(answer.model_uri, [answer.model]) is not None
-    except OnnxserveError:  # MLflow does not answer, the version was deleted, or the policy cannot be read.
+    except (
+        OnnxserveError
+    ):  # MLflow does not answer, the version was deleted, or the policy cannot be read.
         return True  # An approval cannot be assumed.
 
 
-def _end(deployments: Deployments, stored: Endpoint, overdue: Sequence[UnapprovedAnswer], actor: str) -> None:
+def _end(
+    deployments: Deployments,
+    stored: Endpoint,
+    overdue: Sequence[UnapprovedAnswer],
+    actor: str,
+) -> None:
     name = stored.name
     models = {answer.model_uri for answer in overdue}
     reason = f"the time is over for which the policy permits {' and '.join(sorted(models))} without an approval"

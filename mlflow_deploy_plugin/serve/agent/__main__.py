@@ -27,7 +27,14 @@ from mlflow_deploy_plugin.core.registry.connection import (
 )
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import load_stored_specs
-from mlflow_deploy_plugin.core.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    METRICS,
+    SPEC,
+    SPOOL,
+    locked,
+    write_state,
+)
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter
 from mlflow_deploy_plugin.core.statedir.metric_files import remove_metrics
 from mlflow_deploy_plugin.core.statedir.models import AgentState
@@ -91,16 +98,26 @@ def main() -> int:
             try:
                 held.enter_context(locked(options.state_dir / _LOCK, _LOCK_SECONDS))
             except BlockingIOError:
-                _log.error("another agent is already running for %s; this agent exits", options.state_dir)
+                _log.error(
+                    "another agent is already running for %s; this agent exits",
+                    options.state_dir,
+                )
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
             # If the parent was killed or ended without its atexit functions, remove the server's metrics here.
-            if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
+            if (
+                (options.state_dir / METRICS).is_symlink()
+                and options.parent
+                and _has_ended(options.parent)
+            ):
                 remove_metrics(options.state_dir)
             return status
     except OnnxserveError as error:
         try:
-            write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
+            write_state(
+                options.state_dir / AGENT,
+                AgentState(pid=os.getpid(), error=error.message, fatal=True),
+            )
         except OSError:  # The disk is full.
             _log.error("%s", error.message)
         return 1
@@ -141,18 +158,43 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         server = load_stored_specs((state_dir / SPEC).read_text())[0].server
         record: Recorder = record_nothing
-        if server.authenticates and settings.keys_file is None:  # A server with a keys file has no audit trail.
-            record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
+        if (
+            server.authenticates and settings.keys_file is None
+        ):  # A server with a keys file has no audit trail.
+            record = audit_recorder(
+                settings.store_url,
+                "key" if server.takes_keys else "certificate",
+            )
         fetchers: list[KeyFetcher] = []
         if server.api_keys:
             source = settings.keys_file or settings.store_url
-            fetchers.append(api_key_fetcher(state_dir, source, min(settings.poll_seconds, _MOST_KEY_SECONDS), stop))
+            fetchers.append(
+                api_key_fetcher(
+                    state_dir,
+                    source,
+                    min(settings.poll_seconds, _MOST_KEY_SECONDS),
+                    stop,
+                ),
+            )
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
         feed = FeedFollower(stop)
-        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record, feed)
+        follower = Follower(
+            state_dir,
+            resolver,
+            time.time,
+            lambda: shipper.state,
+            fetchers,
+            record,
+            feed,
+        )
         # Following has its own thread, because a slow registry must not delay shipping or the exit.
-        threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
+        threading.Thread(
+            target=_follow,
+            args=(follower, stop, failed),
+            name="follow",
+            daemon=True,
+        ).start()
         for thread in (*fetchers, feed) if follow else fetchers:
             thread.start()
         # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and to threads that

@@ -22,7 +22,14 @@ from mlflow_deploy_plugin.core.statedir.commands import (
     command_answer,
     command_files,
 )
-from mlflow_deploy_plugin.core.statedir.files import ANSWERS, COMMANDS, CONTROL, assert_content, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    ANSWERS,
+    COMMANDS,
+    CONTROL,
+    assert_content,
+    read_state,
+    write_state,
+)
 from mlflow_deploy_plugin.core.statedir.models import Command, Control
 
 _log = logging.getLogger(__name__)
@@ -58,9 +65,19 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
                 done = "failed" if error else f"{action}ed"
                 opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
         except (OnnxserveError, ImportError) as failure:
-            _log.error("the command of %s to %s %s is not audited: %s", actor, action, command.endpoint, failure)
+            _log.error(
+                "the command of %s to %s %s is not audited: %s",
+                actor,
+                action,
+                command.endpoint,
+                failure,
+            )
 
-    return lambda command, error: threading.Thread(target=write, args=(command, error), daemon=True).start()
+    return lambda command, error: threading.Thread(
+        target=write,
+        args=(command, error),
+        daemon=True,
+    ).start()
 
 
 @dataclass(frozen=True)
@@ -99,15 +116,27 @@ class EndpointControl:
         """The endpoints to serve: the spec's and the added endpoints, without the unloaded endpoints."""
         if not self._is_allowed:
             return list(self.specs)
-        loading = {name: running.spec for name, running in self._running.items() if running.spec is not None}
+        loading = {
+            name: running.spec
+            for name, running in self._running.items()
+            if running.spec is not None
+        }
         known = self._all_endpoints | loading
-        return [spec for name, spec in known.items() if name in loading or name not in self._control.unloaded]
+        return [
+            spec
+            for name, spec in known.items()
+            if name in loading or name not in self._control.unloaded
+        ]
 
     @property
     def unloaded(self) -> tuple[str, ...]:
         """The endpoints that a command could load by name."""
         served = {spec.name for spec in self.endpoints}
-        return tuple(name for name in self._all_endpoints if name not in served) if self._is_allowed else ()
+        return (
+            tuple(name for name in self._all_endpoints if name not in served)
+            if self._is_allowed
+            else ()
+        )
 
     def is_loading(self, endpoint: str) -> bool:
         return endpoint in self._running and self._running[endpoint].spec is not None
@@ -169,15 +198,21 @@ class EndpointControl:
         known = self._all_endpoints
         if command.added is not None:
             if any(spec.name == command.endpoint for spec in self.specs):
-                raise InvalidConfig(f"endpoint {command.endpoint!r} is in the server's spec; change it there")
+                raise InvalidConfig(
+                    f"endpoint {command.endpoint!r} is in the server's spec; change it there",
+                )
             added, unloaded = self._control.added, self._control.unloaded
             is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
             if is_full and command.endpoint not in added:
-                raise InvalidConfig(f"{MOST_ADDED} endpoints were already added; unload one of them first")
+                raise InvalidConfig(
+                    f"{MOST_ADDED} endpoints were already added; unload one of them first",
+                )
             return command.added
         if command.endpoint not in known:
             named = repr(command.endpoint[:100])
-            raise NotFound(f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or config")
+            raise NotFound(
+                f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or config",
+            )
         if command.action == "load":
             return known[command.endpoint]
         out = {*self._control.unloaded, command.endpoint}
@@ -200,7 +235,10 @@ class EndpointControl:
         except OSError as error:
             failure = str(error.strerror)
         if failure and failure != self._write_failure:
-            _log.error("loaded and unloaded endpoints cannot be saved for the next start: %s", failure)
+            _log.error(
+                "loaded and unloaded endpoints cannot be saved for the next start: %s",
+                failure,
+            )
         self._write_failure = failure
 
     def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
@@ -212,7 +250,10 @@ class EndpointControl:
                 continue
             command = read_state(file, Command)
             # A creation time in the future means that the machine was restarted after the command was written.
-            if command is not None and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS:
+            if (
+                command is not None
+                and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS
+            ):
                 yield file, command
             else:
                 file.unlink(missing_ok=True)

@@ -56,14 +56,26 @@ class FeedFollower(threading.Thread):
                 failures = 1 if self.messages > before else failures + 1
                 # A replica that hangs takes some seconds to fail, after which the next replica is tried at once.
                 spent = time.monotonic() - begun_at
-                pause = max(backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent, _PAUSE_SECONDS)
-                reason = error.message if isinstance(error, OnnxserveError) else f"it ends with {type(error).__name__}"
+                pause = max(
+                    backoff_seconds(failures, _LONGEST_PAUSE_SECONDS) - spent,
+                    _PAUSE_SECONDS,
+                )
+                reason = (
+                    error.message
+                    if isinstance(error, OnnxserveError)
+                    else f"it ends with {type(error).__name__}"
+                )
                 if reason != logged:
-                    _log.warning("the change feed cannot be followed, and MLflow is polled: %s", reason)
+                    _log.warning(
+                        "the change feed cannot be followed, and MLflow is polled: %s",
+                        reason,
+                    )
                 logged = reason
             self.covered = frozenset()
             self.arrived.set()
-            self._ended.wait(pause * random.uniform(0.2, 1))  # Many agents lose their connections at the same time.
+            self._ended.wait(
+                pause * random.uniform(0.2, 1),
+            )  # Many agents lose their connections at the same time.
 
     def _follow(self, uris: frozenset[str]) -> None:
         """Follow the feed until it ends or `uris` are replaced."""

@@ -29,7 +29,14 @@ from mlflow_deploy_plugin.core.errors import (
     RegistryRefused,
     RegistryUnavailable,
 )
-from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL, PYTHON_FUNCTION, combine_hashes, hash_files, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import (
+    FLAVOR,
+    MLMODEL,
+    PYTHON_FUNCTION,
+    combine_hashes,
+    hash_files,
+    read_mlmodel,
+)
 from mlflow_deploy_plugin.core.registry.approved_files import Approval, approval_of
 from mlflow_deploy_plugin.core.registry.connection import registry_address
 from mlflow_deploy_plugin.core.registry.model_files import download, refuse_links
@@ -60,11 +67,19 @@ class ModelCache:
         """The folders of the running downloads, by source."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
-            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # The mode does not apply to copied files.
-            if not user.exists() or user.read_text() != named:  # An unnecessary write could fail on a full disk.
+            self._models.mkdir(
+                parents=True,
+                exist_ok=True,
+                mode=0o770,
+            )  # The mode does not apply to copied files.
+            if (
+                not user.exists() or user.read_text() != named
+            ):  # An unnecessary write could fail on a full disk.
                 write_atomically(user, named.encode())
         except OSError as error:
-            raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
+            raise InvalidConfig(
+                f"the model cache {root} cannot be written: {error.strerror}",
+            ) from None
 
     def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
         """Return the folder with the files of `source`. Download the files if they are not cached.
@@ -82,7 +97,9 @@ class ModelCache:
         try:
             folder = self._find_cached(entry, judged)
             if folder is None:
-                gc.collect(1)  # Free MLflow's clients of earlier downloads, whose reference cycles keep threads alive.
+                gc.collect(
+                    1,
+                )  # Free MLflow's clients of earlier downloads, whose reference cycles keep threads alive.
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                     self._downloads[source] = Path(temporary)
                     try:
@@ -93,24 +110,36 @@ class ModelCache:
                     try:
                         fetched.rename(folder)
                     except OSError:
-                        if not (folder / MLMODEL).is_file():  # Another agent may have put the model there first.
+                        if not (
+                            folder / MLMODEL
+                        ).is_file():  # Another agent may have put the model there first.
                             raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
             os.utime(folder)
         except OSError as error:
-            raise OnnxserveError(f"the model cache {self._root} cannot store {source}: {error.strerror}") from None
+            raise OnnxserveError(
+                f"the model cache {self._root} cannot store {source}: {error.strerror}",
+            ) from None
         return folder
 
     def received_bytes(self, source: str) -> int:
         """Return the size on this disk of the running download of `source`; 0 if there is no download."""
-        walk = os.walk(self._downloads.get(source, ""))  # `walk` skips missing folders, because the download may end.
-        return sum(_status(Path(folder, name)).st_size for folder, _, names in walk for name in names)
+        walk = os.walk(
+            self._downloads.get(source, ""),
+        )  # `walk` skips missing folders, because the download may end.
+        return sum(
+            _status(Path(folder, name)).st_size for folder, _, names in walk for name in names
+        )
 
     def prune(self, now: float | None = None) -> None:
         """Delete the models that no server uses, and forget servers whose state folder was deleted."""
         now = time.time() if now is None else now
-        by_age = sorted(self._models.iterdir(), key=lambda folder: _status(folder).st_mtime, reverse=True)
+        by_age = sorted(
+            self._models.iterdir(),
+            key=lambda folder: _status(folder).st_mtime,
+            reverse=True,
+        )
         used = set(self._used_models())
         for folder in by_age[_KEPT_LATEST:]:
             if folder.name not in used and now - _status(folder).st_mtime > _HOUR:
@@ -135,7 +164,11 @@ class ModelCache:
                 yield from (variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
-                yield from (item.folder.name for item in (reference.version, reference.previous) if item is not None)
+                yield from (
+                    item.folder.name
+                    for item in (reference.version, reference.previous)
+                    if item is not None
+                )
 
     def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
         """Return the folder of an earlier fetch; None if its files have changed or are not the judged files."""
@@ -144,7 +177,9 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir() or judged not in ("", folder.name):
             return None
-        os.utime(folder)  # Mark the folder as used before the check, because another agent may delete unused models.
+        os.utime(
+            folder,
+        )  # Mark the folder as used before the check, because another agent may delete unused models.
         if combine_hashes(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk and is fetched again", folder)
@@ -204,7 +239,10 @@ class MlflowRegistry:
             "run_id": artifact.run_id,
             "model_id": artifact.model_id,
             "parity": artifact.parity_state,
-            **{name: str(artifact.provenance.get(name) or "") for name in ("git_commit", "dataset_digest")},
+            **{
+                name: str(artifact.provenance.get(name) or "")
+                for name in ("git_commit", "dataset_digest")
+            },
         }
         return FetchedVersion(
             model=resolved.name,
@@ -227,9 +265,18 @@ class MlflowRegistry:
     def _refuse(self, resolved: ResolvedModel, digest: str, approved: tuple[str, ...]) -> NoReturn:
         """Raise GateRefused. The time until the next download doubles, because all files of the version are loaded."""
         known = self._refused.get(resolved.identity)
-        pause = _FIRST_PAUSE if known is None or known.approved != approved else min(known.pause * 2, _HOUR)
+        pause = (
+            _FIRST_PAUSE
+            if known is None or known.approved != approved
+            else min(known.pause * 2, _HOUR)
+        )
         message = _unapproved_files(resolved, digest, approved[0])
-        self._refused[resolved.identity] = _RefusedFiles(approved, message, pause, self.clock() + pause)
+        self._refused[resolved.identity] = _RefusedFiles(
+            approved,
+            message,
+            pause,
+            self.clock() + pause,
+        )
         raise GateRefused(message)
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
@@ -282,7 +329,9 @@ def verify_files(folder: Path) -> str:
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():
-        raise NotFound("its files in the artifact store were deleted or are not an MLflow model: MLmodel is missing")
+        raise NotFound(
+            "its files in the artifact store were deleted or are not an MLflow model: MLmodel is missing",
+        )
     mlmodel = read_mlmodel(folder)
     for name in (FLAVOR, "onnx"):
         data = _entry(mlmodel, "flavors", name, "data")

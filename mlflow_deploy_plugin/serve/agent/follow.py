@@ -40,7 +40,12 @@ from mlflow_deploy_plugin.core.statedir.models import (
     WantedVariant,
     WorkerState,
 )
-from mlflow_deploy_plugin.serve.agent.control import EndpointControl, Pending, Recorder, record_nothing
+from mlflow_deploy_plugin.serve.agent.control import (
+    EndpointControl,
+    Pending,
+    Recorder,
+    record_nothing,
+)
 from mlflow_deploy_plugin.serve.agent.feed import FeedFollower
 from mlflow_deploy_plugin.serve.agent.followed import (
     FollowedModel,
@@ -86,7 +91,9 @@ class Follower:
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
         """Folder of a version → number of workers that died while they loaded the version."""
-        take_load_deaths(self.state_dir)  # Discard the deaths of workers of an earlier server that was killed.
+        take_load_deaths(
+            self.state_dir,
+        )  # Discard the deaths of workers of an earlier server that was killed.
 
     def round(self) -> AgentState:
         """Check all inputs once, write each state file that has changed or was lost, and return the agent's state.
@@ -95,12 +102,16 @@ class Follower:
         self._update_specs()
         look_file = self.state_dir / LOOK
         if look_file.exists():
-            look_file.unlink(missing_ok=True)  # Delete the file before the poll, so that a later request is not lost.
+            look_file.unlink(
+                missing_ok=True,
+            )  # Delete the file before the poll, so that a later request is not lost.
             self.resolver.poll_now()
         self.resolver.take_feed(self.feed.covered, self.feed.take())
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if is_first:  # Wait for versions in the first round, because workers cannot start without a version.
+        if (
+            is_first
+        ):  # Wait for versions in the first round, because workers cannot start without a version.
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
             while pending := self.resolver.pending():
                 is_settled = all(model.is_settled for model in self.resolver.models.values())
@@ -151,7 +162,11 @@ class Follower:
             models = {}
             for spec, name, variant in self._variants():
                 endpoint, ref = self._wanted.endpoints.get(spec.name), model_ref(spec, variant)
-                models[ref] = carry_over(ref, endpoint.variants.get(name) if endpoint is not None else None, known)
+                models[ref] = carry_over(
+                    ref,
+                    endpoint.variants.get(name) if endpoint is not None else None,
+                    known,
+                )
             self.resolver.models = {ref: models[ref] for ref in sorted(models)}
             self.feed.uris = frozenset(ref.uri for ref in models if ref.is_followed)
         for spec in commanded or ():
@@ -179,11 +194,20 @@ class Follower:
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
         if is_same and not self._is_forced:
             return
-        self._wanted = Wanted(generation=before.generation + 1, endpoints=endpoints, unloaded=unloaded)
+        self._wanted = Wanted(
+            generation=before.generation + 1,
+            endpoints=endpoints,
+            unloaded=unloaded,
+        )
         self._is_forced = False
         for name in [name for name in endpoints if endpoints[name] != before.endpoints.get(name)]:
             for variant in endpoints[name].variants.values():
-                _log.info("endpoint %s: %s version %s is wanted", name, variant.model, variant.version)
+                _log.info(
+                    "endpoint %s: %s version %s is wanted",
+                    name,
+                    variant.model,
+                    variant.version,
+                )
 
     def _wanted_endpoint(self, spec: EndpointSpec) -> WantedEndpoint:
         served = self._wanted.endpoints.get(spec.name, WantedEndpoint(variants={})).variants
@@ -200,16 +224,27 @@ class Follower:
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
                 )
-            elif name in served:  # The model of the spec was changed, and the new model cannot be fetched yet.
+            elif (
+                name in served
+            ):  # The model of the spec was changed, and the new model cannot be fetched yet.
                 variants[name] = served[name]
             elif message := model.message(variant.model):
                 errors[name] = redact_addresses(message)
-        return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
+        return WantedEndpoint(
+            variants=variants,
+            capture=spec.capture,
+            sticky=spec.sticky,
+            errors=errors,
+        )
 
     def _roll_back_unloadable(self) -> bool:
         """Restore the previous version of a model if the workers could not load the wanted version. Return True if a
         version without a predecessor failed and no worker has loaded any version."""
-        workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
+        workers = [
+            worker
+            for worker in self._living_workers()
+            if worker.generation == self._wanted.generation
+        ]
         self._deaths.update(take_load_deaths(self.state_dir))
         has_loaded = any(worker.has_versions for worker in workers)
         failed = False
@@ -223,7 +258,9 @@ class Follower:
                 error = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
             if not error or model.unloadable == model.version.identity:
                 continue
-            is_commanded = self._control.is_loading(spec.name)  # The caller of a load command receives the error.
+            is_commanded = self._control.is_loading(
+                spec.name,
+            )  # The caller of a load command receives the error.
             failed = failed or not (model.previous or has_loaded or is_commanded)
             model.roll_back(error)
         self.resolver.advance()  # Start writing the error to the version's tag.
@@ -237,7 +274,9 @@ class Follower:
             raise Pending
         workers = self._living_workers()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
-        if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
+        if is_behind or any(
+            _load_error(workers, endpoint, name) for name in (spec.variants if spec else ())
+        ):
             raise Pending  # The next round processes an error that a worker has just reported.
         return None
 
@@ -271,7 +310,9 @@ class Follower:
         before, polls = self._written, self.resolver.finished_polls + self.feed.messages
         state = AgentState(
             pid=os.getpid(),
-            checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),
+            checked_at=before.checked_at
+            if before is not None and before.looks == polls
+            else self.wall_clock(),
             looks=polls,
             error="; ".join(errors),
             errors=len(errors),

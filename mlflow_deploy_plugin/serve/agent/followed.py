@@ -13,7 +13,13 @@ from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedModel
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.files import FOLLOWED, WANTED, assert_state, read_state
-from mlflow_deploy_plugin.core.statedir.models import FetchedVersion, Followed, FollowedReference, Wanted, WantedVariant
+from mlflow_deploy_plugin.core.statedir.models import (
+    FetchedVersion,
+    Followed,
+    FollowedReference,
+    Wanted,
+    WantedVariant,
+)
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 
 _log = logging.getLogger(__name__)
@@ -46,7 +52,9 @@ class ModelRef(NamedTuple):
     def is_gated_by(self, places: Collection[str]) -> bool:
         """Return True if the URI is one of these stages and @aliases."""
         uri = parse_model_uri(self.uri)
-        return uri.kind in ("stage", "alias") and uri.place.lower() in {place.lower() for place in places}
+        return uri.kind in ("stage", "alias") and uri.place.lower() in {
+            place.lower() for place in places
+        }
 
 
 def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
@@ -101,7 +109,11 @@ class FollowedModel:
 
     @property
     def serves_target(self) -> bool:
-        return self.version is not None and self.target is not None and self.version.identity == self.target.identity
+        return (
+            self.version is not None
+            and self.target is not None
+            and self.version.identity == self.target.identity
+        )
 
     @property
     def is_settled(self) -> bool:
@@ -121,17 +133,30 @@ class FollowedModel:
         error = self.error.message if self.error is not None else ""
         if rejection is None:
             return error
-        named = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: " if rejection.version else ""
+        named = (
+            f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: "
+            if rejection.version
+            else ""
+        )
         served = self.version
         is_other = served is not None and served.identity != rejection.identity
-        kept = f"; version {served.version} is still served" if is_other and served is not None else ""
+        kept = (
+            f"; version {served.version} is still served" if is_other and served is not None else ""
+        )
         return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
 
     def roll_back(self, error: str) -> None:
         failed = self.version
         assert failed is not None
         self.unloadable = failed.identity
-        self.rejection = Rejection(failed.identity, failed.source, failed.model, failed.version, "load", error)
+        self.rejection = Rejection(
+            failed.identity,
+            failed.source,
+            failed.model,
+            failed.version,
+            "load",
+            error,
+        )
         if self.previous is not None:
             self.version, self.previous = self.previous, None
 
@@ -143,7 +168,11 @@ class FollowedModel:
         """Return a version's source and the error for its tag (empty: remove the tag); None if the tag is current."""
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
-        elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
+        elif (
+            self.reported[1]
+            and self.version is not None
+            and self.version.source == self.reported[0]
+        ):
             report = self.reported[0], ""
         else:
             return None
@@ -162,7 +191,7 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
             )
             for ref, model in models.items()
             if model.version is not None
-        )
+        ),
     )
     assert_state(state_dir / FOLLOWED, followed)
 
@@ -174,26 +203,43 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
             version = FetchedVersion(
-                model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
+                model=variant.model,
+                version=variant.version,
+                folder=variant.folder,
+                aspects=variant.aspects,
             )
             if _is_whole(version):
                 models[ModelRef(variant.model_uri)] = FollowedModel(version)
     for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
-        whole = [version for version in (reference.version, reference.previous) if version and _is_whole(version)]
+        whole = [
+            version
+            for version in (reference.version, reference.previous)
+            if version and _is_whole(version)
+        ]
         if whole:
             previous = whole[1] if len(whole) > 1 else None
             models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
-                whole[0], previous, reported=reference.told
+                whole[0],
+                previous,
+                reported=reference.told,
             )
     return models
 
 
-def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
+def carry_over(
+    ref: ModelRef,
+    served: WantedVariant | None,
+    known: Mapping[ModelRef, FollowedModel],
+) -> FollowedModel:
     """Return the state of a reference. Its served version is kept even if the endpoint's requirements have changed."""
     if (model := known.get(ref)) is not None:
         return model
     for other, model in known.items():
-        is_served = served is not None and model.version is not None and model.version.folder == served.folder
+        is_served = (
+            served is not None
+            and model.version is not None
+            and model.version.folder == served.folder
+        )
         if other.uri == ref.uri and is_served:
             return FollowedModel(model.version, model.previous)
     return FollowedModel()
@@ -203,6 +249,11 @@ def _is_whole(version: FetchedVersion) -> bool:
     try:
         read_served_artifact(version.folder)
     except OnnxserveError as error:
-        _log.warning("%s version %s is missing on this disk: %s", version.model, version.version, error)
+        _log.warning(
+            "%s version %s is missing on this disk: %s",
+            version.model,
+            version.version,
+            error,
+        )
         return False
     return True

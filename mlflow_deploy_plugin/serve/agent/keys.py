@@ -58,17 +58,28 @@ class KeyFetcher(threading.Thread):
             except Exception as failure:  # noqa: BLE001 - the source of the keys may send anything, and may recover
                 error = one_line(failure, 300)
             if error and error != before:
-                _log.warning("%s cannot be fetched; previously fetched keys remain valid: %s", self.name, error)
+                _log.warning(
+                    "%s cannot be fetched; previously fetched keys remain valid: %s",
+                    self.name,
+                    error,
+                )
             before = error
             self._ended.wait(self._again_seconds if error else self._seconds)
 
     def assert_file(self) -> bool:
         """Write the last fetched keys unless the file already has these keys. Return True if the file was written."""
-        with self._writing:  # Two threads write the file: without a lock, older keys could replace newer keys.
+        with (
+            self._writing
+        ):  # Two threads write the file: without a lock, older keys could replace newer keys.
             return self._content is not None and assert_content(self._file, self._content)
 
 
-def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
+def api_key_fetcher(
+    state_dir: Path,
+    source: str | Path,
+    seconds: float,
+    stop: threading.Event,
+) -> KeyFetcher:
     """Return a thread that fetches API keys from a store URL or from a file."""
     opened: Store | None = None
 
@@ -92,7 +103,9 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
         try:
             return ValidKeys.model_validate_json(file.read_bytes())
         except ValidationError:
-            raise InvalidConfig(f"{file} is not a file written by `onnxserve keys export`") from None
+            raise InvalidConfig(
+                f"{file} is not a file written by `onnxserve keys export`",
+            ) from None
 
     def fetch() -> bytes:
         keys = read_file(source) if isinstance(source, Path) else read_store()
@@ -102,7 +115,10 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
 
 
 def issuer_key_fetcher(
-    state_dir: Path, issuer: str, stop: threading.Event, seconds: float = _ISSUER_SECONDS
+    state_dir: Path,
+    issuer: str,
+    stop: threading.Event,
+    seconds: float = _ISSUER_SECONDS,
 ) -> KeyFetcher:
     """Return a thread that fetches the public keys of an OpenID Connect issuer."""
     from jwt import PyJWKSet  # This import needs the extra `jwt`.
@@ -118,7 +134,9 @@ def issuer_key_fetcher(
             document = discovery.json()
             named = document.get("issuer") if isinstance(document, dict) else None
             if named != issuer or not isinstance(document.get("jwks_uri"), str):
-                raise ValueError(f"{where} is not the discovery document of server.jwt_issuer: it names {named!r}")
+                raise ValueError(
+                    f"{where} is not the discovery document of server.jwt_issuer: it names {named!r}",
+                )
             answer = session.get(document["jwks_uri"], timeout=_TIMEOUT_SECONDS)
             answer.raise_for_status()
         try:
@@ -128,4 +146,11 @@ def issuer_key_fetcher(
         return answer.text.encode()
 
     again_seconds = min(seconds, _ISSUER_AGAIN_SECONDS)
-    return KeyFetcher(f"the keys of {issuer}", state_dir / JWKS, fetch, seconds, again_seconds, stop)
+    return KeyFetcher(
+        f"the keys of {issuer}",
+        state_dir / JWKS,
+        fetch,
+        seconds,
+        again_seconds,
+        stop,
+    )

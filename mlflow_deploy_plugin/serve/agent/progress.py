@@ -18,7 +18,10 @@ import orjson
 
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.core.statedir.files import WANTED, read_state, write_atomically
-from mlflow_deploy_plugin.core.statedir.metric_files import read_capture_counters, saved_capture_counters
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    read_capture_counters,
+    saved_capture_counters,
+)
 from mlflow_deploy_plugin.core.statedir.models import Wanted
 from mlflow_deploy_plugin.serve.inference_log.stats import Watermark, write_watermark
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
@@ -76,10 +79,19 @@ class Totals:
             return totals
         name = _new_name()
         _log.warning(
-            "%s is a copy of another state folder: its agent is renamed from %s to %s", folder, totals.agent, name
+            "%s is a copy of another state folder: its agent is renamed from %s to %s",
+            folder,
+            totals.agent,
+            name,
         )
         ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
-        return Totals(name, totals.complete_until, counted=totals.counted, ended=ended, folder=inode)
+        return Totals(
+            name,
+            totals.complete_until,
+            counted=totals.counted,
+            ended=ended,
+            folder=inode,
+        )
 
 
 class ShippingProgress:
@@ -109,13 +121,26 @@ class ShippingProgress:
         else:
             self._complete[name] = moment
 
-    def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
+    def add_shipped(
+        self,
+        segment: str,
+        end: int,
+        rows: Mapping[str, int],
+        lost: Mapping[str, int],
+    ) -> None:
         """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, record the
         rows only in memory and do not fail, because further shipping frees space."""
         totals = self.totals
-        counted = {name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()}
+        counted = {
+            name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()
+        }
         shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
-        self.totals = replace(totals, counted=counted | {segment: end}, shipped=shipped, lost=lost_rows)
+        self.totals = replace(
+            totals,
+            counted=counted | {segment: end},
+            shipped=shipped,
+            lost=lost_rows,
+        )
         with contextlib.suppress(OSError):
             self._write()
 
@@ -166,7 +191,11 @@ class WatermarkWriter:
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)
-            if waited >= IDLE_SECONDS or self._written is None or _counts(mark) != _counts(self._written):
+            if (
+                waited >= IDLE_SECONDS
+                or self._written is None
+                or _counts(mark) != _counts(self._written)
+            ):
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
@@ -187,8 +216,15 @@ class WatermarkWriter:
         progress = self.progress
         progress.add_counted()
         wanted = read_state(self.state_dir / WANTED, Wanted)
-        answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
-        captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}
+        answered, shipped, lost = (
+            progress.rows("answered"),
+            progress.totals.shipped,
+            progress.totals.lost,
+        )
+        captured = {
+            name: max(0, rows - lost.get(name, 0))
+            for name, rows in progress.rows("captured").items()
+        }
         names = {*answered, *shipped, *(wanted.endpoints if wanted else ())}
         return Watermark(
             progress.totals.agent,
@@ -208,9 +244,17 @@ def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
 
 
 def _counts(mark: Watermark) -> tuple[object, ...]:
-    return mark.endpoints, mark.answered_rows, mark.captured_rows, mark.dropped_rows, mark.shipped_rows
+    return (
+        mark.endpoints,
+        mark.answered_rows,
+        mark.captured_rows,
+        mark.dropped_rows,
+        mark.shipped_rows,
+    )
 
 
 def _new_name() -> str:
-    host = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname())
+    host = "".join(
+        letter if letter.isalnum() or letter in ".-" else "-" for letter in socket.gethostname()
+    )
     return f"{host[:60] or 'agent'}-{uuid.uuid4().hex[:12]}"

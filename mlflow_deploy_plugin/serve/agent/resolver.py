@@ -19,7 +19,13 @@ from mlflow_deploy_plugin.core.registry.resolution import Resolution, ResolvedMo
 from mlflow_deploy_plugin.core.registry.tags import GateStatus
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.models import FetchedVersion
-from mlflow_deploy_plugin.serve.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
+from mlflow_deploy_plugin.serve.agent.followed import (
+    NEVER,
+    FollowedModel,
+    ModelRef,
+    Rejection,
+    RejectionCause,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +78,9 @@ class PyfuncPolicy:
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
         variants = [(variant, name) for spec in specs for name, variant in spec.variants.items()]
         self.named = {variant.model for variant, _ in variants}
-        self.refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
+        self.refused = {
+            variant.model: name for variant, name in variants if not variant.allow_pyfunc
+        }
 
     def check(self, model_uri: str, is_followed: bool) -> None:
         """Raise InvalidArtifact if a version without an ONNX form must not be served for this URI."""
@@ -82,7 +90,7 @@ class PyfuncPolicy:
         if model_uri in self.named:
             raise errors.InvalidArtifact(
                 f"{what}; for a stage, an alias or a tag, set -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
-                "(or --flavor python_function in `mlflow deployments create` and `update`)"
+                "(or --flavor python_function in `mlflow deployments create` and `update`)",
             )
         raise errors.InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
@@ -129,7 +137,11 @@ class VersionResolver:
         before = self.pyfunc_policy
         agreed = (before.refused.keys() - policy.refused.keys()) | (policy.named - before.named)
         for ref, model in self.models.items():
-            if ref.uri in agreed and model.rejection is not None and model.rejection.cause == "consent":
+            if (
+                ref.uri in agreed
+                and model.rejection is not None
+                and model.rejection.cause == "consent"
+            ):
                 model.retry_now()
         self.pyfunc_policy = policy
 
@@ -163,25 +175,39 @@ class VersionResolver:
         waiting = [
             (ref, model, model.target)
             for ref, model in self.models.items()
-            if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
+            if model.target is not None
+            and model.poll is None
+            and self._fetch_unless_served(ref, model, model.target)
         ]
         # `done` is evaluated once, so that all waiting models process the result of a fetch in the same round.
-        ended = {identity: fetch.future for identity, fetch in self._fetches.items() if fetch.future.done()}
+        ended = {
+            identity: fetch.future
+            for identity, fetch in self._fetches.items()
+            if fetch.future.done()
+        }
         for ref, model, target in waiting:
             if target.identity in ended:
                 self._take_fetched(ref, model, target, ended[target.identity])
             elif target.identity in self._fetches:
                 self._tell_stall(model, target, self._fetches[target.identity])
-        targets = {model.target.identity for model in self.models.values() if model.target is not None}
+        targets = {
+            model.target.identity for model in self.models.values() if model.target is not None
+        }
         # A model that is being polled takes the result afterwards. With a slow registry, it is polled almost always.
-        polled = {model.target.identity for model in self.models.values() if model.target is not None and model.poll}
+        polled = {
+            model.target.identity
+            for model in self.models.values()
+            if model.target is not None and model.poll
+        }
         for identity in ended:
             if identity in polled:
                 self._fetches[identity].is_kept = True
             else:
                 del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).future.cancel()  # No reference needs it. A running fetch continues.
+            self._fetches.pop(
+                identity,
+            ).future.cancel()  # No reference needs it. A running fetch continues.
         self._report_failures()
 
     def _resolve(self, uri: str) -> Resolution:
@@ -197,13 +223,20 @@ class VersionResolver:
         for ref, model in self.models.items():
             if model.poll is None or not model.poll.done():
                 continue
-            now, is_wanted_again, resolution = self.polling.clock(), model.next_poll < NEVER, model.poll.result()
+            now, is_wanted_again, resolution = (
+                self.polling.clock(),
+                model.next_poll < NEVER,
+                model.poll.result(),
+            )
             model.poll, model.next_poll = None, now + self.polling.pause(0, ref.uri in self.covered)
             self.finished_polls += 1
             if isinstance(resolution, ResolvedModel):
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
                 if model.rejection is not None and model.rejection.cause == "gate":
-                    if model.target is not None and model.target.gate_status != resolution.gate_status:
+                    if (
+                        model.target is not None
+                        and model.target.gate_status != resolution.gate_status
+                    ):
                         model.rejection = None  # Retry, because the gate has a new verdict.
                     else:
                         waits_for_gate = True
@@ -215,19 +248,35 @@ class VersionResolver:
                 if isinstance(resolution, errors.NotFound):
                     model.error = errors.NotFound(f"{ref.uri}: {resolution.message}")
                 # A missing, malformed or forbidden version may be corrected at any time, so poll at the normal rate.
-                if not isinstance(resolution, errors.NotFound | errors.InvalidConfig | errors.RegistryRefused):
+                if not isinstance(
+                    resolution,
+                    errors.NotFound | errors.InvalidConfig | errors.RegistryRefused,
+                ):
                     model.poll_failures += 1
                     model.next_poll = now + self.polling.pause(model.poll_failures)
             if is_wanted_again:
                 model.next_poll = 0.0
 
-    def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
+    def _fetch_unless_served(
+        self,
+        ref: ModelRef,
+        model: FollowedModel,
+        target: ResolvedModel,
+    ) -> bool:
         """Start a fetch of the target as soon as possible. Return False if the target is served or rejected."""
         now, rejection = self.polling.clock(), model.rejection
-        if rejection is not None and rejection.identity == target.identity and now < rejection.retry_at:
+        if (
+            rejection is not None
+            and rejection.identity == target.identity
+            and now < rejection.retry_at
+        ):
             return False
         if model.version is not None and model.serves_target and model.is_verified:
-            lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
+            lasting = {
+                name: value
+                for name, value in model.version.aspects.items()
+                if name not in _REGISTRY_ASPECTS
+            }
             if (aspects := lasting | target.aspects) != model.version.aspects:
                 model.version = model.version.model_copy(update={"aspects": aspects})
             model.rejection = None
@@ -238,7 +287,11 @@ class VersionResolver:
         if target.identity not in self._fetches:
             under_way = [fetch for fetch in self._fetches.values() if not fetch.future.done()]
             if sum(now - fetch.started_at < _TURN_SECONDS for fetch in under_way) < _TURNS:
-                self._fetches[target.identity] = _Fetch(self.fetch_pool.submit(self._fetch, target), now, now)
+                self._fetches[target.identity] = _Fetch(
+                    self.fetch_pool.submit(self._fetch, target),
+                    now,
+                    now,
+                )
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
@@ -250,7 +303,13 @@ class VersionResolver:
             fetch.received, fetch.moved_at, model.rejection = received, now, None
         elif now - fetch.moved_at >= _STALL_SECONDS:
             reason = f"the download stalls: {received:,} bytes of its files have arrived, and none in ten minutes"
-            model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=errors.RegistryUnavailable)
+            model.rejection = _rejection(
+                target,
+                "fetch",
+                reason,
+                retry_at=0.0,
+                error_class=errors.RegistryUnavailable,
+            )
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
         try:
@@ -259,10 +318,16 @@ class VersionResolver:
             raise
         except Exception as error:  # noqa: BLE001 - an error of any class fails only this fetch
             _log.exception("fetching %s failed", target.source)
-            raise errors.OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
+            raise errors.OnnxserveError(
+                f"the fetch failed unexpectedly: {type(error).__name__}, see the log",
+            ) from None
 
     def _take_fetched(
-        self, ref: ModelRef, model: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
+        self,
+        ref: ModelRef,
+        model: FollowedModel,
+        target: ResolvedModel,
+        fetch: "Future[FetchedVersion]",
     ) -> None:
         try:
             fetched = fetch.result()
@@ -270,7 +335,12 @@ class VersionResolver:
             model.rejection = _rejection(target, "artifact", error.message)
             return
         except errors.GateRefused as error:
-            model.rejection = _rejection(target, "gate", error.message, self.polling.clock() + _REFUSED_SECONDS)
+            model.rejection = _rejection(
+                target,
+                "gate",
+                error.message,
+                self.polling.clock() + _REFUSED_SECONDS,
+            )
             return
         except errors.OnnxserveError as error:
             model.fetch_failures += 1
@@ -291,7 +361,12 @@ class VersionResolver:
                 "needs MLflow's server with onnxserve. There, an administrator can set the policy again, also "
                 "unchanged, which records the files of the served versions; or request the promotion again"
             )
-            model.rejection = _rejection(target, "gate", reason, self.polling.clock() + _REFUSED_SECONDS)
+            model.rejection = _rejection(
+                target,
+                "gate",
+                reason,
+                self.polling.clock() + _REFUSED_SECONDS,
+            )
             return
         try:
             if fetched.runs_code:
@@ -313,13 +388,27 @@ class VersionResolver:
                     model.report_at = self.polling.clock() + self.polling.pause(1)
                 model.report = None
             report = model.pending_report()
-            if report is not None and model.report is None and model.report_at <= self.polling.clock():
+            if (
+                report is not None
+                and model.report is None
+                and model.report_at <= self.polling.clock()
+            ):
                 model.reporting = report
                 model.report = self.poll_pool.submit(self.registry.report_failure, *report)
 
 
-def _gate_rejection(ref: ModelRef, target: ResolvedModel, status: GateStatus, retry_at: float) -> Rejection:
-    return _rejection(target, "gate", f"{status.reason}, but this endpoint requires {ref.require}", retry_at)
+def _gate_rejection(
+    ref: ModelRef,
+    target: ResolvedModel,
+    status: GateStatus,
+    retry_at: float,
+) -> Rejection:
+    return _rejection(
+        target,
+        "gate",
+        f"{status.reason}, but this endpoint requires {ref.require}",
+        retry_at,
+    )
 
 
 def _rejection(
@@ -329,4 +418,13 @@ def _rejection(
     retry_at: float = NEVER,
     error_class: type[errors.OnnxserveError] = errors.ModelError,
 ) -> Rejection:
-    return Rejection(target.identity, target.source, target.name, target.version, cause, reason, retry_at, error_class)
+    return Rejection(
+        target.identity,
+        target.source,
+        target.name,
+        target.version,
+        cause,
+        reason,
+        retry_at,
+        error_class,
+    )

@@ -29,13 +29,33 @@ from mlflow_deploy_plugin.core.statedir.files import write_atomically
 from mlflow_deploy_plugin.core.statedir.models import ShippingState
 from mlflow_deploy_plugin.serve.agent.progress import ShippingProgress
 from mlflow_deploy_plugin.serve.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.serve.inference_log.storage import FAILURES, encode_parquet, locate_log, write_file
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    FAILURES,
+    encode_parquet,
+    locate_log,
+    write_file,
+)
 from mlflow_deploy_plugin.serve.inference_log.tables import concat_tables
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.log_columns import as_text, cast_columns_losslessly, to_log_columns
+from mlflow_deploy_plugin.serve.runtime.log_columns import (
+    as_text,
+    cast_columns_losslessly,
+    to_log_columns,
+)
 from mlflow_deploy_plugin.serve.spool.codec import FeedbackFrame
-from mlflow_deploy_plugin.serve.spool.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
-from mlflow_deploy_plugin.serve.spool.reader import CapturedBatch, CapturedSegment, Utf8Array, read_batches
+from mlflow_deploy_plugin.serve.spool.frames import (
+    SHIPPED,
+    SUFFIX,
+    is_released,
+    segments,
+    shipped_bytes,
+)
+from mlflow_deploy_plugin.serve.spool.reader import (
+    CapturedBatch,
+    CapturedSegment,
+    Utf8Array,
+    read_batches,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -120,19 +140,34 @@ class Shipper:
             except _SegmentError as failure:
                 failing, reason = failure.args
             except MemoryError as failure:  # Continue, because a smaller segment may fit in memory.
-                failing, reason = f"segment {segment.name} cannot be shipped: not enough memory", str(failure)
-            except (OSError, NotInstalled) as failure:  # The next segment would fail too, after the same timeout.
-                failing, reason = f"the inference log {self.location.shown} cannot be written", str(failure)
+                failing, reason = (
+                    f"segment {segment.name} cannot be shipped: not enough memory",
+                    str(failure),
+                )
+            except (
+                OSError,
+                NotInstalled,
+            ) as failure:  # The next segment would fail too, after the same timeout.
+                failing, reason = (
+                    f"the inference log {self.location.shown} cannot be written",
+                    str(failure),
+                )
                 break
         error = f"{failing}: {reason}" if failing else ""
         if failing != self._failing:  # `error` may name a different file at each attempt.
-            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log can be written again")
+            _log.log(
+                logging.ERROR if error else logging.INFO,
+                "%s",
+                error or "the inference log can be written again",
+            )
             self._failing = failing
         self._failures = self._failures + 1 if error else 0
         pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
         self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
-        self.state = self.state.model_copy(update={"error": error, "complete_until": complete_until})
+        self.state = self.state.model_copy(
+            update={"error": error, "complete_until": complete_until},
+        )
         for left_over in self._spool.glob(f"*{SHIPPED}"):
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
@@ -145,20 +180,32 @@ class Shipper:
         moment = self._now()
         try:
             start = shipped_bytes(segment)
-            is_final = is_released(segment)  # Check before the size is read: a released segment does not grow.
+            is_final = is_released(
+                segment,
+            )  # Check before the size is read: a released segment does not grow.
             size = segment.stat().st_size
-            captured = read_batches(segment, start) if size > start else CapturedSegment([], [], start)
+            captured = (
+                read_batches(segment, start) if size > start else CapturedSegment([], [], start)
+            )
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0
-        if captured.malformed:  # Report these frames only after a successful write, because a failed write is repeated.
+        if (
+            captured.malformed
+        ):  # Report these frames only after a successful write, because a failed write is repeated.
             self._keep_broken_copy(segment, captured.malformed)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
         if lost_bytes:  # The worker was killed during a write, another program wrote to the file, or the disk failed.
-            _log.warning("%d bytes of segment %s are not a complete frame and are lost", lost_bytes, segment.stem)
-            self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
+            _log.warning(
+                "%d bytes of segment %s are not a complete frame and are lost",
+                lost_bytes,
+                segment.stem,
+            )
+            self.state = self.state.model_copy(
+                update={"torn_segments": self.state.torn_segments + 1},
+            )
         if is_final:
             segment.unlink()
             segment.with_suffix(SHIPPED).unlink(missing_ok=True)
@@ -166,7 +213,10 @@ class Shipper:
             try:
                 write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
             except OSError as error:
-                raise _SegmentError(f"the shipped offset of {segment.name} cannot be written", str(error)) from None
+                raise _SegmentError(
+                    f"the shipped offset of {segment.name} cannot be written",
+                    str(error),
+                ) from None
         self.progress.set_complete(segment.name, moment, is_gone=is_final)
         return rows
 
@@ -177,13 +227,19 @@ class Shipper:
         rows = 0
         for group in group_by_file(captured.batches):
             requests = sum(len(batch.offsets) for batch in group)
-            written = self._write_files(f"{requests} requests of {segment.stem}", captured_tables(segment.stem, group))
+            written = self._write_files(
+                f"{requests} requests of {segment.stem}",
+                captured_tables(segment.stem, group),
+            )
             rows += written
             for batch in group:
                 if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
                     (shipped if written else lost)[batch.endpoint] += fresh
-        self._write_files(f"labels of {segment.stem}", label_tables(segment.stem, captured.feedback))
+        self._write_files(
+            f"labels of {segment.stem}",
+            label_tables(segment.stem, captured.feedback),
+        )
         self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
@@ -203,16 +259,27 @@ class Shipper:
     def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
         """Copy a segment with malformed frames for inspection. Only the last few copies are kept."""
         copy = segment.with_suffix(_BROKEN)
-        _log.error("%d frames of segment %s are malformed and are omitted: see %s", malformed, segment.stem, copy)
+        _log.error(
+            "%d frames of segment %s are malformed and are omitted: see %s",
+            malformed,
+            segment.stem,
+            copy,
+        )
         try:
             shutil.copy2(segment, copy)
             kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
             for surplus in kept[:-_MOST_BROKEN]:
-                _log.warning("%s is removed: only the last %d malformed segments are kept", surplus.name, _MOST_BROKEN)
+                _log.warning(
+                    "%s is removed: only the last %d malformed segments are kept",
+                    surplus.name,
+                    _MOST_BROKEN,
+                )
                 surplus.unlink()
         except OSError as error:  # The disk may be full; further shipping frees space.
             _log.error("%s cannot be kept: %s", copy.name, error)
-        self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
+        self.state = self.state.model_copy(
+            update={"broken_segments": self.state.broken_segments + 1},
+        )
 
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
@@ -233,7 +300,10 @@ def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tu
     root = f"{FAILURES}/" if first.is_failed else ""
     name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
     folder = f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}"
-    yield f"{folder}/{name}.parquet", concat_tables([_batch_table(segment, batch) for batch in group])
+    yield (
+        f"{folder}/{name}.parquet",
+        concat_tables([_batch_table(segment, batch) for batch in group]),
+    )
 
 
 def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
@@ -245,7 +315,15 @@ def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tupl
         date = datetime.fromtimestamp(day * 86_400, UTC).date()
         name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}-{group[-1].offset}.parquet"
         labels = [
-            Label(entry.prediction_id, entry.row, entry.key, entry.label, frame.received_time, segment, offset)
+            Label(
+                entry.prediction_id,
+                entry.row,
+                entry.key,
+                entry.label,
+                frame.received_time,
+                segment,
+                offset,
+            )
             for frame in group
             for offset, entry in enumerate(frame.entries, frame.offset)
         ]
@@ -275,15 +353,21 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
         "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
     }
     if batch.is_failed:
-        return pa.table(columns | {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()})
+        return pa.table(
+            columns | {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()},
+        )
     schema = batch.model.schema
     arrays = cast_columns_losslessly(
-        schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
+        schema.dtypes,
+        to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs),
     )
     arrays |= batch.masked
     keys = {name: _key_column(arrays.pop(name)) for name in batch.model.keys if name in arrays}
     columns |= {name: _model_column(array) for name, array in arrays.items()}
-    return pa.table(columns | {name: column for name, column in keys.items() if column.null_count < len(column)})
+    return pa.table(
+        columns
+        | {name: column for name, column in keys.items() if column.null_count < len(column)},
+    )
 
 
 def _strings(texts: Utf8Array) -> pa.Array:

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, LocationParseError, NewConnectionError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InvalidHeader,
+    LocationParseError,
+    NewConnectionError,
+)
 from urllib3.exceptions import TimeoutError as PoolTimeout
 from urllib3.util import parse_url
 
@@ -65,11 +71,19 @@ class RetryPolicy:
     first_pause_seconds: float = 0.1
     max_pause_seconds: float = 10.0
 
-    def pause_seconds(self, attempt: int, retry_after: float | None, generator: random.Random) -> float:
+    def pause_seconds(
+        self,
+        attempt: int,
+        retry_after: float | None,
+        generator: random.Random,
+    ) -> float:
         """Return the pause after an attempt; the first attempt has the number 0."""
         if retry_after is not None:
             return retry_after * generator.uniform(1.0, 1.1)
-        return generator.uniform(0.0, min(self.max_pause_seconds, self.first_pause_seconds * 2.0**attempt))
+        return generator.uniform(
+            0.0,
+            min(self.max_pause_seconds, self.first_pause_seconds * 2.0**attempt),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +105,15 @@ class Prediction:
     request_id: str = ""
 
     def __len__(self) -> int:
-        return len(next(iter(self.values.values())) if isinstance(self.values, dict) else self.values)
+        return len(
+            next(iter(self.values.values())) if isinstance(self.values, dict) else self.values,
+        )
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if isinstance(self.values, dict):
-            raise TypeError(f"the prediction has the outputs {', '.join(self.values)}: select an output from `values`")
+            raise TypeError(
+                f"the prediction has the outputs {', '.join(self.values)}: select an output from `values`",
+            )
         return np.array(self.values, dtype=dtype, copy=copy)
 
 
@@ -119,7 +137,10 @@ class Client:
     url: str
     endpoint: str | None = None
     timeout_seconds: float = 30.0
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Headers may contain a key.
+    headers: Mapping[str, str] = field(
+        default_factory=dict,
+        repr=False,
+    )  # Headers may contain a key.
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
     only_json: bool = False
@@ -133,9 +154,15 @@ class Client:
         except LocationParseError:
             is_address = False
         if not is_address:
-            raise errors.InvalidConfig(f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected")
+            raise errors.InvalidConfig(
+                f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected",
+            )
         self._base = self.url.rstrip("/")
-        self._route = self._base if self.endpoint is None else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
+        self._route = (
+            self._base
+            if self.endpoint is None
+            else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
+        )
         self._pool = self.pool or urllib3.PoolManager(maxsize=self.connections)
 
     def __enter__(self) -> Self:
@@ -185,7 +212,11 @@ class Client:
         body = encode_json(rows, params)
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
-    def infer(self, inputs: Mapping[str, object], outputs: Sequence[str] | None = None) -> Prediction:
+    def infer(
+        self,
+        inputs: Mapping[str, object],
+        outputs: Sequence[str] | None = None,
+    ) -> Prediction:
         """Return outputs of the graph by name, including outputs that `predict` omits, such as `probabilities`.
 
         `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1]. By default the response contains
@@ -193,14 +224,24 @@ class Client:
         """
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
-        response = self._send("POST", f"{self._base}/v2/models/{self._name()}/infer", head + tensors, sent)
+        response = self._send(
+            "POST",
+            f"{self._base}/v2/models/{self._name()}/infer",
+            head + tensors,
+            sent,
+        )
         with _answer_errors(response):
             start = int(response.headers.get(_HEADER_LENGTH, len(response.data)))
             values = decode_tensors(response.data, start)
         return _prediction(response, values)
 
     def explain(
-        self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
+        self,
+        rows: Any,
+        *,
+        max_evals: int | None = None,
+        seed: int | None = None,
+        version: str | None = None,
     ) -> dict[str, Any]:
         """Return the response of `/explain` (docs/examine.md#explanations); `values` and `base_values` are arrays.
 
@@ -214,7 +255,9 @@ class Client:
         response = self._post_json(f"{self._route}/explain", body)
         with _answer_errors(response):
             document: dict[str, Any] = {**orjson.loads(response.data)}
-            return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
+            return document | {
+                name: np.asarray(document[name]) for name in ("values", "base_values")
+            }
 
     def feedback(self, prediction: Prediction | str, labels: Any) -> int:
         """Send the true labels of an earlier prediction, and return the number of labels that the server has accepted.
@@ -237,7 +280,10 @@ class Client:
             entries = [{"row": row, "label": label} for row, label in enumerate(labels)]
         entries = [{"prediction_id": prediction_id, **entry} for entry in entries]
         for start in range(0, len(entries), _MOST_LABELS):
-            self._post_json(f"{self._route}/feedback", dump_json({"feedback": entries[start : start + _MOST_LABELS]}))
+            self._post_json(
+                f"{self._route}/feedback",
+                dump_json({"feedback": entries[start : start + _MOST_LABELS]}),
+            )
         return len(entries)
 
     def metadata(self) -> dict[str, Any]:
@@ -248,7 +294,11 @@ class Client:
 
     def ready(self) -> bool:
         """Return True if the endpoint can predict now. The client asks once, without a retry."""
-        url = f"{self._base}/ping" if self.endpoint is None else f"{self._base}/v2/models/{self._name()}/ready"
+        url = (
+            f"{self._base}/ping"
+            if self.endpoint is None
+            else f"{self._base}/v2/models/{self._name()}/ready"
+        )
         try:
             self._send("GET", url, retries=RetryPolicy(tries=1))
         except OnnxserveError:
@@ -271,8 +321,18 @@ class Client:
                 raise NotReady("the server has no endpoint")
             return quote(names[0], safe="")
 
-    def _post_json(self, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
-        return self._send("POST", url, body, {**(headers or {}), "Content-Type": JSON, "Accept": JSON})
+    def _post_json(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        return self._send(
+            "POST",
+            url,
+            body,
+            {**(headers or {}), "Content-Type": JSON, "Accept": JSON},
+        )
 
     def _send(
         self,
@@ -291,7 +351,13 @@ class Client:
             timeout = urllib3.Timeout(connect=min(left, _CONNECT_SECONDS), read=left)
             try:
                 response = self._pool.request(
-                    method, url, body=body or None, headers=fields, timeout=timeout, retries=False, redirect=False
+                    method,
+                    url,
+                    body=body or None,
+                    headers=fields,
+                    timeout=timeout,
+                    retries=False,
+                    redirect=False,
                 )
             except (NewConnectionError, ConnectTimeoutError):
                 error: OnnxserveError = NotReady(f"cannot connect to {url}")
@@ -302,7 +368,9 @@ class Client:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
             except ValueError as unsent:  # HTTP cannot represent a header field.
-                raise InvalidRequest(f"the request cannot be sent: {one_line(unsent, 200)}") from None
+                raise InvalidRequest(
+                    f"the request cannot be sent: {one_line(unsent, 200)}",
+                ) from None
             else:
                 if 200 <= response.status < 300:
                     return response
@@ -320,7 +388,12 @@ def _in_thread(
     method: Callable[Concatenate[Client, _Given], _Result],
 ) -> Callable[Concatenate["AsyncClient", _Given], Coroutine[Any, Any, _Result]]:
     @wraps(method)
-    async def call(self: "AsyncClient", /, *positional: _Given.args, **named: _Given.kwargs) -> _Result:
+    async def call(
+        self: "AsyncClient",
+        /,
+        *positional: _Given.args,
+        **named: _Given.kwargs,
+    ) -> _Result:
         bound_call = partial(method, self._client, *positional, **named)
         return await asyncio.get_running_loop().run_in_executor(self._threads, bound_call)
 
@@ -366,7 +439,10 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
         document = None
     if isinstance(document, dict):
         texts = (document.get(name) for name in ("message", "error", "detail"))
-        message = next((str(text) for text in texts if text), f"the server answered with status {status}")
+        message = next(
+            (str(text) for text in texts if text),
+            f"the server answered with status {status}",
+        )
     else:
         message = f"the server answered with status {status} and no JSON object"
     try:
@@ -384,14 +460,25 @@ def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
     """Raise OnnxserveError if the `with` block cannot parse the response, such as a proxy's login page."""
     try:
         yield
-    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # raised by orjson, numpy and Arrow
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ):  # raised by orjson, numpy and Arrow
         kind = one_line(response.headers.get("Content-Type", "no Content-Type"), 100)
-        error = OnnxserveError(f"the server answered with status {response.status} and an unknown form ({kind})")
+        error = OnnxserveError(
+            f"the server answered with status {response.status} and an unknown form ({kind})",
+        )
         error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")
         raise error from None
 
 
-def _prediction(response: urllib3.BaseHTTPResponse, values: Array | dict[str, Array] | None = None) -> Prediction:
+def _prediction(
+    response: urllib3.BaseHTTPResponse,
+    values: Array | dict[str, Array] | None = None,
+) -> Prediction:
     if values is None:
         with _answer_errors(response):
             values = decode_predictions(response.headers.get("Content-Type", ""), response.data)

@@ -24,7 +24,16 @@ JSON = "application/json"
 _ARROW = "application/vnd.apache.arrow.stream"
 
 _ARROW_LISTS = ("list", "large_list", "fixed_size_list")
-_ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dictionary", "null", *_ARROW_LISTS)
+_ARROW_TYPES = (
+    "integer",
+    "floating",
+    "boolean",
+    "string",
+    "large_string",
+    "dictionary",
+    "null",
+    *_ARROW_LISTS,
+)
 """The Arrow types of the columns that the server accepts."""
 
 Array = npt.NDArray[Any]
@@ -43,12 +52,21 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     columns: Mapping[str, object] | None = None
     if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
         columns = {"": rows}
-    elif isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values()):
+    elif isinstance(rows, Mapping) and any(
+        isinstance(values, np.ndarray) for values in rows.values()
+    ):
         columns = rows
-    elif is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
+    elif (
+        is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique
+    ):
         dtype, *rest = set(rows.dtypes)
         # Convert with numpy: pyarrow needs 25 µs per pandas column, adds metadata, and reads a named index as a column.
-        if not rest and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
+        if (
+            not rest
+            and isinstance(dtype, np.dtype)
+            and dtype.kind in "fiub"
+            and list(rows.index.names) == [None]
+        ):
             columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
     if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
         return encode_json(rows), JSON, JSON
@@ -60,10 +78,16 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError):  # The server decides about mixed types and column lengths.
+    except (
+        pa.ArrowException,
+        ValueError,
+        TypeError,
+    ):  # The server decides about mixed types and column lengths.
         return encode_json(rows), JSON, JSON
     is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
-    if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # e.g. dates
+    if not all(
+        any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types
+    ):  # e.g. dates
         return encode_json(rows), JSON, JSON
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
@@ -100,16 +124,25 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
         columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
         return columns["prediction"] if list(columns) == ["prediction"] else columns
     predictions = orjson.loads(body)["predictions"]
-    if isinstance(predictions, list) and predictions and all(isinstance(row, dict) for row in predictions):
+    if (
+        isinstance(predictions, list)
+        and predictions
+        and all(isinstance(row, dict) for row in predictions)
+    ):
         predictions = {name: [row.get(name) for row in predictions] for name in predictions[0]}
     if isinstance(predictions, dict):
         return {name: as_array(values) for name, values in predictions.items()}
     return as_array(predictions)
 
 
-def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
+def encode_tensors(
+    inputs: Mapping[str, object],
+    outputs: Sequence[str] | None,
+) -> tuple[bytes, bytes]:
     """Return the JSON header and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
-    from mlflow_deploy_plugin.serve.protocols import v2_tensors  # Imported here, because only V2 requests need it.
+    from mlflow_deploy_plugin.serve.protocols import (
+        v2_tensors,
+    )  # Imported here, because only V2 requests need it.
 
     tensors, parts = [], []
     for name, values in inputs.items():
@@ -118,16 +151,22 @@ def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) 
             raise InvalidRequest(f"{name!r} has the dtype {array.dtype}; V2 has no datatype for it")
         parts.append(v2_tensors.to_binary(array))
         size = {"binary_data_size": len(parts[-1])}
-        tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
+        tensors.append(
+            {"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size},
+        )
     document: dict[str, object] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
     if outputs is not None:
-        document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        document["outputs"] = [
+            {"name": name, "parameters": {"binary_data": True}} for name in outputs
+        ]
     return orjson.dumps(document), b"".join(parts)
 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs of a V2 response. Each output is binary, or is in the JSON header."""
-    from mlflow_deploy_plugin.serve.protocols import v2_tensors  # Imported here, as in `encode_tensors`.
+    from mlflow_deploy_plugin.serve.protocols import (
+        v2_tensors,
+    )  # Imported here, as in `encode_tensors`.
 
     content, start, arrays = memoryview(body), head_length, {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
@@ -148,7 +187,11 @@ def as_array(values: object) -> Array:
         array = np.asarray(values)
     except ValueError:
         array = np.asarray(values, dtype=object)
-    if array.dtype.kind == "O" and {type(None)} < set(map(type, array.flat)) <= {int, float, type(None)}:
+    if array.dtype.kind == "O" and {type(None)} < set(map(type, array.flat)) <= {
+        int,
+        float,
+        type(None),
+    }:
         return array.astype(np.float64)
     return array.astype(object) if array.dtype.kind in "US" else array
 
@@ -172,7 +215,10 @@ def _without_series(rows: Any) -> Any:
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
         return rows
-    return {name: _cells(values) if _is_pandas_series(values) else values for name, values in rows.items()}
+    return {
+        name: _cells(values) if _is_pandas_series(values) else values
+        for name, values in rows.items()
+    }
 
 
 def _cells(values: Any) -> Array:
@@ -184,14 +230,17 @@ def _cells(values: Any) -> Array:
 def _rows_document(rows: Any) -> Mapping[str, object]:
     rows = _without_series(rows)
     refusal = InvalidRequest(
-        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, or a list of rows"
+        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, or a list of rows",
     )
     if isinstance(rows, np.ndarray):
         return {"inputs": rows.tolist()}
     if isinstance(rows, Mapping):
         if sum(form in rows for form in BODY_FORMS) == 1:
             return rows
-        has_rows = any(isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str) for cell in rows.values())
+        has_rows = any(
+            isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str)
+            for cell in rows.values()
+        )
         return {"inputs": dict(rows)} if has_rows else {"dataframe_records": [rows]}
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
@@ -200,7 +249,9 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
         cells = _cells(rows).tolist()
         if _has_unnamed_columns(rows):
             return {"inputs": cells}
-        return {"dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells}}
+        return {
+            "dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells},
+        }
     if hasattr(rows, "__arrow_c_stream__"):
         import pyarrow as pa
 

@@ -40,7 +40,10 @@ class GrpcServer:
 
     def __init__(self, server: Server) -> None:
         spec = server.spec
-        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # gunicorn kills the worker after the full timeout.
+        self._grace = max(
+            0.5,
+            spec.graceful_timeout_seconds - 1.0,
+        )  # gunicorn kills the worker after the full timeout.
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
         most = threads + _MAX_WAITING
@@ -60,7 +63,11 @@ class GrpcServer:
         try:
             if spec.certfile is not None and spec.keyfile is not None:
                 look = follow_files(_read_certificates, spec.certfile, spec.keyfile, spec.ca_certs)
-                credentials = grpc.dynamic_ssl_server_credentials(look(), look, spec.ca_certs is not None)
+                credentials = grpc.dynamic_ssl_server_credentials(
+                    look(),
+                    look,
+                    spec.ca_certs is not None,
+                )
                 self._grpc.add_secure_port(address, credentials)
             else:
                 self._grpc.add_insecure_port(address)
@@ -89,10 +96,15 @@ class GrpcServer:
                 self._ended.wait()
 
 
-def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
+def _read_certificates(
+    certfile: str,
+    keyfile: str,
+    ca_certs: str | None,
+) -> grpc.ServerCertificateConfiguration:
     """Check the TLS files, because gRPC would silently ignore invalid new files, and return them in gRPC's form."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(
-        [(Path(keyfile).read_bytes(), Path(certfile).read_bytes())], authorities
+        [(Path(keyfile).read_bytes(), Path(certfile).read_bytes())],
+        authorities,
     )

@@ -19,7 +19,13 @@ import orjson
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, NotFound, NotReady, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
 from mlflow_deploy_plugin.serve.inference import management as documents
@@ -30,7 +36,12 @@ from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.serve.observability.tracing import observe_request
 from mlflow_deploy_plugin.serve.protocols import v2
 from mlflow_deploy_plugin.serve.protocols.content import dump_json
-from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, EncodedResponse, InferResponse, Protocol
+from mlflow_deploy_plugin.serve.protocols.protocol import (
+    DecodedRequest,
+    EncodedResponse,
+    InferResponse,
+    Protocol,
+)
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
@@ -72,7 +83,12 @@ class OpenCalls:
         message_seconds: the time limit for receiving the complete message of a unary call.
     """
 
-    def __init__(self, max_streams: int, message_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_streams: int,
+        message_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._max_streams = max_streams
         self._message_seconds = message_seconds
         self._clock = clock
@@ -80,13 +96,19 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # (deadline, True if no key was sent)
+        self._arriving: dict[
+            grpc.ServicerContext,
+            tuple[float, bool],
+        ] = {}  # (deadline, True if no key was sent)
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
 
     def receive_one(
-        self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_stranger: bool = False
+        self,
+        context: grpc.ServicerContext,
+        bodies: Iterator[bytes],
+        is_stranger: bool = False,
     ) -> bytes | None:
         """Return the message of a unary call, or None if the call has no message.
 
@@ -124,7 +146,11 @@ class OpenCalls:
             with self._lock:
                 streams.discard(context)
 
-    def receive_each(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> Iterator[bytes]:
+    def receive_each(
+        self,
+        context: grpc.ServicerContext,
+        bodies: Iterator[bytes],
+    ) -> Iterator[bytes]:
         """Yield the messages of a stream, until the client or `drain` ends the stream."""
         while True:
             with self._lock:
@@ -164,7 +190,9 @@ class OpenCalls:
         while not self.draining.wait(_CHECK_SECONDS):
             with self._lock:
                 now = self._clock()
-                late = [context for context, (deadline, _) in self._arriving.items() if deadline < now]
+                late = [
+                    context for context, (deadline, _) in self._arriving.items() if deadline < now
+                ]
             for context in late:
                 context.cancel()
 
@@ -178,12 +206,19 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 
     methods = {
         "ModelInfer": _unary(server, calls, "ModelInfer", infer_one),
-        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(
+            partial(_model_stream_infer, server, calls),
+        ),
     }
     for name, method in METHODS.items():
         methods[name] = _unary(server, calls, name, _management_call(server, name, method))
     health = {
-        "Check": _unary(server, calls, "HealthCheck", _management_call(server, "HealthCheck", check_health)),
+        "Check": _unary(
+            server,
+            calls,
+            "HealthCheck",
+            _management_call(server, "HealthCheck", check_health),
+        ),
         "Watch": grpc.stream_stream_rpc_method_handler(partial(watch_health, server, calls)),
     }
     return [
@@ -193,7 +228,10 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 
 
 def _unary(
-    server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
+    server: Server,
+    calls: OpenCalls,
+    name: str,
+    answer: Callable[[bytes, grpc.ServicerContext], bytes],
 ) -> grpc.RpcMethodHandler:
     """Return the handler of a unary method, which does not wait for a message that is empty or will be rejected."""
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
@@ -211,9 +249,14 @@ def _unary(
 
 
 def _management_call(
-    server: Server, name: str, method: ManagementMethod
+    server: Server,
+    name: str,
+    method: ManagementMethod,
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
-    request_type, response_type = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
+    request_type, response_type = (
+        getattr(messages, f"{name}Request"),
+        getattr(messages, f"{name}Response"),
+    )
     need = _NEEDS.get(name, "read")
 
     def respond(request: RawRequest) -> Reply:
@@ -233,22 +276,34 @@ def _management_call(
 
 
 def _model_stream_infer(
-    server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
+    server: Server,
+    calls: OpenCalls,
+    bodies: Iterator[bytes],
+    context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
     """Yield one response per request, in order. The stream continues after an error, as in Triton.
 
     A response in a stream has no metadata, so its ids are parameters. `triton_final_response` is for Triton's clients.
     """
     if _is_stranger(server, context):
-        _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
+        _finish(
+            context,
+            _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None),
+        )
     with calls.stream(context):
         for body in calls.receive_each(context, bodies):
-            reply = _infer(server, _raw_request(server, "ModelStreamInfer", body, context), context.time_remaining())
+            reply = _infer(
+                server,
+                _raw_request(server, "ModelStreamInfer", body, context),
+                context.time_remaining(),
+            )
             if reply.error is None:
                 message = messages.ModelInferResponse.FromString(reply.body)
             else:
                 message = messages.ModelInferResponse()
-                with suppress(InvalidRequest):  # If the id can be parsed, it identifies the rejected request.
+                with suppress(
+                    InvalidRequest,
+                ):  # If the id can be parsed, it identifies the rejected request.
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
             for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value
@@ -263,7 +318,12 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
     def respond(request: RawRequest) -> Reply:
         message = tensors.read_message(messages.ModelInferRequest, request.body)
 
-        def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+        def decode(
+            headers: Mapping[str, str],
+            body: bytes,
+            variant: ServedVariant,
+            limit: int,
+        ) -> DecodedRequest:
             decoded = tensors.decode(message, variant.loaded.predictor.artifact, variant.schema)
 
             def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -275,18 +335,29 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
             return DecodedRequest(decoded.feeds, encode, decoded.id, parameters=parameters)
 
         protocol = Protocol("grpc", decode)
-        return infer(server, request, protocol, message.model_name or None, message.model_version or None)
+        return infer(
+            server,
+            request,
+            protocol,
+            message.model_name or None,
+            message.model_version or None,
+        )
 
     return _reply(server, request, respond)
 
 
-def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) -> Mapping[str, object]:
+def with_deadline(
+    parameters: Mapping[str, object],
+    seconds_left: float | None,
+) -> Mapping[str, object]:
     """Return parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter timeout."""
     if seconds_left is None:
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    is_shorter = type(timeout) is not int or 0 != timeout < left  # The data plane rejects a timeout that is not an int.
+    is_shorter = (
+        type(timeout) is not int or 0 != timeout < left
+    )  # The data plane rejects a timeout that is not an int.
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 
@@ -311,10 +382,18 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
     return reply.body
 
 
-def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
+def _raw_request(
+    server: Server,
+    method: str,
+    body: bytes,
+    context: grpc.ServicerContext,
+) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # Join the values of a repeated name, so that checks see all of them.
+        if isinstance(
+            value,
+            str,
+        ):  # Join the values of a repeated name, so that checks see all of them.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.spec.ca_certs is not None:  # TLS has verified the client certificate.
@@ -332,7 +411,9 @@ def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
     """Return the gRPC code for an error; a status outside `_CODES` becomes INVALID_ARGUMENT or INTERNAL."""
-    other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
+    other = (
+        grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
+    )
     return _CODES.get(error.http_status, other)
 
 
@@ -353,7 +434,10 @@ def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[s
 
 
 def watch_health(
-    server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
+    server: Server,
+    calls: OpenCalls,
+    bodies: Iterator[bytes],
+    context: grpc.ServicerContext,
 ) -> Iterator[bytes]:
     """Answer `grpc.health.v1.Health/Watch` with the current status, and again after every change.
 
@@ -361,9 +445,14 @@ def watch_health(
     """
     with calls.stream(context, is_public=True):
         try:
-            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
+            service = messages.HealthCheckRequest.FromString(
+                calls.receive_one(context, bodies) or b"",
+            ).service
         except DecodeError:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the message is not a HealthCheckRequest",
+            )
             raise
         sent = None
         while context.is_active() and not calls.draining.is_set():
@@ -392,7 +481,11 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
 
 def _control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> ManagementMethod:
 
-    def method(server: Server, message: messages.RepositoryModelLoadRequest, actor: str) -> dict[str, object]:
+    def method(
+        server: Server,
+        message: messages.RepositoryModelLoadRequest,
+        actor: str,
+    ) -> dict[str, object]:
         change(server, message.model_name, tensors.parameter_values(message.parameters), actor)
         return {}
 
@@ -404,14 +497,22 @@ METHODS: dict[str, ManagementMethod] = {
     "ServerReady": lambda server, message: {"ready": not server.repository.not_ready_reason()},
     "ServerMetadata": lambda server, message: v2.server_metadata(),
     "ModelReady": _model_ready,
-    "ModelMetadata": lambda server, message: documents.model_metadata(server, message.name, message.version or None),
+    "ModelMetadata": lambda server, message: documents.model_metadata(
+        server,
+        message.name,
+        message.version or None,
+    ),
     "ModelConfig": lambda server, message: {
-        "config": documents.model_config(server, message.name, message.version or None)
+        "config": documents.model_config(server, message.name, message.version or None),
     },
     "ModelStatistics": lambda server, message: documents.model_statistics(
-        server, message.name or None, message.version or None
+        server,
+        message.name or None,
+        message.version or None,
     ),
-    "RepositoryIndex": lambda server, message: {"models": documents.repository_index(server.repository, message.ready)},
+    "RepositoryIndex": lambda server, message: {
+        "models": documents.repository_index(server.repository, message.ready),
+    },
     "RepositoryModelLoad": _control(documents.load_model),
     "RepositoryModelUnload": _control(documents.unload_model),
 }

@@ -50,7 +50,9 @@ def read_message(kind: type[Message], body: bytes) -> Any:
     try:
         return kind.FromString(body)
     except DecodeError:
-        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
+        raise InvalidRequest(
+            f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol",
+        ) from None
 
 
 def _check_fields(view: memoryview) -> None:
@@ -60,7 +62,9 @@ def _check_fields(view: memoryview) -> None:
         while at < len(view):
             fields += 1
             if fields > MAX_FIELDS:
-                raise InvalidRequest(f"the message has more than {MAX_FIELDS} inputs, outputs and parameters")
+                raise InvalidRequest(
+                    f"the message has more than {MAX_FIELDS} inputs, outputs and parameters",
+                )
             key, at = _read_varint(view, at)
             match key & 7:
                 case 0:
@@ -88,19 +92,37 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
 
     Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, datatype or model.
     """
-    parameters = v2.parameters_of("the request", {"parameters": parameter_values(request.parameters)})
-    requested = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]
+    parameters = v2.parameters_of(
+        "the request",
+        {"parameters": parameter_values(request.parameters)},
+    )
+    requested = [
+        {"name": output.name, "parameters": parameter_values(output.parameters)}
+        for output in request.outputs
+    ]
     feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
     outputs = v2.requested_outputs({"outputs": requested}, artifact)
     return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
 
 
 def encode(
-    request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    request: v2.V2Request,
+    is_raw: bool,
+    endpoint: str,
+    request_id: str,
+    version: str,
+    outputs: Mapping[str, Array],
 ) -> messages.ModelInferResponse:
     """Encode the response, as bytes if `is_raw`. The response's id is the request's id or `request_id`."""
-    response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
-    arrays = [(output.name, outputs[output.name]) for output in v2.resolve_outputs(request.outputs, outputs)]
+    response = messages.ModelInferResponse(
+        model_name=endpoint,
+        model_version=version,
+        id=request.id or request_id,
+    )
+    arrays = [
+        (output.name, outputs[output.name])
+        for output in v2.resolve_outputs(request.outputs, outputs)
+    ]
     is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = v2_tensors.array_datatype(array)
@@ -109,7 +131,9 @@ def encode(
             response.raw_output_contents.append(v2_tensors.to_binary(array))
         else:
             is_text = array.dtype.kind == "O"
-            values = [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
+            values = (
+                [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
+            )
             getattr(tensor.contents, _FIELDS[datatype]).extend(values)
     return response
 
@@ -117,12 +141,19 @@ def encode(
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
     """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest for too many."""
     if len(parameters) > _MAX_PARAMETERS:
-        raise InvalidRequest(f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed")
-    kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+        raise InvalidRequest(
+            f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed",
+        )
+    kinds = {
+        name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()
+    }
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 
 
-def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
+def _read_inputs(
+    request: messages.ModelInferRequest,
+    schema: Schema,
+) -> dict[str, tuple[TensorHeader, Array]]:
     raw, count = request.raw_input_contents, len(request.inputs)
     by_column, by_input = schema.dtypes, schema.tensor_schema.dtypes
     heads: dict[str, TensorHeader] = {}
@@ -132,7 +163,12 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
         fields["parameters"] = parameter_values(entry.parameters)
         head = v2_tensors.read_tensor_header(position, fields)
         v2.parameters_of(head, fields)
-        is_known = count == 1 or head.name in by_column or head.name in by_input or head.name in schema.keys
+        is_known = (
+            count == 1
+            or head.name in by_column
+            or head.name in by_input
+            or head.name in schema.keys
+        )
         if head.name in heads or not is_known:
             raise v2.refused_name(head, heads, schema)
         heads[head.name] = head
@@ -141,15 +177,27 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
     for position, (head, entry) in enumerate(zip(heads.values(), request.inputs, strict=True)):
         if not raw:
-            arrays[head.name] = head, _from_contents(head, entry.contents, v2.holds_bytes(head, schema))
+            arrays[head.name] = (
+                head,
+                _from_contents(head, entry.contents, v2.holds_bytes(head, schema)),
+            )
         elif entry.contents.ByteSize():
-            raise InvalidRequest(f"{head} has both contents and raw_input_contents; only one is allowed")
+            raise InvalidRequest(
+                f"{head} has both contents and raw_input_contents; only one is allowed",
+            )
         else:
-            arrays[head.name] = head, from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema))
+            arrays[head.name] = (
+                head,
+                from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema)),
+            )
     return arrays
 
 
-def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, is_binary: bool) -> Array:
+def _from_contents(
+    head: TensorHeader,
+    contents: messages.InferTensorContents,
+    is_binary: bool,
+) -> Array:
     """Return the array of a tensor from its typed values, which must be in the field of its datatype.
 
     8-bit and 16-bit integers are sent as 32-bit integers.
@@ -158,7 +206,9 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
     if expected_field is None:
         raise head.mismatch(" cannot have typed contents; send it in raw_input_contents")
     filled = [field.name for field, _ in contents.ListFields()]
-    if filled != [expected_field] and (filled or 0 not in head.shape):  # Protobuf does not send an empty field.
+    if filled != [expected_field] and (
+        filled or 0 not in head.shape
+    ):  # Protobuf does not send an empty field.
         actual = ", ".join(filled) or "no contents"
         raise head.mismatch(f" has {actual}; its elements are expected in {expected_field}")
     values = getattr(contents, expected_field)
@@ -184,5 +234,7 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
     limits = np.iinfo(dtype)
     outside = np.flatnonzero((wide < limits.min) | (wide > limits.max))
     if len(outside):
-        raise head.mismatch(f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
+        raise head.mismatch(
+            f": element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}",
+        )
     return wide.astype(dtype).reshape(head.shape)

@@ -20,8 +20,18 @@ from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError, pas
 from mlflow_deploy_plugin.serve.assembly import open_worker
 from mlflow_deploy_plugin.serve.http import routes
 from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
-from mlflow_deploy_plugin.serve.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, exception_response, failure_response
+from mlflow_deploy_plugin.serve.http.parser import (
+    MISSING_HOST,
+    TORN_BODY,
+    body_too_large,
+    check_host,
+    decode_path,
+)
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    exception_response,
+    failure_response,
+)
 from mlflow_deploy_plugin.serve.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.serve.inference.auth import certificate_name
 from mlflow_deploy_plugin.serve.inference.pipeline import BrokenResponse
@@ -63,14 +73,29 @@ class ServerApp(Flask):
         """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
         server = self.server
         response = observe_request(
-            raw, lambda: routes.handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
+            raw,
+            lambda: routes.handle_direct(server, raw) or call_flask(self, raw),
+            server.tracer,
+            server.logs_requests,
         )
-        if response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers:  # not from the pipeline
-            origin = response.status, "", "", "", f"{raw.method[:20]} {without_keys(raw.path)[:100]}"
+        if (
+            response.status >= FIRST_ERROR_STATUS and "X-Request-Id" not in response.headers
+        ):  # not from the pipeline
+            origin = (
+                response.status,
+                "",
+                "",
+                "",
+                f"{raw.method[:20]} {without_keys(raw.path)[:100]}",
+            )
             server.recent.add(origin, time.perf_counter() - raw.arrived, 0, "", None)
         return response
 
-    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def wsgi_app(
+        self,
+        environ: "WSGIEnvironment",
+        start_response: "StartResponse",
+    ) -> Iterable[bytes]:
         """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
@@ -83,13 +108,37 @@ class ServerApp(Flask):
             if is_http_1_1 and "host" not in headers:
                 raise InvalidRequest(MISSING_HOST)
             check_host(headers.get("host", ""))
-            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn's TLS socket
+            certificate = getattr(
+                request.environ.get("gunicorn.socket"),
+                "getpeercert",
+                None,
+            )  # gunicorn's TLS socket
             caller = certificate_name(certificate()) if certificate else ""
-            is_stranger = self.server.auth.is_stranger(headers, caller)  # A stranger must not occupy a thread.
+            is_stranger = self.server.auth.is_stranger(
+                headers,
+                caller,
+            )  # A stranger must not occupy a thread.
             length = request.content_length
-            is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
-            if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
-                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
+            is_long = (
+                length > limit
+                if length is not None
+                else request.environ.get("wsgi.input_terminated")
+            )
+            if (
+                not is_stranger
+                and is_long
+                and is_http_1_1
+                and may_stream(request.method, path, headers)
+            ):
+                raw = RawRequest(
+                    request.method,
+                    path,
+                    headers,
+                    b"",
+                    request.remote_addr or "",
+                    "",
+                    caller,
+                )
                 streamed = stream_predictions(self.server, raw, _pieces(stream, length))
                 if streamed.pieces is not None:
                     streamed.pieces = _hold_back(streamed.pieces, limit)
@@ -98,7 +147,15 @@ class ServerApp(Flask):
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
         query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, caller)
+        raw = RawRequest(
+            request.method,
+            path,
+            headers,
+            body,
+            request.remote_addr or "",
+            query,
+            caller,
+        )
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
@@ -109,10 +166,16 @@ class ServerApp(Flask):
 
     def _answer_error(self, error: Exception) -> HTTPException | Response:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
-            return flask_response(routes.method_not_allowed(g.raw_request, error.valid_methods or ()))
+            return flask_response(
+                routes.method_not_allowed(g.raw_request, error.valid_methods or ()),
+            )
         if isinstance(error, HTTPException) and error is request.routing_exception:
             return flask_response(routes.not_found(g.raw_request.path))
-        return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
+        return (
+            error
+            if isinstance(error, HTTPException)
+            else flask_response(failure_response(g.raw_request, error))
+        )
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
@@ -145,9 +208,15 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
         except BaseException as error:  # noqa: BLE001 - Flask only handles an Exception
             pass_exit(error)
             response = flask_response(failure_response(raw, error))
-        response.direct_passthrough = False  # Otherwise the content of a file response could not be read.
+        response.direct_passthrough = (
+            False  # Otherwise the content of a file response could not be read.
+        )
         body = response.get_data()
-    kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
+    kept = {
+        name: value
+        for name, value in response.headers.items()
+        if name not in ("Content-Type", "Content-Length")
+    }
     return RawResponse(response.status_code, body, response.content_type or "", kept)
 
 
@@ -182,7 +251,9 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
     if content_length is not None and left:
-        raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
+        raise InvalidRequest(
+            f"only {content_length - left} of the {content_length} bytes of the body arrived in time",
+        )
 
 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
@@ -216,8 +287,16 @@ def register_blueprints(app: ServerApp) -> None:
     blueprint = Blueprint(BLUEPRINT, __name__)
     for number, route in enumerate(routes.ROUTES):
         if not route.is_direct:
-            rules = routes.expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
-            view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
+            rules = routes.expand_path(
+                route.path,
+                "<name:{}>" if route.path.startswith("/v1/") else "<{}>",
+            )
+            view = partial(
+                _view,
+                app.server,
+                route,
+                dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))),
+            )
             is_exact = route.path != "/v2"  # Also accept /v2/, as in V2's OpenAPI document.
             for rule in rules:
                 blueprint.add_url_rule(
@@ -239,7 +318,11 @@ def register_blueprints(app: ServerApp) -> None:
 def _view(server: Server, route: routes.Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that is missing in the path is None."""
     if route.need is not None:
-        endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint
+        endpoint = (
+            None
+            if route.is_server_wide
+            else named.get("endpoint") or server.repository.default_endpoint
+        )
         server.auth.identify(g.raw_request, route.need, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
     return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
@@ -247,7 +330,12 @@ def _view(server: Server, route: routes.Route, keywords: dict[str, None], **name
 
 def flask_response(response: RawResponse) -> Response:
     body = response.body if response.pieces is None else response.pieces
-    flask = Response(body, response.status, safe_headers(response.headers), content_type=response.content_type)
+    flask = Response(
+        body,
+        response.status,
+        safe_headers(response.headers),
+        content_type=response.content_type,
+    )
     if response.status == 204:
         del flask.headers["Content-Type"]
     return flask

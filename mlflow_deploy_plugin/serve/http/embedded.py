@@ -24,13 +24,23 @@ from mlflow_deploy_plugin.core.errors import DeploymentFailed
 from mlflow_deploy_plugin.core.processes.child import Child, Crashes, exit_reason, signal_process
 from mlflow_deploy_plugin.core.spec.document import dump_spec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
-from mlflow_deploy_plugin.core.statedir.files import AGENT, SPEC, claim_free_state_dir, read_state, write_atomically
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    SPEC,
+    claim_free_state_dir,
+    read_state,
+    write_atomically,
+)
 from mlflow_deploy_plugin.core.statedir.metric_files import make_metrics_folder, remove_metrics
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 from mlflow_deploy_plugin.serve.assembly import open_server
 from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.parser import body_too_large
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    error_response,
+    exception_response,
+)
 from mlflow_deploy_plugin.serve.inference.limits import RequestThreads
 from mlflow_deploy_plugin.serve.messages import RawRequest, safe_headers
 
@@ -61,7 +71,13 @@ class EmbeddedModel:
         wait_seconds: the time limit for the registry and the load.
     """
 
-    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool | None, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        spec: EndpointSpec,
+        folder: Path,
+        follow: bool | None,
+        wait_seconds: float,
+    ) -> None:
         self._held, self._has_pages = ExitStack(), follow is None
         self._process = os.getpid()
         atexit.register(self.close)
@@ -76,7 +92,10 @@ class EmbeddedModel:
                 agent = _AgentKeeper(self.state_dir, follow)
                 self._held.callback(agent.stop)
                 while not agent.is_ready():
-                    _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
+                    _wait(
+                        deadline,
+                        f"the model was not resolved in the registry within {wait_seconds:g} s",
+                    )
             self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
@@ -92,7 +111,9 @@ class EmbeddedModel:
 
     def close(self) -> None:
         """Unload the model, ship the captured requests, and stop the agent. All requests must have ended."""
-        if os.getpid() == self._process:  # A forked child must not close its parent's model when it exits.
+        if (
+            os.getpid() == self._process
+        ):  # A forked child must not close its parent's model when it exits.
             self._held.close()
         atexit.unregister(self.close)
 
@@ -151,12 +172,19 @@ class WsgiApp:
 
     _model: EmbeddedModel
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(
+        self,
+        environ: "WSGIEnvironment",
+        start_response: "StartResponse",
+    ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO") or "/"
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
-        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # RAW_URI as gunicorn
+        target = {
+            "SCRIPT_NAME": "",
+            "RAW_URI": quote(path.encode("latin-1"), safe="/:@"),
+        }  # RAW_URI as gunicorn
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:
@@ -174,7 +202,9 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":  # sent only to an application that is not mounted in another application
+        if (
+            scope["type"] == "lifespan"
+        ):  # sent only to an application that is not mounted in another application
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)
@@ -184,7 +214,10 @@ class AsgiApp:
             await send({"type": "websocket.close", "code": 1000})
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
         limit, pieces = self._model.app.server.max_body_bytes, list[bytes]()
         size, more, loop = 0, True, asyncio.get_running_loop()
         while more and size <= limit:
@@ -205,13 +238,23 @@ class AsgiApp:
             fields["Content-Type"] = response.content_type
         if response.status != 204 and response.pieces is None:
             fields["Content-Length"] = str(len(response.body))
-        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
+        encoded = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in fields.items()
+        ]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
             # The future is done when the client has closed the connection, which uvicorn's `send` does not report.
             gone = asyncio.ensure_future(receive())
             try:
-                await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
+                await loop.run_in_executor(
+                    self._threads,
+                    _send_pieces,
+                    response.pieces,
+                    send,
+                    gone,
+                    loop,
+                )
             finally:
                 gone.cancel()
         await send({"type": "http.response.body", "body": response.body})
@@ -223,7 +266,10 @@ class AsgiApp:
 
 
 def _send_pieces(
-    pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
+    pieces: Generator[bytes, None, None],
+    send: _Send,
+    gone: asyncio.Future[Message],
+    loop: asyncio.AbstractEventLoop,
 ) -> None:
     """Send a body piece by piece, in the thread that computes the pieces, until the client closes the connection."""
     with closing(pieces):
@@ -236,7 +282,9 @@ def _send_pieces(
 
 def _no_page(path: str) -> RawResponse | None:
     message = "an embedded model has no pages; use `onnxserve serve` for pages"
-    return error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
+    return (
+        error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
+    )
 
 
 def _wait(deadline: float, message: str) -> None:

@@ -25,7 +25,12 @@ _ZSTD_WINDOW = 8 * 1024 * 1024
 _LEVEL = 1
 """The level of both encodings: several times faster than the default level; responses are a few per cent larger."""
 
-_COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "application/x-ndjson")
+_COMPRESSIBLE = (
+    "application/json",
+    "text/",
+    "application/vnd.apache.arrow.",
+    "application/x-ndjson",
+)
 """The prefixes of the content types that are compressed."""
 
 
@@ -44,7 +49,7 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
     if decompress is None:
         what = "only one encoding is allowed" if "," in name else "this encoding is not supported"
         raise UnsupportedMediaType(
-            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or identity"
+            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or identity",
         )
     return replace(request, body=decompress(request.body, limit))
 
@@ -54,14 +59,20 @@ def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
 
     A compressible response always has `Vary`, so that a cache sends it only to clients that accept its encoding.
     """
-    if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
+    if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(
+        _COMPRESSIBLE,
+    ):
         return response
     headers = {**response.headers, "Vary": "Accept-Encoding"}
     accepted = parse_accept(request.headers.get("accept-encoding", ""))
     name = max(_ENCODERS, key=accepted.quality)
     if not 0 < accepted.quality(name) >= accepted.quality("identity"):
         return replace(response, headers=headers)
-    return replace(response, body=_ENCODERS[name](response.body), headers={**headers, "Content-Encoding": name})
+    return replace(
+        response,
+        body=_ENCODERS[name](response.body),
+        headers={**headers, "Content-Encoding": name},
+    )
 
 
 def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:

@@ -11,8 +11,20 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from mlflow_deploy_plugin.core import errors
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, HeadersTooLarge, InvalidRequest, TargetTooLong, UnfitPath
-from mlflow_deploy_plugin.serve.http.limits import CHUNK_LINE_BYTES, FIELD_BYTES, FIELDS, HEAD_BYTES, REQUEST_LINE_BYTES
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    HeadersTooLarge,
+    InvalidRequest,
+    TargetTooLong,
+    UnfitPath,
+)
+from mlflow_deploy_plugin.serve.http.limits import (
+    CHUNK_LINE_BYTES,
+    FIELD_BYTES,
+    FIELDS,
+    HEAD_BYTES,
+    REQUEST_LINE_BYTES,
+)
 
 CHUNKED = -1
 LAST_CHUNK = b"0\r\n\r\n"
@@ -85,7 +97,9 @@ def _read(head: bytes) -> RequestHead:
     line, *lines = head.split(b"\r\n")
     match = _LINE.fullmatch(line)
     if not match:
-        raise InvalidRequest(f"the request line {_shown(line)} is not like 'POST /invocations HTTP/1.1'")
+        raise InvalidRequest(
+            f"the request line {_shown(line)} is not like 'POST /invocations HTTP/1.1'",
+        )
     headers = _fields(lines)
     is_http_1_1 = match[3] == b"1"
     if is_http_1_1 and "host" not in headers:
@@ -96,12 +110,23 @@ def _read(head: bytes) -> RequestHead:
     keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     expected = headers.get("expect")
     if expected is not None and expected.lower() != "100-continue":
-        raise errors.ExpectationFailed(f"the Expect header {expected[:100]!r} is not supported; only 100-continue is")
+        raise errors.ExpectationFailed(
+            f"the Expect header {expected[:100]!r} is not supported; only 100-continue is",
+        )
     expects_continue = expected is not None and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
     path, query = decode_path(target), target.partition("?")[2]
     method = match[1].decode()
-    return RequestHead(method, path, query, headers, length, keep_alive, expects_continue, is_http_1_1)
+    return RequestHead(
+        method,
+        path,
+        query,
+        headers,
+        length,
+        keep_alive,
+        expects_continue,
+        is_http_1_1,
+    )
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
@@ -111,23 +136,37 @@ def _check_beginning(head: bytes) -> None:
     """Check the limits and the line ends of a head that may be incomplete."""
     if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
         if b"\n" not in head[:REQUEST_LINE_BYTES]:
-            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
-    elif len(head) > HEAD_BYTES + 3:  # The head may end with three of the four bytes of CR LF CR LF.
-        raise HeadersTooLarge(f"the header fields together exceed this server's limit of {HEAD_BYTES} bytes")
+            raise TargetTooLong(
+                f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes",
+            )
+    elif (
+        len(head) > HEAD_BYTES + 3
+    ):  # The head may end with three of the four bytes of CR LF CR LF.
+        raise HeadersTooLarge(
+            f"the header fields together exceed this server's limit of {HEAD_BYTES} bytes",
+        )
     if head.count(b"\n") != head.count(b"\r\n"):
-        raise InvalidRequest("a line of the request's head ends without CR; HTTP/1.1 requires CR LF")
+        raise InvalidRequest(
+            "a line of the request's head ends without CR; HTTP/1.1 requires CR LF",
+        )
 
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
     if len(lines) > FIELDS:
-        raise HeadersTooLarge(f"the request has more header fields than this server's limit of {FIELDS}")
+        raise HeadersTooLarge(
+            f"the request has more header fields than this server's limit of {FIELDS}",
+        )
     headers: dict[str, str] = {}
     for line in lines:
         if len(line) > FIELD_BYTES:
-            raise HeadersTooLarge(f"a header field is longer than this server's limit of {FIELD_BYTES} bytes")
+            raise HeadersTooLarge(
+                f"a header field is longer than this server's limit of {FIELD_BYTES} bytes",
+            )
         match = _FIELD.fullmatch(line.decode("latin-1"))
         if not match:
-            raise InvalidRequest(f"the header field {_shown(line)} is not 'name: value' on a single line")
+            raise InvalidRequest(
+                f"the header field {_shown(line)} is not 'name: value' on a single line",
+            )
         name, value = match[1].lower(), match[2].rstrip(" \t")
         if "_" in name:
             continue  # Skip the field as gunicorn does, because WSGI would treat the _ as a hyphen.
@@ -143,11 +182,15 @@ def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
     coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if coding is not None:
         if length is not None:
-            raise InvalidRequest("the request has both Content-Length and Transfer-Encoding; send only one of them")
+            raise InvalidRequest(
+                "the request has both Content-Length and Transfer-Encoding; send only one of them",
+            )
         if not is_http_1_1:
             raise InvalidRequest("HTTP/1.0 does not support Transfer-Encoding; send Content-Length")
         if coding.lower() != "chunked":
-            raise errors.UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked")
+            raise errors.UnknownTransferCoding(
+                f"the Transfer-Encoding {coding[:100]!r} is not supported; send chunked",
+            )
         return CHUNKED
     if length is None:
         return 0
@@ -174,9 +217,15 @@ def decode_path(target: str) -> str:
         if _CONTROL.search(path):
             raise UnfitPath(f"the path {path[:200]!r} has a control character", path)
     if "//" in path:
-        raise UnfitPath(f"the path {path[:200]!r} has an empty segment; a path must not contain //", path)
+        raise UnfitPath(
+            f"the path {path[:200]!r} has an empty segment; a path must not contain //",
+            path,
+        )
     if "/." in path and not {".", ".."}.isdisjoint(path.split("/")):
-        raise UnfitPath(f"the path {path[:200]!r} has a segment . or ..; send the path without it", path)
+        raise UnfitPath(
+            f"the path {path[:200]!r} has a segment . or ..; send the path without it",
+            path,
+        )
     return path
 
 
@@ -253,8 +302,12 @@ class BodyParser:
         """Return the end of the line that begins at `position`, or -1 if it has not arrived yet."""
         most = CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
         end = data.find(b"\r\n", position, position + most + 2)
-        if (end < 0 and len(data) - position > most + 1) or b"\n" in data[position : end if end >= 0 else None]:
-            raise InvalidRequest("the body is not in valid chunks: a line is too long, or ends without CR")
+        if (end < 0 and len(data) - position > most + 1) or b"\n" in data[
+            position : end if end >= 0 else None
+        ]:
+            raise InvalidRequest(
+                "the body is not in valid chunks: a line is too long, or ends without CR",
+            )
         return end
 
     def _read_line(self, line: bytes) -> None:
@@ -262,11 +315,15 @@ class BodyParser:
             self._trailers += 1
             self.is_whole = not line
             if line and (self._trailers > FIELDS or not _TRAILER.fullmatch(line)):
-                raise InvalidRequest("the body's last chunk is followed by an invalid header field, or by too many")
+                raise InvalidRequest(
+                    "the body's last chunk is followed by an invalid header field, or by too many",
+                )
             return
         match = _SIZE.fullmatch(line)
         if not match:
-            raise InvalidRequest(f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in hexadecimal digits")
+            raise InvalidRequest(
+                f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in hexadecimal digits",
+            )
         self._left = int(match[1], 16)
         if len(self.content) + self._left > self._limit:
             raise body_too_large(self._limit)

@@ -76,7 +76,8 @@ class PlanTable:
             if served.sticky is not None or not served.answering:
                 continue  # The caller's key selects the variant, or no variant can answer.
             if any(
-                not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None
+                not isinstance(variant.loaded.predictor, OnnxModel)
+                or variant.loaded.batcher is not None
                 for variant in served.answering
             ):
                 continue  # Another process or thread computes the predictions.
@@ -89,12 +90,18 @@ class PlanTable:
                 path = path.replace("NAME", endpoint)
                 if path not in self._server.cloud.paths:
                     plan = self._compose_choice(served.answering, protocol)
-                    plans[path] = _within_places(plan, self._server.limits) if self._server.limits.has_places else plan
+                    plans[path] = (
+                        _within_places(plan, self._server.limits)
+                        if self._server.limits.has_places
+                        else plan
+                    )
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
         """Return the plan that selects a variant by weight for each request."""
-        plans = {variant.name: compose_plan(self._server, variant, protocol) for variant in variants}
+        plans = {
+            variant.name: compose_plan(self._server, variant, protocol) for variant in variants
+        }
         if len(variants) == 1:
             return plans[variants[0].name]
 
@@ -107,10 +114,19 @@ class PlanTable:
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
     """Return the plan of a variant for a protocol, with the steps of `pipeline.infer` and `DataPlane.infer`."""
-    endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
+    endpoint, name, loaded, captured = (
+        variant.endpoint,
+        variant.name,
+        variant.loaded,
+        variant.captured,
+    )
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
     schema, run, predict = variant.schema, predictor.run, predictor.prediction
-    fraction, max_rows, draw = variant.capture.fraction, variant.capture.max_rows_per_request, random.random
+    fraction, max_rows, draw = (
+        variant.capture.fraction,
+        variant.capture.max_rows_per_request,
+        random.random,
+    )
     decode, write = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.write
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_headers = {"X-Model-Name": model, "X-Model-Version": version}
@@ -125,11 +141,17 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
     def answer(request: RawRequest) -> RawResponse | None:
         headers, body = request.headers, request.body
-        if "content-encoding" in headers or "x-event-time" in headers or len(body) > _MAX_BODY_BYTES:
+        if (
+            "content-encoding" in headers
+            or "x-event-time" in headers
+            or len(body) > _MAX_BODY_BYTES
+        ):
             return None
         received = time_ns() // 1000
         try:
-            key = require(headers, "infer", endpoint, request.caller) if require is not None else None
+            key = (
+                require(headers, "infer", endpoint, request.caller) if require is not None else None
+            )
             if has_rate or (key is not None and key.limits):
                 check_rates(request, key)
             feeds, encode, body_id = decode(headers, body)
@@ -139,9 +161,16 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             outputs = run(feeds)
             ended = perf_counter()
             given_id = headers.get("x-request-id", body_id)
-            id_, prediction_id = request_id({"x-request-id": given_id}) if given_id else new_id(), new_id()
+            id_, prediction_id = (
+                request_id({"x-request-id": given_id}) if given_id else new_id(),
+                new_id(),
+            )
             if encode is None:
-                content, content_type, format_headers = dump_json({"predictions": predict(outputs)}), JSON, None
+                content, content_type, format_headers = (
+                    dump_json({"predictions": predict(outputs)}),
+                    JSON,
+                    None,
+                )
             else:
                 inferred = InferResponse(id_, prediction_id, outputs)
                 content, content_type, format_headers = encode(variant, inferred)
@@ -160,7 +189,11 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         seconds = perf_counter() - request.arrived
         count(captured_rows, ended - began, seconds, outputs)
         remember((origin, received, seconds, captured_rows[0], prediction_id, "", ""))
-        response_headers = {"X-Request-Id": id_, **version_headers, "X-Prediction-Id": prediction_id}
+        response_headers = {
+            "X-Request-Id": id_,
+            **version_headers,
+            "X-Prediction-Id": prediction_id,
+        }
         if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
             fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
             return RawResponse(200, content, content_type, response_headers, fields)
@@ -192,7 +225,12 @@ def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> 
 
     def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:
         content_type, accept = headers.get("content-type"), headers.get("accept")
-        if takes_documents and content_type == JSON and accept in (None, "*/*") and len(body) < LARGE_BYTES:
+        if (
+            takes_documents
+            and content_type == JSON
+            and accept in (None, "*/*")
+            and len(body) < LARGE_BYTES
+        ):
             return decode_document(json_object(body), schema), None, ""
         feeds, encode, body_id, _, parameters = protocol.decode(headers, body, variant, limit)
         return {} if "timeout" in parameters else feeds, encode, body_id

@@ -51,7 +51,11 @@ def failure_response(request: RawRequest | None, error: BaseException) -> RawRes
 
 
 def error_response(
-    path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
+    path: str,
+    status: int,
+    error_code: str,
+    message: str,
+    headers: dict[str, str] | None = None,
 ) -> RawResponse:
     """Return an error in the form of the path's protocol: V2, TensorFlow, OpenAI, or otherwise MLflow."""
     document: dict[str, object] = {"error_code": error_code, "message": message}
@@ -72,7 +76,9 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
     fields = response.fields or header_fields(response.headers)
     start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:
-        return f"{start}{fields}\r\n".encode("latin-1")  # A 204 has neither a body nor a length (RFC 9110, 8.6).
+        return f"{start}{fields}\r\n".encode(
+            "latin-1",
+        )  # A 204 has neither a body nor a length (RFC 9110, 8.6).
     body = response.body
     head = f"{start}Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
     return head.encode("latin-1") + body if with_body else head.encode("latin-1")

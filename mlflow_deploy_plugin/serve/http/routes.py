@@ -15,7 +15,12 @@ from mlflow_deploy_plugin.serve.http import views
 from mlflow_deploy_plugin.serve.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.serve.http.openapi import operations
 from mlflow_deploy_plugin.serve.http.openapi.operations import Operation
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, error_response, failure_response, http_response
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    error_response,
+    failure_response,
+    http_response,
+)
 from mlflow_deploy_plugin.serve.inference import management
 from mlflow_deploy_plugin.serve.inference.auth import Need
 from mlflow_deploy_plugin.serve.inference.pipeline import infer_async
@@ -77,7 +82,13 @@ def _predict(path: str, protocol: Protocol) -> Route:
     )
 
 
-def _direct(path: str, method: str, view: View, operation: Operation, need: Need | None = None) -> Route:
+def _direct(
+    path: str,
+    method: str,
+    view: View,
+    operation: Operation,
+    need: Need | None = None,
+) -> Route:
     return Route(path, method, view, operation, is_direct=True, need=need)
 
 
@@ -116,7 +127,12 @@ ROUTES = (
     *(_predict(path, protocol) for protocol in PROTOCOLS for path in protocol.paths),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
-    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow also returns "\n".
+    _direct(
+        "/ping",
+        "GET",
+        partial(views.readiness, body=b"\n"),
+        operations.PING,
+    ),  # MLflow also returns "\n".
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
@@ -125,20 +141,45 @@ ROUTES = (
     _server_wide("/v1/models", views.v2_document(management.list_models), operations.MODELS),
     _server_wide("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _server_wide("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "POST"),
-    _direct("/v2/health/live", "GET", lambda *_: RawResponse(200, b'{"live":true}'), operations.V2_LIVE),
-    _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
+    _direct(
+        "/v2/health/live",
+        "GET",
+        lambda *_: RawResponse(200, b'{"live":true}'),
+        operations.V2_LIVE,
+    ),
+    _direct(
+        "/v2/health/ready",
+        "GET",
+        partial(views.readiness, body=b'{"ready":true}'),
+        operations.V2_READY,
+    ),
     _direct("/endpoints/NAME/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/endpoints/NAME/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
     _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/requests", _page("requests"), operations.ENDPOINT_REQUESTS_PAGE),
     _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
-    _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY, "describe"),
+    _get(
+        _V2_MODEL + "/ready",
+        views.v2_document(management.model_ready),
+        operations.V2_MODEL_READY,
+        "describe",
+    ),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
-    _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG, "describe"),
+    _get(
+        _V2_MODEL + "/config",
+        views.v2_document(management.model_config),
+        operations.V2_CONFIG,
+        "describe",
+    ),
     Route("/v2/repository/models/NAME/load", "POST", _load, operations.V2_LOAD, need="admin"),
     Route("/v2/repository/models/NAME/unload", "POST", _unload, operations.V2_UNLOAD, need="admin"),
-    _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA, "describe"),
+    _get(
+        _V2_MODEL,
+        views.v2_document(management.model_metadata),
+        operations.V2_METADATA,
+        "describe",
+    ),
     _direct("/v1/models/NAME:explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA, "describe"),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS, "describe"),
@@ -156,7 +197,10 @@ def expand_path(path: str, written: str) -> list[str]:
     """Return the paths of a template: without the part in brackets, and with each of its alternatives."""
     head, _, rest = path.partition("[")
     options, bracket, tail = rest.partition("]")
-    return [name_placeholders(head + part + tail, written) for part in ("", *(options.split("|") if bracket else ()))]
+    return [
+        name_placeholders(head + part + tail, written)
+        for part in ("", *(options.split("|") if bracket else ()))
+    ]
 
 
 _BY_PATH: dict[str, dict[str, Route]] = {}
@@ -167,7 +211,9 @@ for _route in ROUTES:
     if "NAME" in _route.path:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))  # The groups are the view's keywords.
+        _pattern = re.compile(
+            name_placeholders(_path, f"(?P<{{}}>{_part})"),
+        )  # The groups are the view's keywords.
         _BY_PATTERN.append((_pattern, {_route.method: _route}))
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
@@ -177,16 +223,27 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 def list_routes() -> list[Route]:
     """Return every route with each of its paths in OpenAPI's form, such as `/v2/models/{endpoint}/infer`."""
-    return [replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
+    return [
+        replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")
+    ]
 
 
-def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
+def handle_request_async(
+    server: Server,
+    request: RawRequest,
+    done: Callable[[RawResponse], None],
+) -> bool:
     """Answer a prediction of a batched version without blocking, for an event loop.
 
     Return True if `done`, which must not raise, is called once with the response in any thread. Return False if the
     request was not started; the caller must then use `handle_direct` in a thread.
     """
-    if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
+    if (
+        server.tracer
+        or server.logs_requests
+        or request.method != "POST"
+        or "content-encoding" in request.headers
+    ):
         return False
     if request.path in server.cloud.paths:
         return False
@@ -208,14 +265,21 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     """Answer a prediction or a health check; return None for other paths. Log unexpected errors, and never raise."""
     path = request.path
-    routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
+    routes, named = (
+        _match(path)
+        if path not in server.cloud.paths
+        else (_cloud_routes(server, path), _NOTHING_NAMED)
+    )
     if not routes:
         return None
     route = routes.get("GET" if request.method == "HEAD" else request.method)
     if route is None:
         return method_not_allowed(request, routes)
     try:
-        return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
+        return encode_body(
+            request,
+            route.view(server, decode_body(request, server.max_body_bytes), **named),
+        )
     except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
         pass_exit(error)
         return failure_response(request, error)
@@ -226,7 +290,11 @@ def not_found(path: str) -> RawResponse:
     plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
     known = dict.fromkeys(path_.replace("NAME", named[1]) if named else path_ for path_ in plain)
     matches = close_matches(path, [*known], _SUGGESTED_PATHS)
-    nearest = f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; " if matches else ""
+    nearest = (
+        f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; "
+        if matches
+        else ""
+    )
     message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
 
@@ -257,5 +325,11 @@ def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)
     if path == server.cloud.predict_route:
-        routes["POST"] = Route(path, "POST", views.vertex_predict, operations.prediction(INVOCATIONS), need="infer")
+        routes["POST"] = Route(
+            path,
+            "POST",
+            views.vertex_predict,
+            operations.prediction(INVOCATIONS),
+            need="infer",
+        )
     return routes

@@ -32,14 +32,20 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
     if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
         return False
     media = media_name(headers.get("content-type"))
-    return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
+    return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in (
+        "*/*",
+        media,
+    )
 
 
 def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
 
     def answer() -> RawResponse:
         match = _PATH.fullmatch(request.path)
-        return http_response(request.path, infer_lines(server, request, match[1] if match else None, pieces))
+        return http_response(
+            request.path,
+            infer_lines(server, request, match[1] if match else None, pieces),
+        )
 
     return observe_request(request, answer, server.tracer, server.logs_requests)
 
@@ -82,7 +88,9 @@ class StreamedExchange:
 
     def receive(self, data: bytes) -> bytes:
         """Add bytes to the body and return the unused bytes. After an InvalidRequest, the caller must call `fail`."""
-        with self._condition:  # Otherwise the thread could see the end of the body before its last bytes.
+        with (
+            self._condition
+        ):  # Otherwise the thread could see the end of the body before its last bytes.
             data = self.body.feed(data)
             self._received += self.body.take()
             self._condition.notify()

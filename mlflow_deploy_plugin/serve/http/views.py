@@ -23,7 +23,13 @@ from mlflow_deploy_plugin.serve.observability.gauges import CONTENT_TYPE, gauges
 from mlflow_deploy_plugin.serve.protocols import feedback as protocol
 from mlflow_deploy_plugin.serve.protocols import tfserving
 from mlflow_deploy_plugin.serve.protocols.clouds import VERTEX
-from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, json_object, media_name, media_type
+from mlflow_deploy_plugin.serve.protocols.content import (
+    JSON,
+    dump_json,
+    json_object,
+    media_name,
+    media_type,
+)
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Protocol
 from mlflow_deploy_plugin.serve.variants import ServedEndpoint
@@ -34,12 +40,20 @@ _REQUEST_ID_COLUMN = "_request_id"
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
-def predict(server: Server, request: RawRequest, protocol: Protocol, **names: str | None) -> RawResponse:
+def predict(
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    **names: str | None,
+) -> RawResponse:
     return http_response(request.path, infer(server, request, protocol, **names))
 
 
 def predict_by_model(
-    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None
+    server: Server,
+    request: RawRequest,
+    protocol: Protocol,
+    endpoint: str | None = None,
 ) -> RawResponse:
     """Return predictions of the endpoint in the path, or in `model` of the body, as in requests of OpenAI's clients.
 
@@ -50,7 +64,9 @@ def predict_by_model(
             model = json_object(request.body).get("model")
             if isinstance(model, str) and server.auth.is_required:
                 server.auth.require(request.headers, "infer", model, request.caller)
-            endpoint = model if isinstance(model, str) and model in server.repository.table else None
+            endpoint = (
+                model if isinstance(model, str) and model in server.repository.table else None
+            )
     return predict(server, request, protocol, endpoint=endpoint)
 
 
@@ -79,7 +95,10 @@ def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
 
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
-    page = server.metrics.page() + gauges_page(server.repository.state_dir, server.spec.is_on_nvidia)
+    page = server.metrics.page() + gauges_page(
+        server.repository.state_dir,
+        server.spec.is_on_nvidia,
+    )
     return RawResponse(200, page, CONTENT_TYPE)
 
 
@@ -87,7 +106,11 @@ def metrics_history(server: Server, request: RawRequest) -> RawResponse:
     """Return the metrics of the last hour, or with `?span=day` of the last day, as the agent has written them."""
     requested = parse_qs(request.query).get("span", ["hour"])[-1]
     if span := next((span for span in SPANS if span == requested), None):
-        return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
+        return RawResponse(
+            200,
+            read_history(server.repository.state_dir, span),
+            "application/x-ndjson",
+        )
     raise InvalidRequest(f"the span {requested[:20]!r} does not exist; use {' or '.join(SPANS)}")
 
 
@@ -95,7 +118,10 @@ def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., Raw
     """Return the view of a document of `management` about the server, an endpoint or a version."""
 
     def view(
-        server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
+        server: Server,
+        request: RawRequest,
+        endpoint: str | None = None,
+        version: str | None = None,
     ) -> RawResponse:
         return RawResponse(200, dump_json(document(server, endpoint, version)))
 
@@ -107,7 +133,9 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, dump_json(management.repository_index(server.repository, only_ready)))
 
 
-def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> Callable[..., RawResponse]:
+def v2_control(
+    change: Callable[[Server, str, Mapping[str, object], str], None],
+) -> Callable[..., RawResponse]:
     """Return the view of a load or an unload, which rejects pages of other sites. (Browsers do not support gRPC.)"""
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
@@ -138,7 +166,7 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     if not is_ours:
         raise CallerRefused(
             f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, or add the name "
-            "to server.allowed_hosts (-C server.allowed_hosts=NAME)"
+            "to server.allowed_hosts (-C server.allowed_hosts=NAME)",
         )
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
         raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
@@ -147,7 +175,11 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
 
 
 def tf_status(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+    server: Server,
+    request: RawRequest,
+    endpoint: str,
+    version: str | None,
+    label: str | None,
 ) -> RawResponse:
     """Return the state of the version that the path specifies by number or label, or of all loaded versions."""
     if version is None and label is None:
@@ -157,11 +189,18 @@ def tf_status(
 
 
 def tf_metadata(
-    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+    server: Server,
+    request: RawRequest,
+    endpoint: str,
+    version: str | None,
+    label: str | None,
 ) -> RawResponse:
     loaded = server.repository.select_variant(endpoint, version, label=label).loaded
     predictor = loaded.predictor
-    return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
+    return RawResponse(
+        200,
+        tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema),
+    )
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -175,7 +214,9 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             entries = protocol.decode(request.headers.get("content-type"), request.body)
             if columns := _captured_columns(served):
                 protocol.check_columns(entries, columns, name)
-            mask = {column for variant in served.variants.values() for column in variant.captured.mask}
+            mask = {
+                column for variant in served.variants.values() for column in variant.captured.mask
+            }
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
@@ -185,7 +226,12 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         server.metrics.count_feedback("refused", 1)
         raise
     server.metrics.count_feedback("accepted", len(entries))
-    return RawResponse(202, dump_json({"accepted": len(entries)}), JSON, {"X-Request-Id": request_id(request.headers)})
+    return RawResponse(
+        202,
+        dump_json({"accepted": len(entries)}),
+        JSON,
+        {"X-Request-Id": request_id(request.headers)},
+    )
 
 
 def _captured_columns(served: ServedEndpoint) -> set[str]:

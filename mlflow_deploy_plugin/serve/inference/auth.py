@@ -26,7 +26,13 @@ from urllib.parse import urlsplit
 from mlflow_deploy_plugin.core.errors import NotReady, ScopeMissing, Unauthenticated, pass_exit
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
-from mlflow_deploy_plugin.core.statedir.files import JWKS, KEYS, LOCAL_KEY, file_identity, read_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    JWKS,
+    KEYS,
+    LOCAL_KEY,
+    file_identity,
+    read_state,
+)
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry, Scope, ValidKeys
 from mlflow_deploy_plugin.serve.messages import RawRequest
 
@@ -42,7 +48,9 @@ _MAX_KNOWN, _MAX_KNOWN_CHARACTERS = 10_000, 200
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
-_ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
+_ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + [
+    "EdDSA",
+]
 """Public-key signature algorithms; with `none` or a symmetric algorithm, callers could forge tokens."""
 _NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
@@ -76,12 +84,19 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # The results of `_short` are the index.
+        self._known: OrderedDict[str | bytes, KeyEntry] = (
+            OrderedDict()
+        )  # The results of `_short` are the index.
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
 
-    def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
+    def identify(
+        self,
+        request: RawRequest,
+        need: Need,
+        endpoint: str | None = None,
+    ) -> KeyEntry | None:
         """Count the request and return the caller's key, or None if no key is needed.
 
         Raises the errors of `require`.
@@ -94,19 +109,29 @@ class Authenticator:
         return key
 
     def require(
-        self, headers: Mapping[str, str], need: Need, endpoint: str | None = None, certificate: str = ""
+        self,
+        headers: Mapping[str, str],
+        need: Need,
+        endpoint: str | None = None,
+        certificate: str = "",
     ) -> KeyEntry:
         """Return the caller's key if it permits the request. `endpoint` is None for a request about the server.
 
         Raises the errors of `find`, and ScopeMissing if the key does not permit the request.
         """
         entry = self.find(headers, certificate)
-        if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
+        if need not in entry.scopes and not any(
+            scope in entry.scopes for scope in scopes_for(need)
+        ):
             scopes = ", ".join(entry.scopes) or "nothing here"
-            raise ScopeMissing(f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}")
+            raise ScopeMissing(
+                f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}",
+            )
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
-            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {target}")
+            raise ScopeMissing(
+                f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {target}",
+            )
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
@@ -136,7 +161,9 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if (now := self._monotonic()) >= self._look_at:
             self._read_keys()
-            self._look_at = now + _LOOK_SECONDS  # Set this after reading, so that no thread skips new keys.
+            self._look_at = (
+                now + _LOOK_SECONDS
+            )  # Set this after reading, so that no thread skips new keys.
         known, sent = self._known, _short(authorization)
         entry = known.get(sent)
         if entry is None:
@@ -164,13 +191,20 @@ class Authenticator:
             claims = self._verify(key)
             granted = claims.get("scope") or claims.get("scp") or ""
             words = granted.split() if isinstance(granted, str) else granted
-            endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
+            endpoints, subject = (
+                claims.get("onnxserve_endpoints"),
+                claims.get("sub") or claims.get("client_id") or "",
+            )
             if not (isinstance(words, list) and isinstance(endpoints, list | None)):
-                raise Unauthenticated("the token's claims scope and onnxserve_endpoints are not lists of names")
+                raise Unauthenticated(
+                    "the token's claims scope and onnxserve_endpoints are not lists of names",
+                )
             return KeyEntry(
                 # The name contains the issuer, because a bare subject could equal the name of a key.
                 name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
-                scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
+                scopes=()
+                if endpoints == []
+                else tuple(scope for scope in _LOCAL.scopes if scope in words),
                 endpoints=tuple(map(str, endpoints or ())),
                 expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
                 counted_as="a token",
@@ -198,7 +232,9 @@ class Authenticator:
         if self._issuer is not None and paths[2].is_file():
             from jwt import PyJWKSet
 
-            self._jwks = PyJWKSet.from_json(paths[2].read_text())  # The agent has validated the file.
+            self._jwks = PyJWKSet.from_json(
+                paths[2].read_text(),
+            )  # The agent has validated the file.
         self._keys, self._files = keys, files
         self._known = OrderedDict()  # Replace the dictionary: a thread may be adding a key to it.
 
@@ -210,12 +246,16 @@ class Authenticator:
         import jwt
 
         if self._jwks is None:
-            raise NotReady(f"the keys of {self._issuer} have not been fetched yet; retry in a moment")
+            raise NotReady(
+                f"the keys of {self._issuer} have not been fetched yet; retry in a moment",
+            )
         try:
             known = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
             if name not in known:
-                raise Unauthenticated(f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed")
+                raise Unauthenticated(
+                    f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed",
+                )
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 known[name].key,
@@ -225,11 +265,16 @@ class Authenticator:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.InvalidKeyError, TypeError):  # The message omits these errors, which contain a memory address.
+        except (
+            jwt.InvalidKeyError,
+            TypeError,
+        ):  # The message omits these errors, which contain a memory address.
             raise Unauthenticated("the token is not valid: its key is of another kind") from None
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
-            raise Unauthenticated(f"the token is not valid: {reason[:1].lower()}{reason[1:]}") from None
+            raise Unauthenticated(
+                f"the token is not valid: {reason[:1].lower()}{reason[1:]}",
+            ) from None
         except Exception:
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of cryptography; the caller may be the event loop
@@ -237,8 +282,12 @@ class Authenticator:
             raise Unauthenticated(f"the token is not valid: {type(error).__name__}") from None
         # PyJWT also accepts booleans, strings of digits, and integers that are too large for a float.
         times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
-        if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
-            raise Unauthenticated("the token is not valid: its exp, nbf and iat are not all numbers of seconds")
+        if not all(
+            type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times
+        ):
+            raise Unauthenticated(
+                "the token is not valid: its exp, nbf and iat are not all numbers of seconds",
+            )
         return claims
 
 
@@ -277,7 +326,11 @@ def _sent_key(authorization: str) -> bytes:
             try:
                 return base64.b64decode(sent.strip(), validate=True).partition(b":")[2]
             except (binascii.Error, ValueError):
-                raise Unauthenticated(f"the Basic password in Authorization cannot be read; {_HOW}") from None
+                raise Unauthenticated(
+                    f"the Basic password in Authorization cannot be read; {_HOW}",
+                ) from None
         case "":
             raise Unauthenticated(f"this server requires a key; {_HOW}")
-    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The header may be a key: omit it.
+    raise Unauthenticated(
+        f"Authorization is neither Bearer nor Basic; {_HOW}",
+    )  # The header may be a key: omit it.

@@ -24,12 +24,14 @@ def import_redis(url: str) -> Any:
         import redis  # Import the client here, because it is optional and costs memory and time at the start.
     except ImportError:
         raise InvalidConfig(
-            "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
+            "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'",
         ) from None
     try:
         redis.connection.parse_url(url)
     except ValueError:  # The message omits the URL, which may contain a password.
-        raise InvalidConfig("ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected") from None
+        raise InvalidConfig(
+            "ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected",
+        ) from None
     return redis
 
 
@@ -67,7 +69,9 @@ class CircuitBreaker:
             ask = partial(self._close_when_it_answers, pause)
             try:
                 threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
-            except RuntimeError:  # The machine's limit of threads is reached; the next request tries Redis.
+            except (
+                RuntimeError
+            ):  # The machine's limit of threads is reached; the next request tries Redis.
                 self.is_open = False
 
     def _close_when_it_answers(self, pause: float) -> None:
@@ -88,4 +92,8 @@ class CircuitBreaker:
         # Do not log the client's own message, because it may contain the address with its password.
         system = error.__cause__ or error.__context__
         reason = system.strerror if isinstance(system, OSError) else None
-        logger.error("Redis does not answer (%s): %s", reason or type(error).__name__, self.consequence)
+        logger.error(
+            "Redis does not answer (%s): %s",
+            reason or type(error).__name__,
+            self.consequence,
+        )

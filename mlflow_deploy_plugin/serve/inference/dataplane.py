@@ -8,7 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidRequest, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    OnnxserveError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.serve.inference.shadow import Shadows
@@ -72,7 +77,11 @@ class DataPlane:
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """Return the variant for the value of `variant.key` in `feeds`. Raises the errors of `select_variant`."""
-        key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
+        key = (
+            sticky_key(variant.loaded.predictor.schema, feeds, variant.key)
+            if variant.key is not None
+            else None
+        )
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
@@ -95,7 +104,13 @@ class DataPlane:
             seconds, waited = time.perf_counter() - began, predictor.queue_seconds
             self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
             answer = read.feeds, read.outputs, read.content
-            return self._capture_response(variant, request, arrived, *answer, prediction_id=prediction_id)
+            return self._capture_response(
+                variant,
+                request,
+                arrived,
+                *answer,
+                prediction_id=prediction_id,
+            )
         key = outputs = is_cached = None
         if self.cache is not None and variant.loaded.is_deterministic:
             key = request_digest(variant.loaded.identity, request.inputs)
@@ -106,9 +121,21 @@ class DataPlane:
             outputs = self._run(variant, request, deadline)
             if self.cache is not None and key is not None:
                 self.cache.put(key, outputs)
-        return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+        return self._capture_response(
+            variant,
+            request,
+            arrived,
+            request.inputs,
+            outputs,
+            is_cached=is_cached,
+        )
 
-    def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
+    def stream(
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        prediction_id: str,
+    ) -> Generator[bytes, None, None]:
         """Yield the parts of the response, then capture them as a JSON list. Raises the errors of `infer`."""
         arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
@@ -122,7 +149,10 @@ class DataPlane:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = part.feeds, predictor.queue_seconds  # The seconds are stored per thread.
+                        feeds, waited = (
+                            part.feeds,
+                            predictor.queue_seconds,
+                        )  # The seconds are stored per thread.
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -136,12 +166,24 @@ class DataPlane:
                 raise
             finally:
                 if count:
-                    self.metrics.count_batch(variant.labels, 1, waited, time.perf_counter() - began - waited)
+                    self.metrics.count_batch(
+                        variant.labels,
+                        1,
+                        waited,
+                        time.perf_counter() - began - waited,
+                    )
                     self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
                 if count and outcome != "failed":  # The pipeline captures failed streams.
                     text = object_array([f"[{b','.join(sent).decode()}]"])
                     outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
-                    self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
+                    self._capture_response(
+                        variant,
+                        request,
+                        arrived,
+                        feeds,
+                        outputs,
+                        prediction_id=prediction_id,
+                    )
 
     def capture_failure(
         self,
@@ -162,12 +204,23 @@ class DataPlane:
             now = time.time_ns() // 1000
             moment = now if event_time is None else event_time
             status, column = error.http_status, without_keys(error.column)
-            record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
+            record = RequestRecord(
+                variant.endpoint,
+                variant.name,
+                *ids,
+                moment,
+                now,
+                int(seconds * 1e6),
+                status,
+            )
             hides = bool(capture.drop or capture.mask)
             message = None if hides else one_line(without_keys(error.message), _MESSAGE_CHARACTERS)
             is_named = not hides or column in variant.loaded.predictor.schema.names
             reason = (error.error_code, message, (is_named and column[:_COLUMN_CHARACTERS]) or None)
-            texts = {name: object_array([text]) for name, text in zip(_REASON_COLUMNS, reason, strict=True)}
+            texts = {
+                name: object_array([text])
+                for name, text in zip(_REASON_COLUMNS, reason, strict=True)
+            }
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
@@ -179,7 +232,10 @@ class DataPlane:
         return all(variant.loaded.batcher is not None for variant in served.answering)
 
     def infer_async(
-        self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | BaseException], None]
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        done: Callable[[InferResponse | BaseException], None],
     ) -> None:
         """Run like `infer`, and call `done` with the response or the error in another thread.
 
@@ -220,18 +276,41 @@ class DataPlane:
         if is_captured or shadows:
             moment = arrived if request.event_time is None else request.event_time
             latency = int((time.perf_counter() - request.arrived) * 1e6)
-            record = RequestRecord(variant.endpoint, variant.name, request.id, prediction_id, moment, arrived, latency)
+            record = RequestRecord(
+                variant.endpoint,
+                variant.name,
+                request.id,
+                prediction_id,
+                moment,
+                arrived,
+                latency,
+            )
             if is_captured:
-                captured = self.capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
+                captured = self.capture.write(
+                    record,
+                    variant.captured,
+                    feeds,
+                    outputs,
+                    capture.max_rows_per_request,
+                )
             if shadows:
                 self.shadows.mirror(variant, record, is_captured, feeds, outputs, request.body)
         self.metrics.count_capture(variant.endpoint, captured)
         return InferResponse(request.id, prediction_id, outputs, body, is_cached)
 
-    def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
+    def _run(
+        self,
+        variant: ServedVariant,
+        request: InferRequest,
+        deadline: float,
+    ) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
         if loaded.batcher is not None:
-            return loaded.batcher.run(inputs, deadline, partial(self.metrics.count_batch, variant.labels))
+            return loaded.batcher.run(
+                inputs,
+                deadline,
+                partial(self.metrics.count_batch, variant.labels),
+            )
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
@@ -240,7 +319,9 @@ class DataPlane:
         else:
             outputs = loaded.predictor.run(inputs, None, deadline)
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
-        shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
+        shape = (
+            next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
+        )
         rows = shape[0] if shape else 1
         self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
         return outputs
@@ -251,7 +332,7 @@ class DataPlane:
         if request.parameters and (requested := request.parameters.get("timeout")) is not None:
             if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
-                    f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected"
+                    f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected",
                 )
             timeout = min(timeout, requested / 1e6 or math.inf)
         return request.arrived + timeout

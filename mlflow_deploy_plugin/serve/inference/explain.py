@@ -11,7 +11,12 @@ from mlflow_deploy_plugin.serve.inference.pipeline import RequestContext
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest, Reply
 from mlflow_deploy_plugin.serve.protocols import mlflow
-from mlflow_deploy_plugin.serve.protocols.content import JSON, dump_json, load_json_object, media_name
+from mlflow_deploy_plugin.serve.protocols.content import (
+    JSON,
+    dump_json,
+    load_json_object,
+    media_name,
+)
 from mlflow_deploy_plugin.serve.protocols.invocations import decode_rows
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.runtime.explained import check_explainable, explained_features
@@ -52,8 +57,16 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 message = f"{columns} columns need at least {once} (2 × columns + 1)"
                 raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
             outputs = predictor.run(feeds)
-            explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
-            reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
+            explanation = server.explainer.explain(
+                variant.loaded.folder,
+                feeds,
+                max_evals,
+                params.get("seed") or 0,
+            )
+            reply = Reply(
+                context.headers,
+                encode_explanation(explanation, predictor.prediction(outputs), max_evals),
+            )
         except BaseException as error:  # noqa: BLE001 - `failure` logs the traceback, which the response omits
             pass_exit(error)
             reply = context.fail(error)
@@ -61,7 +74,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     return reply
 
 
-def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
+def _decode(
+    server: Server,
+    request: RawRequest,
+    variant: ServedVariant,
+) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode a table, or a JSON document of `/invocations` and its `params`, for this variant.
 
     The params are `max_evals` (model evaluations per row), `seed`, and the loaded `version` to explain. Raises the
@@ -77,18 +94,26 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
     feeds = mlflow.decode_document(document, variant.schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
-        raise InvalidRequest(f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}")
+        raise InvalidRequest(
+            f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}",
+        )
     for name, least, most in (("max_evals", 1, MOST_EVALS), ("seed", 0, _MOST_SEED)):
         value = params.get(name)
         if value is not None and (type(value) is not int or not least <= value <= most):
             expected = f"a whole number from {least} to {most} is expected"
             raise InvalidRequest(f"params.{name} is {short_repr(value)}; {expected}")
     if not isinstance(version := params.get("version"), str | None):
-        raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version")
+        raise InvalidRequest(
+            f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version",
+        )
     return feeds, params
 
 
-def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
+def encode_explanation(
+    explanation: SideMessage,
+    prediction: Array | dict[str, Array],
+    max_evals: int,
+) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and `base_values` [rows][outputs].
 
     If the model returns a single number per row, `values` and `base_values` omit their last dimension.
@@ -98,5 +123,15 @@ def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, A
     base_values = arrays["base_values"][None].repeat(len(values), axis=0)
     if values.shape[2] == 1:
         values, base_values = values[:, :, 0], base_values[:, 0]
-    explained = {"base_values": base_values, "values": values, "predictions": prediction, "max_evals": max_evals}
-    return dump_json({**{name: explanation.fields[name] for name in ("columns", "outputs", "background")}, **explained})
+    explained = {
+        "base_values": base_values,
+        "values": values,
+        "predictions": prediction,
+        "max_evals": max_evals,
+    }
+    return dump_json(
+        {
+            **{name: explanation.fields[name] for name in ("columns", "outputs", "background")},
+            **explained,
+        },
+    )

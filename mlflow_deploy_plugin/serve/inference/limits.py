@@ -22,7 +22,11 @@ from mlflow_deploy_plugin.core.errors import TooManyRequests
 from mlflow_deploy_plugin.core.settings import active_workspace
 from mlflow_deploy_plugin.core.spec.parts import ServerSpec
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
-from mlflow_deploy_plugin.serve.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
+from mlflow_deploy_plugin.serve.inference.circuit_breaker import (
+    TIMEOUTS,
+    CircuitBreaker,
+    import_redis,
+)
 from mlflow_deploy_plugin.serve.messages import RawRequest
 
 if TYPE_CHECKING:
@@ -84,9 +88,15 @@ class RequestLimits:
                 request.refusal = message, max(1, ceil(seconds))
                 break
         if request.refusal is not None:
-            raise TooManyRequests(*request.refusal)  # Storing the error would store a reference to the request.
+            raise TooManyRequests(
+                *request.refusal,
+            )  # Storing the error would store a reference to the request.
 
-    def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, "RateLimiter", bytes]]:
+    def _limiters(
+        self,
+        request: RawRequest,
+        key: KeyEntry | None,
+    ) -> Iterator[tuple[str, "RateLimiter", bytes]]:
         """Yield each rate of the key, then an empty string for the server's rate, each with its limiter and client."""
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
@@ -97,12 +107,19 @@ class RequestLimits:
         if self._limiter is not None:
             named = request.headers.get(self.rate_header) if self.rate_header else None
             address = (key.name if key else request.caller) or _network(request.client)
-            yield "", self._limiter, _digest(f"address {address}" if named is None else f"key {named}")
+            yield (
+                "",
+                self._limiter,
+                _digest(f"address {address}" if named is None else f"key {named}"),
+            )
 
     def take_place(self) -> bool:
         """Reserve a place for a concurrent request, to be `release`d; return False if all places are in use."""
         with self._lock:
-            if self.max_concurrent_requests is not None and self._in_flight >= self.max_concurrent_requests:
+            if (
+                self.max_concurrent_requests is not None
+                and self._in_flight >= self.max_concurrent_requests
+            ):
                 return False
             self._in_flight += 1
         return True
@@ -164,7 +181,9 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # (window, count, previous count)
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = (
+            OrderedDict()
+        )  # (window, count, previous count)
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()
@@ -200,12 +219,18 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Workspaces share no counter.
+            key_prefix=":".join(
+                filter(None, ("onnxserve:rate", active_workspace())),
+            ),  # Workspaces share no counter.
             wrap_exceptions=True,
             **TIMEOUTS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._circuit = CircuitBreaker("the rate limit admits every request", storage.storage.ping, count_failure)
+        self._circuit = CircuitBreaker(
+            "the rate limit admits every request",
+            storage.storage.ping,
+            count_failure,
+        )
         self.run_ahead = ThreadPoolExecutor(1, "onnxserve-rate").submit
         """Call a function that uses Redis in a background thread."""
 
@@ -258,7 +283,12 @@ class SharedRateLimiter:
     is remembered briefly, so that a client above its rate does not keep Redis busy.
     """
 
-    def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        item: "RateLimitItem",
+        redis: RedisRates,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._item = item
         self._redis = redis
         self._clock = clock
@@ -284,7 +314,11 @@ class SharedRateLimiter:
                         return None
                     has_passed = True
                 if not reservation.is_renewed:
-                    expected = reservation.passed * self._expected_seconds / max(now - reservation.began, 1e-6)
+                    expected = (
+                        reservation.passed
+                        * self._expected_seconds
+                        / max(now - reservation.began, 1e-6)
+                    )
                     cost = max(1, min(int(expected), 2 * reservation.size, self._most))
                     reservation.is_renewed = cost > 1
         if not has_passed:
@@ -302,12 +336,28 @@ class SharedRateLimiter:
             if not passing:
                 if not left:
                     ends = now + min(seconds, 2 * self._expected_seconds)
-                    self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
-            elif cost == 1 and reservation is not None and now < reservation.began + 2 * self._expected_seconds:
+                    self._clients[client] = _Reservation(
+                        now,
+                        ends,
+                        size=1,
+                        passed=0,
+                        passes_at=now + seconds,
+                    )
+            elif (
+                cost == 1
+                and reservation is not None
+                and now < reservation.began + 2 * self._expected_seconds
+            ):
                 reservation.passed += 1
             else:
                 ends = now + self._kept_seconds
-                self._clients[client] = _Reservation(now, ends, passing, passed, left + passing - passed)
+                self._clients[client] = _Reservation(
+                    now,
+                    ends,
+                    passing,
+                    passed,
+                    left + passing - passed,
+                )
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:
                 self._clients.popitem(last=False)
@@ -316,7 +366,11 @@ class SharedRateLimiter:
     def may_wait(self, client: bytes) -> bool:
         """Return False while a reservation or a refusal of this client is valid."""
         entry = self._clients.get(client)
-        holds = entry is not None and (entry.left > 0 or entry.passes_at > 0) and self._clock() < entry.ends
+        holds = (
+            entry is not None
+            and (entry.left > 0 or entry.passes_at > 0)
+            and self._clock() < entry.ends
+        )
         return not (holds or self._redis.is_away)
 
 
@@ -327,10 +381,16 @@ If `may_wait` returns True, the next call for the client may block on Redis; an 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
     """Return the limiter for `rate`, in the syntax of the `limits` library. Without Redis, it counts in this worker."""
-    from limits import parse  # Import the library here, because it costs memory and time at the start.
+    from limits import (
+        parse,
+    )  # Import the library here, because it costs memory and time at the start.
 
     item = parse(rate)
-    return SharedRateLimiter(item, redis) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
+    return (
+        SharedRateLimiter(item, redis)
+        if redis
+        else MemoryRateLimiter(item.amount, item.get_expiry())
+    )
 
 
 class RequestThreads(ThreadPoolExecutor):

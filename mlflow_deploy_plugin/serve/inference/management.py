@@ -38,18 +38,27 @@ _NANOSECONDS = 1_000_000_000
 def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
     """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1 (`models`)."""
     names = [*server.repository.table]
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names]
+    data = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names
+    ]
     return {"object": "list", "data": data, "models": names}
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
-    return v2.model_metadata(endpoint, server.repository.versions(endpoint), variant.loaded.predictor.artifact)
+    return v2.model_metadata(
+        endpoint,
+        server.repository.versions(endpoint),
+        variant.loaded.predictor.artifact,
+    )
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:
     """Return the document of a model that is ready. Otherwise raise NotReady with the reason."""
-    if reason := server.repository.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
+    if reason := server.repository.select_variant(
+        endpoint,
+        version,
+    ).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
 
@@ -63,7 +72,12 @@ def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], 
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
-def unload_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
+def unload_model(
+    server: Server,
+    endpoint: str,
+    parameters: Mapping[str, object],
+    actor: str,
+) -> None:
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
 
@@ -72,15 +86,25 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
     """Return the index: an entry per version in memory, per endpoint without a version, and per unloaded endpoint."""
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
-        for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
+        for loaded in {
+            variant.loaded.version: variant.loaded for variant in served.variants.values()
+        }.values():
             version, reason = loaded.version, loaded.predictor.unavailable_reason
             if not (reason and only_ready):
                 state = "UNAVAILABLE" if reason else "READY"
                 entries.append({"name": name, "version": version, "state": state, "reason": reason})
         if not served.versions and not only_ready:
-            entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.unavailable_reason(name)})
+            entries.append(
+                {
+                    "name": name,
+                    "state": "UNAVAILABLE",
+                    "reason": repository.unavailable_reason(name),
+                },
+            )
     unloaded = () if only_ready else repository.unloaded
-    return entries + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded]
+    return entries + [
+        {"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded
+    ]
 
 
 def decode_index(body: bytes) -> bool:
@@ -108,10 +132,12 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
         if key not in ("config", "model_uri"):
             raise InvalidRequest(
                 f"the parameter {key[:60]!r} of a load is not known; the parameters are config, an endpoint as in the "
-                "server's spec (YAML or JSON), and model_uri"
+                "server's spec (YAML or JSON), and model_uri",
             )
         if not isinstance(value, str):
-            raise InvalidRequest(f"the parameter {key} is {short_repr(value)}; a string is expected")
+            raise InvalidRequest(
+                f"the parameter {key} is {short_repr(value)}; a string is expected",
+            )
     config, model_uri = parameters.get("config"), parameters.get("model_uri")
     if config is not None and model_uri is not None:
         raise InvalidRequest("a load may have either config or model_uri")
@@ -125,7 +151,9 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
 
 def _read_config(name: str, config: str) -> EndpointSpec:
     if len(config) > LARGEST_CONFIG_BYTES:
-        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed")
+        raise InvalidConfig(
+            f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed",
+        )
     try:
         check_yaml(config)
         specs = load_specs(config)
@@ -138,14 +166,18 @@ def _read_config(name: str, config: str) -> EndpointSpec:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
         raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
     if specs[0].server != ServerSpec():
-        raise InvalidConfig("`server` cannot be changed by a load, because all endpoints share the running server")
+        raise InvalidConfig(
+            "`server` cannot be changed by a load, because all endpoints share the running server",
+        )
     return specs[0]
 
 
 def check_unload_parameters(parameters: Mapping[str, object]) -> None:
     """Raise InvalidRequest for parameters other than `unload_dependents`, which Triton's clients send."""
     for key in parameters.keys() - {"unload_dependents"}:
-        raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is")
+        raise InvalidRequest(
+            f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is",
+        )
 
 
 def _optional_object(body: bytes) -> Mapping[str, object]:
@@ -156,7 +188,10 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims` omit the batch dimension."""
     policy: Document = {"latest": {"num_versions": len(versions)}}
     # Triton's versions are numbers, but the version of an unregistered model is not a number.
-    if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
+    if all(
+        version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS
+        for version in versions
+    ):
         policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
@@ -193,12 +228,21 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
     for entry in entries:
         if datatype := datatype_of(entry.dtype):
             dims = list(entry.shape[1:] if is_batched else entry.shape)
-            tensor: Document = {"name": entry.name, "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING")}
-            tensors.append(tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}))
+            tensor: Document = {
+                "name": entry.name,
+                "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING"),
+            }
+            tensors.append(
+                tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}),
+            )
     return tensors
 
 
-def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> Document:
+def model_statistics(
+    server: Server,
+    endpoint: str | None = None,
+    version: str | None = None,
+) -> Document:
     """Return the statistics of each version in memory, summed over all workers.
 
     `success.ns` includes failed requests. Times that are not measured are 0.
@@ -209,7 +253,9 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
     entries = []
     for name, served in endpoints:
-        models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
+        models = {
+            variant.loaded.version: variant.loaded.model for variant in served.variants.values()
+        }
         for loaded_version, model in models.items():
             if version not in (None, loaded_version):
                 continue
@@ -235,7 +281,7 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
                     "response_stats": {},
                     "batch_stats": [],
                     "memory_usage": [],
-                }
+                },
             )
     return {"model_stats": entries}
 

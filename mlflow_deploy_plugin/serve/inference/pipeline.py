@@ -26,7 +26,13 @@ from mlflow_deploy_plugin.core.messages import REPEATED_HEADER
 from mlflow_deploy_plugin.serve import messages
 from mlflow_deploy_plugin.serve.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.serve.inference.server import Server
-from mlflow_deploy_plugin.serve.messages import RawRequest, Reply, error_reply, event_time, request_id
+from mlflow_deploy_plugin.serve.messages import (
+    RawRequest,
+    Reply,
+    error_reply,
+    event_time,
+    request_id,
+)
 from mlflow_deploy_plugin.serve.observability.metrics import predicted_labels
 from mlflow_deploy_plugin.serve.protocols import jsonlines
 from mlflow_deploy_plugin.serve.protocols.content import EVENTS, dump_json, media_type
@@ -53,7 +59,17 @@ class RequestContext:
     failed request. `rows` is 0 if it is unknown.
     """
 
-    __slots__ = ("_error", "_is_admitted", "_protocol", "headers", "id", "request", "rows", "server", "variant")
+    __slots__ = (
+        "_error",
+        "_is_admitted",
+        "_protocol",
+        "headers",
+        "id",
+        "request",
+        "rows",
+        "server",
+        "variant",
+    )
 
     def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
         self.server = server
@@ -92,17 +108,29 @@ class RequestContext:
         return kept
 
     def select_variant(
-        self, endpoint: str | None, version: str | None = None, label: str | None = None
+        self,
+        endpoint: str | None,
+        version: str | None = None,
+        label: str | None = None,
     ) -> ServedVariant:
         repository, request = self.server.repository, self.request
         return self.answer_by(
-            repository.select_variant(endpoint, version, request.headers, draw=request.draw, label=label)
+            repository.select_variant(
+                endpoint,
+                version,
+                request.headers,
+                draw=request.draw,
+                label=label,
+            ),
         )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
         """Use this variant for the answer, and set the model and version in the headers of the reply."""
         self.variant = variant
-        self.headers["X-Model-Name"], self.headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+        self.headers["X-Model-Name"], self.headers["X-Model-Version"] = (
+            variant.loaded.model,
+            variant.loaded.version,
+        )
         if variant.has_others:
             self.headers["X-Model-Variant"] = variant.name
         return variant
@@ -115,7 +143,13 @@ class RequestContext:
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
         """Count and remember the reply, and return the seconds since the request arrived."""
         variant, seconds = self.variant, time.perf_counter() - self.request.arrived
-        self.server.metrics.count_response(variant, self._protocol, str(status), seconds, outputs or {})
+        self.server.metrics.count_response(
+            variant,
+            self._protocol,
+            str(status),
+            seconds,
+            outputs or {},
+        )
         endpoint, name, _, version = variant.labels if variant is not None else ("", "", "", "")
         origin = status, endpoint, name, version, self._protocol
         self.server.recent.add(origin, seconds, self.rows, self.id, self._error)
@@ -127,7 +161,11 @@ class RequestContext:
         # `onnxserve predict` sends rows of a refused request again to find the refused row. Its cause counts once.
         is_repeated = REPEATED_HEADER.lower() in self.request.headers
         not_captured = (ClientDisconnected, *_REFUSALS) if is_repeated else ClientDisconnected
-        if reply.error is not None and not isinstance(reply.error, not_captured) and self.variant is not None:
+        if (
+            reply.error is not None
+            and not isinstance(reply.error, not_captured)
+            and self.variant is not None
+        ):
             moment = None
             with suppress(OnnxserveError):
                 moment = event_time(self.request.headers)
@@ -135,17 +173,38 @@ class RequestContext:
             self.server.dataplane.capture_failure(self.variant, ids, reply.error, seconds, moment)
         return reply
 
-    def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
+    def build_request(
+        self,
+        protocol: Protocol,
+        variant: ServedVariant,
+    ) -> tuple[DecodedRequest, InferRequest]:
         """Decode a prediction for this variant. An id in the body becomes the request id of the reply."""
         sent_headers, headers = self.request.headers, self.headers
         moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
-        decoded = protocol.decode(sent_headers, self.request.body, variant, self.server.max_body_bytes)
+        decoded = protocol.decode(
+            sent_headers,
+            self.request.body,
+            variant,
+            self.server.max_body_bytes,
+        )
         feeds, _, body_id, body, parameters = decoded
         if body_id and "x-request-id" not in sent_headers:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
-        return decoded, InferRequest(headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived)
+        return decoded, InferRequest(
+            headers["X-Request-Id"],
+            feeds,
+            parameters,
+            moment,
+            body,
+            self.request.arrived,
+        )
 
-    def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
+    def build_reply(
+        self,
+        decoded: DecodedRequest,
+        variant: ServedVariant,
+        inferred: InferResponse,
+    ) -> Reply:
         headers = self.headers
         headers["X-Prediction-Id"] = self.id = inferred.prediction_id
         self.rows = variant.schema.count_rows(decoded.feeds) if decoded.feeds else 0
@@ -157,14 +216,25 @@ class RequestContext:
         return Reply(headers, body, content_type)
 
 
-def failure(request: RawRequest | None, error: BaseException, headers: dict[str, str] | None = None) -> Reply:
+def failure(
+    request: RawRequest | None,
+    error: BaseException,
+    headers: dict[str, str] | None = None,
+) -> Reply:
     """Return the reply to a failed request (None if it could not be parsed), and log an unexpected error."""
     if isinstance(error, MemoryError):
-        error = errors.NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
+        error = errors.NotReady(
+            "the server lacks memory for this request; retry in a moment, or send less data",
+            1,
+        )
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    description = "" if request is None else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
+    description = (
+        ""
+        if request is None
+        else f" {request.method[:20]} {messages.without_keys(request.path)[:200]}"
+    )
     named, message = "", "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
@@ -204,7 +274,14 @@ def infer(
             outputs = inferred.outputs
             if tracer:
                 ended = time.perf_counter()
-                tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
+                tracer.phases(
+                    [
+                        ("decode", began),
+                        ("infer", decoded_at),
+                        ("encode", inferred_at),
+                        ("", ended),
+                    ],
+                )
         except BaseException as error:  # noqa: BLE001 - the traceback is logged, and the response omits it
             pass_exit(error)
             reply = context.fail(error)
@@ -242,7 +319,9 @@ def infer_async(
     except OnnxserveError:
         return False  # The caller then calls `infer`, which creates the error reply.
     if variant.loaded.batcher is None or variant.key is not None:
-        return False  # The version was just replaced, or the variant depends on the decoded request.
+        return (
+            False  # The version was just replaced, or the variant depends on the decoded request.
+        )
 
     def encode(inferred: InferResponse | BaseException) -> None:
         outputs = None
@@ -266,7 +345,12 @@ def infer_async(
     return True
 
 
-def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
+def infer_lines(
+    server: Server,
+    request: RawRequest,
+    endpoint: str | None,
+    pieces: Iterable[bytes],
+) -> Reply:
     """Answer JSON Lines while they arrive; `request` has no body. Body and response are never completely in memory.
 
     The same version answers the complete stream, in pieces of up to a thousand lines, each captured as a request. If
@@ -291,7 +375,11 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
     return Reply(context.headers, content_type=media, pieces=answered)
 
 
-def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _predict_lines(
+    context: RequestContext,
+    variant: ServedVariant,
+    pieces: Iterable[bytes],
+) -> Iterator[bytes]:
     server = context.server
     moment = event_time(context.request.headers)
     predictor = variant.loaded.predictor
@@ -301,7 +389,9 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
-        except errors.BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
+        except (
+            errors.BodyTooLarge
+        ):  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
@@ -344,11 +434,19 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
         return b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
 
     context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
-    return Reply(context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
+    return Reply(
+        context.headers,
+        b"",
+        EVENTS,
+        pieces=_finish_pieces(context.hand_over(), events(), end),
+    )
 
 
 def _finish_pieces(
-    context: RequestContext, pieces: Iterator[bytes], end: Callable[[OnnxserveError], bytes], breaks_off: bool = False
+    context: RequestContext,
+    pieces: Iterator[bytes],
+    end: Callable[[OnnxserveError], bytes],
+    breaks_off: bool = False,
 ) -> Generator[bytes, None, None]:
     """Yield the pieces and count the response. After an error, yield `end`; with `breaks_off`, raise BrokenResponse."""
 

@@ -13,8 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from mlflow_deploy_plugin.serve.inference.circuit_breaker import TIMEOUTS, CircuitBreaker, import_redis
-from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, array_bytes, pack_arrays, unpack_arrays
+from mlflow_deploy_plugin.serve.inference.circuit_breaker import (
+    TIMEOUTS,
+    CircuitBreaker,
+    import_redis,
+)
+from mlflow_deploy_plugin.serve.runtime.feeds import (
+    Array,
+    Feeds,
+    array_bytes,
+    pack_arrays,
+    unpack_arrays,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +49,12 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
 class MemoryCache:
     """A cache of at most `max_bytes` of outputs; an entry expires after `seconds`."""
 
-    def __init__(self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._clock = clock
@@ -86,13 +101,23 @@ class RedisCache:
     Redis itself bounds its memory (`maxmemory`, `maxmemory-policy allkeys-lru`).
     """
 
-    def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_bytes: int,
+        seconds: int,
+        count_failure: Callable[[], None],
+    ) -> None:
         redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._client = redis.Redis.from_url(url, **TIMEOUTS)
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._circuit = CircuitBreaker("responses are computed and not cached", self._client.ping, count_failure)
+        self._circuit = CircuitBreaker(
+            "responses are computed and not cached",
+            self._client.ping,
+            count_failure,
+        )
 
     def get(self, key: bytes) -> Outputs | None:
         if self._circuit.is_open:
@@ -118,11 +143,18 @@ ResponseCache = MemoryCache | RedisCache
 
 
 def open_cache(
-    max_bytes: int, seconds: int, redis_url: str, count_failure: Callable[[], None] = lambda: None
+    max_bytes: int,
+    seconds: int,
+    redis_url: str,
+    count_failure: Callable[[], None] = lambda: None,
 ) -> ResponseCache | None:
     if not max_bytes:
         return None
-    return RedisCache(redis_url, max_bytes, seconds, count_failure) if redis_url else MemoryCache(max_bytes, seconds)
+    return (
+        RedisCache(redis_url, max_bytes, seconds, count_failure)
+        if redis_url
+        else MemoryCache(max_bytes, seconds)
+    )
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
@@ -139,7 +171,9 @@ def decode_outputs(content: bytes) -> Outputs | None:
     """Return the outputs that `encode_outputs` has encoded, or None if the bytes are malformed."""
     try:
         end = 4 + int.from_bytes(content[:4], "little")
-        return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[0]
+        return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[
+            0
+        ]
     except (ValueError, TypeError) as error:
         logger.warning("a response from Redis is malformed: %s", type(error).__name__)
         return None
@@ -157,4 +191,9 @@ def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
 
 
 def _are_plain(arrays: Mapping[str, Array]) -> bool:
-    return all(isinstance(value, str) for array in arrays.values() if array.dtype.kind == "O" for value in array.flat)
+    return all(
+        isinstance(value, str)
+        for array in arrays.values()
+        if array.dtype.kind == "O"
+        for value in array.flat
+    )

@@ -85,7 +85,14 @@ class MirroredRequest:
             return object()
         shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
         forms = tuple((name, array.dtype, array.shape[1:]) for name, array in arrays.items())
-        return shadow.endpoint, shadow.name, shadow.loaded, self.answered_by, tuple(self.outputs), forms
+        return (
+            shadow.endpoint,
+            shadow.name,
+            shadow.loaded,
+            self.answered_by,
+            tuple(self.outputs),
+            forms,
+        )
 
 
 @dataclass(eq=False)
@@ -104,7 +111,9 @@ class Shadows:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
         self._queued = self._queued_bytes = 0
-        self._done = self._done_bytes = 0  # Only the thread writes these counts, so they need no lock.
+        self._done = self._done_bytes = (
+            0  # Only the thread writes these counts, so they need no lock.
+        )
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -130,7 +139,16 @@ class Shadows:
             size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
             size += len(body.content) if body else 0
             for shadow in variant.shadows:
-                copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
+                copy = MirroredRequest(
+                    shadow,
+                    variant.loaded,
+                    record,
+                    is_captured,
+                    feeds,
+                    outputs,
+                    body,
+                    size,
+                )
                 if not self._enqueue(copy):
                     self.metrics.count_shadow(shadow.labels, "dropped")
         except Exception:
@@ -150,7 +168,11 @@ class Shadows:
             if self.waiting >= self.max_copies or queued_bytes + copy.size > self.max_bytes:
                 return False
             if self._thread is None:
-                thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
+                thread = threading.Thread(
+                    target=self._empty_queue,
+                    name="onnxserve-shadow",
+                    daemon=True,
+                )
                 try:
                     thread.start()
                 except RuntimeError:  # Drop the copy at the machine's limit of threads.
@@ -167,7 +189,9 @@ class Shadows:
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
             with suppress(OSError):  # A sandbox may forbid the call.
-                os.nice(_NICE)  # On Linux, this affects only this thread, not the threads of ONNX Runtime.
+                os.nice(
+                    _NICE,
+                )  # On Linux, this affects only this thread, not the threads of ONNX Runtime.
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
@@ -180,7 +204,9 @@ class Shadows:
                 finally:
                     self._done += len(batch)
                     self._done_bytes += sum(copy.size for copy in batch)
-                    del batch  # Otherwise a replaced version would remain in memory until the next request.
+                    del (
+                        batch
+                    )  # Otherwise a replaced version would remain in memory until the next request.
                 held_seconds = time.perf_counter() - began - (self._run_seconds - ran)
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
@@ -199,7 +225,11 @@ class Shadows:
         loaded = copy.shadow.loaded
         if (known := self._batchable.get(loaded)) is None:
             try:
-                feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
+                feeds = translate_feeds(
+                    copy.feeds,
+                    copy.answered_by.predictor.schema,
+                    loaded.predictor.schema,
+                )
                 is_remote = isinstance(loaded.predictor, PyfuncPredictor)
                 known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
             except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
@@ -220,7 +250,13 @@ class Shadows:
                 return
             self.metrics.count_shadow(shadow.labels, "failed")
             traceback = None if isinstance(error, OnnxserveError) else error
-            logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
+            logger.warning(
+                "the shadow %s/%s fails: %s",
+                shadow.endpoint,
+                shadow.name,
+                error,
+                exc_info=traceback,
+            )
 
     def _compare(self, batch: list[MirroredRequest]) -> None:
         first = batch[0]
@@ -250,7 +286,11 @@ class Shadows:
         self.metrics.count_shadow_comparison(shadow.labels, agreement, len(batch), seconds)
 
     def _capture_rows(
-        self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
+        self,
+        batch: list[MirroredRequest],
+        feeds: Feeds,
+        computed: Mapping[str, Array],
+        latency: int,
     ) -> None:
         """Write the shadow's rows to the spool, request by request. `latency` is the run's time in microseconds."""
         start = 0
@@ -285,4 +325,6 @@ def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) 
     if source_schema == target_schema:
         return feeds
     # `cast_columns` restores integers that were stacked with floats.
-    return target_schema.from_columns(cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)))
+    return target_schema.from_columns(
+        cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)),
+    )

@@ -67,7 +67,10 @@ class _Row:
 
 
 def read_label_file(
-    file: IO[bytes], name: str, kind: FileFormat, columns: LabelColumns
+    file: IO[bytes],
+    name: str,
+    kind: FileFormat,
+    columns: LabelColumns,
 ) -> Iterator[LabelEntry | BadRow]:
     """Yield the labels of an open file in order; raise InvalidConfig for a missing column or a wrong format."""
     if kind == "csv":
@@ -75,7 +78,9 @@ def read_label_file(
     else:
         rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, name, columns)
     while some := list(islice(rows, _ROWS)):
-        yield from _check([row if isinstance(row, BadRow) else _entry(row, columns, kind) for row in some])
+        yield from _check(
+            [row if isinstance(row, BadRow) else _entry(row, columns, kind) for row in some],
+        )
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
@@ -130,14 +135,19 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     entry = {"label": label, "prediction_id": values[columns.prediction_id]}
     number = values.get(columns.row)
     if number is not None:
-        entry["row"] = int(number) if isinstance(number, str) and _NUMBER.fullmatch(number) else number
+        entry["row"] = (
+            int(number) if isinstance(number, str) and _NUMBER.fullmatch(number) else number
+        )
     return replace(row, values=entry)
 
 
 def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
-        place, text = f"line {record.line}", ",".join(record.fields).encode(errors="replace").decode()
+        place, text = (
+            f"line {record.line}",
+            ",".join(record.fields).encode(errors="replace").decode(),
+        )
         if not header and not record.error:
             header = record.fields
             _require_columns(header, name, columns)
@@ -176,7 +186,11 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
                 plain = {column: _plain(value) for column, value in values.items()}
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
-    except (pa.ArrowException, OSError, OverflowError) as error:  # OverflowError: a time outside of Python's range
+    except (
+        pa.ArrowException,
+        OSError,
+        OverflowError,
+    ) as error:  # OverflowError: a time outside of Python's range
         raise InvalidConfig(f"{name} cannot be read as Parquet: {one_line(error, 200)}") from None
 
 
@@ -186,14 +200,28 @@ def _plain(value: object) -> object:
         return value.decode(errors="surrogateescape")
     if isinstance(value, float) and not math.isfinite(value):
         return as_text(value)
-    return value if isinstance(value, str | int | float | bool | list | dict | None) else as_text(value)
+    return (
+        value
+        if isinstance(value, str | int | float | bool | list | dict | None)
+        else as_text(value)
+    )
 
 
 def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) -> None:
-    needed = [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
+    needed = (
+        [*columns.key, columns.label] if columns.key else [columns.prediction_id, columns.label]
+    )
     for column in needed:
         if column not in header:
-            option = "--label-column" if column == columns.label else "--key" if columns.key else "--id-column or --key"
-            raise InvalidConfig(f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}")
+            option = (
+                "--label-column"
+                if column == columns.label
+                else "--key"
+                if columns.key
+                else "--id-column or --key"
+            )
+            raise InvalidConfig(
+                f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}",
+            )
         if header.count(column) > 1:
             raise InvalidConfig(f"{name} has two columns {column!r}")

@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         ("_received_time", TIME),
         ("_segment", pa.string()),
         ("_offset", pa.int64()),
-    ]
+    ],
 )
 """The columns of labels, with `_prediction_id` or `_key`. Without `_row`, a label applies to the whole request."""
 MOST_KEPT_BYTES = 32 * 2**20
@@ -63,11 +63,16 @@ MOST_KEPT_BYTES = 32 * 2**20
 MOST_HELD_LABELS = 500_000
 """The number of labels that are sorted in memory. A larger index is sorted in runs of this size, in temporary files."""
 _BATCH_ROWS = 65_536
-_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # as booleans are written in CSV files
+_TRUTH: Mapping[str | float, float] = {
+    "true": 1.0,
+    "false": 0.0,
+}  # as booleans are written in CSV files
 _CLOCK_SKEW = timedelta(days=1)
 """The maximum clock difference of two machines, by which a label may appear to precede its prediction."""
 _ORDER = ("_received_time", "_segment", "_offset")
-_INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
+_INDEXED = pa.schema(
+    [*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())],
+)
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
 """The maximum number of sets of key columns. Each row is looked up by each set; callers may send many."""
@@ -115,7 +120,7 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
                 "_received_time": entry.received_us,
                 "_segment": entry.segment,
                 "_offset": entry.offset,
-            }
+            },
         )
     return pa.Table.from_pylist(rows, SCHEMA)
 
@@ -161,7 +166,12 @@ def read_labels(
     for day, folder in storage.list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + storage.DAY <= since
         for table in read_folder(
-            location, folder, unreadable, lambda table: conform(table, SCHEMA), lambda names: columns, SCHEMA.names
+            location,
+            folder,
+            unreadable,
+            lambda table: conform(table, SCHEMA),
+            lambda names: columns,
+            SCHEMA.names,
         ):
             yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
 
@@ -188,7 +198,11 @@ class EndpointLabels:
             self._index = self._read_index()
         return self._index
 
-    def _read_index(self, since: datetime | None = None, rows: "RowKeys | None" = None) -> "LabelIndex":
+    def _read_index(
+        self,
+        since: datetime | None = None,
+        rows: "RowKeys | None" = None,
+    ) -> "LabelIndex":
         """Read the labels once and return an index. Sets of key columns are counted only if there are too many."""
         with suppress(_TooManyKeySets):
             return LabelIndex(self.batches(since), None, rows)
@@ -200,7 +214,9 @@ class EndpointLabels:
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
-            counts.update(dict(zip(kinds, np.bincount(which, minlength=len(kinds)).tolist(), strict=True)))
+            counts.update(
+                dict(zip(kinds, np.bincount(which, minlength=len(kinds)).tolist(), strict=True)),
+            )
             if len(counts) > _MOST_COUNTED_SETS:
                 counts = Counter(dict(counts.most_common(_MOST_COUNTED_SETS // 2)))
         return {kind for kind, _ in counts.most_common(MOST_KEY_SETS)}
@@ -209,7 +225,11 @@ class EndpointLabels:
     def key_columns(self) -> set[str]:
         return {column for kind in self.key_sets for column in kind}
 
-    def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
+    def batches(
+        self,
+        since: datetime | None = None,
+        columns: Sequence[str] = SCHEMA.names,
+    ) -> Iterator[pa.Table]:
         """Yield the labels like `read_labels`. Labels that are kept in memory have all columns."""
         yield from read_labels(*self._source, since, columns) if self._few is None else self._few
 
@@ -245,11 +265,18 @@ class LabelIndex:
     """The last label of each join key, ascending by the key's hash. Labels are limited to the key columns in `key_sets`
     and to keys in `rows` (None: no limit). Raises _TooManyKeySets above `MOST_KEY_SETS` without `key_sets`."""
 
-    def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
+    def __init__(
+        self,
+        labels: Iterable[pa.Table],
+        key_sets: set[Kind] | None,
+        rows: "RowKeys | None" = None,
+    ) -> None:
         self.kinds: set[Kind] = set()
         self._key_sets = key_sets
         self._seen = set[Kind]()
-        self._parts = _merge(part for table in _grouped(labels) for part in self._named(table, rows))
+        self._parts = _merge(
+            part for table in _grouped(labels) for part in self._named(table, rows)
+        )
 
     @property
     def names(self) -> Array:
@@ -309,7 +336,9 @@ def _spill(table: pa.Table) -> pa.Table:
             return pa.ipc.open_file(pa.memory_map(path)).read_all()
     except OSError as error:
         why = one_line(error)
-        raise OnnxserveError(f"the index of the labels cannot be written to the temporary folder: {why}") from None
+        raise OnnxserveError(
+            f"the index of the labels cannot be written to the temporary folder: {why}",
+        ) from None
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -348,7 +377,10 @@ class RowKeys:
         for order, hashes in map(self._hashes, self._matched):
             positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
             labels_of_rows = by_name[positions]
-            best[order] = np.maximum(best[order], np.where(names[labels_of_rows] == hashes, labels_of_rows, -1))
+            best[order] = np.maximum(
+                best[order],
+                np.where(names[labels_of_rows] == hashes, labels_of_rows, -1),
+            )
         return labels.take(pa.array(best, mask=best < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
@@ -364,7 +396,9 @@ class RowKeys:
         empty, ascending and disjoint. The work grows with the number of rows, not with the number of names."""
         hashes, indices = self._hashes(kind)[1], []
         for names in parts:
-            within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
+            within = hashes[
+                np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")
+            ]
             indices.append(distinct(np.searchsorted(names, within[contains(names, within)])))
         self._keep(kind, any(map(len, indices)))
         return indices
@@ -385,8 +419,12 @@ class RowKeys:
                     hashes = hash_ids(self._table.column("_prediction_id"))
                     if kind == _BY_ROW:
                         hashes = combine_hashes(hashes, _unsigned(self._table.column("_row")))
-                elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-                    hashes = _hash_keys(_row_keys({name: self._texts(name) for name in sorted(kind)}))
+                elif not any(
+                    pa.types.is_nested(self._table.schema.field(name).type) for name in kind
+                ):
+                    hashes = _hash_keys(
+                        _row_keys({name: self._texts(name) for name in sorted(kind)}),
+                    )
             order = np.argsort(hashes)
             self._kinds[kind] = order, hashes[order]
         return self._kinds[kind]
@@ -397,7 +435,9 @@ class LabelMatches:
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]
-        self._kinds = set[Kind]() if index is None else set(index.kinds)  # a copy, because `add` extends the set
+        self._kinds = (
+            set[Kind]() if index is None else set(index.kinds)
+        )  # a copy, because `add` extends the set
 
     def add(self, labels: pa.Table) -> None:
         """Add the keys of labels, a table of `SCHEMA`. All keys must be added before the first call of `match`."""
@@ -441,7 +481,11 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
         yield _BY_ID, by_id, hash_ids(labels.column("_prediction_id").take(pa.array(by_id)))
     if (by_row := np.flatnonzero(has_id & has_row)).size:
         part = labels.select(_BY_ROW).take(pa.array(by_row))
-        yield _BY_ROW, by_row, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
+        yield (
+            _BY_ROW,
+            by_row,
+            combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row"))),
+        )
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
@@ -454,7 +498,9 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
     """Return the distinct kinds of keys, and for each of the M keys the index of its kind, [M]."""
-    shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
+    shapes = (
+        pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
+    )
     which = np.asarray(shapes.indices)
     kinds: list[Kind] = []
     for first in np.unique(which, return_index=True)[1]:
@@ -490,9 +536,14 @@ def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     values = encoded.dictionary
-    is_float = pa.types.is_floating(values.type)  # to_pylist would convert a float32 0.1 to 0.10000000149011612.
+    is_float = pa.types.is_floating(
+        values.type,
+    )  # to_pylist would convert a float32 0.1 to 0.10000000149011612.
     plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
-    texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in plain], pa.string())
+    texts = pa.array(
+        [json.dumps(as_key(value), ensure_ascii=False) for value in plain],
+        pa.string(),
+    )
     return pa.DictionaryArray.from_arrays(encoded.indices, texts)
 
 

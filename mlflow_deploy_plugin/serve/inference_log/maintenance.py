@@ -61,14 +61,22 @@ class MaintenanceResult:
 
 
 def maintain(
-    log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
+    log: InferenceLog,
+    endpoint: str,
+    now: datetime,
+    keep: timedelta | None,
+    spared: Sequence[Window] = (),
 ) -> MaintenanceResult:
     """Compact finished hours, and delete rows older than `keep` (None: never) outside of the `spared` windows."""
     compacted = compact(log, endpoint, now)
     if keep is None:
         return compacted
     expired = expire(log, endpoint, now, keep, spared)
-    return replace(compacted, expired_files=expired.expired_files, expired_bytes=expired.expired_bytes)
+    return replace(
+        compacted,
+        expired_files=expired.expired_files,
+        expired_bytes=expired.expired_bytes,
+    )
 
 
 def expire(
@@ -88,12 +96,21 @@ def expire(
         return MaintenanceResult()
 
     def is_expired(start: datetime, end: datetime) -> bool:
-        return end <= oldest and not any(start < window.end and window.start < end for window in spared)
+        return end <= oldest and not any(
+            start < window.end and window.start < end for window in spared
+        )
 
-    folders = {hour.folder: files for hour, files in _all_hours(log, endpoint) if is_expired(hour.start, hour.end)}
+    folders = {
+        hour.folder: files
+        for hour, files in _all_hours(log, endpoint)
+        if is_expired(hour.start, hour.end)
+    }
     with storage.wrap_log_errors(location):
         selector = fs.FileSelector(f"{location.root}/{storage.SKETCHES}", allow_not_found=True)
-        sketches = [f"{info.path}/endpoint={endpoint}" for info in location.filesystem.get_file_info(selector)]
+        sketches = [
+            f"{info.path}/endpoint={endpoint}"
+            for info in location.filesystem.get_file_info(selector)
+        ]
     for root in [labels_folder(location, endpoint), *sketches]:
         for day, folder in storage.list_days(location, root):
             if is_expired(day, day + storage.DAY):
@@ -106,7 +123,10 @@ def expire(
                 _delete_empty(location, [folder.rpartition("/")[0]])
         _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
     files = [file for members in folders.values() for file in members]
-    return MaintenanceResult(expired_files=len(files), expired_bytes=sum(file.size for file in files))
+    return MaintenanceResult(
+        expired_files=len(files),
+        expired_bytes=sum(file.size for file in files),
+    )
 
 
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
@@ -131,7 +151,10 @@ def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFil
     return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
 
-def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping[LogFile, pa.Schema]]:
+def _groups(
+    location: LogLocation,
+    files: Sequence[LogFile],
+) -> Iterator[Mapping[LogFile, pa.Schema]]:
     """Yield groups of files to be merged, with their schemas: two or more with the same columns, limited in size."""
     if len(files) < 2:
         return
@@ -140,7 +163,9 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping
         with suppress(OSError, pa.ArrowException):  # Skip a file that is deleted or malformed.
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
             # Compare only the model's columns, because a later version of this package may add log columns.
-            model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
+            model = sorted(
+                f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")
+            )
             by_columns.setdefault(tuple(model), {})[file] = schema
     for alike in by_columns.values():
         group: dict[LogFile, pa.Schema] = {}
@@ -165,7 +190,11 @@ def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Sc
     if not set(IDENTITY) <= set(schema.names):
         return 0
     with pq.ParquetWriter(content, schema, **storage.parquet_options(schema)) as writer:
-        for tables in group_tables(_distinct_rows(log, schema, group, whole), _GROUP_ROWS, GROUP_BYTES):
+        for tables in group_tables(
+            _distinct_rows(log, schema, group, whole),
+            _GROUP_ROWS,
+            GROUP_BYTES,
+        ):
             writer.write_table(pa.concat_tables(tables), row_group_size=_GROUP_ROWS)
     if len(whole) < 2:
         return 0
@@ -176,14 +205,23 @@ def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Sc
 
 
 def _distinct_rows(
-    log: InferenceLog, schema: pa.Schema, group: Iterable[LogFile], whole: list[LogFile]
+    log: InferenceLog,
+    schema: pa.Schema,
+    group: Iterable[LogFile],
+    whole: list[LogFile],
 ) -> Iterator[pa.Table]:
     """Yield the distinct rows of the files, and append each completely read file to `whole`."""
     seen = Deduplicator()
     for file in group:
         unreadable: dict[str, str] = {}
         with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
-            for table in read_file(log.location, file.path, lambda names: None, unreadable, IDENTITY):
+            for table in read_file(
+                log.location,
+                file.path,
+                lambda names: None,
+                unreadable,
+                IDENTITY,
+            ):
                 table = conform(table, schema)
                 hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
                 yield table.filter(pa.array(seen.first_seen(hashes)))
@@ -194,8 +232,15 @@ def _distinct_rows(
 
 def _hash_labels(table: pa.Table) -> Array:
     """Return a hash of the identity of each label, [N] uint64."""
-    hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
-    for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
+    hashes = combine_hashes(
+        hash_texts(table.column("_segment")),
+        table.column("_offset").to_numpy().astype("uint64"),
+    )
+    for name, hash_column in (
+        ("_prediction_id", hash_ids),
+        ("_key", hash_texts),
+        (LABEL, hash_texts),
+    ):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))
     return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
 

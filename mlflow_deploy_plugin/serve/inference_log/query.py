@@ -25,7 +25,12 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import did_you_mean
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, view_schema, view_tables
+from mlflow_deploy_plugin.serve.inference_log.reader import (
+    InferenceLog,
+    View,
+    view_schema,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.tables import conform
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 
@@ -37,11 +42,13 @@ TIMEOUT_SECONDS = 300.0
 _CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
-    r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
+    r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)',
 )
 _OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
-_NO_MEMORY = re.compile(r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size")
+_NO_MEMORY = re.compile(
+    r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size",
+)
 _TIMED_OUT = "the SQL was ended: it has neither read nor returned a row for {:.0f} s; does it join the log with itself?"
 
 
@@ -94,9 +101,13 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             connection.execute("SET lock_configuration = true")
             columns, scans = _plan(connection, query, schema)
             tables = view_tables(log, query.view, columns)
-            rows = run.read(batch for table in tables for batch in conform(table, schema).to_batches())
+            rows = run.read(
+                batch for table in tables for batch in conform(table, schema).to_batches()
+            )
             passing = pa.RecordBatchReader.from_batches(schema, rows)
-            if scans > 1:  # A stream can be read only once, so a statement with several scans reads a copy.
+            if (
+                scans > 1
+            ):  # A stream can be read only once, so a statement with several scans reads a copy.
                 connection.register("_passing", passing)
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
@@ -118,7 +129,9 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
     """Yield a thread. On exit, interrupt the thread's work until it is idle: DuckDB drops an interruption between two
     statements and would complete the next statement."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(bool).result()  # Start the thread now, because Ctrl-C during a start loses the thread.
+        thread.submit(
+            bool,
+        ).result()  # Start the thread now, because Ctrl-C during a start loses the thread.
         try:
             yield thread
         finally:
@@ -187,14 +200,20 @@ def _configuration(folder: str) -> dict[str, str]:
     }
 
 
-def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
+def _plan(
+    connection: duckdb.DuckDBPyConnection,
+    query: Query,
+    schema: pa.Schema,
+) -> tuple[set[str], int]:
     """Return the needed columns and the number of scans; raise InvalidConfig unless the query is a single SELECT."""
     for sql in filter(None, (query.statement, query.sql())):
         try:
             sql.encode()
         except UnicodeEncodeError as error:  # DuckDB raises a TypeError.
             invalid = ascii(sql[error.start])
-            raise InvalidConfig(f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8") from None
+            raise InvalidConfig(
+                f"the SQL has {invalid}, which is not valid Unicode: write it in UTF-8",
+            ) from None
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise InvalidConfig("a single SELECT is expected, because the log is read-only")
@@ -212,7 +231,10 @@ def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
     known = set(schema.names)
-    return columns if columns <= known else known, scans  # DuckDB renames columns that differ in case.
+    return (
+        columns if columns <= known else known,
+        scans,
+    )  # DuckDB renames columns that differ in case.
 
 
 def _message(text: str, schema: pa.Schema) -> str:
@@ -224,7 +246,11 @@ def _message(text: str, schema: pa.Schema) -> str:
         others = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, others)}"
     if wrong := _OTHER_TABLE.search(text):
-        failed = "; use the option --failed to query requests without an answer" if wrong[1] == "failed" else ""
+        failed = (
+            "; use the option --failed to query requests without an answer"
+            if wrong[1] == "failed"
+            else ""
+        )
         return f"there is no table {wrong[1]!r}; the SQL can query only the table log{failed}"
     first = text.split("\n", 1)[0]
     if _NO_MEMORY.search(first):

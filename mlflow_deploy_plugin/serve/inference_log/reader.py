@@ -24,7 +24,13 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     LabelMatches,
     join_labels,
 )
-from mlflow_deploy_plugin.serve.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
+from mlflow_deploy_plugin.serve.inference_log.scan import (
+    RECEIVED_TIME,
+    SHADOW,
+    RowFilter,
+    microseconds_of,
+    scan_hour,
+)
 from mlflow_deploy_plugin.serve.inference_log.storage import Hour, LogFile, LogLocation
 from mlflow_deploy_plugin.serve.inference_log.tables import (
     Sample,
@@ -89,7 +95,10 @@ class InferenceLog:
     @property
     def failures(self) -> "InferenceLog":
         """The log of requests without an answer. This log contains the reasons, and no columns of the model."""
-        root, title = (f"{name.rstrip('/')}/{storage.FAILURES}" for name in (self.location.root, self.location.shown))
+        root, title = (
+            f"{name.rstrip('/')}/{storage.FAILURES}"
+            for name in (self.location.root, self.location.shown)
+        )
         return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
@@ -102,7 +111,12 @@ class InferenceLog:
         """Return the hours that have rows, in ascending order. With a window, return only overlapping hours."""
         return list(self.walk_hours(endpoint, window))
 
-    def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
+    def walk_hours(
+        self,
+        endpoint: str,
+        window: Window | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Hour]:
         """Yield the hours that have rows, ascending unless `newest_first`; list each folder when it is reached."""
         since = self.since
         if since is None:
@@ -111,7 +125,10 @@ class InferenceLog:
         # Scan the rows of an hour before `since`: old files may be compacted or shipped later, and new rows may have
         # old event times.
         for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
-            if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None:
+            if (
+                hour.start >= since
+                or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None
+            ):
                 yield hour
 
     def files(self, hour: Hour) -> list[LogFile]:
@@ -126,7 +143,11 @@ class InferenceLog:
         return {hour: files for hour in hours if (files := self.files(hour))}
 
     def batches(
-        self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
+        self,
+        endpoint: str,
+        window: Window,
+        columns: Sequence[str] | None = None,
+        shadows: bool = False,
     ) -> Iterator[pa.Table]:
         """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read. A
         table lacks the columns that its file lacks. Raises OnnxserveError if the log is unreachable."""
@@ -134,12 +155,21 @@ class InferenceLog:
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
     def scan(
-        self, hour: Hour, times: TimeRange, columns: Sequence[str] | None, shadows: bool = False
+        self,
+        hour: Hour,
+        times: TimeRange,
+        columns: Sequence[str] | None,
+        shadows: bool = False,
     ) -> Iterator[pa.Table]:
         """Yield the rows of an hour that are in the time range, like `batches`."""
         if self.since is not None:
             times = replace(times, received_from=max(times.received_from, self.since))
-        yield from scan_hour(self.location, hour.folder, RowFilter(columns, times, shadows), self.unreadable)
+        yield from scan_hour(
+            self.location,
+            hour.folder,
+            RowFilter(columns, times, shadows),
+            self.unreadable,
+        )
 
     def schema(self, view: "View") -> pa.Schema:
         """Return the union of the columns of all files in the view. Without files, the schema is empty."""
@@ -156,7 +186,9 @@ class InferenceLog:
             for _ in range(_TRIES):
                 files = [file for members in _due_files(self, view).values() for file in members]
                 try:
-                    return unify_schemas(schema for schema in pool.map(read_schema, files) if schema is not None)
+                    return unify_schemas(
+                        schema for schema in pool.map(read_schema, files) if schema is not None
+                    )
                 except FileNotFoundError:  # The file was compacted or expired after the listing.
                     continue
         return pa.schema([])
@@ -176,15 +208,21 @@ class InferenceLog:
         if unfinished is not None:
             raise NotFound(
                 f"no finished window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: use "
-                f"--window {unfinished} to judge its rows so far"
+                f"--window {unfinished} to judge its rows so far",
             )
-        raise NotFound(f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}")
+        raise NotFound(
+            f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}",
+        )
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
         """Return the window's rows of the version that has the most rows in the window, or None without rows."""
         samples: dict[tuple[str, str], Sample] = {}
         for batch in self.batches(endpoint, window):
-            identities = pc.binary_join_element_wise(batch.column("_model"), batch.column("_version"), "\n")
+            identities = pc.binary_join_element_wise(
+                batch.column("_model"),
+                batch.column("_version"),
+                "\n",
+            )
             for identity in pc.unique(identities).to_pylist():
                 model, _, version = identity.rpartition("\n")
                 rows = batch.filter(pc.equal(identities, identity))
@@ -199,11 +237,17 @@ class InferenceLog:
             table=samples[chosen].table(),
             rows=counts[chosen],
             is_sampled=samples[chosen].is_full,
-            other_versions={f"{key[0]} version {key[1]}": rows for key, rows in counts.items() if key != chosen},
+            other_versions={
+                f"{key[0]} version {key[1]}": rows for key, rows in counts.items() if key != chosen
+            },
         )
 
     def labelled(
-        self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
+        self,
+        endpoint: str,
+        window: Window,
+        max_rows: int = MAX_ROWS,
+        labels: EndpointLabels | None = None,
     ) -> WindowRows | None:
         """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
         rows = self.read(endpoint, window, max_rows)
@@ -215,7 +259,11 @@ class InferenceLog:
         """Return the windows that have rows in this hour, newest first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
             # The hour is in a single window. Each file has rows.
-            return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
+            return (
+                [window_at(int(hour.start.timestamp()) * 1_000_000, every)]
+                if self.files(hour)
+                else []
+            )
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
         for batch in self.scan(hour, TimeRange(), [EVENT_TIME]):
@@ -257,7 +305,10 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
 
 
 def view_tables(
-    log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
+    log: InferenceLog,
+    view: View,
+    columns: Collection[str],
+    labels: EndpointLabels | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` includes a label
     column; the caller may pass the labels. Raises OnnxserveError if the log is unreachable."""
@@ -266,7 +317,11 @@ def view_tables(
         return
     labels = labels or log.labels(view.endpoint)
     keys = labels.key_columns
-    for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
+    for tables in group_tables(
+        _tables(log, view, {*columns, *_LABEL_NEEDS, *keys}),
+        _LABELLED_ROWS,
+        _LABELLED_BYTES,
+    ):
         # Concatenate only tables whose keys have the same types, because a conversion may change a large integer.
         alike: dict[tuple[str, ...], list[pa.Table]] = {}
         for table in tables:
@@ -281,7 +336,12 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
     for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return
-        for rows in log.scan(hour, TimeRange(), sorted({EVENT_TIME, "_row", *matches.columns}), shadows=True):
+        for rows in log.scan(
+            hour,
+            TimeRange(),
+            sorted({EVENT_TIME, "_row", *matches.columns}),
+            shadows=True,
+        ):
             matches.match(rows)
 
 
@@ -292,7 +352,9 @@ def require_endpoint(log: InferenceLog, endpoint: str) -> None:
         return
     has = f"it has rows of {', '.join(known)}" if known else "no rows have been captured yet"
     hint = did_you_mean(endpoint, known, has)
-    raise NotFound(f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}")
+    raise NotFound(
+        f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}",
+    )
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
@@ -305,9 +367,15 @@ def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:
     return _with_rows(log.all_files(view.endpoint, view.times.window), view.times)
 
 
-def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dict[Hour, list[LogFile]]:
+def _with_rows(
+    files: Mapping[Hour, Sequence[LogFile]],
+    times: TimeRange,
+) -> dict[Hour, list[LogFile]]:
     """Return the hours and files that may have rows in the range of receipt times."""
-    due = {hour: [file for file in members if times.may_have_rows(file.changed)] for hour, members in files.items()}
+    due = {
+        hour: [file for file in members if times.may_have_rows(file.changed)]
+        for hour, members in files.items()
+    }
     return {hour: members for hour, members in due.items() if members}
 
 

@@ -54,7 +54,9 @@ class RowFilter:
         """Return the columns of a file that the filter needs, or None for all columns."""
         if self.columns is None:
             return None
-        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | ({RECEIVED_TIME} if self.times.received_us else set())
+        needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | (
+            {RECEIVED_TIME} if self.times.received_us else set()
+        )
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
@@ -69,14 +71,22 @@ class RowFilter:
 
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
-            table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # Older files lack SHADOW.
+            table = table.append_column(
+                SHADOW,
+                pa.repeat(False, len(table)),
+            )  # Older files lack SHADOW.
         if self.columns is None:
             return table
         present = set(table.column_names)
         return table.select([name for name in self.columns if name in present])
 
 
-def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: dict[str, str]) -> Iterator[pa.Table]:
+def scan_hour(
+    location: LogLocation,
+    folder: str,
+    rows: RowFilter,
+    unreadable: dict[str, str],
+) -> Iterator[pa.Table]:
     """Yield the rows of an hour's folder in tables of some thousand rows. The path of each malformed file and the
     reason are added to `unreadable`. Raises OnnxserveError if the log is unreachable."""
 
@@ -86,14 +96,31 @@ def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: d
     passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
     for number in range(passes):
         convert = partial(_first_rows, rows, Deduplicator(), number, passes)
-        tables = read_folder(location, folder, unreadable, convert, rows.columns_to_read, may_have_rows=may_have_rows)
+        tables = read_folder(
+            location,
+            folder,
+            unreadable,
+            convert,
+            rows.columns_to_read,
+            may_have_rows=may_have_rows,
+        )
         yield from (table for table in tables if len(table))
 
 
-def _first_rows(rows: RowFilter, seen: Deduplicator, number: int, passes: int, table: pa.Table) -> pa.Table:
+def _first_rows(
+    rows: RowFilter,
+    seen: Deduplicator,
+    number: int,
+    passes: int,
+    table: pa.Table,
+) -> pa.Table:
     table = rows.filter(table)
     hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    of_pass = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
+    of_pass = (
+        np.flatnonzero(hashes % np.uint64(passes) == number)
+        if passes > 1
+        else np.arange(len(hashes))
+    )
     kept = of_pass[seen.first_seen(hashes[of_pass])]
     return rows.select(table if len(kept) == len(table) else table.take(pa.array(kept)))
 
@@ -110,19 +137,37 @@ def read_folder(
     """Yield the tables of a folder's files, including files that appear during reading; rows may be repeated. The path
     of each malformed file and the reason are added to `unreadable`. A file that `convert` rejects is malformed."""
     done: set[str] = set()
-    while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
+    while files := [
+        file
+        for file in list_files(location, folder)
+        if file.path not in done and may_have_rows(file)
+    ]:
         done.update(file.path for file in files)
         for file, content in prefetch(location, files):
             try:
-                for table in read_file(location, file.path, columns_to_read, unreadable, required, content):
+                for table in read_file(
+                    location,
+                    file.path,
+                    columns_to_read,
+                    unreadable,
+                    required,
+                    content,
+                ):
                     yield convert(table)
             except FileVanished:
                 continue
-            except (pa.ArrowException, TypeError, ValueError) as error:  # A column of the log has another type.
+            except (
+                pa.ArrowException,
+                TypeError,
+                ValueError,
+            ) as error:  # A column of the log has another type.
                 unreadable[file.path] = one_line(error)
 
 
-def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
+def prefetch(
+    location: LogLocation,
+    files: Iterable[LogFile],
+) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
     """Yield the files. The contents of small files in a bucket are fetched ahead, to hide the round trips."""
     if location.is_local:
         yield from ((file, None) for file in files)
@@ -139,7 +184,9 @@ def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[
     try:
         while True:
             for file in islice(rest, _PREFETCHED_FILES - len(waiting)):
-                waiting.append((file, pool.submit(fetch, file.path) if file.size <= _SMALL_BYTES else None))
+                waiting.append(
+                    (file, pool.submit(fetch, file.path) if file.size <= _SMALL_BYTES else None),
+                )
             if not waiting:
                 return
             yield waiting.popleft()
@@ -167,20 +214,35 @@ def read_file(
             ) as source:
                 # From a bucket, large ranges save round trips. From a disk, a buffered stream saves their memory.
                 is_local = location.is_local
-                parquet = pq.ParquetFile(source, buffer_size=2**16 if is_local else 0, pre_buffer=not is_local)
+                parquet = pq.ParquetFile(
+                    source,
+                    buffer_size=2**16 if is_local else 0,
+                    pre_buffer=not is_local,
+                )
                 names = parquet.schema_arrow.names
                 if missing := [name for name in required if name not in names]:
                     unreadable[path] = f"it has no column {missing[0]}"
                     return
-                if wrong := [field for field in parquet.schema_arrow if not _has_valid_type(field, names)]:
+                if wrong := [
+                    field for field in parquet.schema_arrow if not _has_valid_type(field, names)
+                ]:
                     unreadable[path] = f"its column {wrong[0].name} has the type {wrong[0].type}"
                     return
                 metadata = parquet.metadata
-                size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+                size = sum(
+                    metadata.row_group(number).total_byte_size
+                    for number in range(metadata.num_row_groups)
+                )
                 # Limit the rows per batch by size, because a row with a tensor may be large.
-                batch_rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
+                batch_rows = int(
+                    np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS),
+                )
                 columns, is_large = columns_to_read(names), size > _THREADED_BYTES
-                for batch in parquet.iter_batches(batch_rows, columns=columns, use_threads=is_large):
+                for batch in parquet.iter_batches(
+                    batch_rows,
+                    columns=columns,
+                    use_threads=is_large,
+                ):
                     yield pa.Table.from_batches([batch])
             return
         except FileNotFoundError:
@@ -193,7 +255,9 @@ def read_file(
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
     """Return True for each row that this version answered, or computed as a shadow: [N] bool."""
     of_model = pc.equal(table.column("_model"), model)
-    return np.asarray(pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False))
+    return np.asarray(
+        pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False),
+    )
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:
@@ -210,7 +274,9 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
     if column.name in ("_offset", "_row"):
         return bool(pa.types.is_integer(kind))
     if column.name in ("_segment", "_prediction_id"):
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+        return bool(
+            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind),
+        )
     if column.name == SHADOW:
         return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
     return not (column.name in ("_label", "_label_number") and EVENT_TIME in names)
@@ -227,5 +293,7 @@ def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> st
         raise FileVanished from None
     except OSError as outage:
         reason = one_line(outage)
-        raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {reason}") from None
+        raise OnnxserveError(
+            f"the inference log {location.shown} cannot be read: {path}: {reason}",
+        ) from None
     return one_line(error)

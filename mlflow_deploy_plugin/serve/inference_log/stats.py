@@ -21,9 +21,18 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.labels import LABEL, LabelMatches
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, require_endpoint, view_tables
+from mlflow_deploy_plugin.serve.inference_log.reader import (
+    InferenceLog,
+    View,
+    require_endpoint,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.scan import SHADOW, microseconds_of
-from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, wrap_log_errors, write_file
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    LogLocation,
+    wrap_log_errors,
+    write_file,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange
 
 WATERMARKS = "_watermarks"
@@ -90,14 +99,21 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an unknown endpoint (the message
     names the known endpoints), and OnnxserveError if the log is unreachable."""
     account = _agent_counts(log, endpoint)
-    if account is None and endpoint not in log.failures.endpoints():  # An account shows that it exists.
+    if (
+        account is None and endpoint not in log.failures.endpoints()
+    ):  # An account shows that it exists.
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = log.labels(endpoint)
     matches = LabelMatches(labels.index)
     counts = _RowCounts()
     view = View(endpoint, times or TimeRange(), shadows=True)
-    for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
+    for table in view_tables(
+        log,
+        view,
+        [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL],
+        labels,
+    ):
         matches.match(table)
         counts.add(table)
     failed = view_tables(log.failures, View(endpoint, view.times, labels=False), [EVENT_TIME])
@@ -113,7 +129,11 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
         by_hour=dict(sorted(counts.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(counts.labelled, matches.count, matches.count - matches.matched if times is None else None),
+        labels=LabelCounts(
+            counts.labelled,
+            matches.count,
+            matches.count - matches.matched if times is None else None,
+        ),
         account=account,
         unreadable=dict(log.unreadable),
     )
@@ -132,7 +152,9 @@ class _RowCounts:
     def add(self, table: pa.Table) -> None:
         times = microseconds_of(table.column(EVENT_TIME))
         if len(times):
-            first, last = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+            first, last = (
+                EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max())
+            )
             self.first = min(self.first or first, first)
             self.last = max(self.last or last, last)
         is_shadow = np.asarray(pc.fill_null(table.column(SHADOW), False))
@@ -142,9 +164,15 @@ class _RowCounts:
         hours, counts = np.unique(times[~is_shadow] // HOUR_US, return_counts=True)
         for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
             self.by_hour[EPOCH + timedelta(hours=hour)] += count
-        versions = pc.binary_join_element_wise(answered.column("_model"), answered.column("_version"), " version ")
+        versions = pc.binary_join_element_wise(
+            answered.column("_model"),
+            answered.column("_version"),
+            " version ",
+        )
         no_variants = pa.chunked_array([pa.nulls(len(answered), pa.string())])
-        variants = answered.column("_variant") if "_variant" in answered.column_names else no_variants
+        variants = (
+            answered.column("_variant") if "_variant" in answered.column_names else no_variants
+        )
         for counter, column in ((self.by_version, versions), (self.by_variant, variants)):
             for entry in pc.value_counts(column).to_pylist():
                 counter[str(entry["values"])] += entry["counts"]
@@ -216,7 +244,11 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
     """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError if the log is unreachable."""
-    gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
+    gone = [
+        info
+        for info in _files(location)
+        if info.mtime is not None and info.mtime + GONE_AFTER <= now
+    ]
     for info in gone:
         with suppress(FileNotFoundError):
             location.filesystem.delete_file(info.path)
@@ -225,7 +257,10 @@ def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
 
 def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
     selector = fs.FileSelector(str(PurePosixPath(location.root, WATERMARKS)), allow_not_found=True)
-    for info in sorted(location.filesystem.get_file_info(selector), key=lambda info: str(info.path)):
+    for info in sorted(
+        location.filesystem.get_file_info(selector),
+        key=lambda info: str(info.path),
+    ):
         name = PurePosixPath(info.path).name
         if info.type == fs.FileType.File and name.endswith(".json") and not name.startswith("."):
             yield info

@@ -79,20 +79,34 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     try:
         parsed = urlparse(log_uri)
     except ValueError as error:
-        raise InvalidConfig(f"{setting} is not a URI: {error}; a folder or s3://BUCKET/PREFIX is expected") from None
+        raise InvalidConfig(
+            f"{setting} is not a URI: {error}; a folder or s3://BUCKET/PREFIX is expected",
+        ) from None
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise InvalidConfig(
             f"{setting} must be only s3://BUCKET/PREFIX: set credentials in AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and another S3 API in AWS_ENDPOINT_URL"
+            "AWS_SECRET_ACCESS_KEY, and another S3 API in AWS_ENDPOINT_URL",
         )
     if parsed.scheme in ("", "file"):
-        return LogLocation(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri, is_local=True)
+        return LogLocation(
+            fs.LocalFileSystem(),
+            unquote(parsed.path).rstrip("/"),
+            log_uri,
+            is_local=True,
+        )
     if parsed.scheme != "s3" or not parsed.netloc:
         raise InvalidConfig(f"{setting}: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region)
-    return LogLocation(filesystem, (parsed.netloc + parsed.path).rstrip("/"), log_uri, False, endpoint, region)
+    return LogLocation(
+        filesystem,
+        (parsed.netloc + parsed.path).rstrip("/"),
+        log_uri,
+        False,
+        endpoint,
+        region,
+    )
 
 
 def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
@@ -102,7 +116,10 @@ def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
 
 
 def iter_hours(
-    location: LogLocation, endpoint: str, window: Window | None = None, newest_first: bool = False
+    location: LogLocation,
+    endpoint: str,
+    window: Window | None = None,
+    newest_first: bool = False,
 ) -> Iterator[Hour]:
     """Yield the hours that have rows, in ascending order unless `newest_first`. With a window, yield only overlapping
     hours. Each day is listed only when it is reached, because a listing costs a round trip to the bucket."""
@@ -111,7 +128,9 @@ def iter_hours(
         return window is None or (start < window.end and start + length > window.start)
 
     step = -1 if newest_first else 1
-    for date, folder in _partitions(location, f"{location.root}/endpoint={endpoint}", "date")[::step]:
+    for date, folder in _partitions(location, f"{location.root}/endpoint={endpoint}", "date")[
+        ::step
+    ]:
         day = _parse_partition(date, "%Y-%m-%d")
         if day is None or not overlaps(day, DAY):
             continue
@@ -125,7 +144,9 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
     """Return every hour that has files, in ascending order, with its files. One listing is fastest in a bucket."""
     with wrap_log_errors(location):
         root = f"{location.root}/endpoint={endpoint}"
-        entries = location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+        entries = location.filesystem.get_file_info(
+            fs.FileSelector(root, allow_not_found=True, recursive=True),
+        )
     hours: dict[Hour, list[LogFile]] = {}
     for file in _parquet_files(entries):
         folder, _, _ = file.path.rpartition("/")
@@ -138,7 +159,10 @@ def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[
 
 def list_days(location: LogLocation, folder: str) -> list[tuple[datetime, str]]:
     """Return the days in a folder, in ascending order, each with its path."""
-    days = [(_parse_partition(date, "%Y-%m-%d"), path) for date, path in _partitions(location, folder, "date")]
+    days = [
+        (_parse_partition(date, "%Y-%m-%d"), path)
+        for date, path in _partitions(location, folder, "date")
+    ]
     return [(day, path) for day, path in days if day is not None]
 
 
@@ -153,7 +177,9 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {one_line(error)}") from None
+        raise OnnxserveError(
+            f"the inference log {location.shown} cannot be reached: {one_line(error)}",
+        ) from None
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
@@ -162,7 +188,10 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
     encryption = load_settings().log_sse  # If empty, the bucket's default applies.
     arguments = {"ServerSideEncryption": encryption} if encryption else {}
     if encryption.startswith(_KMS + ":"):
-        arguments = {"ServerSideEncryption": _KMS, "SSEKMSKeyId": encryption.removeprefix(_KMS + ":")}
+        arguments = {
+            "ServerSideEncryption": _KMS,
+            "SSEKMSKeyId": encryption.removeprefix(_KMS + ":"),
+        }
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
@@ -171,15 +200,26 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
-        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})  # None after a broken connection
-        if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: a concurrent write of the same name
+        answer = (getattr(error, "response", None) or {}).get(
+            "ResponseMetadata",
+            {},
+        )  # None after a broken connection
+        if is_new and answer.get("HTTPStatusCode") in (
+            409,
+            412,
+        ):  # 409: a concurrent write of the same name
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
         _s3_client.cache_clear()  # Only a new client reads rotated credentials.
         setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""
         raise OSError(f"s3://{bucket}/{key}: {error}{setting}") from None
 
 
-def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_new: bool = False) -> None:
+def write_file(
+    location: LogLocation,
+    name: str,
+    content: bytes | pa.Buffer,
+    is_new: bool = False,
+) -> None:
     """Write `content` as `name` in the log's root and replace a file of that name. Raises FileExistsError if `is_new`
     and the bucket has the object, OSError if the log cannot be written, and NotInstalled if boto3 is missing."""
     if location.is_local:
@@ -203,7 +243,8 @@ def parquet_options(schema: pa.Schema) -> dict[str, object]:
         "use_dictionary": [
             field.name
             for field in schema
-            if field.type == pa.string() and field.name not in ("_prediction_id", "_request_id", "_key")
+            if field.type == pa.string()
+            and field.name not in ("_prediction_id", "_request_id", "_key")
         ],
         "column_encoding": dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
         "write_statistics": ascending[:1],
@@ -216,7 +257,9 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
     try:
         import boto3
     except ImportError:
-        raise NotInstalled("a log at s3:// needs boto3: pip install 'mlflow-onnxserve[s3]'") from None
+        raise NotInstalled(
+            "a log at s3:// needs boto3: pip install 'mlflow-onnxserve[s3]'",
+        ) from None
     from boto3.exceptions import Boto3Error
     from boto3.s3.transfer import TransferConfig
     from botocore.config import Config
@@ -227,12 +270,24 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "max_attempts": _ATTEMPTS},
         # S3 APIs other than Amazon's reject the checksums that boto3 adds by default since 1.36.
-        request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        request_checksum_calculation=os.environ.get(
+            "AWS_REQUEST_CHECKSUM_CALCULATION",
+            "when_required",
+        )
         if endpoint
         else None,
     )
-    client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-    transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False)
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        config=config,
+    )
+    transfer = TransferConfig(
+        multipart_threshold=PART_BYTES,
+        multipart_chunksize=PART_BYTES,
+        use_threads=False,
+    )
     return client, transfer, (BotoCoreError, ClientError, Boto3Error)
 
 
@@ -258,7 +313,9 @@ def _partitions(location: LogLocation, folder: str, key: str) -> list[tuple[str,
 
 def _list_folder(location: LogLocation, folder: str) -> list[fs.FileInfo]:
     with wrap_log_errors(location):
-        return list(location.filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)))
+        return list(
+            location.filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True)),
+        )
 
 
 def _parse_partition(text: str, form: str) -> datetime | None:

@@ -36,7 +36,10 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
                 continue
             pair = _boolean_as(known, kind), _boolean_as(kind, known)
             try:
-                both = pa.unify_schemas([pa.schema([("c", kind)]) for kind in pair], promote_options="permissive")
+                both = pa.unify_schemas(
+                    [pa.schema([("c", kind)]) for kind in pair],
+                    promote_options="permissive",
+                )
                 types[field.name] = both.field("c").type
             except (pa.ArrowInvalid, pa.ArrowTypeError):
                 types[field.name] = pa.large_string() if pa.large_string() in pair else pa.string()
@@ -47,7 +50,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the same rows with the columns and types of `schema`. A column that the table lacks is null."""
     names = set(table.column_names)
     columns = [
-        _as_type(table.column(field.name), field.type) if field.name in names else pa.nulls(len(table), field.type)
+        _as_type(table.column(field.name), field.type)
+        if field.name in names
+        else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
@@ -73,7 +78,10 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
         column = table.column(name)
         if not is_list(column.type):
             continue
-        components = next((count for count in range(_COMPONENTS) if f"{name}.{count}" not in known), _COMPONENTS)
+        components = next(
+            (count for count in range(_COMPONENTS) if f"{name}.{count}" not in known),
+            _COMPONENTS,
+        )
         parts = _summarise_list(column, f"{name}.mean" in known, components)
         if not parts:
             continue
@@ -97,17 +105,26 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         return column
     if not (types.is_string(kind) or types.is_large_string(kind)):
         return pc.cast(column, kind, safe=False)
-    if types.is_dictionary(column.type) or types.is_large_string(column.type) or types.is_string(column.type):
+    if (
+        types.is_dictionary(column.type)
+        or types.is_large_string(column.type)
+        or types.is_string(column.type)
+    ):
         return pc.cast(column, kind)
     if types.is_nested(column.type):
-        texts = [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+        texts = [
+            None if value is None else json.dumps(value, default=str)
+            for value in column.to_pylist()
+        ]
     else:
         texts = [as_text(value) for value in column.to_pylist()]
     return pa.chunked_array([pa.array(texts, kind)])
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind),
+    )
 
 
 def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
@@ -120,7 +137,9 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         flat = pc.list_flatten(flat)
         depth += 1
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not any(test(flat.type) for test in is_number):  # If all lists are empty, the value type is null.
+    if not any(
+        test(flat.type) for test in is_number
+    ):  # If all lists are empty, the value type is null.
         return {}
     values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
     count = len(column)
@@ -138,7 +157,10 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         lengths = np.bincount(rows, minlength=count)
         mean = np.bincount(rows, values, minlength=count) / lengths
         values -= mean[rows]
-        summary = {"mean": mean, "std": np.sqrt(np.bincount(rows, values**2, minlength=count) / lengths)}
+        summary = {
+            "mean": mean,
+            "std": np.sqrt(np.bincount(rows, values**2, minlength=count) / lengths),
+        }
         for number in range(_PROJECTIONS):
             signs = np.where(scattered >> np.uint64(number) & np.uint64(1), 1.0, -1.0)
             sums = np.bincount(rows, values * signs[positions], minlength=count)
@@ -148,8 +170,14 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
 
 def count_versions(table: pa.Table) -> dict[tuple[str, str], int]:
     """Return the number of rows by version, the most frequent version first."""
-    counted = table.select(["_model", "_version"]).group_by(["_model", "_version"]).aggregate([([], "count_all")])
-    return most_first({(row["_model"], row["_version"]): row["count_all"] for row in counted.to_pylist()})
+    counted = (
+        table.select(["_model", "_version"])
+        .group_by(["_model", "_version"])
+        .aggregate([([], "count_all")])
+    )
+    return most_first(
+        {(row["_model"], row["_version"]): row["count_all"] for row in counted.to_pylist()},
+    )
 
 
 def most_first(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
@@ -163,7 +191,11 @@ def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[st
     return names | only_answer if names & only_answer else names
 
 
-def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Collection[str]) -> Artifact:
+def describe_answers(
+    artifact: Artifact | None,
+    rows: pa.Table,
+    masked: Collection[str],
+) -> Artifact:
     """Return the version's description of its outputs, or a guess from the `rows` if the version no longer exists.
     Masked predictions are treated as numbers."""
     if artifact is not None and artifact.outputs:
@@ -173,12 +205,27 @@ def describe_answers(artifact: Artifact | None, rows: pa.Table, masked: Collecti
         if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
             is_known = name == PREDICTION and name not in masked
             is_label = is_known and not pa.types.is_floating(rows.column(name).type)
-            outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
+            outputs.append(
+                Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"),
+            )
     nowhere = Path()
-    return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
+    return Artifact(
+        nowhere,
+        nowhere,
+        "onnxserve",
+        "",
+        "",
+        "",
+        outputs=tuple(outputs),
+        prediction=(PREDICTION,),
+    )
 
 
-def captured_outputs(artifact: Artifact, rows: pa.Table, masked: Collection[str]) -> dict[str, Array]:
+def captured_outputs(
+    artifact: Artifact,
+    rows: pa.Table,
+    masked: Collection[str],
+) -> dict[str, Array]:
     """Return the arrays of the outputs that the log has for every row, by name. Masked labels are equal if their hashes
     are equal. Masked numbers are excluded, because they cannot be compared."""
     hidden = with_both_names(masked, artifact)
@@ -186,7 +233,10 @@ def captured_outputs(artifact: Artifact, rows: pa.Table, masked: Collection[str]
     for output in artifact.outputs:
         if output.role != "label" and OUTPUT_PREFIX + output.name in hidden:
             continue
-        names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
+        names = [
+            OUTPUT_PREFIX + output.name,
+            *([PREDICTION] if artifact.prediction == (output.name,) else []),
+        ]
         for name in names:
             if name in rows.column_names and not rows.column(name).null_count:
                 array = as_array(rows.column(name).combine_chunks())
@@ -266,7 +316,11 @@ class Sample:
         if len(hashes) > self._bound:
             self.is_full = True
             hashes, first = hashes[: self._bound], first[: self._bound]
-        self._tables, self._hashes, self._held = [table.take(pa.array(first))], [hashes], len(hashes)
+        self._tables, self._hashes, self._held = (
+            [table.take(pa.array(first))],
+            [hashes],
+            len(hashes),
+        )
 
 
 def hash_rows(table: pa.Table) -> Array:
@@ -280,7 +334,10 @@ def hash_rows(table: pa.Table) -> Array:
 def hash_texts(column: pa.ChunkedArray) -> Array:
     """Return hashes of texts, [N] uint64, which are the same in every process. Null has a separate hash."""
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
-    seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
+    seeds = [
+        hashlib.blake2b(text.encode(), digest_size=8).digest()
+        for text in texts.dictionary.to_pylist()
+    ]
     hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
     return hashes
 
@@ -297,7 +354,10 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         of_length = lengths == length
         _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
         start = np.frombuffer(offsets, np.int32)[alike.offset]
-        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # The last byte is for the length.
+        words = np.zeros(
+            (len(alike), length // 8 + 1),
+            np.uint64,
+        )  # The last byte is for the length.
         some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
         words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
         words.view(np.uint8)[:, -1] = length % 8 + 1

@@ -22,7 +22,9 @@ CLOCK_SKEW = timedelta(hours=1)
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
 _EXPECTED_WINDOW = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
-_EXPECTED_TIME = "a duration before now (90s, 15m, 1h, 7d), a time of the events (2013-07-01, 2013-07-01T12:00Z)"
+_EXPECTED_TIME = (
+    "a duration before now (90s, 15m, 1h, 7d), a time of the events (2013-07-01, 2013-07-01T12:00Z)"
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def _parse_bound(text: str, option: str) -> datetime:
         return parse_time(text)
     except ValueError:
         window = ", or a window of them (2013-07-01/1d)" if option == "--since" else ""
-        raise InvalidConfig(f"{option} {text!r} cannot be read; it is {_EXPECTED_TIME}{window}") from None
+        raise InvalidConfig(
+            f"{option} {text!r} cannot be read; it is {_EXPECTED_TIME}{window}",
+        ) from None
     except OverflowError:
         raise InvalidConfig(f"{option} {text!r} is not within the years 1 to 9999") from None
 

@@ -12,7 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    InvalidArtifact,
+    NotInstalled,
+    NotReady,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.serve.models.side_process import SideProcess
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds
@@ -34,7 +39,11 @@ class ExplainerClient:
     """
 
     def __init__(
-        self, timeout_seconds: float, max_waiting: int, idle_seconds: float = 300.0, command: Sequence[str] = COMMAND
+        self,
+        timeout_seconds: float,
+        max_waiting: int,
+        idle_seconds: float = 300.0,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_waiting = max_waiting
@@ -64,7 +73,7 @@ class ExplainerClient:
         deadline = time.perf_counter() + self._timeout_seconds
         if importlib.util.find_spec("shap") is None:
             raise NotInstalled(
-                "explanations need shap, which is not installed on this server: pip install 'mlflow-onnxserve[explain]'"
+                "explanations need shap, which is not installed on this server: pip install 'mlflow-onnxserve[explain]'",
             )
         with self._admit():
             process, left = self._start(deadline), max(0.0, deadline - time.perf_counter())
@@ -85,7 +94,10 @@ class ExplainerClient:
         """Limit the waiting requests, and do not end the process while requests are active."""
         with self._lock:
             if self._active >= self._max_waiting:
-                raise TooManyRequests(f"this worker has reached its limit of {self._active} explanations", 1)
+                raise TooManyRequests(
+                    f"this worker has reached its limit of {self._active} explanations",
+                    1,
+                )
             self._active += 1
             if self._idle is not None:
                 self._idle.cancel()
@@ -104,7 +116,11 @@ class ExplainerClient:
             if self._active or self._process is None:
                 return
             process, self._process = self._process, None
-        logger.info("no explanation was requested for %.0f s; process %s ends", self._idle_seconds, process.pid)
+        logger.info(
+            "no explanation was requested for %.0f s; process %s ends",
+            self._idle_seconds,
+            process.pid,
+        )
         process.close()
 
     def _start(self, deadline: float) -> SideProcess:
@@ -113,9 +129,13 @@ class ExplainerClient:
             raise NotReady("the explainer process is still starting", 1)
         try:
             process = self._process
-            if process is None or process.has_failed:  # It may have failed after the first request's timeout.
+            if (
+                process is None or process.has_failed
+            ):  # It may have failed after the first request's timeout.
                 process = self._process = SideProcess(
-                    self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
+                    self._command,
+                    self._timeout_seconds + _GRACE_SECONDS,
+                    "explainer",
                 )
                 process.start(max(0.0, deadline - time.perf_counter()))
                 logger.info("process %s explains", process.pid)

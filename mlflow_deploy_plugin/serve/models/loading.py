@@ -13,7 +13,13 @@ from pathlib import Path
 
 import psutil
 
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidArtifact,
+    ModelError,
+    OnnxserveError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE, PYTHON_FUNCTION
 from mlflow_deploy_plugin.core.statedir.files import mark_loading
 from mlflow_deploy_plugin.core.statedir.models import WantedVariant
@@ -21,18 +27,31 @@ from mlflow_deploy_plugin.serve.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.serve.protocols import mlflow
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.agreement import Tolerance
-from mlflow_deploy_plugin.serve.runtime.batcher import Batcher, BatchPolicy, is_close, unbatchable_reason
+from mlflow_deploy_plugin.serve.runtime.batcher import (
+    Batcher,
+    BatchPolicy,
+    is_close,
+    unbatchable_reason,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Feeds, no_batch_dimension_reason, repeat_row
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel, Predictor
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
-from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Placement, memory_limit, open_session, physical_memory
+from mlflow_deploy_plugin.serve.runtime.session import (
+    ON_CPU,
+    Placement,
+    memory_limit,
+    open_session,
+    physical_memory,
+)
 from mlflow_deploy_plugin.serve.spool.captured_model import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.serve.variants import LoadedVersion
 
 logger = logging.getLogger(__name__)
 
 # The op_type of a node in protobuf: field 4, the length, the text (onnx.proto, NodeProto).
-_RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')
+_RANDOM = re.compile(
+    rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)',
+)
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of its limit is reserved for them."""
 _MEASURABLE_BYTES = 4 * 2**20
@@ -52,7 +71,11 @@ class WarmVersion:
     is_deterministic: bool = False
 
 
-def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
+def load_version(
+    state_dir: Path,
+    load: Callable[[Path], WarmVersion],
+    want: WantedVariant,
+) -> LoadedVersion:
     """Load and warm up the version. If the worker dies during the load, a state file reports the folder to the agent.
 
     Raises OnnxserveError if the version cannot be loaded; the message may be sent to clients.
@@ -65,12 +88,20 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
     except BaseException as error:
         pass_exit(error)
         logger.exception("loading %s %s failed", want.model, want.version)
-        raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
+        raise OnnxserveError(
+            f"loading failed unexpectedly: {type(error).__name__}, see the log",
+        ) from None
     artifact = warm.predictor.artifact
     outputs = tuple(output.name for output in artifact.outputs) or None
     if outputs and artifact.is_streamable:
         outputs += (STREAM_OUTPUT,)
-    captured = CapturedModel(want.model, want.version, warm.predictor.schema, artifact.prediction, outputs)
+    captured = CapturedModel(
+        want.model,
+        want.version,
+        warm.predictor.schema,
+        artifact.prediction,
+        outputs,
+    )
     loaded = LoadedVersion(want.model, want.version, want.folder, captured=captured, **vars(warm))
     logger.info("loaded %s %s", want.model, want.version)
     if warm.batcher is not None:
@@ -103,7 +134,10 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds, concurrency))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # The server's own threads use all cores.
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM",
+        "false",
+    )  # The server's own threads use all cores.
     model = OnnxModel.load(folder, placement, intra_op_num_threads)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     example = folder / INPUT_EXAMPLE
@@ -122,9 +156,16 @@ def load_warm(
             model.try_out(feeds, timeout_seconds)
         except InferenceError as error:
             # A graph may legitimately reject a row of zeros. Serve it without a warm-up.
-            logger.info("%s: no warm-up, because the model rejects a row of zeros: %s", folder.name, error.message)
+            logger.info(
+                "%s: no warm-up, because the model rejects a row of zeros: %s",
+                folder.name,
+                error.message,
+            )
             if policy is not None:
-                logger.warning("%s: requests are not batched, because the model has no example", folder.name)
+                logger.warning(
+                    "%s: requests are not batched, because the model has no example",
+                    folder.name,
+                )
             return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
     if policy is not None:
@@ -146,12 +187,17 @@ def _compare_with_cpu(model: OnnxModel, feeds: Feeds) -> None:
     on_cpu = OnnxModel(model.artifact, open_session(model.artifact.onnx_file), ON_CPU).run(feeds)
     for name, array in model.run(feeds).items():
         if not is_close(array, on_cpu[name], _TOLERANCE):
-            raise InvalidArtifact(f"OpenVINO computes its output {name!r} incorrectly: use device cpu")
+            raise InvalidArtifact(
+                f"OpenVINO computes its output {name!r} incorrectly: use device cpu",
+            )
 
 
 def has_random_nodes(onnx_file: Path) -> bool:
     """Return True if the graph may draw random numbers. The search in its bytes takes 0.1 s per 100 MB."""
-    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (
+        onnx_file.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         return _RANDOM.search(content) is not None
 
 
@@ -182,13 +228,17 @@ class MemoryLimit:
             before = self.used()
             needed = int(files * self._factor)
             if before + needed > self._limit:
-                about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
+                about, used, limit = (
+                    f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit)
+                )
                 raise ModelError(
                     f"loading it would take about {about} in addition to the {used} of this worker, and the worker's "
-                    f"limit is {limit} (server.max_worker_memory_bytes)"
+                    f"limit is {limit} (server.max_worker_memory_bytes)",
                 )
             yield
-            taken = (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
+            taken = (
+                (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
+            )
             self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
 
     def used(self) -> int:
@@ -204,4 +254,6 @@ def worker_limit(configured: int | None, workers: int) -> int | None:
     if configured is not None:
         return configured
     limit = memory_limit()
-    return (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < physical_memory() else None
+    return (
+        (limit - min(_OTHERS_BYTES, limit // 4)) // workers if limit < physical_memory() else None
+    )

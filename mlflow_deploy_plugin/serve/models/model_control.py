@@ -12,7 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InvalidConfig,
+    NotReady,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ModelControlMode
 from mlflow_deploy_plugin.core.statedir.commands import (
     COMMAND_TIMEOUT_SECONDS,
@@ -20,7 +25,14 @@ from mlflow_deploy_plugin.core.statedir.commands import (
     command_error,
     command_files,
 )
-from mlflow_deploy_plugin.core.statedir.files import AGENT, ANSWERS, COMMANDS, is_alive, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    ANSWERS,
+    COMMANDS,
+    is_alive,
+    read_state,
+    write_state,
+)
 from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, CommandAnswer
 
 _MAX_COMMAND_BYTES = 256 * 1024
@@ -61,21 +73,33 @@ class ModelControl:
             TooManyRequests: too many commands are in progress.
             DeadlineExceeded: the command takes longer than a request can wait, and continues.
         """
-        self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
+        self._run(
+            Command(
+                action="load",
+                endpoint=endpoint,
+                added=added,
+                actor=actor,
+                created_at=time.monotonic(),
+            ),
+        )
 
     def unload(self, endpoint: str, actor: str = "") -> None:
         """Unload the endpoint from all workers. Raises the errors of `load`."""
-        self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
+        self._run(
+            Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()),
+        )
 
     def _run(self, command: Command) -> None:
         if self.mode != "explicit":
             raise InvalidConfig(
                 f"this server does not allow requests to {command.action} endpoints; to allow them, start it with "
-                "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
+                "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)",
             )
         if (size := len(command.model_dump_json())) > _MAX_COMMAND_BYTES:
             name = command.endpoint[:100]
-            raise InvalidConfig(f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are allowed")
+            raise InvalidConfig(
+                f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are allowed",
+            )
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file, answer_file = self.state_dir / COMMANDS / name, self.state_dir / ANSWERS / name
@@ -86,7 +110,9 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(missing_ok=True)  # Delete the command first: the agent repeats it if it has no answer.
+                file.unlink(
+                    missing_ok=True,
+                )  # Delete the command first: the agent repeats it if it has no answer.
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal
@@ -95,10 +121,16 @@ class ModelControl:
     def _admit(self) -> Iterator[None]:
         """Limit all workers' command files, and this worker's waiting requests, to leave threads for predictions."""
         if not self._waiting.acquire(blocking=False):
-            raise TooManyRequests("other endpoints are being loaded or unloaded; retry in a moment", 1)
+            raise TooManyRequests(
+                "other endpoints are being loaded or unloaded; retry in a moment",
+                1,
+            )
         try:
             if len(command_files(self.state_dir)) >= MAX_WAITING:
-                raise TooManyRequests(f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later", 1)
+                raise TooManyRequests(
+                    f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later",
+                    1,
+                )
             yield
         finally:
             self._waiting.release()
@@ -111,11 +143,13 @@ class ModelControl:
             if agent is not None and is_alive(agent.pid):
                 agent_seen = now
             if now - agent_seen > self.agent_seconds:
-                raise NotReady(f"the agent that must {command.action} the endpoint is not running; retry later")
+                raise NotReady(
+                    f"the agent that must {command.action} the endpoint is not running; retry later",
+                )
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
                     f"the {command.action} of {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
-                    "continues; /v2/repository/index shows the result"
+                    "continues; /v2/repository/index shows the result",
                 )
             time.sleep(_POLL_SECONDS)
         return answer

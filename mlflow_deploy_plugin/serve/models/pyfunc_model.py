@@ -28,17 +28,29 @@ class PyfuncPredictor:
     does not accept named arrays.
     """
 
-    def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        process: SideProcess,
+        answered: Mapping[str, Array],
+    ) -> None:
         self._process = process
         self._most_values = sys.maxsize
-        self.artifact = artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
+        self.artifact = (
+            artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
+        )
         self._source = "but its signature has"
         self._learn_outputs(answered, "but its own example returned")
         self.schema = pyfunc_schema(artifact)
         weakref.finalize(self, process.close)
 
     @classmethod
-    def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
+    def load(
+        cls,
+        artifact: Artifact,
+        timeout_seconds: float,
+        concurrency: int = 1,
+    ) -> "PyfuncPredictor":
         """Start the process and wait until the model has answered its example. Raises InvalidArtifact if that fails."""
         command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
@@ -86,14 +98,23 @@ class PyfuncPredictor:
         if computed.keys() != set(known):
             actual, expected = (join_names(map(repr, names)) for names in (computed, known))
             raise InferenceError(
-                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, as JSON or CSV"
+                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, as JSON or CSV",
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
-    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+    def prediction(
+        self,
+        outputs: Mapping[str, Array],
+        of_table: bool = False,
+    ) -> Array | dict[str, Array]:
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
-    def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
+    def answer(
+        self,
+        body: OpaqueBody,
+        deadline: float = math.inf,
+        prediction_id: str = "",
+    ) -> OpaqueResponse:
         """Answer a body of `/invocations` with MLflow's scoring functions; `prediction_id` tags the model's traces.
 
         Raises the errors of `SideProcess.request`, and BodyTooLarge if the response has more values than `limit_values`
@@ -105,23 +126,40 @@ class PyfuncPredictor:
         return OpaqueResponse(answer.body, _captured_feeds(answer), outputs or texts)
 
     def stream(
-        self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
+        self,
+        body: OpaqueBody,
+        deadline: float = math.inf,
+        prediction_id: str = "",
     ) -> Generator[OpaqueResponse, None, None]:
         """Yield the parts of the response as JSON; the first part has the feeds. Raises the errors of `answer`."""
-        with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
+        with closing(
+            self._process.stream(self._message("stream", body, prediction_id), deadline),
+        ) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, _captured_feeds(part), {})
 
     def _message(self, kind: str, body: OpaqueBody, prediction_id: str) -> SideMessage:
-        fields = {"content_type": body.content_type, "most_values": self._most_values, "prediction_id": prediction_id}
+        fields = {
+            "content_type": body.content_type,
+            "most_values": self._most_values,
+            "prediction_id": prediction_id,
+        }
         return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
 
-    def _learn_outputs(self, computed: Mapping[str, Array], source: str = "but its first request returned") -> None:
+    def _learn_outputs(
+        self,
+        computed: Mapping[str, Array],
+        source: str = "but its first request returned",
+    ) -> None:
         """Use the outputs of the first response as the outputs of the model, unless the model's outputs are known."""
         if self.artifact.outputs or not computed:
             return
         outputs = tuple(
-            Output(name, "str" if array.dtype.kind == "O" else array.dtype.name, (-1, *array.shape[1:]))
+            Output(
+                name,
+                "str" if array.dtype.kind == "O" else array.dtype.name,
+                (-1, *array.shape[1:]),
+            )
             for name, array in computed.items()
         )
         self._source = source

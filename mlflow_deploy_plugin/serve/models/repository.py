@@ -19,14 +19,31 @@ from types import MappingProxyType
 from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.statedir.files import WANTED, file_identity, read_state, worker_file, write_state
-from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, Wanted, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.core.statedir.files import (
+    WANTED,
+    file_identity,
+    read_state,
+    worker_file,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    LoadedVariant,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+)
 from mlflow_deploy_plugin.serve import variants
 from mlflow_deploy_plugin.serve.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.serve.runtime.feeds import no_batch_dimension_reason
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask, exclude_columns
-from mlflow_deploy_plugin.serve.variants import LoadedVersion, ServedEndpoint, ServedTable, ServedVariant
+from mlflow_deploy_plugin.serve.variants import (
+    LoadedVersion,
+    ServedEndpoint,
+    ServedTable,
+    ServedVariant,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +81,11 @@ class Repository:
         """The replaced versions that requests still use."""
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
+        self._follower = threading.Thread(
+            target=self._follow,
+            name="onnxserve-repository",
+            daemon=True,
+        )
 
     def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
         """Call a function with the current table, and with the new table after every change."""
@@ -114,13 +135,17 @@ class Repository:
             for variant_name, variant in served.variants.items():
                 if label in (variant_name, variant.aspects.get("alias")):
                     return variant
-            raise NotFound(f"endpoint {name!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}")
+            raise NotFound(
+                f"endpoint {name!r} has no label {label[:100]!r}; it has {', '.join(served.variants)}",
+            )
         if version is not None:
             for variant in (*served.answering, *served.variants.values()):
                 if variant.loaded.version == version:
                     return variant
             held = ", ".join(served.versions) or "none"
-            raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
+            raise NotFound(
+                f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}",
+            )
         if not served.answering:
             raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
@@ -128,7 +153,10 @@ class Repository:
             key = headers.get(sticky.header) or None
         if key is not None:
             return variants.sticky_variant(served.answering, name, key)
-        return variants.weighted_variant(served.answering, random.random() if draw is None else draw)
+        return variants.weighted_variant(
+            served.answering,
+            random.random() if draw is None else draw,
+        )
 
     @property
     def default_endpoint(self) -> str | None:
@@ -147,10 +175,12 @@ class Repository:
                 raise NotReady(_NOT_LOADED)
             if endpoint in self.unloaded:
                 raise NotFound(
-                    f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load"
+                    f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load",
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
-            raise NotFound(f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}")
+            raise NotFound(
+                f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}",
+            )
         return name, served
 
     def not_ready_reason(self) -> str:
@@ -158,7 +188,9 @@ class Repository:
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
-        answering = (variant.loaded.predictor for served in table.values() for variant in served.answering)
+        answering = (
+            variant.loaded.predictor for served in table.values() for variant in served.answering
+        )
         if not table or not all(predictor.unavailable_reason for predictor in answering):
             return ""
         return self.unavailable_reason(next(iter(table)))
@@ -171,10 +203,14 @@ class Repository:
     def unavailable_reason(self, endpoint: str) -> str:
         applied, served = self._applied.get(endpoint), self.table.get(endpoint)
         held = served.variants if served else {}
-        reasons = {name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()}
+        reasons = {
+            name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()
+        }
         reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
         listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
-        return f"endpoint {endpoint!r} has no version that can answer" + (f": {listed}" if listed else "")
+        return f"endpoint {endpoint!r} has no version that can answer" + (
+            f": {listed}" if listed else ""
+        )
 
     def poll(self) -> None:
         if (seen := file_identity(self.state_dir / WANTED)) is None:
@@ -204,7 +240,9 @@ class Repository:
             self._errors.pop(name, None)
             self._applied.pop(name, None)
         with ThreadPoolExecutor(_PYFUNCS_AT_ONCE, "onnxserve-pyfunc") as pool:
-            begun = {folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)}
+            begun = {
+                folder: pool.submit(self._load, folder) for folder in self._new_pyfuncs(wanted)
+            }
             for name, endpoint in wanted.endpoints.items():
                 if endpoint == self._applied.get(name) and not self._errors[name]:
                     continue
@@ -212,17 +250,32 @@ class Repository:
                 self._applied[name] = endpoint
                 self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
-            self._swap({name: self.table[name] for name in wanted.endpoints})  # The first endpoint is the default.
+            self._swap(
+                {name: self.table[name] for name in wanted.endpoints},
+            )  # The first endpoint is the default.
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
         endpoints: dict[str, dict[str, LoadedVariant]] = {}
         for name, served in self.table.items():
             errors = self._errors[name]
-            endpoints[name] = {variant: LoadedVariant(error=error) for variant, error in errors.items()}
+            endpoints[name] = {
+                variant: LoadedVariant(error=error) for variant, error in errors.items()
+            }
             for variant, item in served.variants.items():
-                no_batch, error = no_batch_dimension_reason(item.loaded.predictor.artifact), errors.get(variant, "")
-                endpoints[name][variant] = LoadedVariant(version=item.loaded.version, error=error, no_batch=no_batch)
-        self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
+                no_batch, error = (
+                    no_batch_dimension_reason(item.loaded.predictor.artifact),
+                    errors.get(variant, ""),
+                )
+                endpoints[name][variant] = LoadedVariant(
+                    version=item.loaded.version,
+                    error=error,
+                    no_batch=no_batch,
+                )
+        self._unwritten = WorkerState(
+            pid=os.getpid(),
+            generation=wanted.generation,
+            endpoints=endpoints,
+        )
 
     def _write_state(self) -> None:
         """Write this worker's state to its file if the state has changed. After an error, the next poll tries again."""
@@ -240,14 +293,19 @@ class Repository:
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
         folders = []
-        for folder in {want.folder: None for endpoint in new for want in endpoint.variants.values()}:
+        for folder in {
+            want.folder: None for endpoint in new for want in endpoint.variants.values()
+        }:
             with suppress(OnnxserveError):  # Loading the version raises the error again.
                 if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                     folders.append(folder)
         return folders
 
     def _load_endpoint(
-        self, endpoint: str, wanted: WantedEndpoint, begun: dict[Path, Future[WarmVersion]]
+        self,
+        endpoint: str,
+        wanted: WantedEndpoint,
+        begun: dict[Path, Future[WarmVersion]],
     ) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint with its loadable versions, and the errors by variant.
 
@@ -269,27 +327,56 @@ class Repository:
                 loaded = loaded_by_identity[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                kept = f"version {old.loaded.version} remains in use" if old else "no version is in use"
-                logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
+                kept = (
+                    f"version {old.loaded.version} remains in use"
+                    if old
+                    else "no version is in use"
+                )
+                logger.error(
+                    "%s/%s: %s %s: %s; %s",
+                    endpoint,
+                    name,
+                    want.model,
+                    want.version,
+                    error.message,
+                    kept,
+                )
                 if old is None:
                     continue
                 loaded = old.loaded
             try:
-                captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
+                captured = exclude_columns(
+                    loaded.captured,
+                    capture.drop,
+                    capture.mask,
+                    capture.keys,
+                )
                 if capture.mask:
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-            except InvalidConfig as error:  # Serving the version would capture columns that must be excluded.
+            except (
+                InvalidConfig
+            ) as error:  # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
                 if old is not None:
                     served_variants[name] = old
                 continue
             served_variants[name] = ServedVariant(
-                endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
+                endpoint,
+                name,
+                want.weight,
+                want.shadow,
+                loaded,
+                capture,
+                captured,
+                want.aspects,
             )
         served = variants.make_served_endpoint(served_variants, wanted.sticky)
         for variant in served.answering:
-            if variant.key is not None and not variants.has_sticky_column(variant.loaded.predictor.schema, variant.key):
+            if variant.key is not None and not variants.has_sticky_column(
+                variant.loaded.predictor.schema,
+                variant.key,
+            ):
                 text = "%s/%s: version %s has no input column %r for sticky variants: the variant is random"
                 logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
         return served, errors
@@ -297,14 +384,21 @@ class Repository:
     def _wait_for_retiring(self, model: str) -> None:
         """Wait some seconds while a replaced version of the model is in memory, so that no third version is loaded."""
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
-        while any(retiring.model == model for retiring in self._retiring) and time.monotonic() < deadline:
+        while (
+            any(retiring.model == model for retiring in self._retiring)
+            and time.monotonic() < deadline
+        ):
             if self._stopping.wait(_RETIRING_POLL_SECONDS):
                 return
 
     def _swap(self, table: ServedTable) -> None:
-        all_variants = (variant for served in table.values() for variant in served.variants.values())
+        all_variants = (
+            variant for served in table.values() for variant in served.variants.values()
+        )
         answering = (variant.loaded for variant in all_variants if not variant.shadow)
-        self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
+        self.has_pyfuncs = any(
+            loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering
+        )
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:
             self.table = table

@@ -29,10 +29,20 @@ from functools import partial
 from typing import Final
 
 from mlflow_deploy_plugin.core import errors
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, DeadlineExceeded, NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    NotReady,
+    OnnxserveError,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.core.processes.child import Child, Crashes, exit_reason
 from mlflow_deploy_plugin.serve.protocols import side_messages
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.serve.protocols.side_messages import (
+    SideMessage,
+    receive_message,
+    send_message,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +50,19 @@ _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
 """The time for a process that has closed its connection to exit with its own status, before it is killed."""
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
+_METRICS_VARIABLE = (
+    "PROMETHEUS_MULTIPROC_DIR"  # The process must not count in the worker's metrics.
+)
 
-_REPORTED: list[type[OnnxserveError]] = [errors.InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
-_REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *errors.InvalidRequest.__subclasses__())}
+_REPORTED: list[type[OnnxserveError]] = [
+    errors.InvalidRequest,
+    DeadlineExceeded,
+    TooManyRequests,
+    NotReady,
+]
+_REMOTE_ERRORS = {
+    error.__name__: error for error in (*_REPORTED, *errors.InvalidRequest.__subclasses__())
+}
 """The errors that a side process reports (`serve/pyfunc/`), by class name; other errors become InferenceError."""
 
 
@@ -55,7 +74,9 @@ class _ProcessRun:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.control, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if name != _METRICS_VARIABLE}
+        environment = {
+            name: value for name, value in os.environ.items() if name != _METRICS_VARIABLE
+        }
         with theirs:
             self.child = Child(
                 [*command, str(theirs.fileno())],
@@ -67,7 +88,10 @@ class _ProcessRun:
         self.answered_at = 0.0
         self._lock = threading.Lock()
         self._free: list[socket.socket] = []
-        self._used: dict[socket.socket, bool] = {}  # The value is True while more of a response may arrive.
+        self._used: dict[
+            socket.socket,
+            bool,
+        ] = {}  # The value is True while more of a response may arrive.
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
@@ -97,7 +121,9 @@ class _ProcessRun:
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
-            connection.shutdown(socket.SHUT_RD)  # The process then fails to send, and closes its end.
+            connection.shutdown(
+                socket.SHUT_RD,
+            )  # The process then fails to send, and closes its end.
             if not _has_ended(connection, seconds):
                 return False
         with self._lock:
@@ -164,7 +190,11 @@ class SideProcess:
     """
 
     def __init__(
-        self, command: Sequence[str], timeout_seconds: float, label: str = "model", concurrency: int = 1
+        self,
+        command: Sequence[str],
+        timeout_seconds: float,
+        label: str = "model",
+        concurrency: int = 1,
     ) -> None:
         self._command = command
         self._label = label
@@ -178,7 +208,11 @@ class SideProcess:
         self._first: SideMessage | None = None
         self._looked = threading.Event()
         self._state = "is being started"
-        self._keeper = threading.Thread(target=self._keep_running, name="onnxserve-side-process", daemon=True)
+        self._keeper = threading.Thread(
+            target=self._keep_running,
+            name="onnxserve-side-process",
+            daemon=True,
+        )
 
     def start(self, wait_seconds: float | None = None) -> SideMessage:
         """Start the process and return its first message. `wait_seconds` is None for no limit.
@@ -193,7 +227,9 @@ class SideProcess:
             return first
         self.close()
         raise errors.InvalidArtifact(
-            str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
+            str(first.fields["message"])
+            if first
+            else f"the process of this {self._label} {self._state}",
         )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
@@ -209,7 +245,11 @@ class SideProcess:
         with self._exchange(deadline) as ask:
             return ask(message)
 
-    def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
+    def stream(
+        self,
+        message: SideMessage,
+        deadline: float = math.inf,
+    ) -> Generator[SideMessage, None, None]:
         """Send a message and yield the parts of its response, each in time. Raises the errors of `request`.
 
         The turn ends when the process has sent the last part, or has noticed that the generator was closed.
@@ -236,7 +276,9 @@ class SideProcess:
     @property
     def has_failed(self) -> bool:
         """True if the process was never ready; then it is not restarted."""
-        return self._looked.is_set() and (self._first is None or self._first.kind != side_messages.READY_MESSAGE)
+        return self._looked.is_set() and (
+            self._first is None or self._first.kind != side_messages.READY_MESSAGE
+        )
 
     @property
     def queue_seconds(self) -> float:
@@ -266,9 +308,12 @@ class SideProcess:
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
             if wait_seconds < self._timeout_seconds:
-                raise DeadlineExceeded(f"the request's deadline passed before the {self._label} was free")
+                raise DeadlineExceeded(
+                    f"the request's deadline passed before the {self._label} was free",
+                )
             raise TooManyRequests(
-                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
+                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s",
+                1,
             )
         self._local.queue_seconds = time.perf_counter() - began
         try:
@@ -288,7 +333,12 @@ class SideProcess:
         finally:
             self._turn.release()
 
-    def _ask(self, running: _ProcessRun, connection: socket.socket, message: SideMessage | None) -> SideMessage:
+    def _ask(
+        self,
+        running: _ProcessRun,
+        connection: socket.socket,
+        message: SideMessage | None,
+    ) -> SideMessage:
         began, answer = time.monotonic(), None
         running.expect(connection)
         try:
@@ -299,7 +349,9 @@ class SideProcess:
             raise self._give_up(running, connection, began) from None
         except ValueError as error:
             running.expect(connection, False)
-            raise BodyTooLarge(f"the request is too large for the process of this {self._label}: {error}") from None
+            raise BodyTooLarge(
+                f"the request is too large for the process of this {self._label}: {error}",
+            ) from None
         except (OSError, side_messages.MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
         if answer is None:
@@ -311,12 +363,19 @@ class SideProcess:
         if answer.kind != side_messages.PART_MESSAGE:
             running.expect(connection, False)
         if answer.kind == "refused":
-            refusal = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)(answer.fields["message"])
+            refusal = _REMOTE_ERRORS.get(answer.fields["error"], errors.InferenceError)(
+                answer.fields["message"],
+            )
             refusal.column = answer.fields["column"]
             raise refusal
         return answer
 
-    def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:
+    def _give_up(
+        self,
+        running: _ProcessRun,
+        connection: socket.socket,
+        began: float,
+    ) -> DeadlineExceeded:
         """Abandon a request that began at `began`, and kill a process that hangs; return the error to raise."""
         text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
         if running.give_up(connection) < self._concurrency and running.answered_at > began:
@@ -361,7 +420,10 @@ class SideProcess:
         except TimeoutError:
             text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
             first = SideMessage(side_messages.FAILED_MESSAGE, {"message": text})
-        except (OSError, side_messages.MalformedMessage):  # The process exited before its first message.
+        except (
+            OSError,
+            side_messages.MalformedMessage,
+        ):  # The process exited before its first message.
             first = None
         if self._first is None:
             self._first = first
@@ -382,8 +444,15 @@ class SideProcess:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
             self._state = f"{running.exit_reason()} and is restarted"
-        if not self._closed.is_set() and self._looked.is_set():  # Otherwise `start` raises the error.
-            logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
+        if (
+            not self._closed.is_set() and self._looked.is_set()
+        ):  # Otherwise `start` raises the error.
+            logger.error(
+                "the process %d of this %s %s",
+                running.child.pid,
+                self._label,
+                self._state,
+            )
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()

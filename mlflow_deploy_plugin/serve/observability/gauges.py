@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.core.statedir.files import AGENT, is_alive, read_state
-from mlflow_deploy_plugin.core.statedir.metric_files import MetricFamily, MetricSeries, prometheus_text
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    MetricFamily,
+    MetricSeries,
+    prometheus_text,
+)
 from mlflow_deploy_plugin.core.statedir.models import AgentState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,7 +34,9 @@ def agent_metrics_page(state_dir: Path) -> bytes:
         "gauge",
         "Versions that the registry selects but that are not served: gate, fetch, artifact, consent or load.",
     )
-    refused.series.extend(MetricSeries(version.model_dump(exclude={"reason"}), 1.0) for version in state.refused)
+    refused.series.extend(
+        MetricSeries(version.model_dump(exclude={"reason"}), 1.0) for version in state.refused
+    )
 
     def gauge(name: str, value: float, text: str) -> MetricFamily:
         return MetricFamily(name, "gauge", text, [MetricSeries({}, float(value))])
@@ -40,10 +46,18 @@ def agent_metrics_page(state_dir: Path) -> bytes:
     shipped = "Time until which every row was logged or dropped, in seconds since 1970; updated every 10 s."
     families = [
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent runs."),
-        gauge("onnxserve_agent_errors", state.errors, "Errors that prevent the spec's references from being served."),
+        gauge(
+            "onnxserve_agent_errors",
+            state.errors,
+            "Errors that prevent the spec's references from being served.",
+        ),
         gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
         gauge("onnxserve_keys_fetched_timestamp_seconds", state.keys_fetched_at, fetched),
-        gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
+        gauge(
+            "onnxserve_log_complete_until_timestamp_seconds",
+            state.shipping.complete_until,
+            shipped,
+        ),
     ]
     return prometheus_text([*families, refused])
 
@@ -87,9 +101,13 @@ def gpu_metrics_page() -> bytes:
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
             labels = {"gpu": str(number), "uuid": nvml.nvmlDeviceGetUUID(gpu)}
             for name, (text, read) in _GPU_GAUGES.items():
-                with contextlib.suppress(nvml.NVMLError):  # Some laptops do not report their power, for example.
+                with contextlib.suppress(
+                    nvml.NVMLError,
+                ):  # Some laptops do not report their power, for example.
                     series = MetricSeries(labels, float(read(nvml, gpu)))
-                    families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(series)
+                    families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(
+                        series,
+                    )
     except nvml.NVMLError as error:  # for example, the driver has lost a GPU
         logger.warning("NVML does not respond: %s", error)
     return prometheus_text(list(families.values()))
@@ -101,7 +119,9 @@ def _nvml() -> Any:
     try:
         import pynvml  # Imported here, because only a server with a GPU needs it.
     except ImportError:
-        logger.info("no metrics of GPUs: nvidia-ml-py is not installed (pip install 'mlflow-onnxserve[gpu]')")
+        logger.info(
+            "no metrics of GPUs: nvidia-ml-py is not installed (pip install 'mlflow-onnxserve[gpu]')",
+        )
         return None
     try:
         pynvml.nvmlInit()

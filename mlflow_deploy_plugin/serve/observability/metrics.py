@@ -15,7 +15,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from mlflow_deploy_plugin.core.statedir import metric_files
-from mlflow_deploy_plugin.core.statedir.metric_files import OF_VARIANT, Metric, MetricSeries, MmapCounters
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    OF_VARIANT,
+    Metric,
+    MetricSeries,
+    MmapCounters,
+)
 from mlflow_deploy_plugin.core.statedir.models import KeyEntry
 from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
@@ -33,23 +38,47 @@ _SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
 
 _REQUESTS = Metric(metric_files.REQUESTS, "Requests answered.")
 _REQUEST_DURATION = Metric(
-    metric_files.REQUEST_DURATION, "Time from the body's arrival to the complete response.", _SECONDS_BOUNDS
+    metric_files.REQUEST_DURATION,
+    "Time from the body's arrival to the complete response.",
+    _SECONDS_BOUNDS,
 )
 _PREDICTION_LATENCY = Metric(
-    "ml_prediction_latency_seconds", "Latency of successful predictions, by version only.", _SECONDS_BOUNDS
+    "ml_prediction_latency_seconds",
+    "Latency of successful predictions, by version only.",
+    _SECONDS_BOUNDS,
 )
-_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last reply, since 1970.", kind="gauge")
+_LAST_REQUEST = Metric(
+    "onnxserve_last_request_timestamp_seconds",
+    "Time of the last reply, since 1970.",
+    kind="gauge",
+)
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests rejected by a limit.")
-_WORKER_RESTARTS = Metric("onnxserve_worker_restarts", "Workers that were started to replace dead workers.")
-_REDIS_FAILURES = Metric("onnxserve_redis_failures", "Failed requests to Redis, and failed pings after one.")
+_WORKER_RESTARTS = Metric(
+    "onnxserve_worker_restarts",
+    "Workers that were started to replace dead workers.",
+)
+_REDIS_FAILURES = Metric(
+    "onnxserve_redis_failures",
+    "Failed requests to Redis, and failed pings after one.",
+)
 _KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of their API key.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
 _BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows per run of a graph.", _ROWS_BOUNDS)
-_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request of a run waited.", _SECONDS_BOUNDS)
+_QUEUE_SECONDS = Metric(
+    "onnxserve_queue_seconds",
+    "Time that the oldest request of a run waited.",
+    _SECONDS_BOUNDS,
+)
 _COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time per run of a graph.", _SECONDS_BOUNDS)
-_STREAM_PARTS = Metric("onnxserve_stream_parts", "Parts per streamed response, by outcome.", _ROWS_BOUNDS)
+_STREAM_PARTS = Metric(
+    "onnxserve_stream_parts",
+    "Parts per streamed response, by outcome.",
+    _ROWS_BOUNDS,
+)
 _FIRST_PART = Metric(
-    "onnxserve_stream_first_part_seconds", "Time to a streamed response's first part.", _SECONDS_BOUNDS
+    "onnxserve_stream_first_part_seconds",
+    "Time to a streamed response's first part.",
+    _SECONDS_BOUNDS,
 )
 _CAPTURE_REQUESTS = Metric(
     "onnxserve_capture_requests",
@@ -60,9 +89,14 @@ _CAPTURE_ROWS = Metric(
     "Rows that were answered, captured in the spool, or dropped because it could not be written.",
 )
 _FEEDBACK_LABELS = Metric(
-    metric_files.FEEDBACK_LABELS, "Accepted labels of earlier predictions, and requests whose labels were refused."
+    metric_files.FEEDBACK_LABELS,
+    "Accepted labels of earlier predictions, and requests whose labels were refused.",
 )
-_SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
+_SERVED_VERSION = Metric(
+    "onnxserve_served_version",
+    "Workers that serve this version.",
+    kind="gauge",
+)
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
@@ -72,14 +106,19 @@ _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
     "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
 )
-_SHADOW_ROWS = Metric("onnxserve_shadow_rows", "Rows for which the shadow and the answering variant agree or differ.")
+_SHADOW_ROWS = Metric(
+    "onnxserve_shadow_rows",
+    "Rows for which the shadow and the answering variant agree or differ.",
+)
 _SHADOW_DIFFERENCE = Metric(
     "onnxserve_shadow_difference",
     "The largest absolute difference per row between the numbers of the shadow and of the response.",
     tuple(f"{bound:g}" for bound in _DIFFERENCES),
 )
 _SHADOW_DURATION = Metric(
-    "onnxserve_shadow_duration_seconds", "Time per run of a shadow.", tuple(f"{bound:g}" for bound in SECONDS)
+    "onnxserve_shadow_duration_seconds",
+    "Time per run of a shadow.",
+    tuple(f"{bound:g}" for bound in SECONDS),
 )
 
 Label = str | int | float | bool
@@ -132,13 +171,17 @@ class Metrics:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
         number, values = 0, None
-        while values is None:  # Reuse a dead worker's file, so that there are never more files than workers.
+        while (
+            values is None
+        ):  # Reuse a dead worker's file, so that there are never more files than workers.
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
                 self.number = number
             number += 1
         self._values = values
-        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py deletes the file by this name.
+        gauges = (
+            self.folder / f"gauges_{os.getpid()}.db"
+        )  # gunicorn_conf.py deletes the file by this name.
         gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
@@ -146,8 +189,14 @@ class Metrics:
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
         # The slots of a label set are cached, because each request needs the slots of its labels.
-        self._request_slots, self._batch_slots = cache(self._find_request_slots), cache(self._find_batch_slots)
-        self._row_slots, self._shadow_slots = cache(self._find_row_slots), cache(self._find_shadow_slots)
+        self._request_slots, self._batch_slots = (
+            cache(self._find_request_slots),
+            cache(self._find_batch_slots),
+        )
+        self._row_slots, self._shadow_slots = (
+            cache(self._find_row_slots),
+            cache(self._find_shadow_slots),
+        )
         self._captures = {
             is_written: self._values.slot(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
@@ -166,7 +215,12 @@ class Metrics:
                 cells[slot + bucket] += 1
 
     def count_response(
-        self, variant: ServedVariant | None, protocol: str, status: str, seconds: float, outputs: Mapping[str, Array]
+        self,
+        variant: ServedVariant | None,
+        protocol: str,
+        status: str,
+        seconds: float,
+        outputs: Mapping[str, Array],
     ) -> None:
         """Count one request of any transport, and the labels that it predicted; `outputs` may be empty.
 
@@ -179,7 +233,13 @@ class Metrics:
         for label, rows in predicted_labels(variant.loaded.predictor.artifact, outputs):
             self.count_prediction(variant.loaded.version, label, rows)
 
-    def count_batch(self, labels: VariantLabels, rows: int, queue_seconds: float, compute_seconds: float) -> None:
+    def count_batch(
+        self,
+        labels: VariantLabels,
+        rows: int,
+        queue_seconds: float,
+        compute_seconds: float,
+    ) -> None:
         """Count one run of a graph over `rows` rows; the oldest request waited for `queue_seconds`."""
         with self._lock:
             of_rows, of_queue, of_compute = self._batch_slots(labels)
@@ -190,24 +250,43 @@ class Metrics:
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
         """Return `count_batch`, `count_response` and `count_capture` of a success as one function with one lock."""
         artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
-        label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
+        label_output = next(
+            (output.name for output in artifact.outputs if output.role == "label"),
+            "",
+        )
         values = self._values
         known = self._predictions.setdefault(version, {})
-        lock, now, captures, prediction_slot = self._lock, time.time, self._captures, self._prediction_slot
+        lock, now, captures, prediction_slot = (
+            self._lock,
+            time.time,
+            self._captures,
+            self._prediction_slot,
+        )
         slots: tuple[_BatchSlots, _RequestSlots, tuple[int, ...]] | None = None
 
-        def count(captured: CapturedRows, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
+        def count(
+            captured: CapturedRows,
+            compute_seconds: float,
+            seconds: float,
+            outputs: Mapping[str, Array],
+        ) -> None:
             nonlocal slots
             rows, kept, is_written = captured
             label = outputs.get(label_output)
             predicted = (
-                [(label.item(), 1)] if label is not None and label.size == 1 else predicted_labels(artifact, outputs)
+                [(label.item(), 1)]
+                if label is not None and label.size == 1
+                else predicted_labels(artifact, outputs)
             )
             bucket = 1 + bisect_left(SECONDS, seconds)
             with lock:
                 if slots is None:
                     requests_of = self._request_slots((*variant.labels, protocol, "200"))
-                    slots = self._batch_slots(variant.labels), requests_of, self._row_slots(variant.endpoint)
+                    slots = (
+                        self._batch_slots(variant.labels),
+                        requests_of,
+                        self._row_slots(variant.endpoint),
+                    )
                 (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
                 cells = values.cells
                 cells[of_rows] += rows
@@ -226,7 +305,9 @@ class Metrics:
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
                     slot = known.get((type(value), value)) or prediction_slot(known, version, value)
-                    values.cells[slot] += number  # `values.cells` is read again, because the file may have grown.
+                    values.cells[slot] += (
+                        number  # `values.cells` is read again, because the file may have grown.
+                    )
 
         return count
 
@@ -248,11 +329,21 @@ class Metrics:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._values.cells[slot] += rows
 
-    def count_stream(self, labels: VariantLabels, outcome: str, parts: int, first_seconds: float) -> None:
+    def count_stream(
+        self,
+        labels: VariantLabels,
+        outcome: str,
+        parts: int,
+        first_seconds: float,
+    ) -> None:
         """Count one streamed response: complete, failed, or abandoned by its caller."""
         named = _without_variant(labels)
         with self._lock:
-            self._observe(self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}), parts, _ROWS)
+            self._observe(
+                self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}),
+                parts,
+                _ROWS,
+            )
             self._observe(self._values.slot(_FIRST_PART, named), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
@@ -276,14 +367,20 @@ class Metrics:
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
-        self, labels: VariantLabels, agreement: Agreement, requests: int, seconds: float
+        self,
+        labels: VariantLabels,
+        agreement: Agreement,
+        requests: int,
+        seconds: float,
     ) -> None:
         """Count the requests whose results were compared after one run of the shadow, which took `seconds`.
 
         `agreement` is the agreement of each row of the requests.
         """
         numbers = agreement.differences[np.isfinite(agreement.differences) & agreement.are_numbers]
-        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the index of the first bound ≥ the number
+        buckets = Counter(
+            np.searchsorted(_DIFFERENCES, numbers).tolist(),
+        )  # the index of the first bound ≥ the number
         different = agreement.differing_rows
         with self._lock:
             slots, cells = self._shadow_slots(labels), self._values.cells
@@ -293,18 +390,25 @@ class Metrics:
             for bucket, rows in buckets.items():
                 cells[slots["difference"] + 1 + bucket] += rows
             self._observe(slots["seconds"], seconds)
-            cells[slots["compared"]] += requests  # A scrape that sees the requests also sees their rows.
+            cells[slots["compared"]] += (
+                requests  # A scrape that sees the requests also sees their rows.
+            )
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
 
     def set_served_versions(self, table: ServedTable) -> None:
         """Set the gauges of the versions that this worker serves now."""
-        served = {variant.labels for endpoint in table.values() for variant in endpoint.variants.values()}
+        served = {
+            variant.labels for endpoint in table.values() for variant in endpoint.variants.values()
+        }
         with self._lock:
             self._served |= served
             for labels in self._served:
-                slot = self._gauges.slot(_SERVED_VERSION, dict(zip(OF_VARIANT, labels, strict=True)))
+                slot = self._gauges.slot(
+                    _SERVED_VERSION,
+                    dict(zip(OF_VARIANT, labels, strict=True)),
+                )
                 self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
@@ -318,7 +422,14 @@ class Metrics:
 
         def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
             for series in counted[metric.name]:
-                yield summed[series.labels["endpoint"], series.labels["model"], series.labels["version"]], series
+                yield (
+                    summed[
+                        series.labels["endpoint"],
+                        series.labels["model"],
+                        series.labels["version"],
+                    ],
+                    series,
+                )
 
         for totals, requests in series_of(_REQUESTS):
             totals.requests += int(requests.value)
@@ -353,7 +464,9 @@ class Metrics:
         last = self._values.slot(_LAST_REQUEST, _without_variant(of_variant))
         histograms = [self._values.slot(_REQUEST_DURATION, named)]
         if status == "200":
-            histograms.append(self._values.slot(_PREDICTION_LATENCY, {"model_version": named["version"]}))
+            histograms.append(
+                self._values.slot(_PREDICTION_LATENCY, {"model_version": named["version"]}),
+            )
         return requests, last, tuple(histograms)
 
     def _find_batch_slots(self, labels: VariantLabels) -> _BatchSlots:
@@ -362,24 +475,41 @@ class Metrics:
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
         outcomes = "answered", "captured", "dropped"
-        return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name}) for name in outcomes)
+        return tuple(
+            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name})
+            for name in outcomes
+        )
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
         """Return the slots of a shadow: one per outcome, and `same`, `different`, `difference`, `seconds`."""
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
-        requests = {name: slot(_SHADOW_REQUESTS, {**named, "outcome": name}) for name in get_args(ShadowOutcome)}
-        rows = {name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")}
-        of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
+        requests = {
+            name: slot(_SHADOW_REQUESTS, {**named, "outcome": name})
+            for name in get_args(ShadowOutcome)
+        }
+        rows = {
+            name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")
+        }
+        of_numbers = {
+            "difference": slot(_SHADOW_DIFFERENCE, named),
+            "seconds": slot(_SHADOW_DURATION, named),
+        }
         return {**requests, **rows, **of_numbers}
 
     def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
-        of_type = type(label), label  # The type is needed, because 1 == True in Python. Every label is hashable.
+        of_type = (
+            type(label),
+            label,
+        )  # The type is needed, because 1 == True in Python. Every label is hashable.
         if (slot := known.get(of_type)) is not None:
             return slot
         if len(known) > MAX_PREDICTIONS:
             return known[_OTHER]
         if not known:
-            known[_OTHER] = self._values.slot(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
+            known[_OTHER] = self._values.slot(
+                _PREDICTIONS,
+                {"model_version": version, "prediction": _OTHER},
+            )
         named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
         slot = known[of_type] = self._values.slot(_PREDICTIONS, named)
         return slot
@@ -406,7 +536,10 @@ def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[t
             and array.shape[1:] == (len(artifact.classes),)
             and not any(output.role == "label" for output in artifact.outputs)
         ):
-            return [(artifact.classes[index], rows) for index, rows in _count_values(array.argmax(axis=1))]  # type: ignore[index]
+            return [
+                (artifact.classes[index], rows)
+                for index, rows in _count_values(array.argmax(axis=1))
+            ]  # type: ignore[index]
     return []
 
 

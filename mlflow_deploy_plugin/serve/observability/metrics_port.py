@@ -33,7 +33,9 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
                         families = prometheus_text(read_families(state_dir / METRICS))
                         status, page = "200 OK", families + gauges_page(state_dir, has_gpu)
                     headers = f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(page)}\r\nConnection: close"
-                    writer.transport.set_write_buffer_limits(0)  # `drain` then waits until the response is sent.
+                    writer.transport.set_write_buffer_limits(
+                        0,
+                    )  # `drain` then waits until the response is sent.
                     writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\n\r\n".encode() + page)
                     await writer.drain()
         writer.transport.abort()
@@ -42,4 +44,6 @@ async def serve(listener: socket.socket, state_dir: Path, has_gpu: bool) -> None
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv))
+    asyncio.run(
+        serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[1]), "--gpu" in sys.argv),
+    )

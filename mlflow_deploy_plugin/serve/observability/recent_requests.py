@@ -41,7 +41,11 @@ class RecentRequests:
         self._stopping = threading.Event()
         for request in reversed(_read(self._path)):
             self.ring(request[0]).append(request)
-        threading.Thread(target=self._write_regularly, name="onnxserve-requests", daemon=True).start()
+        threading.Thread(
+            target=self._write_regularly,
+            name="onnxserve-requests",
+            daemon=True,
+        ).start()
 
     def close(self) -> None:
         self._stopping.set()
@@ -56,9 +60,20 @@ class RecentRequests:
         """Return the last requests with the origin's endpoint and status, to which a caller may append."""
         return self._rings.setdefault((origin[1], origin[0]), deque(maxlen=_MOST_REMEMBERED))
 
-    def add(self, origin: Origin, seconds: float, rows: int, prediction_id: str, error: OnnxserveError | None) -> None:
+    def add(
+        self,
+        origin: Origin,
+        seconds: float,
+        rows: int,
+        prediction_id: str,
+        error: OnnxserveError | None,
+    ) -> None:
         """Remember a request that took `seconds` until now. With a variant, a message may quote values: omit it."""
-        message = one_line(without_keys(error.message), _MOST_CHARACTERS) if error and not origin[2] else ""
+        message = (
+            one_line(without_keys(error.message), _MOST_CHARACTERS)
+            if error and not origin[2]
+            else ""
+        )
         arrived, code = int((time.time() - seconds) * 1e6), error.error_code if error else ""
         self.ring(origin).append((origin, arrived, seconds, rows, prediction_id, code, message))
 
@@ -69,8 +84,13 @@ class RecentRequests:
 
     def write(self) -> None:
         newest = self._own()[:_MOST_WRITTEN]
-        if newest != self._written and self._path.parent.is_dir():  # The next server may have removed the folder.
-            with suppress(OSError, TypeError):  # Shared memory may be full, or a text may contain a lone surrogate.
+        if (
+            newest != self._written and self._path.parent.is_dir()
+        ):  # The next server may have removed the folder.
+            with suppress(
+                OSError,
+                TypeError,
+            ):  # Shared memory may be full, or a text may contain a lone surrogate.
                 write_atomically(self._path, orjson.dumps(newest))
                 self._written = newest
 

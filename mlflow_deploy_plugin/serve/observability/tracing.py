@@ -37,7 +37,9 @@ def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
-    return exporter == "otlp" or (not exporter and any(environment.get(name) for name in _ENDPOINTS))
+    return exporter == "otlp" or (
+        not exporter and any(environment.get(name) for name in _ENDPOINTS)
+    )
 
 
 def open_tracer() -> "Tracer | None":
@@ -52,11 +54,16 @@ def open_tracer() -> "Tracer | None":
     except ImportError:
         raise RuntimeMissing(
             "the environment enables OpenTelemetry traces, but the SDK is not installed: "
-            "pip install 'mlflow-onnxserve[otel]'"
+            "pip install 'mlflow-onnxserve[otel]'",
         ) from None
     attributes = {"service.version": __version__}
-    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        attributes["service.name"] = "onnxserve"  # The SDK itself reads a name from the environment.
+    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get(
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "",
+    ):
+        attributes["service.name"] = (
+            "onnxserve"  # The SDK itself reads a name from the environment.
+        )
     provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -77,17 +84,28 @@ class Tracer:
         self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
         self._closing = threading.Event()
         # Start the thread now: workers close while the interpreter exits, and Python 3.12 then cannot start a thread.
-        self._closer = threading.Thread(target=self._shut_down, name="onnxserve-traces", daemon=True)
+        self._closer = threading.Thread(
+            target=self._shut_down,
+            name="onnxserve-traces",
+            daemon=True,
+        )
         self._closer.start()
 
     @contextmanager
     def request(
-        self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        attributes: Mapping[str, str],
     ) -> Iterator[tuple[Any, str]]:
         """Open the span of a request; yield it and the `traceparent` (W3C). Header names are in lower case."""
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
-            name, parent, self._kind, attributes=attributes, record_exception=False
+            name,
+            parent,
+            self._kind,
+            attributes=attributes,
+            record_exception=False,
         ) as span:
             carrier: dict[str, str] = {}
             self._propagator.inject(carrier)
@@ -132,26 +150,39 @@ AnyResponse = TypeVar("AnyResponse", bound=Response)
 
 
 def observe_request(
-    request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
+    request: RawRequest,
+    handle: Callable[[], AnyResponse],
+    tracer: Tracer | None,
+    logs_requests: bool,
 ) -> AnyResponse:
     """Handle the request. Trace it (header `traceparent`) if there is a tracer, and log it with `logs_requests`."""
     if not (tracer or logs_requests):
         return handle()
     path = without_keys(request.path)[:500]
-    fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
+    fields = {
+        "http.request.method": request.method[:20],
+        "url.path": path,
+        "client.address": request.client,
+    }
     began = time.perf_counter()
     opened: AbstractContextManager[tuple[Any, str]] = nullcontext((None, ""))
     if tracer:
         opened = tracer.request(_span_name(request.method, path), request.headers, fields)
     with opened as (span, traceparent):
         response = handle()
-        named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
+        named = {
+            field: response.headers[header]
+            for header, field in _FIELDS.items()
+            if header in response.headers
+        }
         if request.caller:
             named["user.name"] = request.caller
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **named})
-            if response.status >= 500:  # OpenTelemetry's HTTP conventions define only such statuses as errors.
+            if (
+                response.status >= 500
+            ):  # OpenTelemetry's HTTP conventions define only such statuses as errors.
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began

@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, Schem
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.core.tabular.files import first_line
 from mlflow_deploy_plugin.serve.protocols import arrow_columns
-from mlflow_deploy_plugin.serve.protocols.arrow_columns import StringBudget, UnsupportedColumn, to_numpy
+from mlflow_deploy_plugin.serve.protocols.arrow_columns import (
+    StringBudget,
+    UnsupportedColumn,
+    to_numpy,
+)
 from mlflow_deploy_plugin.serve.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.serve.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
@@ -38,9 +42,16 @@ MEDIA_TYPES = (STREAM, FILE)
 _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_MESSAGES = 10_000
 _UNNAMED = [""]
-_EXACT_TYPES = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
+_EXACT_TYPES = frozenset(
+    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))},
+)
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
-_I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
+_I32, _U32, _U16, _I64 = (
+    struct.Struct("<i"),
+    struct.Struct("<I"),
+    struct.Struct("<H"),
+    struct.Struct("<q"),
+)
 
 
 def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
@@ -70,7 +81,15 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
         table = reader.read_all()
         table.validate()
         return _feeds(table, chosen, schema, limit)
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+    ) as error:
         raise InvalidRequest(f"the body is not a valid Arrow stream: {first_line(error)}") from None
 
 
@@ -94,10 +113,14 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
     else:  # Join the batches: a stream may have thousands with a few rows each.
         columns = [table.column(name) for name in chosen]
-        joined = ([each.combine_chunks()] if pa.types.is_primitive(each.type) else each.chunks for each in columns)
+        joined = (
+            [each.combine_chunks()] if pa.types.is_primitive(each.type) else each.chunks
+            for each in columns
+        )
         pieces = dict(zip(chosen, joined, strict=True))
     arrays = {
-        name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget) for name in chosen
+        name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget)
+        for name in chosen
     }
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
@@ -110,7 +133,9 @@ def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
     """Return the columns of an array [N, columns]; an array [N] is a single column."""
     if array.ndim > 2 or array.size != len(array) * len(names):
         shape = f"the array has the shape {list(array.shape)}"
-        raise SchemaMismatch(f"{shape}; [any, {len(names)}] is expected, columns in the signature's order")
+        raise SchemaMismatch(
+            f"{shape}; [any, {len(names)}] is expected, columns in the signature's order",
+        )
     return dict(zip(names, array.reshape(len(array), -1).T, strict=True))
 
 
@@ -137,13 +162,22 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
 
     if isinstance(prediction, dict):
         columns = prediction
-    elif prediction.dtype.kind == "O" and len(prediction) and all(isinstance(row, dict) for row in prediction.flat):
+    elif (
+        prediction.dtype.kind == "O"
+        and len(prediction)
+        and all(isinstance(row, dict) for row in prediction.flat)
+    ):
         records = list(prediction.flat)
-        columns = {str(name): np.array([record.get(name) for record in records]) for name in records[0]}
+        columns = {
+            str(name): np.array([record.get(name) for record in records]) for name in records[0]
+        }
     else:
         columns = {PREDICTION: prediction}
     check_row_aligned(columns)
-    return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
+    return pa.Table.from_arrays(
+        [_to_arrow(array) for array in columns.values()],
+        names=list(columns),
+    )
 
 
 def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
@@ -152,7 +186,9 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
     Raises BodyTooLarge for too many columns, and SchemaMismatch if a column is missing, repeated or of a wrong type.
     """
     if len(arrow_schema.names) > MOST_COLUMNS:
-        raise BodyTooLarge(f"the table has {len(arrow_schema.names)} columns; at most {MOST_COLUMNS} are allowed")
+        raise BodyTooLarge(
+            f"the table has {len(arrow_schema.names)} columns; at most {MOST_COLUMNS} are allowed",
+        )
     arrow_names, dtypes = arrow_schema.names, schema.dtypes
     if arrow_names == _UNNAMED and schema.columns:
         for expected in set(dtypes.values()):
@@ -161,7 +197,11 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
     counts = Counter(arrow_names)
     if missing := schema.missing_columns(counts):
         raise missing
-    names = [name for name in arrow_names if name in dtypes or name in schema.keys] if schema.columns else arrow_names
+    names = (
+        [name for name in arrow_names if name in dtypes or name in schema.keys]
+        if schema.columns
+        else arrow_names
+    )
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
@@ -196,12 +236,18 @@ def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringB
 def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
     """Return a column of keys. A null among integers or booleans remains None, so that ids keep all digits."""
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    if not has_gaps or sum(map(len, pieces)) > limit:  # `_column` raises the error if there are too many values.
+    if (
+        not has_gaps or sum(map(len, pieces)) > limit
+    ):  # `_column` raises the error if there are too many values.
         return _column(name, pieces, limit, budget)
     return object_array([value for piece in pieces for value in piece.to_pylist()])
 
 
-def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
+def _without_views(
+    array: "pa.Array",
+    budget: StringBudget,
+    cast: "dict[tuple[int, ...], pa.Array]",
+) -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
     Overlapping views could take terabytes, so the budget is checked first. `cast`: converted dictionaries by address.
@@ -229,11 +275,20 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     except SchemaMismatch:
         for column in schema.columns:
             array = arrays.get(column.name)
-            if array is None or array.dtype.kind != "f" or COLUMN_TYPES[column.type] not in ("int32", "int64"):
+            if (
+                array is None
+                or array.dtype.kind != "f"
+                or COLUMN_TYPES[column.type] not in ("int32", "int64")
+            ):
                 continue
             if np.isnan(array).any():
-                label = f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
-                raise SchemaMismatch(f"{label}: null; an integer is expected", column=column.name) from None
+                label = (
+                    f"column {column.name!r} ({column.type}), row {int(np.argmax(np.isnan(array)))}"
+                )
+                raise SchemaMismatch(
+                    f"{label}: null; an integer is expected",
+                    column=column.name,
+                ) from None
         raise
 
 
@@ -244,22 +299,33 @@ def _to_arrow(array: Array) -> "pa.Array":
     if array.ndim == 2 and array.shape[1] == 1:
         array = array.reshape(-1)
     if array.ndim > 1:
-        return pa.FixedSizeListArray.from_arrays(_to_arrow(array.reshape(-1, *array.shape[2:])), array.shape[1])
+        return pa.FixedSizeListArray.from_arrays(
+            _to_arrow(array.reshape(-1, *array.shape[2:])),
+            array.shape[1],
+        )
     if array.dtype.kind in "OU":
-        if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts, which become strings as in a CSV file.
+        if len(array) and isinstance(
+            array[0],
+            dict,
+        ):  # ZipMap returns dicts, which become strings as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = arrow_columns.packed_strings(array)
         kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     elif array.dtype.kind == "b":
         kind, buffers = pa.bool_(), [None, pa.py_buffer(np.packbits(array, bitorder="little"))]
     else:
-        kind, buffers = pa.from_numpy_dtype(array.dtype), [None, pa.py_buffer(np.ascontiguousarray(array))]
+        kind, buffers = (
+            pa.from_numpy_dtype(array.dtype),
+            [None, pa.py_buffer(np.ascontiguousarray(array))],
+        )
     return pa.Array.from_buffers(kind, len(array), buffers)
 
 
 def _check_value_count(rows: int, columns: int, limit: int) -> None:
     if rows * max(1, columns) > limit:
-        raise BodyTooLarge(f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values")
+        raise BodyTooLarge(
+            f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values",
+        )
 
 
 def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
@@ -270,14 +336,24 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
     left = limit
     for number, message in enumerate(messages):
         if number > _MOST_MESSAGES:
-            raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches")
-        body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
+            raise BodyTooLarge(
+                f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches",
+            )
+        body = (
+            memoryview(message.body)
+            if message.body is not None and message.body.size
+            else memoryview(b"")
+        )
         try:
             left -= _message_bytes(memoryview(message.metadata), body)
         except (struct.error, IndexError):
-            raise InvalidRequest("the body is not a valid Arrow stream: a message is truncated") from None
+            raise InvalidRequest(
+                "the body is not a valid Arrow stream: a message is truncated",
+            ) from None
         if left < 0:
-            raise BodyTooLarge(f"the table is larger than this server's limit of {limit} bytes when decompressed")
+            raise BodyTooLarge(
+                f"the table is larger than this server's limit of {limit} bytes when decompressed",
+            )
 
 
 def _message_bytes(metadata: memoryview, body: memoryview) -> int:
@@ -296,7 +372,11 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     if delta and metadata[delta]:
         raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
     batch = header if metadata[kind] == _RECORD_BATCH else _flatbuffers_table(metadata, header, 1)
-    vector = _flatbuffers_table(metadata, batch, 2) if batch and _flatbuffers_field(metadata, batch, 3) else 0
+    vector = (
+        _flatbuffers_table(metadata, batch, 2)
+        if batch and _flatbuffers_field(metadata, batch, 3)
+        else 0
+    )
     if not vector:
         return len(body)
     total = 0

@@ -23,7 +23,9 @@ _NUMBERS: dict[str, Dtype] = {
     "float": np.dtype("<f4"),
     "double": np.dtype("<f8"),
     **{
-        f"{sign}int{bits}": np.dtype(f"<{sign[:1] or 'i'}{bits // 8}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+        f"{sign}int{bits}": np.dtype(f"<{sign[:1] or 'i'}{bits // 8}")
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
     },
 }
 _OFFSETS: dict[str, Dtype] = {
@@ -37,7 +39,10 @@ _TEXTS = frozenset({"string", "large_string", "string_view"})
 _DATES: dict[str, Dtype] = {
     "date32[day]": np.dtype("<i4"),
     "date64[ms]": np.dtype("<i8"),
-    **dict.fromkeys(("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"), np.dtype("<i8")),
+    **dict.fromkeys(
+        ("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"),
+        np.dtype("<i8"),
+    ),
 }
 """The numpy dtypes of Arrow's dates and times; the brackets contain the unit."""
 
@@ -61,7 +66,9 @@ class StringBudget:
         """Subtract characters from the budget. Raises BodyTooLarge if the budget is exceeded."""
         self.left -= characters
         if self.left < 0:
-            raise BodyTooLarge("the strings of the table exceed this server's limit if a string counts once per row")
+            raise BodyTooLarge(
+                "the strings of the table exceed this server's limit if a string counts once per row",
+            )
 
 
 def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
@@ -69,7 +76,9 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     inner, name = kind, str(kind)
     while name.partition("<")[0] in _LISTS:
         if not takes_lists:
-            raise UnsupportedColumn(f"contains lists ({str(kind)[:60]}); one value per row is expected")
+            raise UnsupportedColumn(
+                f"contains lists ({str(kind)[:60]}); one value per row is expected",
+            )
         inner = inner.value_type
         name = str(inner)
     if name.startswith("dictionary<"):
@@ -77,8 +86,16 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     is_number = name in _NUMBERS or name == "bool" or name.startswith("decimal")
     is_text = name in _TEXTS or _without_zone(name) in _DATES
     if name != "null" and not (is_text if dtype == "str" else is_number):
-        expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"
-        raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model requires {dtype}")
+        expected = (
+            "strings are"
+            if dtype == "str"
+            else "true or false is"
+            if dtype == "bool"
+            else "numbers are"
+        )
+        raise UnsupportedColumn(
+            f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model requires {dtype}",
+        )
 
 
 def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
@@ -135,7 +152,11 @@ def matrix(batch: "pa.RecordBatch") -> Array | None:
 
 def address(array: "pa.Array") -> tuple[int, ...]:
     """Return the address of an array. The address is unique while the array exists."""
-    return (*(buffer.address if buffer else 0 for buffer in array.buffers()), array.offset, len(array))
+    return (
+        *(buffer.address if buffer else 0 for buffer in array.buffers()),
+        array.offset,
+        len(array),
+    )
 
 
 def _valid(array: "pa.Array") -> Array | None:
@@ -186,7 +207,9 @@ def _dates(array: "pa.Array") -> Array:
     kind = _without_zone(name)
     unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
     dates = _view(array.buffers()[1], _DATES[kind], array.offset, len(array)).astype(f"M8[{unit}]")
-    texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(object)
+    texts = np.datetime_as_string(dates, timezone="UTC" if ", tz=" in name else "naive").astype(
+        object,
+    )
     texts[np.isnat(dates)] = None
     if (valid := _valid(array)) is not None:
         texts[~valid] = None
@@ -197,7 +220,9 @@ def _strings(array: "pa.Array") -> Array:
     try:
         array.validate(full=True)
     except ValueError:
-        raise InvalidRequest("the Arrow data is not valid: a string is not UTF-8, or offsets decrease") from None
+        raise InvalidRequest(
+            "the Arrow data is not valid: a string is not UTF-8, or offsets decrease",
+        ) from None
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -218,12 +243,19 @@ def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
             lengths[:] = [len(word or "") for word in words]
         known[key] = words, lengths
     words, lengths = known[key]
-    indices = _view(array.indices.buffers()[1], _NUMBERS[str(array.indices.type)], array.offset, len(array))
+    indices = _view(
+        array.indices.buffers()[1],
+        _NUMBERS[str(array.indices.type)],
+        array.offset,
+        len(array),
+    )
     valid = _valid(array)
     if valid is not None:
         indices = indices[valid]
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
-        raise InvalidRequest("the Arrow data is not valid: an index is out of the range of its dictionary")
+        raise InvalidRequest(
+            "the Arrow data is not valid: an index is out of the range of its dictionary",
+        )
     budget.take(int(lengths[indices].sum()))
     if valid is None:
         return words[indices]

@@ -13,7 +13,13 @@ from typing import Any
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import PYTHON_FUNCTION
 from mlflow_deploy_plugin.serve.protocols import content, mlflow, tfserving
-from mlflow_deploy_plugin.serve.protocols.content import JSON, check_depth, dump_json, load_json, load_json_object
+from mlflow_deploy_plugin.serve.protocols.content import (
+    JSON,
+    check_depth,
+    dump_json,
+    load_json,
+    load_json_object,
+)
 from mlflow_deploy_plugin.serve.protocols.examples import Document, Example, invocations_example
 from mlflow_deploy_plugin.serve.protocols.protocol import (
     Decode,
@@ -39,17 +45,29 @@ from mlflow_deploy_plugin.serve.variants import ServedVariant
 
 
 def _through_mlflow(
-    decode: Callable[[str | None, bytes, Schema], dict[str, Any]], encode: Callable[[Array | dict[str, Array]], bytes]
+    decode: Callable[[str | None, bytes, Schema], dict[str, Any]],
+    encode: Callable[[Array | dict[str, Array]], bytes],
 ) -> Decode:
     """Return the decoder of a body that is converted to MLflow's document. A pyfunc receives that document."""
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+    def decode_request(
+        headers: Mapping[str, str],
+        body: bytes,
+        variant: ServedVariant,
+        limit: int,
+    ) -> DecodedRequest:
         predictor = variant.loaded.predictor
         document = decode(headers.get("content-type"), body, variant.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
-            text = json.dumps(document).encode()  # orjson decodes a lone surrogate, but cannot encode it.
-            return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text, keys=variant.capture.keys))
+            text = json.dumps(
+                document,
+            ).encode()  # orjson decodes a lone surrogate, but cannot encode it.
+            return DecodedRequest(
+                {},
+                encode_opaque,
+                body=OpaqueBody(JSON, text, keys=variant.capture.keys),
+            )
         return DecodedRequest(mlflow.decode_document(document, variant.schema), encode_outputs)
 
     def encode_outputs(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -57,11 +75,15 @@ def _through_mlflow(
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = load_json(response.body)
-        if not isinstance(answer, dict) or "predictions" not in answer:  # A chat's answer has no `predictions`.
+        if (
+            not isinstance(answer, dict) or "predictions" not in answer
+        ):  # A chat's answer has no `predictions`.
             return EncodedResponse(response.body)
         predictions = answer["predictions"]
         return EncodedResponse(
-            encode(response.outputs or predictions if isinstance(predictions, dict) else predictions)
+            encode(
+                response.outputs or predictions if isinstance(predictions, dict) else predictions,
+            ),
         )
 
     return decode_request
@@ -75,13 +97,23 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     document = load_json_object(content_type, body)
     parameters = document.pop("parameters", None)
     if parameters is not None and not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters is a JSON {content.json_type(parameters)}; an object is expected")
+        raise InvalidRequest(
+            f"parameters is a JSON {content.json_type(parameters)}; an object is expected",
+        )
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
-        if schema.binary_columns and isinstance(document.get("instances"), list):  # MLflow reads bytes from records.
-            rows = (row if isinstance(row, dict | list) else [row] for row in document.pop("instances"))
-            records = [row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False)) for row in rows]
+        if schema.binary_columns and isinstance(
+            document.get("instances"),
+            list,
+        ):  # MLflow reads bytes from records.
+            rows = (
+                row if isinstance(row, dict | list) else [row] for row in document.pop("instances")
+            )
+            records = [
+                row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False))
+                for row in rows
+            ]
             document["dataframe_records"] = records
     return {**params, **document}
 
@@ -91,7 +123,13 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
 
     Raises SchemaMismatch if an output does not have one value per row.
     """
-    return dump_json({"predictions": content.rows_of(prediction) if isinstance(prediction, dict) else prediction})
+    return dump_json(
+        {
+            "predictions": content.rows_of(prediction)
+            if isinstance(prediction, dict)
+            else prediction
+        },
+    )
 
 
 def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
@@ -103,7 +141,11 @@ def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[
     if "input_data" not in document:
         raise InvalidRequest("the JSON object must have the field input_data")
     data: Any = document["input_data"]
-    field = "dataframe_split" if isinstance(data, dict) and isinstance(data.get("data"), list) else "inputs"
+    field = (
+        "dataframe_split"
+        if isinstance(data, dict) and isinstance(data.get("data"), list)
+        else "inputs"
+    )
     params = {"params": document["params"]} if "params" in document else {}
     return {field: data, **params}
 

@@ -40,11 +40,15 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
         raise UnsupportedMediaType(f"the request has no Content-Type; this route accepts {takes}")
     name, *parameters = (part.strip() for part in content_type.split(";"))
     if name.lower() not in accepted:
-        raise UnsupportedMediaType(f"this route does not accept the Content-Type {name[:100]!r}; it accepts {takes}")
+        raise UnsupportedMediaType(
+            f"this route does not accept the Content-Type {name[:100]!r}; it accepts {takes}",
+        )
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "charset" and value.strip(' "').lower() not in ("utf-8", "utf8"):
-            raise UnsupportedMediaType(f"the charset {value.strip()[:40]!r} is not supported; send UTF-8")
+            raise UnsupportedMediaType(
+                f"the charset {value.strip()[:40]!r} is not supported; send UTF-8",
+            )
     return name.lower()
 
 
@@ -111,7 +115,7 @@ def check_containers(body: bytes) -> int:
     if opened > MOST_CONTAINERS:
         raise InvalidRequest(
             f"the JSON has {opened} brackets that open arrays and objects; at most {MOST_CONTAINERS} are allowed: "
-            "send fewer rows, or send them as Arrow"
+            "send fewer rows, or send them as Arrow",
         )
     return arrays
 
@@ -141,7 +145,11 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 def dump_json(document: object) -> bytes:
     """Return JSON with arrays as nested lists. NaN and infinity, which JSON cannot represent, become null."""
-    return orjson.dumps(document, default=_plain_value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(
+        document,
+        default=_plain_value,
+        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS,
+    )
 
 
 def base64_text(value: Any, label: str) -> str:
@@ -149,13 +157,21 @@ def base64_text(value: Any, label: str) -> str:
     try:
         return base64.b64decode(value, validate=True).decode()
     except (TypeError, ValueError):
-        raise InvalidRequest(f"{label} is {short_repr(value)}; UTF-8 text in base64 is expected") from None
+        raise InvalidRequest(
+            f"{label} is {short_repr(value)}; UTF-8 text in base64 is expected",
+        ) from None
 
 
 def json_type(value: object) -> str:
     if value is None:
         return "null"
-    names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+    names: dict[type, str] = {
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        str: "string",
+        list: "array",
+    }
     return names.get(type(value), "object")
 
 
@@ -175,7 +191,9 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
     """Raise SchemaMismatch unless each output has one value, or array of values, per row."""
     lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
-        raise SchemaMismatch("the outputs of this model do not have one value per row; request JSON at /invocations")
+        raise SchemaMismatch(
+            "the outputs of this model do not have one value per row; request JSON at /invocations",
+        )
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:

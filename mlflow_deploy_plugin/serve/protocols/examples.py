@@ -43,7 +43,9 @@ class Example:
         return {name: values[0] for name, values in self.values.items()}
 
     def records(self) -> list[Document]:
-        return [{name: values[row] for name, values in self.values.items()} for row in range(self.rows)]
+        return [
+            {name: values[row] for name, values in self.values.items()} for row in range(self.rows)
+        ]
 
 
 def example_of(loaded: LoadedVersion) -> Example:
@@ -83,7 +85,9 @@ def _read(loaded: LoadedVersion) -> Example | None:
         split = document.get("dataframe_split") if isinstance(document, dict) else None
         if schema.columns and isinstance(split, dict) and isinstance(split.get("columns"), list):
             data = split["data"][:MAX_ROWS]
-            columns = dict(zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True))
+            columns = dict(
+                zip(map(str, split["columns"]), map(list, zip(*data, strict=True)), strict=True),
+            )
             values = {name: columns[name] for name in schema.names if name in columns}
             return Example(values, len(data), True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
@@ -96,7 +100,11 @@ def _read(loaded: LoadedVersion) -> Example | None:
         arrays = {name: array[:rows] for name, array in arrays.items()}
     if not arrays or not rows or sum(array.size for array in arrays.values()) > MAX_VALUES:
         return None
-    return Example({name: _plain_lists(array.tolist()) for name, array in arrays.items()}, rows, True)
+    return Example(
+        {name: _plain_lists(array.tolist()) for name, array in arrays.items()},
+        rows,
+        True,
+    )
 
 
 def _plain_lists(value: Any) -> Any:
@@ -111,9 +119,18 @@ def _zeros(schema: Schema) -> Example:
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)
-    shapes = {tensor.name: [1 if size == -1 else size for size in tensor.shape] for tensor in schema.tensors}
-    if not shapes or any(0 in shape for shape in shapes.values()) or sum(map(prod, shapes.values())) > MAX_VALUES:
+    shapes = {
+        tensor.name: [1 if size == -1 else size for size in tensor.shape]
+        for tensor in schema.tensors
+    }
+    if (
+        not shapes
+        or any(0 in shape for shape in shapes.values())
+        or sum(map(prod, shapes.values())) > MAX_VALUES
+    ):
         return Example()
     blanks = {tensor.name: _BLANKS.get(tensor.dtype, 0) for tensor in schema.tensors}
-    values = {name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()}
+    values = {
+        name: np.full(shape, blanks[name], dtype=object).tolist() for name, shape in shapes.items()
+    }
     return Example(values, len(next(iter(values.values()))) if schema.has_rows else 1)

@@ -35,12 +35,16 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     if _BATCH not in document:
         return [_entry(document, "")]
     if unknown := [name for name in document if name != _BATCH]:
-        raise InvalidRequest(f"the document has {unknown[0][:60]!r} next to 'feedback'; put it into each entry")
+        raise InvalidRequest(
+            f"the document has {unknown[0][:60]!r} next to 'feedback'; put it into each entry",
+        )
     entries = document[_BATCH]
     if not isinstance(entries, list):
         raise InvalidRequest(f"feedback is {short_repr(entries)}; a list of objects is expected")
     if not 0 < len(entries) <= MOST_ENTRIES:
-        raise InvalidRequest(f"feedback has {len(entries)} entries; 1 to {MOST_ENTRIES} are expected")
+        raise InvalidRequest(
+            f"feedback has {len(entries)} entries; 1 to {MOST_ENTRIES} are expected",
+        )
     decoded = [_entry(entry, f"feedback[{index}]") for index, entry in enumerate(entries)]
     if len({frozenset(entry.key) for entry in decoded if entry.key}) > _MOST_KEYS:
         raise InvalidRequest(f"feedback has more than {_MOST_KEYS} different sets of key columns")
@@ -54,7 +58,9 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
         for name in entry.key or ():
             if name not in known:
                 where = f"feedback[{index}]." if len(entries) > 1 else ""
-                raise SchemaMismatch(f"{where}key names {unknown_column(name, sorted(known), endpoint)}")
+                raise SchemaMismatch(
+                    f"{where}key names {unknown_column(name, sorted(known), endpoint)}",
+                )
 
 
 def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
@@ -67,12 +73,18 @@ def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
 
 def _entry(entry: object, where: str) -> Feedback:
     if not isinstance(entry, dict):
-        raise InvalidRequest(f"{where} is {short_repr(entry)}; a label with a prediction_id or key is expected")
+        raise InvalidRequest(
+            f"{where} is {short_repr(entry)}; a label with a prediction_id or key is expected",
+        )
     dot = where + "." if where else ""
     if unknown := [name for name in entry if name not in _FIELDS]:
-        raise InvalidRequest(f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}")
+        raise InvalidRequest(
+            f"{dot}{unknown[0][:60]} is not known; feedback has {', '.join(_FIELDS)}",
+        )
     if "label" not in entry:
-        raise InvalidRequest(f"{where or 'the feedback'} has no label; null withdraws an earlier label")
+        raise InvalidRequest(
+            f"{where or 'the feedback'} has no label; null withdraws an earlier label",
+        )
     prediction_id, row, key = entry.get("prediction_id"), entry.get("row"), entry.get("key")
     if (prediction_id is None) == (key is None):
         raise InvalidRequest(f"{where or 'the feedback'} needs either a prediction_id or a key")
@@ -81,17 +93,26 @@ def _entry(entry: object, where: str) -> Feedback:
         raise InvalidRequest(f"{dot}label is nan; null withdraws an earlier label")
     if key is not None:
         if row is not None:
-            raise InvalidRequest(f"{dot}row requires a prediction_id; a key already selects its row")
+            raise InvalidRequest(
+                f"{dot}row requires a prediction_id; a key already selects its row",
+            )
         if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
             raise InvalidRequest(
-                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected"
+                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected",
             )
-        values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
+        values = {
+            name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()
+        }
         # NaN means a missing value.
-        return Feedback(None, None, {name: None if value != value else value for name, value in values.items()}, label)
+        return Feedback(
+            None,
+            None,
+            {name: None if value != value else value for name, value in values.items()},
+            label,
+        )
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(
-            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected"
+            f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer is expected",
         )
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
@@ -100,9 +121,13 @@ def _entry(entry: object, where: str) -> Feedback:
 
 def _checked_value(value: object, where: str) -> Value:
     if not isinstance(value, str | int | float | bool | None):
-        raise InvalidRequest(f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected")
+        raise InvalidRequest(
+            f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected",
+        )
     if isinstance(value, float) and math.isinf(value):
         raise InvalidRequest(f"{where} is {value}; a finite number is expected")
     if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
-        raise InvalidRequest(f"{where} has {len(value)} characters; at most {_MOST_CHARACTERS} are allowed")
+        raise InvalidRequest(
+            f"{where} has {len(value)} characters; at most {_MOST_CHARACTERS} are allowed",
+        )
     return value

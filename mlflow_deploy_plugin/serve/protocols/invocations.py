@@ -65,21 +65,34 @@ def parse_accept(header: str) -> Accept:
 def _negotiate_format(media: str, accept: str | None) -> str:
     """Return the media type of a response of `/invocations`: from Accept if possible, otherwise the request's type."""
     if accept is not None and accept != "*/*":
-        names = (name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0)
+        names = (
+            name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0
+        )
         for name in names:  # The names are in order of preference.
             if name == JSON or name in TABLE_FORMATS:
                 return name
     return media if media in TABLE_FORMATS else JSON
 
 
-def decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+def decode_invocations(
+    headers: Mapping[str, str],
+    body: bytes,
+    variant: ServedVariant,
+    limit: int,
+) -> DecodedRequest:
     predictor = variant.loaded.predictor
     content_type = headers.get("content-type")
     media = media_type(content_type, _MEDIA_TYPES)
     if predictor.artifact.flavor == PYTHON_FUNCTION and media in (JSON, CSV):
-        is_streamed = predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
+        is_streamed = (
+            predictor.artifact.is_streamable and media == JSON and mlflow.asks_for_stream(body)
+        )
         opaque = OpaqueBody(headers["content-type"], body, is_streamed, variant.capture.keys)
-        return DecodedRequest({}, lambda variant, response: EncodedResponse(response.body), body=opaque)
+        return DecodedRequest(
+            {},
+            lambda variant, response: EncodedResponse(response.body),
+            body=opaque,
+        )
     feeds = decode_rows(content_type, body, variant.schema, limit)
     of_table = False
     if not predictor.artifact.has_signature:
@@ -99,7 +112,11 @@ def decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedV
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of `{"predictions": …}`. A pyfunc may return records, or a chat without `predictions`."""
-    return {} if artifact.flavor == PYTHON_FUNCTION else object_schema({"predictions": predictions_schema(artifact)})
+    return (
+        {}
+        if artifact.flavor == PYTHON_FUNCTION
+        else object_schema({"predictions": predictions_schema(artifact)})
+    )
 
 
 def csv_example(schema: Schema, example: Example) -> str:
@@ -113,9 +130,14 @@ def csv_example(schema: Schema, example: Example) -> str:
 
 
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, BYTES)
-_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the column names, then the rows"}
+_CSV_TEXT: JsonSchema = {
+    "type": "string",
+    "description": "a header with the column names, then the rows",
+}
 CSV_BODY = RequestBody("csv", lambda schema: _CSV_TEXT, csv_example)
-EVENT_BODIES: Bodies = {EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"}}
+EVENT_BODIES: Bodies = {
+    EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"},
+}
 """The events of models that stream their responses."""
 INVOCATIONS = Protocol(
     "invocations",
@@ -124,6 +146,14 @@ INVOCATIONS = Protocol(
     summary=(
         "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept"
     ),
-    request={JSON: RequestBody("invocations", invocations_schema, invocations_example), CSV: CSV_BODY, **_TABLES},
-    response={JSON: ResponseBody("invocations_answer", invocations_answer), **_TABLES, **EVENT_BODIES},
+    request={
+        JSON: RequestBody("invocations", invocations_schema, invocations_example),
+        CSV: CSV_BODY,
+        **_TABLES,
+    },
+    response={
+        JSON: ResponseBody("invocations_answer", invocations_answer),
+        **_TABLES,
+        **EVENT_BODIES,
+    },
 )

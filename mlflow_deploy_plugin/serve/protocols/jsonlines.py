@@ -12,7 +12,13 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.serve.protocols.content import check_row_aligned, dump_json, json_type, load_json, rows_of
+from mlflow_deploy_plugin.serve.protocols.content import (
+    check_row_aligned,
+    dump_json,
+    json_type,
+    load_json,
+    rows_of,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, concatenate_feeds
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
@@ -67,7 +73,9 @@ class LineReader:
             if line.isspace():
                 self._blank += 1
                 if self._blank > _MOST_BLANK:
-                    raise InvalidRequest(f"line {self._number} is the {self._blank}th blank line; send only rows")
+                    raise InvalidRequest(
+                        f"line {self._number} is the {self._blank}th blank line; send only rows",
+                    )
             else:
                 try:
                     yield self._number, load_json(line, "it is ")
@@ -76,7 +84,9 @@ class LineReader:
 
     def _check_size(self, number: int, size: int) -> None:
         if size > self._most_bytes:
-            raise BodyTooLarge(f"line {number} is larger than this server's limit of {self._most_bytes} bytes")
+            raise BodyTooLarge(
+                f"line {number} is larger than this server's limit of {self._most_bytes} bytes",
+            )
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
@@ -112,11 +122,19 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
     """Return the feeds of some lines. If the lines do not fit the signature, the error names the first wrong line."""
-    required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
+    required = (
+        {column.name for column in schema.columns if column.required} if kind == "object" else set()
+    )
     for number, document in chunk:
         if isinstance(document, dict) != (kind == "object"):
-            raise InvalidRequest(f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}")
-        if required and not required <= document.keys() and (missing := schema.missing_columns(document)):
+            raise InvalidRequest(
+                f"line {number} is a JSON {json_type(document)}; the first line is a JSON {kind}",
+            )
+        if (
+            required
+            and not required <= document.keys()
+            and (missing := schema.missing_columns(document))
+        ):
             raise SchemaMismatch(f"line {number}: {missing.message}", column=missing.column)
     try:
         return _read([document for _, document in chunk], kind, schema)
@@ -127,7 +145,10 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
             except SchemaMismatch as line_error:
                 why = f"line {number}: {line_error.message.replace(', row 0', '', 1)}"
                 raise SchemaMismatch(why, column=line_error.column) from None
-        raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}", column=error.column) from None
+        raise SchemaMismatch(
+            f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}",
+            column=error.column,
+        ) from None
 
 
 def _read(documents: list[Any], kind: str, schema: Schema) -> Feeds:

@@ -55,14 +55,22 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
         return None  # simdjson would not find names with escapes.
     opened = check_containers(body)
     feeds = None
-    if b"null" not in body[-2048:]:  # If the body has a null before its last 2 KiB, it is parsed a second time.
+    if (
+        b"null" not in body[-2048:]
+    ):  # If the body has a null before its last 2 KiB, it is parsed a second time.
         feeds = _feeds_of_json(body, opened, schema, kind)
     if feeds is None and (nulls := body.count(b"null")):
         feeds = _feeds_of_json(body.replace(b"null", _NULL), opened, schema, kind, nulls)
     return feeds
 
 
-def _feeds_of_json(body: bytes, opened: int, schema: Schema, kind: str, nulls: int = 0) -> Feeds | None:
+def _feeds_of_json(
+    body: bytes,
+    opened: int,
+    schema: Schema,
+    kind: str,
+    nulls: int = 0,
+) -> Feeds | None:
     try:
         ((field, value),) = object_entries(simdjson.Parser().parse(body)).items()
         names = [*schema.names]
@@ -76,7 +84,10 @@ def _feeds_of_json(body: bytes, opened: int, schema: Schema, kind: str, nulls: i
         elif isinstance(value, simdjson.Object):
             named = object_entries(value, min(_MOST_ENTRIES, len(body) // _COLUMN_BYTES))
             names = [*named]
-            arrays, counts = zip(*(numbers_of(column, opened, kind) for column in named.values()), strict=True)
+            arrays, counts = zip(
+                *(numbers_of(column, opened, kind) for column in named.values()),
+                strict=True,
+            )
             array, seen = np.stack(arrays, axis=1) if schema.columns else arrays[0], sum(counts)
         else:
             array, seen = numbers_of(value, opened, kind)
@@ -90,7 +101,13 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
 
     The caller has checked the number of lines and columns. Raises SchemaMismatch if a number exceeds the model's type.
     """
-    if not simdjson or len(body) < LARGE_BYTES or not schema.columns or not _kind_of_all(schema) or b"[" in body:
+    if (
+        not simdjson
+        or len(body) < LARGE_BYTES
+        or not schema.columns
+        or not _kind_of_all(schema)
+        or b"[" in body
+    ):
         return None
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n")
@@ -103,7 +120,12 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         try:
             document = simdjson.Parser().parse(text)
         except ValueError:
-            for gap, filled in ((b",,", b",null,"), (b",,", b",null,"), (b"[,", b"[null,"), (b",]", b",null]")):
+            for gap, filled in (
+                (b",,", b",null,"),
+                (b",,", b",null,"),
+                (b"[,", b"[null,"),
+                (b",]", b",null]"),
+            ):
                 text = text.replace(gap, filled)
             nulls = text.count(b"null")
             document = simdjson.Parser().parse(text.replace(b"null", _NULL))
@@ -122,7 +144,11 @@ def _kind_of_all(schema: Schema) -> str:
         return ""  # A key column that contains ids would become float64.
     if schema.columns:
         return "f" if _NUMBERS.issuperset(column.type for column in schema.columns) else ""
-    return {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "") if len(schema.tensors) == 1 else ""
+    return (
+        {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "")
+        if len(schema.tensors) == 1
+        else ""
+    )
 
 
 def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
@@ -143,10 +169,14 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
     columns = dict(zip(names, array.T, strict=True))
     if len(columns) != len(names) or array.ndim != 2 or not columns.keys() >= {*schema.names}:
         return None
-    if _NULL.decode() in "\n".join(names):  # A name contains the replacement, so nulls cannot be counted.
+    if _NULL.decode() in "\n".join(
+        names,
+    ):  # A name contains the replacement, so nulls cannot be counted.
         return None
     with np.errstate(invalid="ignore"):
-        for name in columns.keys() & {column.name for column in schema.columns if column.type in _WHOLE}:
+        for name in columns.keys() & {
+            column.name for column in schema.columns if column.type in _WHOLE
+        }:
             whole = columns[name].astype(np.int64)
             if not np.array_equal(whole, columns[name]):
                 return None
@@ -204,7 +234,11 @@ def _count_arrays(value: Any) -> int:
     within = value.values() if isinstance(value, dict) else value
     if {list, dict}.isdisjoint(map(type, within)):
         return 0
-    return sum(isinstance(entry, list) + _count_arrays(entry) for entry in within if isinstance(entry, list | dict))
+    return sum(
+        isinstance(entry, list) + _count_arrays(entry)
+        for entry in within
+        if isinstance(entry, list | dict)
+    )
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     document = load_json(body)
     if not isinstance(document, dict):
         fields = ", ".join(_FIELD_DECODERS)
-        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object with one of {fields} is expected")
+        raise InvalidRequest(
+            f"the body is a JSON {json_type(document)}; an object with one of {fields} is expected",
+        )
     return decode_document(document, schema)
 
 
@@ -80,7 +82,7 @@ def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
     if len(present) != 1:
         holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
         raise InvalidRequest(
-            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; this object has {holds}"
+            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; this object has {holds}",
         )
     params = document.get("params")
     if params is not None and not isinstance(params, dict):
@@ -112,10 +114,14 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
         name, value = name.lower(), value.lower()
         if name == "header" and media == CSV:
             if value not in ("present", "absent"):
-                raise UnsupportedMediaType(f"the Content-Type has header={value[:40]!r}; present or absent is expected")
+                raise UnsupportedMediaType(
+                    f"the Content-Type has header={value[:40]!r}; present or absent is expected",
+                )
         elif name and name != "charset":
             known = "only charset and header are" if media == CSV else "only charset is"
-            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; {known} supported")
+            raise UnsupportedMediaType(
+                f"the Content-Type has the parameter {name[:40]!r}; {known} supported",
+            )
         parameters[name] = value
     return parameters
 
@@ -123,15 +129,23 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
 def _decode_split(value: object, schema: Schema) -> Feeds:
     """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's response."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
-        raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
+        raise InvalidRequest(
+            "dataframe_split must be an object with the arrays `columns` and `data`",
+        )
     if unknown := value.keys() - _SPLIT_KEYS:
-        raise InvalidRequest(f"dataframe_split has {min(unknown)[:60]!r}; it may have columns, data and index")
+        raise InvalidRequest(
+            f"dataframe_split has {min(unknown)[:60]!r}; it may have columns, data and index",
+        )
     index, columns = value.get("index"), value.get("columns")
     if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
-        raise InvalidRequest(f"dataframe_split: index must be an array with one label per row ({len(value['data'])})")
+        raise InvalidRequest(
+            f"dataframe_split: index must be an array with one label per row ({len(value['data'])})",
+        )
     if columns is None:
         return schema.from_array(value["data"])
-    if columns == [*schema.names]:  # This check covers most requests and is faster than checking every type.
+    if columns == [
+        *schema.names,
+    ]:  # This check covers most requests and is faster than checking every type.
         return schema.from_rows(schema.names, value["data"])
     types = set(map(type, columns)) if isinstance(columns, list) else {object}
     if not types <= _COLUMN_NAME_TYPES:
@@ -145,7 +159,9 @@ def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
         is_record = schema.columns and value and list not in set(map(type, value.values()))
         return schema.from_records([value]) if is_record else schema.from_columns(value)
     rows = _checked_rows(field, value)
-    return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
+    return (
+        schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
+    )
 
 
 def _checked_rows(field: str, value: object) -> list[Any]:
@@ -156,7 +172,9 @@ def _checked_rows(field: str, value: object) -> list[Any]:
 
 _FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
     "dataframe_split": _decode_split,
-    "dataframe_records": lambda value, schema: schema.from_records(_checked_rows("dataframe_records", value)),
+    "dataframe_records": lambda value, schema: schema.from_records(
+        _checked_rows("dataframe_records", value),
+    ),
     "instances": partial(_decode_named_or_rows, "instances"),
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
@@ -201,7 +219,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
         if (count := body.count(b"\n") + returns) > MOST_LINES:
             raise InvalidRequest(
-                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow"
+                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow",
             )
         _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     if has_header and schema.columns:
@@ -213,7 +231,11 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         header, rows = lines[0], lines[1:]
         _check_header(header, schema)
     else:
-        header = list(schema.names) if schema.columns else [str(position) for position in range(len(lines[0]))]
+        header = (
+            list(schema.names)
+            if schema.columns
+            else [str(position) for position in range(len(lines[0]))]
+        )
         rows = lines
     for row, fields in enumerate(rows):
         if len(fields) != len(header):
@@ -231,7 +253,9 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
         types |= dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
-    columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
+    columns = [
+        read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)
+    ]
     del lines, rows, texts  # Free these lists, which take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
@@ -261,7 +285,7 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
     if not is_header:
         raise SchemaMismatch(
             "the first line of the CSV has numbers instead of column names; send text/csv; "
-            "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)"
+            "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)",
         )
 
 
@@ -274,9 +298,15 @@ def _parse_csv(body: bytes) -> list[list[str]]:
         texts = io.StringIO(body.decode("utf-8-sig"), newline="").readlines()
         reader = csv.reader(texts, strict=True)
         # Test the raw line, as `core.tabular.csv_file.csv_records` does, because a quoted blank is a value.
-        lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]
+        lines = [
+            fields
+            for fields in reader
+            if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)
+        ]
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
+        raise InvalidRequest(
+            f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}",
+        ) from None
     except csv.Error as error:
         raise InvalidRequest(f"the body is not valid CSV: {error}") from None
     if not lines:

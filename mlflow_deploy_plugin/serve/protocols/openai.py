@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.serve.protocols.content import JSON, check_depth, load_json_object
 from mlflow_deploy_plugin.serve.protocols.invocations import EVENT_BODIES, decode_invocations
-from mlflow_deploy_plugin.serve.protocols.protocol import DecodedRequest, EncodedResponse, InferResponse, Protocol
+from mlflow_deploy_plugin.serve.protocols.protocol import (
+    DecodedRequest,
+    EncodedResponse,
+    InferResponse,
+    Protocol,
+)
 from mlflow_deploy_plugin.serve.protocols.schemas import JsonSchema, array_schema, object_schema
 from mlflow_deploy_plugin.serve.variants import ServedVariant
 
@@ -23,30 +28,47 @@ _TEXT_OR_LIST: JsonSchema = {"type": ["string", "array"], "items": {}}
 def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Protocol:
     """Return the protocol of a route of OpenAI's clients, for models with the task of the route."""
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
-        artifact, document = variant.loaded.predictor.artifact, load_json_object(headers.get("content-type"), body)
+    def decode_request(
+        headers: Mapping[str, str],
+        body: bytes,
+        variant: ServedVariant,
+        limit: int,
+    ) -> DecodedRequest:
+        artifact, document = (
+            variant.loaded.predictor.artifact,
+            load_json_object(headers.get("content-type"), body),
+        )
         if (own_route := OPENAI_ROUTES.get(artifact.task, "/invocations")) != route:
             task = repr(artifact.task[:60]) if artifact.task else "missing"
             raise InvalidRequest(
                 f"the model's responses do not have the form of {route} (the task in its MLmodel is {task}); "
-                f"send it to {own_route}"
+                f"send it to {own_route}",
             )
         if document.get("stream") is True and not artifact.is_streamable:
             raise InvalidRequest("the model has no predict_stream: send the request without stream")
         input_ = document.get("input")
-        if route == "/embeddings":  # MLflow embeds the strings in the first field, regardless of its name.
+        if (
+            route == "/embeddings"
+        ):  # MLflow embeds the strings in the first field, regardless of its name.
             if document.get("dimensions") is not None:
-                raise InvalidRequest("the model's embeddings have a fixed size: send the request without dimensions")
+                raise InvalidRequest(
+                    "the model's embeddings have a fixed size: send the request without dimensions",
+                )
             check_depth(document)
             body = json.dumps({"input": [input_] if isinstance(input_, str) else input_}).encode()
-        elif isinstance(input_, str):  # In OpenAI's API, a text is a user message; MLflow accepts only a list.
+        elif isinstance(
+            input_,
+            str,
+        ):  # In OpenAI's API, a text is a user message; MLflow accepts only a list.
             check_depth(document)
             body = json.dumps(document | {"input": [{"role": "user", "content": input_}]}).encode()
         return decode_invocations(headers, body, variant, limit)._replace(encode=encode)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         # MLflow's transformers flavor returns a list with one response.
-        return EncodedResponse(response.body[1:-1] if response.body.startswith(b"[") else response.body)
+        return EncodedResponse(
+            response.body[1:-1] if response.body.startswith(b"[") else response.body,
+        )
 
     return Protocol(
         route.removeprefix("/").replace("/", "_"),
@@ -61,5 +83,9 @@ def _openai_protocol(route: str, input_name: str, of_input: JsonSchema) -> Proto
 
 
 RESPONSES = _openai_protocol("/responses", "input", _TEXT_OR_LIST)
-CHAT_COMPLETIONS = _openai_protocol("/chat/completions", "messages", array_schema({"type": "object"}))
+CHAT_COMPLETIONS = _openai_protocol(
+    "/chat/completions",
+    "messages",
+    array_schema({"type": "object"}),
+)
 EMBEDDINGS = _openai_protocol("/embeddings", "input", _TEXT_OR_LIST)

@@ -5,7 +5,14 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest
 from mlflow_deploy_plugin.serve.protocols import mlflow
-from mlflow_deploy_plugin.serve.protocols.content import CSV, JSON, dump_json, load_json, load_json_object, media_type
+from mlflow_deploy_plugin.serve.protocols.content import (
+    CSV,
+    JSON,
+    dump_json,
+    load_json,
+    load_json_object,
+    media_type,
+)
 from mlflow_deploy_plugin.serve.protocols.examples import Document, Example, rows_example
 from mlflow_deploy_plugin.serve.protocols.invocations import CSV_BODY
 from mlflow_deploy_plugin.serve.protocols.protocol import (
@@ -45,7 +52,12 @@ def _bounded(
 ) -> Decode:
     """Return the decoder of a request whose response may name the probability of each class."""
 
-    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+    def decode_request(
+        headers: Mapping[str, str],
+        body: bytes,
+        variant: ServedVariant,
+        limit: int,
+    ) -> DecodedRequest:
         predictor = variant.loaded.predictor
         artifact, schema = predictor.artifact, variant.schema
         feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
@@ -57,7 +69,7 @@ def _bounded(
         ):
             raise BodyTooLarge(
                 f"the request has {rows} rows, and the response would name the probabilities of {classes} classes per "
-                f"row: send at most {most} rows, or use the protocol V2"
+                f"row: send at most {most} rows, or use the protocol V2",
             )
         return DecodedRequest(feeds, encode)
 
@@ -72,11 +84,17 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
-        return schema.from_array([document["features"]] if schema.has_rows else document["features"])
+        return schema.from_array(
+            [document["features"]] if schema.has_rows else document["features"],
+        )
     if schema.columns:
         form = next(iter(document), "")
-        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides send this to /predict.
-            raise InvalidRequest(f"/predict accepts one record; send {form} to /predict/batch or /invocations")
+        if (
+            form in mlflow.BODY_FORMS and form not in schema.names
+        ):  # Vertex AI's guides send this to /predict.
+            raise InvalidRequest(
+                f"/predict accepts one record; send {form} to /predict/batch or /invocations",
+            )
         return schema.from_records([document])
     if not schema.has_rows:
         return schema.from_columns(document)
@@ -91,8 +109,14 @@ def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Fee
     if isinstance(document, dict):
         return mlflow.decode_document(document, schema)
     if not isinstance(document, list):
-        raise InvalidRequest('the body must be an array of records, or {"instances": […]} around such an array')
-    return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
+        raise InvalidRequest(
+            'the body must be an array of records, or {"instances": […]} around such an array',
+        )
+    return (
+        schema.from_records(document)
+        if document and isinstance(document[0], dict)
+        else schema.from_array(document)
+    )
 
 
 def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -103,11 +127,15 @@ def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedRes
     prediction: Any = _predictions(predictor.artifact, outputs)
     if has_rows:
         is_one = not isinstance(prediction, dict)
-        prediction = prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
+        prediction = (
+            prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
+        )
     answer: dict[str, Any] = {"prediction": prediction}
     if has_rows and (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]
-    return EncodedResponse(dump_json({**answer, "model": loaded.model, "model_version": loaded.version}))
+    return EncodedResponse(
+        dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
+    )
 
 
 def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -117,8 +145,12 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
     answer: dict[str, Any] = {"predictions": _predictions(predictor.artifact, outputs)}
     if (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
-    answer["count"] = len(outputs[predictor.artifact.prediction[0]]) if predictor.schema.has_rows else 1
-    return EncodedResponse(dump_json({**answer, "model": loaded.model, "model_version": loaded.version}))
+    answer["count"] = (
+        len(outputs[predictor.artifact.prediction[0]]) if predictor.schema.has_rows else 1
+    )
+    return EncodedResponse(
+        dump_json({**answer, "model": loaded.model, "model_version": loaded.version}),
+    )
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
@@ -134,7 +166,11 @@ def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[A
     """Return class → probability per row, or None if the model does not name the class of each column."""
     for output in artifact.outputs:
         array = outputs.get(output.name)
-        if output.role == "probabilities" and array is not None and array.shape[1:] == (len(artifact.classes),):
+        if (
+            output.role == "probabilities"
+            and array is not None
+            and array.shape[1:] == (len(artifact.classes),)
+        ):
             return [dict(zip(artifact.classes, row, strict=True)) for row in array.tolist()]
     return None
 
@@ -159,12 +195,17 @@ def predict_answer(artifact: Artifact) -> JsonSchema:
 
 def batch_answer(artifact: Artifact) -> JsonSchema:
     more = {name: array_schema(row) for name, row in _probabilities_schema(artifact).items()}
-    return object_schema({"predictions": ARRAY_OR_OBJECT, "count": {"type": "integer"}, **_VERSION}, more)
+    return object_schema(
+        {"predictions": ARRAY_OR_OBJECT, "count": {"type": "integer"}, **_VERSION},
+        more,
+    )
 
 
 def _probabilities_schema(artifact: Artifact) -> dict[str, JsonSchema]:
     """Return the property with a probability per class; empty if the model does not name the class of each column."""
-    if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
+    if not artifact.classes or not any(
+        output.role == "probabilities" for output in artifact.outputs
+    ):
         return {}
     return {"probabilities": {"type": "object", "additionalProperties": dtype_schema("float64")}}
 

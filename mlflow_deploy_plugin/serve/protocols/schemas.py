@@ -25,7 +25,9 @@ BYTES: JsonSchema = {"type": "string", "format": "binary"}
 
 
 def object_schema(
-    required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None, **more: object
+    required: Mapping[str, JsonSchema],
+    optional: Mapping[str, JsonSchema] | None = None,
+    **more: object,
 ) -> JsonSchema:
     names = {"required": list(required)} if required else {}
     return {"type": "object", **names, "properties": {**required, **(optional or {})}, **more}
@@ -74,15 +76,24 @@ def nested(item: JsonSchema, rank: int) -> JsonSchema:
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
     values = nested(dtype_schema(tensor.dtype), len(tensor.shape))
-    return {**values, "description": f"{tensor.dtype}, shape {shape_text(tensor.shape)}, as nested lists"}
+    return {
+        **values,
+        "description": f"{tensor.dtype}, shape {shape_text(tensor.shape)}, as nested lists",
+    }
 
 
 def record_schema(schema: Schema) -> JsonSchema:
     """Return the schema of a row as an object. Some rows may omit a nullable column, which is then null."""
     if not schema.columns:
-        return {"type": "object", "minProperties": 1, "description": "one row: tensor names → values"}
+        return {
+            "type": "object",
+            "minProperties": 1,
+            "description": "one row: tensor names → values",
+        }
     properties = column_schemas(schema)
-    needed = [c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]]
+    needed = [
+        c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]
+    ]
     return {**object_schema({}, properties, minProperties=1), "required": needed, "title": "record"}
 
 
@@ -97,7 +108,12 @@ def invocations_schema(schema: Schema) -> JsonSchema:
         "inputs": named_or_rows(schema),
     }
     params = {**ANY_OBJECT, "description": "accepted, and ignored by an ONNX graph"}
-    return {"oneOf": [object_schema({name: field}, {"params": params}, title=name) for name, field in fields.items()]}
+    return {
+        "oneOf": [
+            object_schema({name: field}, {"params": params}, title=name)
+            for name, field in fields.items()
+        ],
+    }
 
 
 def predictions_schema(artifact: Artifact) -> JsonSchema:
@@ -107,14 +123,22 @@ def predictions_schema(artifact: Artifact) -> JsonSchema:
     """
     outputs = {output.name: output for output in artifact.outputs}
     names = artifact.prediction
-    if artifact.flavor in ("onnx", PYTHON_FUNCTION) or not outputs or any(name not in outputs for name in names):
+    if (
+        artifact.flavor in ("onnx", PYTHON_FUNCTION)
+        or not outputs
+        or any(name not in outputs for name in names)
+    ):
         return ARRAY_OR_OBJECT
     by_name = {name: _output_schema(artifact, outputs[name]) for name in names}
     return by_name[names[0]] if len(names) == 1 else object_schema(by_name, title="predictions")
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
-    item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
+    item = (
+        dtype_schema(output.dtype, is_nullable=True)
+        if output.dtype != "map"
+        else {"type": "object"}
+    )
     kinds = {*map(type, artifact.classes)}
     # Client generators do not support an enumeration of booleans or of several types.
     if output.role == "label" and kinds in ({str}, {int}):
@@ -130,8 +154,15 @@ def split_schema(schema: Schema) -> JsonSchema:
     return object_schema(
         {"data": array_schema(minItems=1)},
         {
-            "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"], "title": "column name"}},
-            "index": {"type": ["array", "null"], "items": {}, "description": "one label per row; ignored"},
+            "columns": {
+                "type": ["array", "null"],
+                "items": {"type": ["string", "integer"], "title": "column name"},
+            },
+            "index": {
+                "type": ["array", "null"],
+                "items": {},
+                "description": "one label per row; ignored",
+            },
         },
         additionalProperties=False,
         title="split",
@@ -144,7 +175,12 @@ def named_or_rows(schema: Schema) -> JsonSchema:
 
 
 def named_schema(schema: Schema) -> JsonSchema:
-    named = object_schema({}, {column.name: {} for column in schema.columns}, title="values by name", minProperties=1)
+    named = object_schema(
+        {},
+        {column.name: {} for column in schema.columns},
+        title="values by name",
+        minProperties=1,
+    )
     if schema.columns:
         named["required"] = [column.name for column in schema.columns if column.required]
     elif len(schema.tensors) > 1:

@@ -43,7 +43,11 @@ class SideMessage:
     body: bytes = b""
 
 
-def send_message(connection: socket.socket, message: SideMessage, deadline: float = math.inf) -> None:
+def send_message(
+    connection: socket.socket,
+    message: SideMessage,
+    deadline: float = math.inf,
+) -> None:
     """Send the complete message; `deadline` is in monotonic seconds.
 
     Raises TimeoutError after the deadline, OSError if the other side has closed the connection, and ValueError before
@@ -62,8 +66,12 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
         if size > most:
             raise ValueError(f"{size:,} bytes; at most {most:,} are allowed")
     _set_timeout(connection, deadline)
-    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # The timeout applies to the complete call.
-    for blob in (blob for blob in blobs if memoryview(blob).nbytes):  # Skip empty blobs: the receiver may have closed.
+    connection.sendall(
+        _FRAME.pack(_MAGIC, len(head), following) + head,
+    )  # The timeout applies to the complete call.
+    for blob in (
+        blob for blob in blobs if memoryview(blob).nbytes
+    ):  # Skip empty blobs: the receiver may have closed.
         _set_timeout(connection, deadline)
         connection.sendall(blob)
 

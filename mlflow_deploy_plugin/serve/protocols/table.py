@@ -7,4 +7,15 @@ from mlflow_deploy_plugin.serve.protocols.predict import PREDICT, PREDICT_BATCH
 from mlflow_deploy_plugin.serve.protocols.tfserving import TFSERVING
 from mlflow_deploy_plugin.serve.protocols.v2 import V2
 
-PROTOCOLS = (INVOCATIONS, PREDICT, PREDICT_BATCH, AZURE, VERTEX, RESPONSES, CHAT_COMPLETIONS, EMBEDDINGS, V2, TFSERVING)
+PROTOCOLS = (
+    INVOCATIONS,
+    PREDICT,
+    PREDICT_BATCH,
+    AZURE,
+    VERTEX,
+    RESPONSES,
+    CHAT_COMPLETIONS,
+    EMBEDDINGS,
+    V2,
+    TFSERVING,
+)

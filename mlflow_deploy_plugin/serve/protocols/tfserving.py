@@ -9,7 +9,14 @@ from typing import Any
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.serve.protocols.content import JSON, base64_text, dump_json, json_object, json_type, rows_of
+from mlflow_deploy_plugin.serve.protocols.content import (
+    JSON,
+    base64_text,
+    dump_json,
+    json_object,
+    json_type,
+    rows_of,
+)
 from mlflow_deploy_plugin.serve.protocols.examples import rows_example
 from mlflow_deploy_plugin.serve.protocols.protocol import (
     DecodedRequest,
@@ -43,7 +50,11 @@ _DTYPES = {
     "float64": "DT_DOUBLE",
     "bool": "DT_BOOL",
     "str": "DT_STRING",
-    **{f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"{sign}int{bits}": f"DT_{sign.upper()}INT{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
 }
 
 
@@ -58,19 +69,28 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
         document = decode_base64(document, schema)
     signature = document.get("signature_name", SIGNATURE)
     if signature not in ("", SIGNATURE):
-        raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
+        raise InvalidRequest(
+            f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}",
+        )
     if ("instances" in document) == ("inputs" in document):
-        raise InvalidRequest("the JSON object must have either instances (row format) or inputs (column format)")
+        raise InvalidRequest(
+            "the JSON object must have either instances (row format) or inputs (column format)",
+        )
     if "instances" in document:
         rows = document["instances"]
         if not isinstance(rows, list):
             raise InvalidRequest(f"instances is a JSON {json_type(rows)}; an array is expected")
-        return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows), True
+        return schema.from_records(rows) if rows and isinstance(
+            rows[0],
+            dict,
+        ) else schema.from_array(rows), True
     inputs = document["inputs"]
     if isinstance(inputs, dict):
         return schema.from_columns(inputs), False
     if not isinstance(inputs, list):
-        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object or an array is expected")
+        raise InvalidRequest(
+            f"inputs is a JSON {json_type(inputs)}; an object or an array is expected",
+        )
     return schema.from_array(inputs), False
 
 
@@ -79,7 +99,9 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
 
     Raises SchemaMismatch if the response must be by row and an output does not have one value per row.
     """
-    named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES} or outputs
+    named = {
+        output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES
+    } or outputs
     field = "predictions" if is_by_row else "outputs"
     if len(named) == 1:
         return dump_json({field: next(iter(named.values()))})
@@ -101,7 +123,10 @@ def decode_base64(document: object, schema: Schema) -> Any:
         if not isinstance(value, dict):
             return value
         if value.keys() != {"b64"}:
-            return {name: decoded(entry, depth + 1, is_binary or name in binary) for name, entry in value.items()}
+            return {
+                name: decoded(entry, depth + 1, is_binary or name in binary)
+                for name, entry in value.items()
+            }
         return value["b64"] if is_binary else base64_text(value["b64"], "b64")
 
     texts = {column.name for column in schema.columns if column.type == "string"}
@@ -118,10 +143,15 @@ def status(endpoint: str, versions: Sequence[str]) -> bytes:
 def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:
     """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of `:predict`."""
     if schema.columns:
-        inputs = {column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns}
+        inputs = {
+            column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,))
+            for column in schema.columns
+        }
     else:
         named = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
-        inputs = {name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in named.items()}
+        inputs = {
+            name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in named.items()
+        }
     outputs = {
         output.name: _tensor_info(output.name, output.dtype, output.shape)
         for output in artifact.outputs
@@ -132,7 +162,7 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
         {
             "model_spec": {"name": endpoint, "signature_name": "", "version": version},
             "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
-        }
+        },
     )
 
 
@@ -148,29 +178,47 @@ def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, objec
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
     """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
-    by_column = {"anyOf": [named_schema(schema), *unnamed_schemas(schema)], "title": "tfserving columns"}
+    by_column = {
+        "anyOf": [named_schema(schema), *unnamed_schemas(schema)],
+        "title": "tfserving columns",
+    }
     rows = rows_schema(schema)
-    if "anyOf" not in rows:  # OpenAPI Generator's Java code does not compile for a required list that has a name.
+    if (
+        "anyOf" not in rows
+    ):  # OpenAPI Generator's Java code does not compile for a required list that has a name.
         rows.pop("title", None)
     forms = {"instances": rows, "inputs": by_column} if schema.names else {"instances": {}}
     signature = {"signature_name": {"type": "string", "enum": ["", "serving_default"]}}
     return {
-        "oneOf": [object_schema({name: form}, signature, title=f"tfserving {name}") for name, form in forms.items()]
+        "oneOf": [
+            object_schema({name: form}, signature, title=f"tfserving {name}")
+            for name, form in forms.items()
+        ],
     }
 
 
-def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+def _decode_tfserving(
+    headers: Mapping[str, str],
+    body: bytes,
+    variant: ServedVariant,
+    limit: int,
+) -> DecodedRequest:
     """Decode a `:predict` request. Its content type is ignored: TensorFlow's own examples send curl's default."""
     feeds, is_by_row = decode(body, variant.schema)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        return EncodedResponse(encode(is_by_row, variant.loaded.predictor.artifact, response.outputs))
+        return EncodedResponse(
+            encode(is_by_row, variant.loaded.predictor.artifact, response.outputs),
+        )
 
     return DecodedRequest(feeds, respond)
 
 
 _ANSWER = object_schema(
-    {}, {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT}, minProperties=1, title="tfserving answer"
+    {},
+    {"predictions": array_schema(), "outputs": ARRAY_OR_OBJECT},
+    minProperties=1,
+    title="tfserving answer",
 )
 TFSERVING = Protocol(
     "tfserving",

@@ -88,7 +88,12 @@ class V2Request(NamedTuple):
     parameters: Mapping[str, object]
 
 
-def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
+def decode(
+    headers: Mapping[str, str],
+    body: bytes,
+    artifact: Artifact,
+    schema: Schema,
+) -> V2Request:
     """Decode the body of an infer request. Header names are in lower case.
 
     The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must be JSON, bytes or curl's
@@ -100,19 +105,26 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     text, binary = body, memoryview(b"")
     if (header := headers.get(HEADER_LENGTH.lower())) is not None:
         if not (header.isascii() and header.isdigit()) or len(header) > 12:
-            raise InvalidRequest(f"{HEADER_LENGTH} is {header[:40]!r}; the number of bytes of the JSON is expected")
+            raise InvalidRequest(
+                f"{HEADER_LENGTH} is {header[:40]!r}; the number of bytes of the JSON is expected",
+            )
         length = int(header)
         if length > len(body):
             raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
         text, binary = body[:length], memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
-        with suppress(OnnxserveError):  # The second attempt reports the error with the elements as they were sent.
+        with suppress(
+            OnnxserveError,
+        ):  # The second attempt reports the error with the elements as they were sent.
             return _decode_document(large, binary, artifact, schema)
     return _decode_document(json_object(text), binary, artifact, schema)
 
 
 def _decode_document(
-    document: Mapping[str, object], binary: memoryview, artifact: Artifact, schema: Schema
+    document: Mapping[str, object],
+    binary: memoryview,
+    artifact: Artifact,
+    schema: Schema,
 ) -> V2Request:
     with np.errstate(over="raise"):
         arrays = _read_inputs(document.get("inputs"), binary, schema)
@@ -125,20 +137,33 @@ def _decode_document(
 
 
 def encode(
-    request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    request: V2Request,
+    endpoint: str,
+    request_id: str,
+    version: str,
+    outputs: Mapping[str, Array],
 ) -> tuple[bytes, dict[str, str]]:
     """Return the response, whose default id is `request_id`, and a header with the JSON's length if bytes follow."""
     entries, blobs = [], []
     for output in resolve_outputs(request.outputs, outputs):
         array = outputs[output.name]
-        entry: dict[str, object] = {"name": output.name, "shape": array.shape, "datatype": array_datatype(array)}
+        entry: dict[str, object] = {
+            "name": output.name,
+            "shape": array.shape,
+            "datatype": array_datatype(array),
+        }
         if output.is_binary:
             blobs.append(v2_tensors.to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             entry["data"] = array.ravel()
         entries.append(entry)
-    document = {"model_name": endpoint, "model_version": version, "id": request.id or request_id, "outputs": entries}
+    document = {
+        "model_name": endpoint,
+        "model_version": version,
+        "id": request.id or request_id,
+        "outputs": entries,
+    }
     text = dump_json(document)
     if not blobs:
         return text, {}
@@ -173,10 +198,16 @@ def platform(artifact: Artifact) -> str:
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
-def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
+def _read_inputs(
+    entries: object,
+    binary: memoryview,
+    schema: Schema,
+) -> dict[str, tuple[TensorHeader, Array]]:
     """Return the tensors by name. The bytes of tensors without `data` are read from `binary`, in order."""
     if not isinstance(entries, list):
-        raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
+        raise InvalidRequest(
+            f"inputs is a JSON {json_type(entries)}; an array of tensors is expected",
+        )
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
     is_only, by_column, by_input = len(entries) == 1, schema.dtypes, schema.tensor_schema.dtypes
     start = 0
@@ -184,8 +215,14 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
         head = v2_tensors.read_tensor_header(position, entry)
         size = parameters_of(head, entry).get("binary_data_size")
         name = head.name
-        if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
-            raise refused_name(head, arrays, schema)  # Do not decode the values: 100,000 unknown tensors took 3 s.
+        if name in arrays or not (
+            is_only or name in by_column or name in by_input or name in schema.keys
+        ):
+            raise refused_name(
+                head,
+                arrays,
+                schema,
+            )  # Do not decode the values: 100,000 unknown tensors took 3 s.
         if (size is None) == ("data" not in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:
@@ -193,8 +230,13 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             left = len(binary) - start
-            raise head.mismatch(f": binary_data_size is {short_repr(size)}, but {left} bytes are left")
-        arrays[name] = head, from_binary(head, binary[start : start + size], holds_bytes(head, schema))
+            raise head.mismatch(
+                f": binary_data_size is {short_repr(size)}, but {left} bytes are left",
+            )
+        arrays[name] = (
+            head,
+            from_binary(head, binary[start : start + size], holds_bytes(head, schema)),
+        )
         start += size
     if start != len(binary):
         raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
@@ -203,7 +245,9 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
     """Return True if the elements of a binary tensor are the values of a column of bytes."""
-    is_binary = head.name in schema.binary_columns or (bool(schema.binary_columns) and len(schema.columns) == 1)
+    is_binary = head.name in schema.binary_columns or (
+        bool(schema.binary_columns) and len(schema.columns) == 1
+    )
     return is_binary and head.content_type != "base64"
 
 
@@ -211,7 +255,9 @@ def read_id(value: object) -> str:
     """Return a request's id, or "". Raises InvalidRequest if the id is not a string of printable characters."""
     value = "" if value is None else value
     if not isinstance(value, str) or not value.isprintable():
-        raise InvalidRequest(f"id is {short_repr(value)}; a string of printable characters is expected")
+        raise InvalidRequest(
+            f"id is {short_repr(value)}; a string of printable characters is expected",
+        )
     return value
 
 
@@ -224,7 +270,9 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Map
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise InvalidRequest(f"{owner}: parameters is a JSON {json_type(parameters)}; an object is expected")
+        raise InvalidRequest(
+            f"{owner}: parameters is a JSON {json_type(parameters)}; an object is expected",
+        )
     for name in _UNSUPPORTED:
         if name in parameters:
             raise InvalidRequest(f"{owner}: the parameter {name} is not supported")
@@ -248,8 +296,13 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     """
     if isinstance(schema, KeyedSchema):
         own, keys = schema.split(arrays)
-        return schema.attach(bind_tensors(own, schema.model), {name: array for name, (_, array) in keys.items()})
-    if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(schema.tensor_schema.dtypes):
+        return schema.attach(
+            bind_tensors(own, schema.model),
+            {name: array for name, (_, array) in keys.items()},
+        )
+    if len(arrays) == len(schema.columns) == 1 and arrays.keys().isdisjoint(
+        schema.tensor_schema.dtypes,
+    ):
         arrays = dict.fromkeys(schema.dtypes, *arrays.values())
     by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
     if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
@@ -262,7 +315,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # The name is probably wrong.
                 raise refused_name(tensor[0], (), schema)
             expected = shape_text(model_input.shape)
-            raise tensor[0].mismatch(f" is used as {model_input.name!r}; the shape {expected} is expected")
+            raise tensor[0].mismatch(
+                f" is used as {model_input.name!r}; the shape {expected} is expected",
+            )
         arrays = dict.fromkeys(dtypes, tensor)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
@@ -272,14 +327,21 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
             if array.shape[1:] != (1,):
                 raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
             array = array.reshape(-1)
-        if head.content_type == "base64" and array.dtype.kind == "O" and name not in fed.binary_columns:
+        if (
+            head.content_type == "base64"
+            and array.dtype.kind == "O"
+            and name not in fed.binary_columns
+        ):
             texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
             array = np.array(texts, dtype=object).reshape(array.shape)
         data[name] = array
     return fed.from_columns(data)
 
 
-def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tuple[RequestedOutput, ...]:
+def requested_outputs(
+    document: Mapping[str, object],
+    artifact: Artifact,
+) -> tuple[RequestedOutput, ...]:
     """Return the outputs that a request names; by default, all outputs that have a V2 datatype.
 
     The outputs of a pyfunc may be unknown before its first prediction; then any name is accepted. Raises InvalidRequest
@@ -290,35 +352,53 @@ def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tup
     entries = document.get("outputs")
     entries = [] if entries is None else entries
     if not isinstance(entries, list):
-        raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
+        raise InvalidRequest(
+            f"outputs is a JSON {json_type(entries)}; an array of objects is expected",
+        )
     requested: dict[str, RequestedOutput] = {}
     for position, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
-            raise InvalidRequest(f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected")
+            raise InvalidRequest(
+                f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected",
+            )
         if known and name not in known:
-            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model's outputs are {join_names(known, name)}")
+            raise SchemaMismatch(
+                f"output {name[:100]!r} is unknown; the model's outputs are {join_names(known, name)}",
+            )
         if name in requested:
             raise SchemaMismatch(f"output {name!r} is repeated")
-        requested[name] = RequestedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
-    return tuple(requested.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
+        requested[name] = RequestedOutput(
+            name,
+            _flag(f"output {name!r}", entry, "binary_data", is_binary),
+        )
+    return tuple(requested.values()) or tuple(
+        RequestedOutput(name, is_binary) for name in known or [""]
+    )
 
 
-def resolve_outputs(requested: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
+def resolve_outputs(
+    requested: Sequence[RequestedOutput],
+    outputs: Mapping[str, Array],
+) -> Sequence[RequestedOutput]:
     """Return the requested outputs, with the names in the response. Raises SchemaMismatch if an output is missing."""
     if len(requested) == 1 and not requested[0].name:
         return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
     for output in requested:
         if output.name not in outputs:
             gives = join_names(outputs, output.name)
-            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}")
+            raise SchemaMismatch(
+                f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}",
+            )
     return requested
 
 
 def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> bool:
     value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected")
+        raise InvalidRequest(
+            f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected",
+        )
     return value
 
 
@@ -334,12 +414,17 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
             "datatype": {"type": "string", "enum": list(DATATYPES)},
         },
         {
-            "data": array_schema(description="flat or nested; the number of values must match the shape"),
+            "data": array_schema(
+                description="flat or nested; the number of values must match the shape",
+            ),
             "parameters": ANY_OBJECT,
         },
         title="v2 input",
     )
-    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING}, title="v2 requested output")}
+    requested = {
+        "type": ["array", "null"],
+        "items": object_schema({"name": STRING}, title="v2 requested output"),
+    }
     return object_schema(
         {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
         {
@@ -362,7 +447,8 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
         title="v2 output",
     )
     return object_schema(
-        {"model_name": STRING, "model_version": STRING, "outputs": array_schema(tensor)}, {"id": STRING}
+        {"model_name": STRING, "model_version": STRING, "outputs": array_schema(tensor)},
+        {"id": STRING},
     )
 
 
@@ -373,18 +459,42 @@ def v2_example(schema: Schema, example: Example) -> Document:
     inputs = []
     dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
     for name, values in example.values.items():
-        shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
-        input_name = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
+        shape = (
+            list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
+        )
+        input_name = (
+            schema.tensor_schema.names[0]
+            if len(example.values) == 1 and not schema.columns
+            else name
+        )
         data = values if isinstance(values, list) else [values]
-        inputs.append({"name": input_name, "shape": shape, "datatype": datatype_of(dtypes[input_name]), "data": data})
+        inputs.append(
+            {
+                "name": input_name,
+                "shape": shape,
+                "datatype": datatype_of(dtypes[input_name]),
+                "data": data,
+            },
+        )
     return {"inputs": inputs}
 
 
-def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
+def _decode_v2(
+    headers: Mapping[str, str],
+    body: bytes,
+    variant: ServedVariant,
+    limit: int,
+) -> DecodedRequest:
     request = decode(headers, body, variant.loaded.predictor.artifact, variant.schema)
 
     def respond(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        answer, headers = encode(request, variant.endpoint, response.id, variant.loaded.version, response.outputs)
+        answer, headers = encode(
+            request,
+            variant.endpoint,
+            response.id,
+            variant.loaded.version,
+            response.outputs,
+        )
         return EncodedResponse(answer, OCTETS if headers else JSON, headers)
 
     return DecodedRequest(request.feeds, respond, request.id, parameters=request.parameters)

@@ -106,20 +106,27 @@ def read_tensor_header(position: int, entry: object) -> TensorHeader:
     """Return the tensor's header. Raises SchemaMismatch if the name, shape or datatype is missing or invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SchemaMismatch(
-            f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
+            f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected",
         )
     name, shape, datatype = entry["name"], entry.get("shape"), entry.get("datatype")
-    if not isinstance(shape, list) or [size for size in shape if type(size) is not int or not 0 <= size < 2**63]:
+    if not isinstance(shape, list) or [
+        size for size in shape if type(size) is not int or not 0 <= size < 2**63
+    ]:
         raise _header_error(name, f"the shape {short_repr(shape)}; an array of sizes is expected")
     if len(shape) > MAX_RANK:
         raise _header_error(name, f"{len(shape)} dimensions; at most {MAX_RANK} are allowed")
     if not isinstance(datatype, str) or datatype not in _DTYPES:
-        raise _header_error(name, f"the datatype {short_repr(datatype)}; the datatypes are {', '.join(DATATYPES)}")
+        raise _header_error(
+            name,
+            f"the datatype {short_repr(datatype)}; the datatypes are {', '.join(DATATYPES)}",
+        )
     parameters = entry.get("parameters")
     content_type = parameters.get("content_type") if isinstance(parameters, dict) else None
     head = TensorHeader(name, tuple(shape), datatype, content_type)
     if 0 in shape and prod(size for size in shape if size) > MAX_EMPTY_TENSOR_SIZE:
-        raise head.mismatch(f" is empty, and the product of its other sizes exceeds {MAX_EMPTY_TENSOR_SIZE}")
+        raise head.mismatch(
+            f" is empty, and the product of its other sizes exceeds {MAX_EMPTY_TENSOR_SIZE}",
+        )
     return head
 
 
@@ -150,8 +157,12 @@ def from_json(head: TensorHeader, data: object) -> Array:
             types = set(map(type, values))
         _check_count(head, len(values))
         if not types <= _JSON_TYPES[dtype.kind]:
-            index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
-            raise head.mismatch(f": element {index} is {short_repr(values[index])}, which is not {head.datatype}")
+            index = next(
+                i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind]
+            )
+            raise head.mismatch(
+                f": element {index} is {short_repr(values[index])}, which is not {head.datatype}",
+            )
     else:
         raise head.mismatch(f" has the data {short_repr(data)}; an array is expected")
     try:
@@ -179,7 +190,9 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
                 raise head.mismatch(f": the data ends within element {len(strings)}")
             try:
                 element = data[text:start]
-                strings.append(base64.b64encode(element).decode() if is_binary else str(element, "utf-8"))
+                strings.append(
+                    base64.b64encode(element).decode() if is_binary else str(element, "utf-8"),
+                )
             except UnicodeDecodeError:
                 raise head.mismatch(f": element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
@@ -189,7 +202,11 @@ def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -
         raise head.mismatch(f" has {len(data)} bytes of data; its shape requires {expected_bytes}")
     if dtype.kind == "b":
         return np.frombuffer(data, np.uint8).reshape(head.shape).astype(np.bool_)
-    array = np.frombuffer(data, dtype).reshape(head.shape) if expected_bytes else np.empty(head.shape, dtype)
+    array = (
+        np.frombuffer(data, dtype).reshape(head.shape)
+        if expected_bytes
+        else np.empty(head.shape, dtype)
+    )
     return array if array.flags.aligned else array.copy()
 
 

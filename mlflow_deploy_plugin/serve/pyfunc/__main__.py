@@ -48,17 +48,22 @@ def main() -> None:
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
     os.environ.update(_SERVING)
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # like the server; MLflow's default is gRPC
+    os.environ.setdefault(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        "http/protobuf",
+    )  # like the server; MLflow's default is gRPC
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # Each refused request would log a warning.
     try:
         from mlflow.tracing import context as tracing_context
 
-        from mlflow_deploy_plugin.serve.pyfunc.scorer import Scorer  # The image lacks mlflow and pandas.
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import (
+            Scorer,
+        )  # The image lacks mlflow and pandas.
     except ImportError as error:
         raise InvalidArtifact(
             f"a model without an ONNX form needs mlflow and pandas, which are not fully installed here ({error}): "
-            "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
+            "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model",
         ) from None
     lookup = threading.Thread(target=find_experiment, daemon=True)
     lookup.start()
@@ -69,16 +74,21 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
         needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
         others = ", ".join(version_differences(folder))
         logged = f" (it was logged with {others})" if others else ""
-        _log.exception("the model cannot be loaded; its requirements are in %s", folder / "requirements.txt")
+        _log.exception(
+            "the model cannot be loaded; its requirements are in %s",
+            folder / "requirements.txt",
+        )
         raise InvalidArtifact(
             f"the model needs {needed}, which is not installed here{logged}: "
             "run `pip install -r` with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; "
-            "to include your own modules in the model, log it with `code_paths`"
+            "to include your own modules in the model, log it with `code_paths`",
         ) from None
     except BaseException as error:  # noqa: BLE001 - loading runs the model's code
         pass_exit(error)
         _log.exception("the model cannot be loaded")
-        raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+        raise InvalidArtifact(
+            f"MLflow cannot load the model: {load_failure(error, folder)}",
+        ) from None
 
     def answer(question: SideMessage) -> Iterator[SideMessage]:
         most = question.fields["most_values"]
@@ -99,13 +109,20 @@ def find_experiment() -> None:
     """Find the experiment of the traces once. MLflow would search in each request, and a failure takes minutes."""
     import mlflow  # optional package
 
-    identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
+    identity, name = (
+        os.environ.pop(variable, None)
+        for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+    )
     while name or identity:
         try:
             mlflow.set_experiment(name, None if name else identity)
             return
         except mlflow.MlflowException as error:
-            _log.warning("traces are logged to the experiment Default until %s is found: %s", name or identity, error)
+            _log.warning(
+                "traces are logged to the experiment Default until %s is found: %s",
+                name or identity,
+                error,
+            )
             time.sleep(_RETRY_SECONDS)
 
 
@@ -118,7 +135,9 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # With None, importing it fails.
     try:
-        from mlflow_deploy_plugin.serve.pyfunc import explainer  # This imports shap, which may be missing.
+        from mlflow_deploy_plugin.serve.pyfunc import (
+            explainer,
+        )  # This imports shap, which may be missing.
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(side_messages.READY_MESSAGE), explainer.answer

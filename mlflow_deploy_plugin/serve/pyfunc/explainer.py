@@ -20,7 +20,12 @@ import shap
 from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.core import errors
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidArtifact, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidArtifact,
+    InvalidRequest,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.core.tabular.streams import read_parquet
@@ -61,14 +66,23 @@ def answer(request: SideMessage) -> SideMessage:
         model = _load_model(Path(fields["folder"]))
         rows = dict(request.arrays["feeds"])
         background = _read_background(model, most_background_rows(model, rows), _SEED)
-        contributions = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
+        contributions = explain_rows(
+            model,
+            background.feeds,
+            rows,
+            fields["max_evals"],
+            fields["seed"],
+            deadline,
+        )
     except InferenceError:
         raise
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
     except _TimeIsUp:
         message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, or set a "
-        raise errors.DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
+        raise errors.DeadlineExceeded(
+            message + f"smaller max_evals (it was {fields['max_evals']})",
+        ) from None
     described = {
         "columns": [feature.name for feature in contributions.features],
         "outputs": contributions.outputs,
@@ -95,11 +109,19 @@ class RowContributions:
 def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
     """Return the maximum number of background rows. Raises the errors of `explained_features`."""
     features = len(explained_features(model.artifact, rows))
-    return min(BACKGROUND_ROWS, max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS))
+    return min(
+        BACKGROUND_ROWS,
+        max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS),
+    )
 
 
 def explain_rows(
-    model: OnnxModel, background: Feeds, rows: Feeds, max_evals: int, seed: int, deadline: float = math.inf
+    model: OnnxModel,
+    background: Feeds,
+    rows: Feeds,
+    max_evals: int,
+    seed: int,
+    deadline: float = math.inf,
 ) -> RowContributions:
     """Explain the predictions for rows, separately for each row. Raises InvalidRequest or InferenceError.
 
@@ -129,20 +151,33 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             if table.num_rows > most_rows:
                 table = table.take(sample_positions(table.num_rows, most_rows, seed))
             sampled = {name: table.column(name) for name in schema.names}
-            floats = {name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)}
+            floats = {
+                name: column.to_numpy()
+                for name, column in sampled.items()
+                if is_floating(column.type)
+            }
             typed = cast_columns(schema.dtypes, floats)
             columns = {name: column.to_pylist() for name, column in sampled.items()} | typed
             return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
             feeds = mlflow_protocol.decode(JSON, example.read_bytes(), model.schema)
-            return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
+            return Background(
+                {name: array[:most_rows] for name, array in feeds.items()},
+                "input_example",
+            )
     except (OSError, pa.ArrowException) as error:
         why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
-        raise InvalidArtifact(f"the model's reference or example rows cannot be read: {why}") from None
+        raise InvalidArtifact(
+            f"the model's reference or example rows cannot be read: {why}",
+        ) from None
     except OnnxserveError as error:
-        raise InvalidArtifact(f"the model's reference or example rows are invalid: {error.message}") from None
-    raise InvalidArtifact("the model has neither reference rows nor an input example, which explanations need")
+        raise InvalidArtifact(
+            f"the model's reference or example rows are invalid: {error.message}",
+        ) from None
+    raise InvalidArtifact(
+        "the model has neither reference rows nor an input example, which explanations need",
+    )
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)
@@ -159,7 +194,12 @@ class _CodedModel:
     """
 
     def __init__(
-        self, model: OnnxModel, features: list[ExplainedFeature], background: Feeds, rows: Feeds, deadline: float
+        self,
+        model: OnnxModel,
+        features: list[ExplainedFeature],
+        background: Feeds,
+        rows: Feeds,
+        deadline: float,
     ) -> None:
         self._model, self._features, self._deadline = model, features, deadline
         self._explained = explained_outputs(model.artifact)
@@ -172,30 +212,49 @@ class _CodedModel:
             unique, indices = np.unique(both, return_inverse=True)
             self._values.append(unique)
             codes.append(indices.astype(np.float64))
-        self.background, self._rows = np.split(np.stack(codes, axis=1), [len(feature.values(background))])
+        self.background, self._rows = np.split(
+            np.stack(codes, axis=1),
+            [len(feature.values(background))],
+        )
 
     def __call__(self, matrix: Array) -> Array:
         parts = []
         for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
             if time.monotonic() > self._deadline:
                 raise _TimeIsUp
-            outputs = self._model.run(self._feeds(rows), [output.name for output in self._explained])
+            outputs = self._model.run(
+                self._feeds(rows),
+                [output.name for output in self._explained],
+            )
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
-                raise InvalidRequest(f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained")
+                raise InvalidRequest(
+                    f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained",
+                )
             parts.append(numbers)
         return np.concatenate(parts)
 
     def _feeds(self, matrix: Array) -> Feeds:
-        feeds = {name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype) for name, like in self._like.items()}
-        for feature, values, codes in zip(self._features, self._values, matrix.T.astype(np.intp), strict=True):
+        feeds = {
+            name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype)
+            for name, like in self._like.items()
+        }
+        for feature, values, codes in zip(
+            self._features,
+            self._values,
+            matrix.T.astype(np.intp),
+            strict=True,
+        ):
             for name, position in feature.places:
                 feeds[name].reshape(len(matrix), -1)[:, position] = values[codes]
         return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
         """Explain each row separately, so that its contributions do not depend on other rows."""
-        masker, values = shap.maskers.Independent(self.background, max_samples=len(self.background)), []
+        masker, values = (
+            shap.maskers.Independent(self.background, max_samples=len(self.background)),
+            [],
+        )
         for row in self._rows:
             explainer = shap.PermutationExplainer(self, masker, seed=seed)
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)

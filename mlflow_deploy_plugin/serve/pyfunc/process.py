@@ -15,7 +15,12 @@ from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    InferenceError,
+    InvalidArtifact,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.logs import configure_logging
 from mlflow_deploy_plugin.core.processes.child import die_with_parent, requests_of_parent
 from mlflow_deploy_plugin.core.settings import load_settings
@@ -64,10 +69,18 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     for connection in connections:
         while True:
             try:
-                threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True).start()
+                threading.Thread(
+                    target=_answer_connection,
+                    args=(connection, answer),
+                    daemon=True,
+                ).start()
                 break
-            except RuntimeError:  # The limit of threads (`ulimit -u`, a container's pids) is reached.
-                _log.warning("a thread cannot be started; requests wait until a thread is available")
+            except (
+                RuntimeError
+            ):  # The limit of threads (`ulimit -u`, a container's pids) is reached.
+                _log.warning(
+                    "a thread cannot be started; requests wait until a thread is available",
+                )
                 time.sleep(_NO_THREAD_SECONDS)
 
 
@@ -79,7 +92,10 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
                     try:
                         send_message(connection, message)
                     except ValueError as error:
-                        send_message(connection, _refusal(BodyTooLarge(f"the answer is too large: {error}")))
+                        send_message(
+                            connection,
+                            _refusal(BodyTooLarge(f"the answer is too large: {error}")),
+                        )
                         break
 
 
@@ -101,7 +117,10 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
 
 
 def _refusal(error: OnnxserveError) -> SideMessage:
-    return SideMessage("refused", {"error": type(error).__name__, "message": error.message, "column": error.column})
+    return SideMessage(
+        "refused",
+        {"error": type(error).__name__, "message": error.message, "column": error.column},
+    )
 
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
@@ -121,7 +140,10 @@ def version_differences(folder: Path) -> list[str]:
 
     Packages for other platforms are omitted. MLflow is omitted because it can read models of its older versions.
     """
-    from packaging.requirements import InvalidRequirement, Requirement  # a dependency of mlflow, which may be missing
+    from packaging.requirements import (
+        InvalidRequirement,
+        Requirement,
+    )  # a dependency of mlflow, which may be missing
 
     requirements = folder / "requirements.txt"
     differences: list[str] = []
@@ -132,7 +154,9 @@ def version_differences(folder: Path) -> list[str]:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:
             continue  # The line is empty or a pip option.
-        if requirement.name == "mlflow" or (requirement.marker and not requirement.marker.evaluate()):
+        if requirement.name == "mlflow" or (
+            requirement.marker and not requirement.marker.evaluate()
+        ):
             continue
         required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
         try:

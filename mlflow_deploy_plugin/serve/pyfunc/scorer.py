@@ -36,7 +36,13 @@ from mlflow.types.schema import Array as ArrayType
 from pandas.api.types import is_object_dtype
 
 from mlflow_deploy_plugin.core import errors
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+    SchemaMismatch,
+    pass_exit,
+)
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols import side_messages
@@ -54,7 +60,8 @@ _log = logging.getLogger(__name__)
 
 _A_DATE = "an ISO 8601 date such as 2013-07-01T12:30:00, from 1678 to 2261"
 _ISO_8601 = re.compile(
-    r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?",
+    re.ASCII,
 )
 """The strings that are read as dates. pandas would also accept `now` and `2024/01/02`."""
 _ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -77,7 +84,10 @@ class NotRepresentable(Exception):
 
 
 def to_model_input(
-    feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
+    feeds: Mapping[str, Array],
+    artifact: Artifact,
+    types: Mapping[str, str],
+    names: Mapping[str, str | int],
 ) -> Any:
     """Return the input of `predict` for arrays that match the signature. Raises SchemaMismatch for invalid base64."""
     # A model may change its input, so copy the arrays.
@@ -87,7 +97,10 @@ def to_model_input(
     for name, array in arrays.items():
         try:
             if types[name] == "binary":
-                arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
+                arrays[name] = [
+                    None if text is None else base64.b64decode(text, validate=True)
+                    for text in array
+                ]
         except ValueError:  # binascii.Error is a ValueError.
             why = f"column {name!r} (binary) contains a string that is not base64"
             raise SchemaMismatch(why, column=name) from None
@@ -97,7 +110,9 @@ def to_model_input(
 def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises SchemaMismatch for other values."""
     values = column.astype(object)
-    is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
+    is_iso = values.map(
+        lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))),
+    )
     texts = values.where(is_iso.astype(bool))
     dates = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
     is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
@@ -121,7 +136,10 @@ def _read_date_param(name: str, value: Any) -> Any:
     try:
         (moment,) = _read_dates(name, pd.Series([value], dtype=object))
     except SchemaMismatch:
-        raise SchemaMismatch(f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}", column=name) from None
+        raise SchemaMismatch(
+            f"param {name!r} (datetime): {short_repr(value)} is not {_A_DATE}",
+            column=name,
+        ) from None
     if _ISO_DAY.fullmatch(str(value)):
         return value  # MLflow converts a day to a datetime.date.
     return moment.astype("datetime64[us]").item()
@@ -140,7 +158,11 @@ def _with_doubles(value: Any, kind: Any) -> Any:
     if isinstance(kind, ArrayType) and isinstance(value, np.ndarray):
         if kind.dtype == DataType.double and value.dtype.kind in "iu":
             return value.astype(float)
-        return [_with_doubles(entry, kind.dtype) for entry in value] if value.dtype.kind == "O" else value
+        return (
+            [_with_doubles(entry, kind.dtype) for entry in value]
+            if value.dtype.kind == "O"
+            else value
+        )
     if isinstance(kind, Object) and isinstance(value, dict):
         kinds = {part.name: part.dtype for part in kind.properties}
         return {name: _with_doubles(entry, kinds.get(name)) for name, entry in value.items()}
@@ -164,7 +186,11 @@ def _json_values(document: Mapping[str, Any], name: str) -> Iterator[tuple[int, 
         if isinstance(rows, dict) and name in rows:
             yield from enumerate(rows[name] if isinstance(rows[name], list) else [rows[name]])
         elif isinstance(rows, list):
-            yield from ((number, row[name]) for number, row in enumerate(rows) if isinstance(row, dict) and name in row)
+            yield from (
+                (number, row[name])
+                for number, row in enumerate(rows)
+                if isinstance(row, dict) and name in row
+            )
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
@@ -209,36 +235,58 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
             continue
         seen.add(id(part))
         if isinstance(part, Mapping | list | tuple):
-            parts += (part.values() if isinstance(part, Mapping) else part) if len(part) < _MOST_STEPS else ()
+            parts += (
+                (part.values() if isinstance(part, Mapping) else part)
+                if len(part) < _MOST_STEPS
+                else ()
+            )
         elif part is model or hasattr(part, "get_params"):
             fields: dict[str, Any] = getattr(part, "__dict__", {})
             parts += fields.values()
             yield fields
 
 
-def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
+def _missing_texts(
+    model: Any,
+    names: Sequence[str | int],
+    otherwise: float | None,
+) -> dict[str | int, float | None]:
     """Return the value (None or NaN) of missing strings in each training column; `otherwise` if unknown."""
     # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
         known, columns = fields.get("categories_"), fields.get("feature_names_in_")
-        known = known if isinstance(known, list) else []  # A custom estimator may have any attribute.
+        known = (
+            known if isinstance(known, list) else []
+        )  # A custom estimator may have any attribute.
         columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
         if fields.get("missing_values", "") is None:  # The estimator is an imputer.
             known = [np.array(["", None])] * len(columns)
         for name, categories in zip(columns, known, strict=False):
-            if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
-                missing = {None if category is None else np.nan for category in categories if _is_missing(category)}
+            if isinstance(categories, np.ndarray) and any(
+                isinstance(category, str) for category in categories
+            ):
+                missing = {
+                    None if category is None else np.nan
+                    for category in categories
+                    if _is_missing(category)
+                }
                 learned[str(name)] = learned.get(str(name), set()) | missing
                 learned[""] |= missing
     missing_by_name = {name: learned.get(str(name)) or learned[""] for name in names}
-    return {name: next(iter(values)) if len(values) == 1 else otherwise for name, values in missing_by_name.items()}
+    return {
+        name: next(iter(values)) if len(values) == 1 else otherwise
+        for name, values in missing_by_name.items()
+    }
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
     """Convert a prediction to named arrays. Raises NotRepresentable for values other than numbers and strings."""
     if isinstance(prediction, pd.DataFrame):
-        named = {str(name): _array(prediction.iloc[:, index]) for index, name in enumerate(prediction.columns)}
+        named = {
+            str(name): _array(prediction.iloc[:, index])
+            for index, name in enumerate(prediction.columns)
+        }
         if len(named) != prediction.shape[1]:
             raise NotRepresentable("two columns have the same name")
         return named
@@ -252,7 +300,9 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
 
     Raises NotRepresentable if the number of rows or the names differ, or JSON cannot represent a value.
     """
-    answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
+    answers: Any = (
+        prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
+    )
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
         answers = [answers]
     try:
@@ -262,7 +312,11 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
             return {names[0]: _json_texts(answers)}
         if not all(isinstance(answer, Mapping) for answer in answers):
             raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
-        columns = {name: [row.get(name) for row in answers] for name in names if any(name in row for row in answers)}
+        columns = {
+            name: [row.get(name) for row in answers]
+            for name in names
+            if any(name in row for row in answers)
+        }
         return {name: _plain_or_json(values) for name, values in columns.items()}
     except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
@@ -277,7 +331,10 @@ def _plain_or_json(values: list[Any]) -> Array:
 
 def _json_texts(values: Any) -> Array:
     as_json = _AS_TEXT[_NESTED]
-    return _texts(values, lambda value: value if value is None or isinstance(value, str) else as_json(value))
+    return _texts(
+        values,
+        lambda value: value if value is None or isinstance(value, str) else as_json(value),
+    )
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
@@ -286,7 +343,9 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
         if columns := artifact.columns or artifact.logged_columns:
             frame = _as_table(data, types)
             frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
-            kinds = {column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame}
+            kinds = {
+                column.name: COLUMN_TYPES[column.type] for column in columns if column.name in frame
+            }
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if len(artifact.tensors) == 1 and not isinstance(data, Mapping):
             data = {artifact.inputs[0].name: data}
@@ -294,7 +353,9 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             dtypes = {entry.name: numpy_dtype(entry.dtype) for entry in artifact.inputs}
             arrays = {name: np.asarray(data[name]).astype(dtype) for name, dtype in dtypes.items()}
             return {
-                name: _typed(array.ravel(), "str", "string").reshape(array.shape) if array.dtype.kind == "O" else array
+                name: _typed(array.ravel(), "str", "string").reshape(array.shape)
+                if array.dtype.kind == "O"
+                else array
                 for name, array in arrays.items()
             }
     except (TypeError, ValueError, KeyError, OverflowError) as error:
@@ -306,7 +367,9 @@ def _typed(column: Any, dtype: str, kind: str) -> Array:
     if dtype == "str":
         as_text = _AS_TEXT.get(kind, _text)
         return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
-    if dtype == "bool" and column.isna().any():  # A cast to bool would make null false and NaN true.
+    if (
+        dtype == "bool" and column.isna().any()
+    ):  # A cast to bool would make null false and NaN true.
         dtype = "float32"
     return np.asarray(column.to_numpy(dtype=dtype))
 
@@ -322,7 +385,9 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow reads strings in `instances` as 0-d arrays.
+    if (
+        isinstance(value, np.ndarray) and value.ndim == 0
+    ):  # MLflow reads strings in `instances` as 0-d arrays.
         value = value.item()
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} is not a string")
@@ -340,7 +405,9 @@ _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "binary": lambda value: base64.b64encode(value).decode(),
     # orjson does not support numpy arrays of strings.
     _NESTED: lambda value: orjson.dumps(
-        value, lambda item: item.tolist() if isinstance(item, np.ndarray | np.generic) else str(item), _JSON_OPTIONS
+        value,
+        lambda item: item.tolist() if isinstance(item, np.ndarray | np.generic) else str(item),
+        _JSON_OPTIONS,
     ).decode(),
 }
 
@@ -367,11 +434,15 @@ def _array(value: Any) -> Array:
             if listed.dtype.kind in "iubf":
                 return listed
         if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-            raise NotRepresentable("an output contains a missing string, which some protocols cannot represent")
+            raise NotRepresentable(
+                "an output contains a missing string, which some protocols cannot represent",
+            )
         raise NotRepresentable("an output contains objects that are neither numbers nor strings")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
-    raise NotRepresentable(f"an output contains {array.dtype} values, which are neither numbers nor strings")
+    raise NotRepresentable(
+        f"an output contains {array.dtype} values, which are neither numbers nor strings",
+    )
 
 
 def _of_pandas(value: Any) -> Array:
@@ -381,7 +452,11 @@ def _of_pandas(value: Any) -> Array:
         return np.asarray(value.to_numpy(dtype=bool))
     if pd.api.types.is_numeric_dtype(value.dtype):
         whole = pd.api.types.is_integer_dtype(value.dtype) and not pd.isna(value).any()
-        return np.asarray(value.to_numpy(dtype=np.int64 if whole else np.float64, na_value=0 if whole else np.nan))
+        return np.asarray(
+            value.to_numpy(
+                dtype=np.int64 if whole else np.float64, na_value=0 if whole else np.nan
+            ),
+        )
     return np.asarray(value.astype(object))
 
 
@@ -391,8 +466,12 @@ _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 def count_values(prediction: Any) -> int:
     """Return the number of values (numbers, strings, …) in a model's answer."""
     if isinstance(prediction, pd.DataFrame):
-        object_columns = [index for index, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
-        of_cells = count_values(prediction.iloc[:, object_columns].to_numpy()) if object_columns else 0
+        object_columns = [
+            index for index, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)
+        ]
+        of_cells = (
+            count_values(prediction.iloc[:, object_columns].to_numpy()) if object_columns else 0
+        )
         return prediction.size - len(prediction) * len(object_columns) + of_cells
     parts: Sequence[Any]
     if isinstance(prediction, Mapping):
@@ -430,7 +509,11 @@ class _Recorder:
     """
 
     def __init__(
-        self, model: Any, most: int, convert: Callable[[Any], Any] = lambda data: data, keys: Sequence[str] = ()
+        self,
+        model: Any,
+        most: int,
+        convert: Callable[[Any], Any] = lambda data: data,
+        keys: Sequence[str] = (),
     ) -> None:
         self._model, self.most, self._convert, self._keys = model, most, convert, keys
         self.key_arrays: dict[str, Array] = {}
@@ -474,7 +557,9 @@ class _Recorder:
         schema = self.metadata.get_params_schema()
         if schema is None or not isinstance(params, dict):
             return params
-        dates = [spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params]
+        dates = [
+            spec.name for spec in schema if spec.dtype == DataType.datetime and spec.name in params
+        ]
         return {**params, **{name: _read_date_param(name, params[name]) for name in dates}}
 
 
@@ -482,8 +567,13 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
     """Return a signature's inputs with some types replaced, for MLflow's body readers."""
     if schema is None or schema.is_tensor_spec():
         return schema
-    kinds = [types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type for spec in schema]
-    return Schema([ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)])
+    kinds = [
+        types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type
+        for spec in schema
+    ]
+    return Schema(
+        [ColSpec(kind, spec.name, spec.required) for kind, spec in zip(kinds, schema, strict=True)],
+    )
 
 
 def load_scorer(folder: Path) -> "Scorer":
@@ -493,7 +583,9 @@ def load_scorer(folder: Path) -> "Scorer":
         return Scorer.load(folder)
     except BaseException as error:  # noqa: BLE001 - A model's own code may raise any error.
         pass_exit(error)
-        raise errors.InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
+        raise errors.InvalidArtifact(
+            f"MLflow cannot load the model: {load_failure(error, folder)}",
+        ) from None
 
 
 class Scorer:
@@ -506,37 +598,57 @@ class Scorer:
         self._types: dict[str, str] = {}
         self._names: dict[str, str | int] = {}
         if columns := artifact.columns or artifact.logged_columns:
-            kinds = [kind.name if isinstance(kind, DataType) else _NESTED for kind in self._schema.input_types()]
+            kinds = [
+                kind.name if isinstance(kind, DataType) else _NESTED
+                for kind in self._schema.input_types()
+            ]
             named = [column.name for column in columns]
             self._types = dict(zip(named, kinds, strict=True))
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
-        self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
+        self._dates = [
+            self._names[name] for name, kind in self._types.items() if kind == "datetime"
+        ]
         self._texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
         self._missing: dict[str | int, float | None] = {}
-        as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's CSV reader rejects dates.
+        as_csv, as_json = (
+            {DataType.datetime: DataType.string},
+            {},
+        )  # MLflow's CSV reader rejects dates.
         if artifact.columns:
             original = model
             with suppress(NotImplementedError):
                 original = model.get_raw_model()
             # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
-            self._missing = _missing_texts(original, self._texts, None if is_python else _MISSING_TEXT)
+            self._missing = _missing_texts(
+                original,
+                self._texts,
+                None if is_python else _MISSING_TEXT,
+            )
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
         # Keep JSON values unconverted: MLflow's reader would read numbers as dates, and null as the string "None".
-        self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
+        self._csv_schema, self._json_schema = (
+            _retyped(self._schema, as_csv),
+            _retyped(self._schema, as_json or as_csv),
+        )
         self._nested = {
             spec.name: spec.type
             for spec in self._schema or ()
             if spec.name is not None and isinstance(spec.type, ArrayType | Object | Map)
         }
-        self._booleans = [spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean]
+        self._booleans = [
+            spec.name for spec in self._schema or () if spec.name and spec.type == DataType.boolean
+        ]
         self._has_warned = False
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
         """Load the MLmodel folder with `mlflow.pyfunc.load_model`, and raise its errors."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
-            os.environ.setdefault("KERAS_BACKEND", backend)  # Set this before the next line imports Keras.
+            os.environ.setdefault(
+                "KERAS_BACKEND",
+                backend,
+            )  # Set this before the next line imports Keras.
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
             # These models validate requests themselves, and MLflow's signature rejects the names of tools.
@@ -553,11 +665,17 @@ class Scorer:
     def debug(self) -> None:
         """Run `predict` of the Python model, or of MLflow's wrapper of a library, in pdb, without its decorators."""
         python_model = getattr(self._model._model_impl, "python_model", None)
-        owner, name = (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
+        owner, name = (
+            (self._model, "_predict_fn") if python_model is None else (python_model, "predict")
+        )
         predict = original = getattr(owner, name)
         if inspect.ismethod(predict):
             original = partial(inspect.unwrap(predict.__func__), predict.__self__)
-        setattr(owner, name, wraps(predict)(partial(pdb.runcall, original)))  # MLflow reads the parameters of predict.
+        setattr(
+            owner,
+            name,
+            wraps(predict)(partial(pdb.runcall, original)),
+        )  # MLflow reads the parameters of predict.
 
     def warm_up(self) -> dict[str, Array]:
         """Predict the model's example if there is one, and return the outputs with zero rows."""
@@ -568,26 +686,41 @@ class Scorer:
             with tracing_context(enabled=False):
                 outputs = self.invoke(JSON, example.read_bytes()).arrays.get("outputs", {})
         except OnnxserveError as refusal:
-            _log.warning("the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message)
+            _log.warning(
+                "the model cannot predict its example (%s): %s",
+                INPUT_EXAMPLE,
+                refusal.message,
+            )
             return {}
         return {name: array[:0] for name, array in outputs.items()}
 
     def invoke(
-        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+        self,
+        content_type: str,
+        body: bytes,
+        most_values: int = sys.maxsize,
+        keys: Sequence[str] = (),
     ) -> SideMessage:
         """Answer a body of `/invocations`, with arrays for the log. The columns `keys` are not passed to the model."""
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
     def _score(
-        self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
+        self,
+        model: Any,
+        content_type: str,
+        body: bytes,
+        most_values: int,
+        keys: Sequence[str],
     ) -> tuple[_Recorder, str]:
         """Predict for a body of `/invocations`, and return the recorder and MLflow's answer."""
         mime_type = content_type.partition(";")[0].strip()
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
-            if mime_type == JSON:  # MLflow would parse bytes twice. json keeps integers above 64 bits.
+            if (
+                mime_type == JSON
+            ):  # MLflow would parse bytes twice. json keeps integers above 64 bits.
                 with suppress(ValueError):  # MLflow reports the error.
                     data = json.loads(body)
             if isinstance(data, dict):
@@ -599,10 +732,14 @@ class Scorer:
             else:
                 data = body
             schema = self._json_schema if mime_type == JSON else self._csv_schema
-            has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
+            has_columns = schema is None or (
+                schema.has_input_names() and not schema.is_tensor_spec()
+            )
             if mime_type == "text/csv" and has_columns:
                 mlflow_protocol.check_separator(body, [str(name) for name in self._names.values()])
-            if mime_type == "text/csv" and keys and has_columns:  # MLflow must read a key such as 007 as text.
+            if (
+                mime_type == "text/csv" and keys and has_columns
+            ):  # MLflow must read a key such as 007 as text.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
@@ -613,7 +750,9 @@ class Scorer:
         except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any class
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
-                raise InferenceError(f"the answer cannot be written as JSON: {error_summary(error)}") from None
+                raise InferenceError(
+                    f"the answer cannot be written as JSON: {error_summary(error)}",
+                ) from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
             kind = errors.UnsupportedMediaType if answer.status == 415 else InvalidRequest
@@ -621,7 +760,11 @@ class Scorer:
         return recorder, answer.response
 
     def stream(
-        self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
+        self,
+        content_type: str,
+        body: bytes,
+        most_values: int = sys.maxsize,
+        keys: Sequence[str] = (),
     ) -> Iterator[SideMessage]:
         """Yield the parts of `predict_stream` as JSON, and an end. The first part has `feeds` and `keys` to log."""
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
@@ -633,7 +776,11 @@ class Scorer:
                     raise errors.BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
                 scoring_server.unwrapped_predictions_to_json(part, text)
-                yield SideMessage(side_messages.PART_MESSAGE, arrays=arrays, body=_strict_json(text.getvalue()))
+                yield SideMessage(
+                    side_messages.PART_MESSAGE,
+                    arrays=arrays,
+                    body=_strict_json(text.getvalue()),
+                )
                 arrays = {"feeds": {}}
         except errors.BodyTooLarge:
             raise
@@ -641,20 +788,32 @@ class Scorer:
             raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
             _log.exception("the model refused a request")
-            raise InferenceError(f"the model cannot compute this input: {error_summary(error)}") from None
+            raise InferenceError(
+                f"the model cannot compute this input: {error_summary(error)}",
+            ) from None
         yield SideMessage("end")
 
     def predict(
-        self, feeds: Mapping[str, Array], most_values: int = sys.maxsize, parameters: Mapping[str, Any] | None = None
+        self,
+        feeds: Mapping[str, Array],
+        most_values: int = sys.maxsize,
+        parameters: Mapping[str, Any] | None = None,
     ) -> SideMessage:
         """Return named outputs for arrays that match the signature. Parameters that its params lack are ignored."""
         data = to_model_input(feeds, self._artifact, self._types, self._names)
         known = self._model.metadata.get_params_schema() or ()
-        params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
+        params = (
+            {spec.name: parameters[spec.name] for spec in known if spec.name in parameters}
+            if parameters
+            else None
+        )
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def outputs_of(
-        self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
+        self,
+        data: Any,
+        most_values: int = sys.maxsize,
+        params: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
         """Return named outputs for a frame, arrays, or a mapping of arrays."""
         recorder = _Recorder(self._model, most_values, self._converted)
@@ -681,7 +840,9 @@ class Scorer:
         if name := next((name for name in (*self._dates, *self._texts) if name in doubled), None):
             raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
-            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates, which need no parsing.
+            if not pd.api.types.is_datetime64_any_dtype(
+                table[name].dtype,
+            ):  # Parquet has dates, which need no parsing.
                 table[name] = _read_dates(name, table[name])
         for name in [name for name in self._texts if name in table]:
             if table is not data:  # MLflow reads numbers of `inputs` and `instances` as strings.
@@ -697,10 +858,16 @@ class Scorer:
         if not self._nested:
             return
         table = document.get("dataframe_split")
-        if isinstance(table, dict) and isinstance(table.get("data"), list) and isinstance(table.get("columns"), list):
+        if (
+            isinstance(table, dict)
+            and isinstance(table.get("data"), list)
+            and isinstance(table.get("columns"), list)
+        ):
             kinds = [self._nested.get(str(name)) for name in table["columns"]]
             table["data"] = [
-                list(map(_with_doubles, row, kinds)) if isinstance(row, list) and len(row) == len(kinds) else row
+                list(map(_with_doubles, row, kinds))
+                if isinstance(row, list) and len(row) == len(kinds)
+                else row
                 for row in table["data"]
             ]
         for field in ("dataframe_records", "inputs", "instances"):
@@ -725,14 +892,19 @@ class Scorer:
             return recorder.error
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
-            return InferenceError(f"the model cannot compute this input: {error_summary(recorder.error)}")
+            return InferenceError(
+                f"the model cannot compute this input: {error_summary(recorder.error)}",
+            )
         is_read = recorder.data is not None
         kind = _error_class(error, SchemaMismatch if is_read else InvalidRequest)
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
         """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if an array is missing."""
-        arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
+        arrays: dict[str, Mapping[str, Array]] = {
+            "feeds": self._log_feeds(recorder.data),
+            "keys": recorder.key_arrays,
+        }
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
         except NotRepresentable:
@@ -747,7 +919,9 @@ class Scorer:
     def _log_feeds(self, data: Any) -> Feeds:
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
-                raise NotRepresentable("its signature has no columns that the inference log supports")
+                raise NotRepresentable(
+                    "its signature has no columns that the inference log supports",
+                )
             return to_feeds(data, self._artifact, self._types)
         except NotRepresentable as error:
             self._warn_once(error)

@@ -87,7 +87,11 @@ class Agreement:
         """Return the agreement of each row, [N]: its largest difference and its largest excess."""
         if self.differences.ndim == 1:
             return self
-        return Agreement(largest_of_rows(self.differences), largest_of_rows(self.excess), self.are_numbers)
+        return Agreement(
+            largest_of_rows(self.differences),
+            largest_of_rows(self.excess),
+            self.are_numbers,
+        )
 
 
 def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
@@ -112,7 +116,11 @@ def compare(want: Array, got: Array, tolerance: Tolerance = EXACT) -> Agreement:
         differences = np.abs(want - got)
         excess = differences / _allowed(want, got, tolerance)
     for errors in (differences, excess):
-        np.copyto(errors, np.inf, where=np.isnan(errors))  # One value is NaN or infinite, or the tolerance is 0.
+        np.copyto(
+            errors,
+            np.inf,
+            where=np.isnan(errors),
+        )  # One value is NaN or infinite, or the tolerance is 0.
         np.copyto(errors, 0.0, where=equal)
     return Agreement(differences, excess, are_numbers)
 

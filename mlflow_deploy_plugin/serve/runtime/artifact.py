@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import (
+    COLUMN_TYPES,
+    FLAVOR,
+    MALFORMED,
+    PYTHON_FUNCTION,
+    read_mlmodel,
+)
 
 ColumnType = Literal["double", "float", "integer", "long", "boolean", "string"]
 Role = Literal["label", "probabilities", "scores", "values"]
@@ -185,20 +191,31 @@ def read_artifact(folder: Path) -> Artifact:
         known = ", ".join(sorted(map(str, flavors))) or "none"
         raise InvalidArtifact(
             f"this model has the flavors {known}, none of which is onnxserve or onnx: "
-            "log it with mlflow_deploy_plugin.log_model"
+            "log it with mlflow_deploy_plugin.log_model",
         )
     content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     try:
         inputs = [
-            Input(*_read_array(item, item), tuple(map(checked_name, item.get("columns") or ())), item.get("missing"))
+            Input(
+                *_read_array(item, item),
+                tuple(map(checked_name, item.get("columns") or ())),
+                item.get("missing"),
+            )
             for item in content.get("inputs", ())
         ]
         names = [name for array in inputs for name in array.columns]
-        columns, tensors = _read_signature(document.get("signature"), names[0] if len(names) == 1 else None)
+        columns, tensors = _read_signature(
+            document.get("signature"),
+            names[0] if len(names) == 1 else None,
+        )
         refused = content.get("refused", {})
-        missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
+        missing, infinite = (
+            frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite")
+        )
         categories = refused.get("categories") or {}
-        categories = {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()}
+        categories = {
+            str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()
+        }
         tokenizer = content.get("tokenizer")
         return Artifact(
             folder=folder,
@@ -210,9 +227,15 @@ def read_artifact(folder: Path) -> Artifact:
             columns=columns,
             tensors=tensors,
             inputs=tuple(inputs),
-            outputs=tuple(Output(*_read_array(item, item), item["role"]) for item in content.get("outputs", ())),
+            outputs=tuple(
+                Output(*_read_array(item, item), item["role"])
+                for item in content.get("outputs", ())
+            ),
             refusals=Refusals(missing, infinite, categories),
-            categories={str(column): tuple(map(str, known)) for column, known in content.get("categories", {}).items()},
+            categories={
+                str(column): tuple(map(str, known))
+                for column, known in content.get("categories", {}).items()
+            },
             prediction=tuple(content.get("prediction", ())),
             classes=tuple(content.get("classes", ())),
             framework=str(content.get("framework", "onnx")),
@@ -222,10 +245,14 @@ def read_artifact(folder: Path) -> Artifact:
             has_signature=bool(columns or tensors),
             digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
             optimization=dict(content.get("optimization", {})),
-            tokenizer=TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])}) if tokenizer else None,
+            tokenizer=TokenizerSpec(**tokenizer | {"file": _inside(folder, tokenizer["file"])})
+            if tokenizer
+            else None,
         )
     except MALFORMED as error:
-        raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+        ) from None
 
 
 def check_digests(artifact: Artifact) -> None:
@@ -236,7 +263,9 @@ def check_digests(artifact: Artifact) -> None:
             with path.open("rb") as stream:
                 actual = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
         except OSError as error:
-            raise InvalidArtifact(f"the model's file {name!r} cannot be read: {error.strerror}") from None
+            raise InvalidArtifact(
+                f"the model's file {name!r} cannot be read: {error.strerror}",
+            ) from None
         if actual != expected:
             raise InvalidArtifact(altered_file_message(name, actual, expected))
 
@@ -249,8 +278,12 @@ def _inside(folder: Path, relative: str) -> Path:
     """Return the path of a file of the model. Raises InvalidArtifact if it does not exist in the folder."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidArtifact(f"the MLmodel file names {relative!r}, which is outside of the model's folder")
-    if not os.path.isfile(path):  # isfile also returns False for a name that is not a valid file name.
+        raise InvalidArtifact(
+            f"the MLmodel file names {relative!r}, which is outside of the model's folder",
+        )
+    if not os.path.isfile(
+        path,
+    ):  # isfile also returns False for a name that is not a valid file name.
         raise InvalidArtifact(f"the model's file {relative!r} is missing")
     return path
 
@@ -273,17 +306,25 @@ def read_tensor(entry: Mapping[str, Any]) -> Tensor:
     return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
 
 
-def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:
+def _read_array(
+    entry: Mapping[str, Any],
+    spec: Mapping[str, Any],
+) -> tuple[str, str, tuple[int, ...]]:
     name, dtype, shape = checked_name(entry["name"]), spec["dtype"], tuple(spec["shape"])
     if dtype not in TENSOR_DTYPES:
         raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which is not supported")
-    if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and -1 <= size < 2**63 for size in shape):
-        raise ValueError(f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size")
+    if len(shape) > _MAX_DIMENSIONS or not all(
+        type(size) is int and -1 <= size < 2**63 for size in shape
+    ):
+        raise ValueError(
+            f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size",
+        )
     return name, TENSOR_DTYPES[dtype], shape
 
 
 def _read_signature(
-    signature: Mapping[str, Any] | None, only_name: str | None
+    signature: Mapping[str, Any] | None,
+    only_name: str | None,
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     """Return the columns or the tensors of a signature. An only column without a name gets `only_name`."""
     columns, tensors = [], []
@@ -297,6 +338,6 @@ def _read_signature(
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, which an ONNX model "
-                f"cannot take; the possible types are {', '.join(COLUMN_TYPES)}"
+                f"cannot take; the possible types are {', '.join(COLUMN_TYPES)}",
             )
     return tuple(columns), tuple(tensors)

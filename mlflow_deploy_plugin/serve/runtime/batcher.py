@@ -24,7 +24,12 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, InferenceError, TooManyRequests, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    InferenceError,
+    TooManyRequests,
+    pass_exit,
+)
 from mlflow_deploy_plugin.serve.runtime.agreement import EXACT, Tolerance, compare
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
@@ -73,7 +78,9 @@ class RequestState(Enum):
     LEADER = auto()  # The thread of this request computes the next batch.
     COMPUTING = auto()
     DONE = auto()
-    RETRY_ALONE = auto()  # The batch failed, so the thread of each request computes only its own request.
+    RETRY_ALONE = (
+        auto()
+    )  # The batch failed, so the thread of each request computes only its own request.
     EXPIRED = auto()
 
 
@@ -122,7 +129,9 @@ class Batcher:
         self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # Only the batcher's threads read it.
+        self._leaders: SimpleQueue[QueuedRequest | None] = (
+            SimpleQueue()
+        )  # Only the batcher's threads read it.
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -143,7 +152,9 @@ class Batcher:
         """
         rows = _row_counts(feeds)
         if len(rows) != 1:
-            return self._compute(feeds)  # The graph decides if it accepts inputs of different lengths.
+            return self._compute(
+                feeds,
+            )  # The graph decides if it accepts inputs of different lengths.
         entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
@@ -152,7 +163,13 @@ class Batcher:
             self._lead(entry)
         return self._result(entry)
 
-    def submit(self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback) -> None:
+    def submit(
+        self,
+        feeds: Feeds,
+        deadline: float,
+        count: BatchCallback,
+        done: ResultCallback,
+    ) -> None:
         """Do the same as `run` without blocking. `done` is called in another thread, or here if the queue is full.
 
         If the deadline passes while a batch is computed, the request is answered when the batch is done.
@@ -165,9 +182,13 @@ class Batcher:
             entry.key = object()
         if len(self._threads) < 2:
             with self._lock:
-                while len(self._threads) < 2:  # While one thread delivers answers, the second thread computes.
+                while (
+                    len(self._threads) < 2
+                ):  # While one thread delivers answers, the second thread computes.
                     name = f"onnxserve-batcher-{len(self._threads)}"
-                    self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
+                    self._threads.append(
+                        threading.Thread(target=self._serve, name=name, daemon=True),
+                    )
                     self._threads[-1].start()
         try:
             self._enqueue(entry)
@@ -202,7 +223,9 @@ class Batcher:
 
     def _result(self, entry: QueuedRequest) -> dict[str, Array]:
         if entry.state is RequestState.EXPIRED:
-            raise DeadlineExceeded("the request's deadline passed while it waited for the model; it was not computed")
+            raise DeadlineExceeded(
+                "the request's deadline passed while it waited for the model; it was not computed",
+            )
         if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds)
         if isinstance(entry.result, BaseException):
@@ -213,9 +236,13 @@ class Batcher:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 batches = sum(queued.rows for queued in self._queue) / self._limit
-                retry_after = min(max(1, ceil(batches * self._batch_seconds)), 60)  # seconds to compute the queue
+                retry_after = min(
+                    max(1, ceil(batches * self._batch_seconds)),
+                    60,
+                )  # seconds to compute the queue
                 raise TooManyRequests(
-                    f"{len(self._queue)} requests are already waiting for this model; retry later", retry_after
+                    f"{len(self._queue)} requests are already waiting for this model; retry later",
+                    retry_after,
                 )
             self._queue.append(entry)
             if not self._is_led:
@@ -239,7 +266,9 @@ class Batcher:
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return
-        if entry.wake.acquire(timeout=min(max(0.0, entry.deadline - time.perf_counter()), threading.TIMEOUT_MAX)):
+        if entry.wake.acquire(
+            timeout=min(max(0.0, entry.deadline - time.perf_counter()), threading.TIMEOUT_MAX),
+        ):
             return
         with self._lock:
             if entry.state is RequestState.WAITING:
@@ -258,7 +287,11 @@ class Batcher:
                 began = time.perf_counter()
                 results = self._compute_batch(batch)
                 self._batch_seconds = time.perf_counter() - began
-                leader.count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
+                leader.count(
+                    sum(entry.rows for entry in batch),
+                    began - leader.queued,
+                    self._batch_seconds,
+                )
         except BaseException as error:
             pass_exit(error)
             if len(batch) == 1:
@@ -266,7 +299,9 @@ class Batcher:
         finally:
             with self._lock:
                 self._gatherer = None
-                if self._queue and self._queue[0] is leader:  # The leader failed before it took its own request.
+                if (
+                    self._queue and self._queue[0] is leader
+                ):  # The leader failed before it took its own request.
                     self._queue.pop(0)
                 if self._queue:
                     self._promote(self._queue[0])
@@ -300,9 +335,13 @@ class Batcher:
                 if is_complete or now >= until:
                     for entry in batch[1:]:
                         entry.state = RequestState.COMPUTING
-                    self._queue = [entry for entry in self._queue if entry.state is RequestState.WAITING]
+                    self._queue = [
+                        entry for entry in self._queue if entry.state is RequestState.WAITING
+                    ]
                     return batch
-                leader.wake.acquire(blocking=False)  # Take the lock if it is free, as after a timeout.
+                leader.wake.acquire(
+                    blocking=False,
+                )  # Take the lock if it is free, as after a timeout.
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
@@ -417,7 +456,9 @@ def is_close(batched: Array, single: Array, tolerance: Tolerance) -> bool:
 
     Mappings from class to probability are only compared exactly, because the labels of different rows differ anyway.
     """
-    is_mapping = batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat)
+    is_mapping = batched.dtype.kind == "O" and any(
+        isinstance(value, Mapping) for value in single.flat
+    )
     if is_mapping and tolerance is not EXACT:
         return batched.shape == single.shape
     return compare(single, batched, tolerance).is_same

@@ -37,7 +37,12 @@ class CudaGraph:
     """A CUDA graph for inputs of one shape, with its inputs and outputs at fixed addresses."""
 
     def __init__(
-        self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str], number: int
+        self,
+        session: "ort.InferenceSession",
+        placement: Placement,
+        feeds: Feeds,
+        names: Sequence[str],
+        number: int,
     ) -> None:
         """Run the session once without a CUDA graph, which finds the shapes of the outputs."""
         self._session = session
@@ -50,7 +55,11 @@ class CudaGraph:
             shape = array.shape
             dtype = array.dtype
             value = self._value(shape, dtype)
-            host = np.empty(shape, dtype) if self._memory == "cpu" else pinned_empty(shape, dtype, self._device_id)
+            host = (
+                np.empty(shape, dtype)
+                if self._memory == "cpu"
+                else pinned_empty(shape, dtype, self._device_id)
+            )
             self._inputs[name] = host, value
             self._binding.bind_ortvalue_input(name, value)
         for name in names:
@@ -68,7 +77,9 @@ class CudaGraph:
         self._fill(feeds)
         self._session.run_with_iobinding(self._binding, self._options)
         arrays = [value.numpy() for value in self._outputs]
-        return arrays if self._memory == "cuda" else [array.copy() for array in arrays]  # On a CPU, these are views.
+        return (
+            arrays if self._memory == "cuda" else [array.copy() for array in arrays]
+        )  # On a CPU, these are views.
 
     def _fill(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
@@ -77,7 +88,12 @@ class CudaGraph:
             value.update_inplace(host)
 
     def _value(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
-        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
+        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
+            shape,
+            dtype,
+            self._memory,
+            self._device_id,
+        )
 
 
 class GraphSession:
@@ -90,7 +106,12 @@ class GraphSession:
         self._graphs: dict[Hashable, CudaGraph] = {}
         self._without_graph = _run_options(_NO_GRAPH)
 
-    def run(self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None) -> list[Array]:
+    def run(
+        self,
+        names: Sequence[str],
+        feeds: Feeds,
+        options: "ort.RunOptions | None" = None,
+    ) -> list[Array]:
         """Compute the named outputs. Raises the errors of `InferenceSession.run`. `options` are ignored."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
         with self._lock:  # A capture fails if another thread allocates memory at the same time.
@@ -128,7 +149,11 @@ def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -
         return np.empty(shape, dtype)
     assert pointer.value is not None
     memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
-    weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False  # Views keep `memory` alive.
+    weakref.finalize(
+        memory,
+        runtime.cudaFreeHost,
+        pointer,
+    ).atexit = False  # Views keep `memory` alive.
     pinned: Array = memory.view(dtype).reshape(shape)
     return pinned
 

@@ -33,19 +33,21 @@ class ExplainedFeature:
 def check_explainable(artifact: Artifact) -> None:
     """Raise InvalidRequest if the artifact shows, without any rows, that the model cannot be explained."""
     if artifact.flavor == PYTHON_FUNCTION:
-        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model can be explained")
+        raise InvalidRequest(
+            "this version has no ONNX form (it is a pyfunc), and only an ONNX model can be explained",
+        )
     for entry in artifact.inputs:
         if entry.shape:  # An empty shape means that the shape is unknown.
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
-                f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch size can be explained"
+                f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch size can be explained",
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
             "the model has no sample rows, which an explanation needs; log it with mlflow_deploy_plugin.log_model and "
-            "reference_data= or input_example="
+            "reference_data= or input_example=",
         )
 
 
@@ -77,9 +79,16 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
             for index in range(1 if array.ndim == 1 else array.shape[1]):
                 # The features of a single tensor are numbered like unnamed columns.
                 numbered = str(index) if len(artifact.inputs) == 1 else f"{entry.name}[{index}]"
-                features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, index),)))
+                features.append(
+                    ExplainedFeature(
+                        entry.name if array.ndim == 1 else numbered,
+                        ((entry.name, index),),
+                    ),
+                )
     if len(features) > MAX_COLUMNS:
-        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained")
+        raise InvalidRequest(
+            f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained",
+        )
     return features
 
 
@@ -88,17 +97,27 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
     for role in ("probabilities", "scores"):
         if matching := [output for output in artifact.outputs if output.role == role]:
             return matching
-    predicted = [item for item in artifact.outputs if item.name in artifact.prediction and item.role == "values"]
-    for kinds in (("map",), ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "bool")):
+    predicted = [
+        item
+        for item in artifact.outputs
+        if item.name in artifact.prediction and item.role == "values"
+    ]
+    for kinds in (
+        ("map",),
+        ("float16", "float32", "float64"),
+        ("int8", "int16", "int32", "int64", "uint8", "bool"),
+    ):
         if matching := [output for output in predicted if output.dtype in kinds]:
             return matching
     raise InvalidRequest(
-        "the model returns only labels, and only numbers can be explained; log the model with its probabilities"
+        "the model returns only labels, and only numbers can be explained; log the model with its probabilities",
     )
 
 
 def explained_columns(
-    artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]
+    artifact: Artifact,
+    explained: Sequence[Output],
+    outputs: Mapping[str, Array],
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
@@ -116,21 +135,27 @@ def explained_columns(
         elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
             raise InvalidRequest(
                 f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only one number or a few "
-                "numbers per row can be explained"
+                "numbers per row can be explained",
             )
         else:
             numbers = array.astype(np.float64).reshape(len(array), -1)
             width = numbers.shape[1]
-            labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+            labels = (
+                list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+            )
             labels = labels if width > 1 else []
         if len(explained) > 1:
             labels = [f"{output.name}[{label}]" for label in labels]
         names += labels or [output.name]
         parts.append(numbers)
     if len({len(part) for part in parts}) > 1:
-        raise InvalidRequest("the model's outputs have different numbers of rows, so they cannot be explained")
+        raise InvalidRequest(
+            "the model's outputs have different numbers of rows, so they cannot be explained",
+        )
     if len(names) > MAX_OUTPUTS:
-        raise InvalidRequest(f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be explained")
+        raise InvalidRequest(
+            f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be explained",
+        )
     return names, np.concatenate(parts, axis=1)
 
 
@@ -138,5 +163,5 @@ def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
             f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or tensors with one row "
-            "of single values per prediction (not images, texts or sequences)"
+            "of single values per prediction (not images, texts or sequences)",
         )

@@ -85,7 +85,11 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
 def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
     """Return one row of every input, repeated. For `times=1` the result is a view."""
     rows = {name: array[number : number + 1] for name, array in feeds.items()}
-    return rows if times == 1 else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
+    return (
+        rows
+        if times == 1
+        else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
+    )
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:
@@ -106,12 +110,15 @@ def array_bytes(arrays: Mapping[str, Array]) -> int:
     for array in arrays.values():
         total += array.nbytes
         if array.dtype.char == "O":
-            total += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
+            total += sum(
+                _TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat
+            )
     return total
 
 
 def pack_arrays(
-    arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
+    arrays: Mapping[str, Array],
+    dump_texts: Callable[[list[object]], bytes],
 ) -> tuple[list[ArrayLayout], list[memoryview]]:
     """Return the layout of each array, which can be written as JSON, and the contents of the arrays."""
     layout: list[ArrayLayout] = []
@@ -126,7 +133,9 @@ def pack_arrays(
 
 
 def unpack_arrays(
-    layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
+    layout: Iterable[ArrayLayout],
+    content: memoryview,
+    load_texts: Callable[[bytes], list[object]],
 ) -> tuple[dict[str, Array], memoryview]:
     """Return the arrays that `pack_arrays` packed, and the rest of `content`. Arrays of numbers are views of `content`.
 
@@ -156,7 +165,9 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
         for axis, name in enumerate(entry.dimension_names):
             if name:
                 places.setdefault(name, []).append((entry.name, axis))
-    return tuple((name, tuple(dimensions)) for name, dimensions in places.items() if len(dimensions) > 1)
+    return tuple(
+        (name, tuple(dimensions)) for name, dimensions in places.items() if len(dimensions) > 1
+    )
 
 
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
@@ -173,7 +184,11 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
     return ""
 
 
-def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
+def rowless_reason(
+    columns: Sequence[Column],
+    inputs: Sequence[Input],
+    outputs: Sequence[Output],
+) -> str:
     """Return the reason why the first dimensions are not rows; empty if they are, or if the model has columns."""
     if columns:
         return ""
@@ -185,9 +200,14 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
         return ""
     for entry, first in zip(inputs, firsts, strict=True):
         if first != _FREE:
-            return f"its input {entry.name!r} " + (f"has the fixed first size {first[0]}" if first else "is a scalar")
+            return f"its input {entry.name!r} " + (
+                f"has the fixed first size {first[0]}" if first else "is a scalar"
+            )
     if len({entry.dimension_names[:1] for entry in inputs}) > 1:
-        named = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
+        named = ", ".join(
+            f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})"
+            for entry in inputs[:5]
+        )
         return f"the first dimensions of its inputs are not the same: {named}"
     if outputs and _FREE not in answered:
         return "none of its outputs has a free first dimension"

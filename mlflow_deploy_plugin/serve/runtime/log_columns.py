@@ -19,7 +19,10 @@ _TRUTH = {"true": "1", "false": "0"}
 
 
 def to_log_columns(
-    schema: Schema, prediction: tuple[str, ...], feeds: Mapping[str, Array], outputs: Mapping[str, Array]
+    schema: Schema,
+    prediction: tuple[str, ...],
+    feeds: Mapping[str, Array],
+    outputs: Mapping[str, Array],
 ) -> dict[str, Array]:
     """Return the columns of a request by name, [N] each (tensors: [N, …]), in a stable order."""
     columns = schema.to_columns(feeds)
@@ -64,7 +67,10 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
     return cast
 
 
-def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
+def cast_columns_losslessly(
+    dtypes: Mapping[str, str],
+    rows: Mapping[str, Array],
+) -> dict[str, Array]:
     """Return the rows, with a column in the type of the signature if this cast is lossless for every value.
 
     `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes` remain unchanged.
@@ -100,7 +106,9 @@ def as_key(value: object) -> str | None:
     The same boolean may be 1 in the log and True in a CSV file.
     """
     text = as_text(value)
-    return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
+    return (
+        _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
+    )
 
 
 def as_text(value: object) -> str | None:
@@ -111,7 +119,10 @@ def as_text(value: object) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, np.generic):  # The text of a float32 is 0.1, but its item is 0.10000000149011612.
+    if isinstance(
+        value,
+        np.generic,
+    ):  # The text of a float32 is 0.1, but its item is 0.10000000149011612.
         return as_text(value.item() if value.dtype != np.float32 else float(str(value)))
     if isinstance(value, float):
         if math.isnan(value):

@@ -21,12 +21,25 @@ from mlflow_deploy_plugin.core.errors import (
     pass_exit,
 )
 from mlflow_deploy_plugin.serve.runtime import session as sessions
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
+    Input,
+    Output,
+    Tensor,
+    check_digests,
+    read_artifact,
+)
 from mlflow_deploy_plugin.serve.runtime.binding import GraphSession, can_bind
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, object_array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS, check_rows
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
-from mlflow_deploy_plugin.serve.runtime.session import ON_CPU, Arena, Placement, describe_error, quiet_options
+from mlflow_deploy_plugin.serve.runtime.session import (
+    ON_CPU,
+    Arena,
+    Placement,
+    describe_error,
+    quiet_options,
+)
 from mlflow_deploy_plugin.serve.runtime.tokenizer import Run, TextBudget, TextTokenizer
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 
@@ -39,7 +52,11 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
     "tensor(string)": "str",
-    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
 """The names that tf2onnx and shape inference generate for unknown sizes. Such names are not dimension names."""
@@ -70,7 +87,12 @@ class Predictor(Protocol):
     @property
     def unavailable_reason(self) -> str: ...
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+    ) -> dict[str, Array]:
         """Compute the named outputs (default: all outputs) for feeds that `schema` has made.
 
         Raises:
@@ -80,7 +102,11 @@ class Predictor(Protocol):
         """
         ...
 
-    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+    def prediction(
+        self,
+        outputs: Mapping[str, Array],
+        of_table: bool = False,
+    ) -> Array | dict[str, Array]:
         """Return the result of `predict` for the outputs of `run`. `of_table` is True if the request was a table."""
         ...
 
@@ -130,20 +156,35 @@ class OnnxModel:
     queue_seconds, unavailable_reason = 0.0, ""
     max_text_characters = sys.maxsize
 
-    def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        session: "ort.InferenceSession",
+        placement: Placement,
+    ) -> None:
         self._tokenizer: TextTokenizer | None = None
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         dimensions = {  # A dimension without a name has an empty string.
             node.name: tuple(
-                size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
+                size if isinstance(size, str) and not _UNKNOWN.match(size) else ""
+                for size in node.shape or ()
             )
             for node in (*session.get_inputs(), *session.get_outputs())
         }
-        inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
+        inputs = tuple(
+            replace(entry, dimension_names=dimensions.get(entry.name, ()))
+            for entry in artifact.inputs
+        )
         self.artifact = replace(artifact, inputs=inputs)
         signature = artifact.columns, artifact.tensors
         is_foreign = artifact.framework == "onnx"
-        self.schema = compile_schema(*signature, inputs, artifact.outputs, artifact.refusals, is_foreign)
+        self.schema = compile_schema(
+            *signature,
+            inputs,
+            artifact.outputs,
+            artifact.refusals,
+            is_foreign,
+        )
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
@@ -151,7 +192,10 @@ class OnnxModel:
         self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
-            self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
+            self._reason = session.get_modelmeta().custom_metadata_map.get(
+                REFUSED_ROWS,
+                "the original refuses it",
+            )
         # An output whose first dimension has another name does not have rows. An example is the frames of a sound.
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         if artifact.flavor != "onnx":
@@ -159,10 +203,12 @@ class OnnxModel:
         row_outputs = [
             output
             for output in outputs
-            if self._has_columns or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
+            if self._has_columns
+            or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
         ]
         self._row_values = sum(  # A free size counts as 1 until a run shows the size.
-            _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:])) for output in row_outputs
+            _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:]))
+            for output in row_outputs
         )
         self._has_free_sizes = any(
             not output.shape or -1 in (output.shape[1:] if output in row_outputs else output.shape)
@@ -170,7 +216,9 @@ class OnnxModel:
         )
         self._fatal_if_empty = min(_FATAL_IF_EMPTY & sessions.operators_of(session), default="")
         self.limit_values(sys.maxsize)
-        self._run_once: Run = partial(sessions.run_on_openvino, session) if placement.is_on_openvino else session.run
+        self._run_once: Run = (
+            partial(sessions.run_on_openvino, session) if placement.is_on_openvino else session.run
+        )
         self._compute = self._compute_large = self._run_once
         self._small_run = None
         if placement.options.enable_cuda_graph and can_bind(session):
@@ -178,26 +226,43 @@ class OnnxModel:
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # Skip the Python wrapper, which repeats the schema's checks of the feeds (1.1 of 4 µs per run).
             own = getattr(session, "_sess", session)
-            self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
+            self._compute, self._compute_large, self._small_run = (
+                own.run,
+                Arena(own).run,
+                quiet_options(),
+            )
         if artifact.tokenizer is not None:
             self._tokenizer = TextTokenizer(artifact.tokenizer)
             self._compute = self._compute_large = self._tokenizer.feeding(self._compute_large)
             self._run_once = self._tokenizer.feeding(self._run_once)
 
     @classmethod
-    def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
+    def load(
+        cls,
+        folder: Path,
+        placement: Placement = ON_CPU,
+        intra_op_num_threads: int = 1,
+    ) -> "OnnxModel":
         """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like `open_session`.
 
         Raises InvalidArtifact if the folder or its graph cannot be used, or a file has changed since it was saved.
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        return cls(artifact, sessions.open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
+        return cls(
+            artifact,
+            sessions.open_session(artifact.onnx_file, placement, intra_op_num_threads),
+            placement,
+        )
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
         self._most_values = most * batch_rows
-        self._answer_rows = max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
-        self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
+        self._answer_rows = (
+            max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
+        )
+        self._most_rows = (
+            min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
+        )
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
@@ -220,8 +285,12 @@ class OnnxModel:
         `budget` is the rest of a text model's budget for the request, of which `feeds` are a piece.
         """
         names = self._output_names if outputs is None else list(outputs)
-        if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
-            reason = f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
+        if self._fatal_if_empty and (
+            empty := next((name for name, array in feeds.items() if not array.size), None)
+        ):
+            reason = (
+                f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
+            )
             raise InferenceError(f"the model cannot compute this input: {reason}")
         compute = self._compute
         compute_large = self._compute_large
@@ -230,7 +299,9 @@ class OnnxModel:
             compute = compute_large = partial(compute, budget=budget)
         for array in feeds.values():
             if array.shape[:1] > self._small_rows:
-                if len(array) > self._most_rows and (joined := self._run_in_pieces(outputs, feeds, len(array), budget)):
+                if len(array) > self._most_rows and (
+                    joined := self._run_in_pieces(outputs, feeds, len(array), budget)
+                ):
                     return joined
                 compute = compute_large
                 break
@@ -250,19 +321,25 @@ class OnnxModel:
         return dict(zip(names, values, strict=True))
 
     def _run_in_pieces(
-        self, outputs: Sequence[str] | None, feeds: Feeds, rows: int, budget: TextBudget | None
+        self,
+        outputs: Sequence[str] | None,
+        feeds: Feeds,
+        rows: int,
+        budget: TextBudget | None,
     ) -> dict[str, Array]:
         """Compute a table in pieces. Return an empty mapping if an output does not have one entry per row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
                 f"the answer to {rows} rows has {rows * self._row_values} values, which is too many: send at "
-                f"most {self._answer_rows} rows (a larger server.max_body_bytes allows more)"
+                f"most {self._answer_rows} rows (a larger server.max_body_bytes allows more)",
             )
         pieces, count = [], 0
         for start in range(0, rows, RUN_ROWS):
             piece = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
             pieces.append(self.run(piece, outputs, first_row=start, budget=budget))
-            if any(array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()):
+            if any(
+                array.shape[:1] != (min(RUN_ROWS, rows - start),) for array in pieces[-1].values()
+            ):
                 return {}
             count = self._check_values(pieces[-1].values(), count)
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -278,14 +355,20 @@ class OnnxModel:
             values = self._run_once(self._output_names + self._marks, feeds, options)
         except BaseException as error:  # noqa: BLE001 - see run
             if options.terminate:
-                raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
+                raise InvalidArtifact(
+                    f"the model did not compute its first answer within {seconds:g} s",
+                ) from None
             raise _refusal_of(error) from None
         finally:
             timer.cancel()
         if self._marks:
             check_rows(values.pop(), self._reason)
 
-    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+    def prediction(
+        self,
+        outputs: Mapping[str, Array],
+        of_table: bool = False,
+    ) -> Array | dict[str, Array]:
         """Return the array of a single prediction output, or a mapping of several prediction outputs.
 
         A stock `onnx` model returns a mapping, like its pyfunc in MLflow. For columns, or a table without a signature,
@@ -297,15 +380,23 @@ class OnnxModel:
         named = {name: outputs[name] for name in names}
         is_table = self._has_columns or (of_table and not self.artifact.has_signature)
         rows = {len(array) if array.ndim else -1 for array in named.values()}
-        is_single_value = len(rows) == 1 and all(array.size == len(array) for array in named.values() if array.ndim)
+        is_single_value = len(rows) == 1 and all(
+            array.size == len(array) for array in named.values() if array.ndim
+        )
         if not is_table or not is_single_value:
             return named
         columns = [array.reshape(-1).tolist() for array in named.values()]
-        return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
+        return object_array(
+            [dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)],
+        )
 
     def graph_feeds(self, feeds: Feeds) -> Feeds:
         """Return the arrays that the graph takes: the feeds, or the tokens of a text model."""
-        return feeds if self._tokenizer is None else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
+        return (
+            feeds
+            if self._tokenizer is None
+            else self._tokenizer.feeds(feeds[self.artifact.inputs[0].name].tolist())
+        )
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""
@@ -344,12 +435,18 @@ def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Ar
             inputs = [replace(inputs[0], columns=names)]
         else:
             raise InvalidArtifact(
-                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's columns {list(names)}"
+                f"the graph's inputs {[entry.name for entry in inputs]} are not the signature's columns {list(names)}",
             )
     elif not tensors:
         tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
     prediction = tuple(output.name for output in outputs)
-    return replace(artifact, tensors=tensors, inputs=tuple(inputs), outputs=outputs, prediction=prediction)
+    return replace(
+        artifact,
+        tensors=tensors,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        prediction=prediction,
+    )
 
 
 def _dtype(node: "ort.NodeArg") -> str:
@@ -359,7 +456,7 @@ def _dtype(node: "ort.NodeArg") -> str:
         raise InvalidArtifact(
             f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of numbers, booleans "
             "and texts can: add a Cast or a ConcatFromSequence to the graph (onnxserve wrap converts a sequence of "
-            "fixed length into tensors)"
+            "fixed length into tensors)",
         ) from None
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MALFORMED, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import (
+    COLUMN_TYPES,
+    FLAVOR,
+    MALFORMED,
+    PYTHON_FUNCTION,
+    read_mlmodel,
+)
 from mlflow_deploy_plugin.serve.runtime import artifact
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_symbols
@@ -35,7 +41,9 @@ def read_served_artifact(folder: Path) -> Artifact:
         if PYTHON_FUNCTION in flavors and not {FLAVOR, "onnx"} & set(flavors):
             return _pyfunc_artifact(folder, document)
     except MALFORMED as error:
-        raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
+        raise InvalidArtifact(
+            f"the MLmodel file cannot be understood: {type(error).__name__}: {error}",
+        ) from None
     return artifact.read_artifact(folder)
 
 
@@ -46,7 +54,11 @@ class FrameSchema(Schema):
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
-        present = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
+        present = FrameSchema(
+            columns,
+            (),
+            tuple(entry for entry in self.inputs if entry.name in names),
+        )
         return Schema.from_columns(present, data)
 
     @cached_property
@@ -75,26 +87,48 @@ class UndescribedSchema(Schema):
 def pyfunc_schema(pyfunc: Artifact) -> Schema:
     """Return the schema that converts columns, rows and tensors into feeds of this pyfunc."""
     if pyfunc.undescribed:
-        return UndescribedSchema((), (), (), reason=pyfunc.undescribed, logged_columns=pyfunc.logged_columns)
+        return UndescribedSchema(
+            (),
+            (),
+            (),
+            reason=pyfunc.undescribed,
+            logged_columns=pyfunc.logged_columns,
+        )
     schema = compile_schema(pyfunc.columns, pyfunc.tensors, pyfunc.inputs)
     return FrameSchema(schema.columns, (), schema.inputs) if pyfunc.columns else schema
 
 
 def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
     signature = document.get("signature") or {}
-    columns, tensors, undescribed = _read_inputs(signature, bool(document.get("is_signature_from_type_hint")))
+    columns, tensors, undescribed = _read_inputs(
+        signature,
+        bool(document.get("is_signature_from_type_hint")),
+    )
     logged, columns = (columns, ()) if undescribed else ((), columns)
     inputs = _column_inputs(columns) + tuple(
-        Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
+        Input(
+            tensor.name or _ONLY_INPUT,
+            tensor.dtype,
+            tensor.shape,
+            dimension_names=row_symbols(tensor.shape),
+        )
         for tensor in tensors
     )
-    fields = json.loads(signature.get("outputs") or "[]")  # Without fields, the first answer shows the outputs.
+    fields = json.loads(
+        signature.get("outputs") or "[]",
+    )  # Without fields, the first answer shows the outputs.
     outputs = []
     for entry in fields:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
-            outputs.append(Output(name, artifact.TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+            outputs.append(
+                Output(
+                    name,
+                    artifact.TENSOR_DTYPES.get(spec["dtype"], "object"),
+                    tuple(spec["shape"]),
+                ),
+            )
         else:
             outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
     return Artifact(
@@ -109,7 +143,9 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         inputs=inputs,
         outputs=tuple(outputs),
         prediction=tuple(output.name for output in outputs),
-        framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
+        framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix(
+            "mlflow.",
+        ),
         undescribed=undescribed,
         task=str((document.get("metadata") or {}).get("task") or ""),
         is_streamable=document["flavors"][PYTHON_FUNCTION].get("streamable") is True,
@@ -118,18 +154,29 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
 
 
 def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
-    return tuple(Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns)
+    return tuple(
+        Input(column.name, COLUMN_TYPES[column.type], (-1,), (column.name,)) for column in columns
+    )
 
 
 def _read_inputs(
-    signature: Mapping[str, Any], takes_objects: bool
+    signature: Mapping[str, Any],
+    takes_objects: bool,
 ) -> tuple[tuple[Column, ...], tuple[artifact.Tensor, ...], str]:
     """Return the columns and the tensors of a signature, and the reason if they are incomplete (otherwise empty)."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
-        return (), (), "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV"
+        return (
+            (),
+            (),
+            "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
+        )
     if takes_objects:
-        return (), (), "this model takes Python objects; send requests to /invocations, as JSON or CSV"
+        return (
+            (),
+            (),
+            "this model takes Python objects; send requests to /invocations, as JSON or CSV",
+        )
     columns: list[Column] = []
     tensors: list[artifact.Tensor] = []
     undescribed = ""
@@ -138,7 +185,11 @@ def _read_inputs(
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
             if spec["dtype"] not in artifact.TENSOR_DTYPES:
-                return (), (), f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV"
+                return (
+                    (),
+                    (),
+                    f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV",
+                )
             tensors.append(artifact.read_tensor(entry))
             continue
         kind: Any = entry.get("type")

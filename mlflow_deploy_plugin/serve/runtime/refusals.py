@@ -51,7 +51,11 @@ class ValueCheck(NamedTuple):
     categories: Sequence[tuple[CheckedColumn, frozenset[object], list[str]]]
 
 
-def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
+def compile_checks(
+    refusals: Refusals,
+    inputs: Iterable[Input],
+    tensors: Mapping[str, str],
+) -> list[ValueCheck]:
     """Return the checks of the arrays of a request. `inputs` are inputs of the graph or blocks of sent numbers.
 
     `tensors` maps an input to its tensor in the signature; it is empty for a signature of columns.
@@ -88,14 +92,30 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
         if (complete or finite) and not (
             np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
         ):
-            _refuse_numbers(complete, np.isnan(array), "null or NaN; the model does not accept missing values")
-            _refuse_numbers(finite, np.isinf(array), "infinite; the model accepts only finite numbers")
+            _refuse_numbers(
+                complete,
+                np.isnan(array),
+                "null or NaN; the model does not accept missing values",
+            )
+            _refuse_numbers(
+                finite,
+                np.isinf(array),
+                "infinite; the model accepts only finite numbers",
+            )
         for column, known, allowed in categories:
             values = column.values(array).tolist()
             if not known.issuperset(values):
-                row, value = next((row, value) for row, value in enumerate(values) if value not in known)
-                near = allowed if isinstance(value, str) else ()  # No number is suggested: 17 is not a misspelt 18.
-                hint = did_you_mean(str(value), near, f"the allowed values are {join_names(allowed)}")
+                row, value = next(
+                    (row, value) for row, value in enumerate(values) if value not in known
+                )
+                near = (
+                    allowed if isinstance(value, str) else ()
+                )  # No number is suggested: 17 is not a misspelt 18.
+                hint = did_you_mean(
+                    str(value),
+                    near,
+                    f"the allowed values are {join_names(allowed)}",
+                )
                 why = f"{column.label}, row {row}: {short_repr(value)} is not a known category of the model{hint}"
                 raise SchemaMismatch(why, column=column.name)
 
@@ -106,7 +126,9 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
     for column in columns:
         rows = np.argwhere(column.values(refused))
         if len(rows):
-            row_label = f", row {rows[0][0]}" if refused.ndim else ""  # A single number for all rows has no row.
+            row_label = (
+                f", row {rows[0][0]}" if refused.ndim else ""
+            )  # A single number for all rows has no row.
             raise SchemaMismatch(f"{column.label}{row_label}: {reason}", column=column.name)
 
 

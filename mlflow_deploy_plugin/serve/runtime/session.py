@@ -52,7 +52,7 @@ _KEEP_SECONDS = 1.0
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
-    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: "
+    r"|\[OpenVINO-EP\] |Exception (?:from src/\S+\.cpp:\d+|during initialization): |Check '.*?' failed at src/\S+: ",
 )
 """The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
 
@@ -92,7 +92,10 @@ class Placement:
     def must_equal_cpu(self) -> bool:
         """True if OpenVINO computes all operators in float32 on a CPU, so that its outputs are the CPU provider's."""
         options = dict(self.providers).get(OPENVINO, {})
-        is_default = options.get("device_type", "CPU") == "CPU" and options.get("precision", "FP32") == "FP32"
+        is_default = (
+            options.get("device_type", "CPU") == "CPU"
+            and options.get("precision", "FP32") == "FP32"
+        )
         return self.is_on_openvino and is_default
 
     @property
@@ -100,17 +103,31 @@ class Placement:
         """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A device has no CPU fallback."""
         if self.listed:
             entries = (item for entry in self.listed for item in entry.items())
-            return [(name, {key: str(value) for key, value in options.items()}) for name, options in entries]
+            return [
+                (name, {key: str(value) for key, value in options.items()})
+                for name, options in entries
+            ]
         if self.device == "cpu":
             return [(_CPU, {})]
         options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
-        cuda = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
+        cuda = {
+            name: str(int(value)) if isinstance(value, bool) else str(value)
+            for name, value in options.items()
+        }
         cuda["device_id"] = str(self.device_id)
         if self.device == "cuda":
-            return [(_PROVIDERS["cuda"], cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}))]
+            return [
+                (
+                    _PROVIDERS["cuda"],
+                    cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}),
+                ),
+            ]
         tensorrt = {"device_id": str(self.device_id)}
         if self.engine_cache is not None:
-            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(self.engine_cache)}
+            tensorrt |= {
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": str(self.engine_cache),
+            }
         if self.options.enable_cuda_graph:
             tensorrt["trt_cuda_graph_enable"] = "1"
         return [(_PROVIDERS["tensorrt"], tensorrt), (_PROVIDERS["cuda"], cuda)]
@@ -139,7 +156,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime as module  # The module is heavy, and two distributions provide it.
     except ImportError:
         raise RuntimeMissing(
-            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
+            "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA",
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
         module.disable_telemetry_events()  # Another package may have imported the module already.
@@ -148,13 +165,18 @@ def import_onnxruntime() -> Any:
 
 def available_cores(processes: int = 1) -> int:
     """Return the cores per process from the affinity and the cgroup quotas, which ONNX Runtime ignores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # macOS
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():
                 quota, period = (folder / "cpu.max").read_text().split()
             else:
-                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+                quota, period = (
+                    (folder / f"cpu.cfs_{name}_us").read_text().strip()
+                    for name in ("quota", "period")
+                )
             if quota not in ("max", "-1"):
                 cores = min(cores, int(quota) // int(period))
     return max(1, cores // processes)
@@ -165,14 +187,21 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(","):  # In cgroups 2, the line has no controllers.
+            if controllers == "" or controller in controllers.split(
+                ",",
+            ):  # In cgroups 2, the line has no controllers.
                 top = _CGROUPS / controller if controllers else _CGROUPS
                 folder = top / path.lstrip("/")
-                yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
+                yield from (
+                    folder,
+                    *(above for above in folder.parents if above.is_relative_to(top)),
+                )
 
 
 def open_session(
-    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
+    onnx_file: Path,
+    placement: Placement = ON_CPU,
+    intra_op_num_threads: int = 1,
 ) -> "ort.InferenceSession":
     """Return a session that runs only on the device or on the listed providers of `placement`.
 
@@ -190,7 +219,7 @@ def open_session(
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
-            f"or 'onnxruntime-gpu>={oldest}' for CUDA"
+            f"or 'onnxruntime-gpu>={oldest}' for CUDA",
         )
     check_device_libraries(module, placement)
     if is_old:
@@ -201,38 +230,53 @@ def open_session(
         providers[OPENVINO].setdefault("num_of_threads", str(intra_op_num_threads))
         providers[OPENVINO].setdefault("precision", "FP32")
     options = session_options(module, intra_op_num_threads)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "0" if _CPU in names else "1")
+    options.add_session_config_entry(
+        "session.disable_cpu_ep_fallback",
+        "0" if _CPU in names else "1",
+    )
     try:
         try:
             # ONNX Runtime's own fallback would retry on the CPU. The options forbid it, so the error would be wrong.
-            session = module.InferenceSession(str(onnx_file), options, [*providers.items()], enable_fallback=0)
+            session = module.InferenceSession(
+                str(onnx_file),
+                options,
+                [*providers.items()],
+                enable_fallback=0,
+            )
         except Exception:
             if _CPU in names:
                 raise
             # A session with the CPU shows the reason: its operators, or an error that names an operator.
             options = session_options(module, intra_op_num_threads)
-            session = module.InferenceSession(str(onnx_file), options, [*providers.items(), _CPU], enable_fallback=0)
+            session = module.InferenceSession(
+                str(onnx_file),
+                options,
+                [*providers.items(), _CPU],
+                enable_fallback=0,
+            )
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
         if names == [_CPU]:
             raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-        raise DeviceUnavailable(f"the model does not run with {placement} ({names[0]}): {reason}") from None
+        raise DeviceUnavailable(
+            f"the model does not run with {placement} ({names[0]}): {reason}",
+        ) from None
     loaded = session.get_providers()
     if _CPU not in names and {*names} <= {*loaded} and (on_cpu := operators_of(session, _CPU)):
         raise DeviceUnavailable(
             f"the model does not run with {placement}: {names[0]} cannot compute {', '.join(sorted(on_cpu)[:5])}; use "
-            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}"
+            f"--device cpu, or for a server -C server.providers={','.join(names)},{_CPU}",
         )
     used = [name for name in loaded if not placement.listed or operators_of(session, name)]
     if unused := [name for name in names if name not in (*used, _CPU)]:
         raise DeviceUnavailable(
             f"{placement} is set, but ONNX Runtime uses {', '.join(used)} and not {unused[0]}: its hardware, driver or "
-            "libraries are missing, one of its options is wrong, or it has no operator of the model"
+            "libraries are missing, one of its options is wrong, or it has no operator of the model",
         )
     if is_old and operators_of(session, _CPU) & _FORESTS:
         raise RuntimeMissing(
             f"ONNX Runtime {module.__version__} may compute forests incorrectly, and the model has a forest: "
-            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'"
+            "pip uninstall onnxruntime-openvino, then pip install 'mlflow-onnxserve[cpu]'",
         )
     return session
 
@@ -242,7 +286,14 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Function": {7: "Node", 11: "Attribute"},
     "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "Attribute": {
+        5: "Tensor",
+        6: "Graph",
+        10: "Tensor",
+        11: "Graph",
+        22: "SparseTensor",
+        23: "SparseTensor",
+    },
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "ExternalData"},
     "ExternalData": {2: ""},
@@ -252,17 +303,26 @@ _MESSAGES: dict[str, dict[int, str]] = {
 
 def _check_weights(onnx_file: Path) -> None:
     """Raise InvalidArtifact if weights are outside of the folder. ONNX Runtime 1.24 reads sparse tensors anywhere."""
-    from google.protobuf import descriptor_pb2, message, message_factory  # Only the OpenVINO build needs protobuf.
+    from google.protobuf import (
+        descriptor_pb2,
+        message,
+        message_factory,
+    )  # Only the OpenVINO build needs protobuf.
 
     schema = descriptor_pb2.FileDescriptorProto(name="weights", package="onnx")
     for kind, fields in _MESSAGES.items():
         declared = schema.message_type.add(name=kind)
-        for number, inner in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
+        for (
+            number,
+            inner,
+        ) in fields.items():  # 3 is a repeated field, 11 a message, and 12 are bytes.
             of_type = {"type": 11, "type_name": f".onnx.{inner}"} if inner else {"type": 12}
             declared.field.add(name=f"field{number}", number=number, label=3, **of_type)
     folder, reason = onnx_file.parent.resolve(), f"ONNX Runtime cannot load {onnx_file.name}: "
     try:
-        unread = [message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes())]
+        unread = [
+            message_factory.GetMessages([schema])["onnx.Model"].FromString(onnx_file.read_bytes()),
+        ]
     except message.DecodeError:
         raise InvalidArtifact(f"{reason}it is not an ONNX file") from None
     while unread:
@@ -270,12 +330,21 @@ def _check_weights(onnx_file: Path) -> None:
             unread += parts if declared.message_type else []
             for text in () if declared.message_type else parts:
                 name = text.decode(errors="replace")
-                if "\0" in name or "_ORT_MEM_ADDR_" in name or not (folder / name).resolve().is_relative_to(folder):
-                    raise InvalidArtifact(f"{reason}its weights {name[:100]!r} are outside of its folder")
+                if (
+                    "\0" in name
+                    or "_ORT_MEM_ADDR_" in name
+                    or not (folder / name).resolve().is_relative_to(folder)
+                ):
+                    raise InvalidArtifact(
+                        f"{reason}its weights {name[:100]!r} are outside of its folder",
+                    )
 
 
 def run_on_openvino(
-    session: "ort.InferenceSession", names: Sequence[str], feeds: "Feeds", options: "ort.RunOptions | None" = None
+    session: "ort.InferenceSession",
+    names: Sequence[str],
+    feeds: "Feeds",
+    options: "ort.RunOptions | None" = None,
 ) -> list[Any]:
     """Compute the outputs. Raise ValueError for inputs that OpenVINO computes incorrectly, and errors of the session.
 
@@ -283,9 +352,17 @@ def run_on_openvino(
     """
     for name, array in feeds.items():
         if array.size and array.dtype.kind == "f" and array.min() != array.min():
-            raise ValueError(f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number")
-        if array.size and array.dtype.kind in "iu" and not -(2**31) <= array.min() <= array.max() < 2**31:
-            raise ValueError(f"{name!r} has a number above 32 bits, which OpenVINO cannot represent")
+            raise ValueError(
+                f"{name!r} has a missing value (NaN), which OpenVINO may convert into a number",
+            )
+        if (
+            array.size
+            and array.dtype.kind in "iu"
+            and not -(2**31) <= array.min() <= array.max() < 2**31
+        ):
+            raise ValueError(
+                f"{name!r} has a number above 32 bits, which OpenVINO cannot represent",
+            )
     return list(session.run(names, feeds, options))
 
 
@@ -307,7 +384,10 @@ class Arena:
         self._reference = weakref.ref(self)
 
     def run(
-        self, outputs: Sequence[str], feeds: Mapping[str, object], options: "ort.RunOptions | None" = None
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, object],
+        options: "ort.RunOptions | None" = None,
     ) -> list[object]:
         """Compute a large run. Raises the errors of `InferenceSession.run`. `options` are ignored."""
         try:
@@ -321,7 +401,9 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
-        with contextlib.suppress(Exception):  # This run computes no node; at its end, the arena shrinks.
+        with contextlib.suppress(
+            Exception,
+        ):  # This run computes no node; at its end, the arena shrinks.
             self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
@@ -330,7 +412,9 @@ class _ArenaKeeper:
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
-        self._grown: set[weakref.ref[Arena]] = set()  # No lock: each operation on the set is atomic.
+        self._grown: set[weakref.ref[Arena]] = (
+            set()
+        )  # No lock: each operation on the set is atomic.
         self._starting = threading.Lock()
         self._thread = threading.Thread()
 
@@ -345,10 +429,16 @@ class _ArenaKeeper:
     def watch(self, arena: "weakref.ref[Arena]") -> None:
         """Shrink the arena as soon as it is idle."""
         self._grown.add(arena)
-        if not self._thread.is_alive():  # After a fork, the thread does not exist in the child process.
+        if (
+            not self._thread.is_alive()
+        ):  # After a fork, the thread does not exist in the child process.
             with self._starting:
                 if not self._thread.is_alive():
-                    self._thread = threading.Thread(target=self._follow, name="onnxserve-arenas", daemon=True)
+                    self._thread = threading.Thread(
+                        target=self._follow,
+                        name="onnxserve-arenas",
+                        daemon=True,
+                    )
                     self._thread.start()
 
     def _follow(self) -> None:
@@ -361,7 +451,9 @@ class _ArenaKeeper:
                     self._grown.discard(reference)
                     if arena is not None:
                         arena.shrink()
-                del arena  # Without the reference, a replaced version is freed during the next sleep.
+                del (
+                    arena
+                )  # Without the reference, a replaced version is freed during the next sleep.
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
@@ -373,7 +465,10 @@ def memory_limit() -> int:
     """Return the memory of the machine in bytes, or the smallest limit of a cgroup that contains this process."""
     limits = [physical_memory()]
     for folder in cgroup_folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # The files of cgroups 2 and cgroups 1.
+        for name in (
+            "memory.max",
+            "memory.limit_in_bytes",
+        ):  # The files of cgroups 2 and cgroups 1.
             with contextlib.suppress(OSError, ValueError):  # A file may be absent or contain "max".
                 limits.append(int((folder / name).read_text()))
     return min(limits)
@@ -409,9 +504,13 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     available, names = module.get_available_providers(), [name for name, _ in placement.providers]
     if missing := next((name for name in names if name not in available), ""):
         build = _BUILDS.get(missing, "")
-        remedy = f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'" if build else ""
+        remedy = (
+            f": pip uninstall onnxruntime, then pip install 'mlflow-onnxserve[{build.lower()}]'"
+            if build
+            else ""
+        )
         raise DeviceUnavailable(
-            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}"
+            f"{placement} needs ONNX Runtime's {build or missing} build; this build has {', '.join(available)}{remedy}",
         )
     if "GPU" not in map(_BUILDS.get, names):
         return
@@ -420,7 +519,7 @@ def check_device_libraries(module: ModuleType, placement: Placement) -> None:
     except OSError:
         raise DeviceUnavailable(
             f"{placement} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
-            "for a container, use docker run --gpus all"
+            "for a container, use docker run --gpus all",
         ) from None
     module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 
@@ -432,11 +531,19 @@ def session_options(module: ModuleType, intra_op_num_threads: int) -> "ort.Sessi
     options.log_severity_level = 3
     # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
+    options.add_session_config_entry(
+        "session.record_ep_graph_assignment_info",
+        "1",
+    )  # for `operators_of`
     return options
 
 
 def operators_of(session: "ort.InferenceSession", provider: str = "") -> set[str]:
     """Return the operators that a session of `session_options` runs after optimization, on all or on one provider."""
     parts = session.get_provider_graph_assignment_info()
-    return {node.op_type for part in parts if provider in ("", part.ep_name) for node in part.get_nodes()}
+    return {
+        node.op_type
+        for part in parts
+        if provider in ("", part.ep_name)
+        for node in part.get_nodes()
+    }

@@ -19,7 +19,12 @@ _TOLERANCE = Tolerance(absolute=1e-6, relative=0.01, is_symmetric=True)
 Outputs = Mapping[str, Array]
 
 
-def compare_outputs(answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs) -> Agreement:
+def compare_outputs(
+    answering: Artifact,
+    outputs: Outputs,
+    shadow: Artifact,
+    shadow_outputs: Outputs,
+) -> Agreement:
     """Return the agreement of each row, [N], of the outputs of two graphs.
 
     The differences are those of floating-point numbers if both graphs return such numbers. Raises InferenceError if
@@ -38,11 +43,14 @@ def compare_outputs(answering: Artifact, outputs: Outputs, shadow: Artifact, sha
     if not deciding:
         raise InferenceError(
             f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared with an output of the "
-            f"answering variant ({', '.join(outputs) or 'empty'})"
+            f"answering variant ({', '.join(outputs) or 'empty'})",
         )
     measured = [agreement for agreement in agreements if agreement.are_numbers]
     return Agreement(
-        differences=reduce(np.maximum, [agreement.differences for agreement in measured or deciding]),
+        differences=reduce(
+            np.maximum,
+            [agreement.differences for agreement in measured or deciding],
+        ),
         excess=reduce(np.maximum, [agreement.excess for agreement in deciding]),
         are_numbers=bool(measured),
     )
@@ -54,7 +62,9 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     The label is the label output, otherwise the class with the highest probability, otherwise the prediction (the first
     output of a stock `onnx` model) if it has one value per row and is not a float.
     """
-    by_role = {output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs}
+    by_role = {
+        output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs
+    }
     if (label := by_role.get("label")) is not None and label.shape[:1] == (rows,):
         return label.reshape(rows, -1)
     probabilities = by_role.get("probabilities")
@@ -71,7 +81,10 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 
 
 def _pairs(
-    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
+    answering: Artifact,
+    outputs: Outputs,
+    shadow: Artifact,
+    shadow_outputs: Outputs,
 ) -> Iterator[tuple[Array, Array]]:
     """Yield pairs of outputs, [N, k] each, that have the same name, or otherwise the same role and position."""
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
@@ -95,4 +108,8 @@ def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int]
     for output in artifact.outputs:
         if output.name in outputs and output.role != "label":
             roles.setdefault(output.role, []).append(output)
-    return {(role, position, len(of)): output for role, of in roles.items() for position, output in enumerate(of)}
+    return {
+        (role, position, len(of)): output
+        for role, of in roles.items()
+        for position, output in enumerate(of)
+    }

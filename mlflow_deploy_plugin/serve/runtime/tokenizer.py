@@ -88,12 +88,14 @@ class TextBudget:
         if self.characters < 0:
             raise BodyTooLarge(
                 "the texts of the request have too many characters to tokenize: send fewer or shorter texts (a larger "
-                "server.max_text_characters allows more)"
+                "server.max_text_characters allows more)",
             )
 
     def check_deadline(self) -> None:
         if time.perf_counter() >= self.deadline:
-            raise DeadlineExceeded("the request's deadline passed before all its texts were computed")
+            raise DeadlineExceeded(
+                "the request's deadline passed before all its texts were computed",
+            )
 
 
 class TextTokenizer:
@@ -107,13 +109,15 @@ class TextTokenizer:
             from tokenizers import Tokenizer  # Only text models need this library.
         except ImportError:
             raise NotInstalled(
-                "a text model needs tokenizers, which is not installed: pip install 'mlflow-onnxserve[text]'"
+                "a text model needs tokenizers, which is not installed: pip install 'mlflow-onnxserve[text]'",
             ) from None
         try:
             self._tokenizer = Tokenizer.from_file(str(spec.file))
         except BaseException as error:  # noqa: BLE001 - the library raises the class Exception, and panics
             pass_exit(error)
-            raise InvalidArtifact(f"{spec.file.name} cannot be read: {one_line(error, 300)}") from None
+            raise InvalidArtifact(
+                f"{spec.file.name} cannot be read: {one_line(error, 300)}",
+            ) from None
         self._spec = spec
         self._padding: dict[str, Any] = self._tokenizer.padding or {}
         self._has_types = "token_type_ids" in spec.graph_inputs
@@ -133,7 +137,10 @@ class TextTokenizer:
         """
 
         def run_texts(
-            names: Sequence[str], feeds: Feeds, options: object = None, budget: TextBudget | None = None
+            names: Sequence[str],
+            feeds: Feeds,
+            options: object = None,
+            budget: TextBudget | None = None,
         ) -> list[Array]:
             (texts,) = feeds.values()
             budget = budget or TextBudget()
@@ -143,7 +150,9 @@ class TextTokenizer:
             while start < len(order):
                 budget.check_deadline()
                 end = start + max(_RUN_TOKENS // len(rows[order[start]][0]), 1)
-                parts.append(run(names, self._pad([rows[row] for row in order[start:end]]), options))
+                parts.append(
+                    run(names, self._pad([rows[row] for row in order[start:end]]), options),
+                )
                 start = end
             places = np.argsort(order)
             return [np.concatenate(arrays)[places] for arrays in zip(*parts, strict=True)]
@@ -168,7 +177,9 @@ class TextTokenizer:
             for group in _groups(starts):
                 budget.check_deadline()
                 for row, encoding in zip(group, self._encode(list(group.values())), strict=True):
-                    if len(encoding) < self._truncated_length and len(group[row]) < len(prompted[row]):
+                    if len(encoding) < self._truncated_length and len(group[row]) < len(
+                        prompted[row],
+                    ):
                         waiting.append(row)  # The start of the text has too few tokens.
                     else:
                         tokens[row] = self._tokens_of(texts[row], encoding)
@@ -177,9 +188,13 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[str]) -> "Sequence[Encoding]":
         try:
-            return self._tokenizer.encode_batch_fast(texts)  # The usual function also computes offsets.
+            return self._tokenizer.encode_batch_fast(
+                texts,
+            )  # The usual function also computes offsets.
         except (TypeError, UnicodeError):
-            raise SchemaMismatch("a text is not valid Unicode: it contains half of a surrogate pair") from None
+            raise SchemaMismatch(
+                "a text is not valid Unicode: it contains half of a surrogate pair",
+            ) from None
         except BaseException as error:  # noqa: BLE001 - a regular expression of the tokenizer may panic
             pass_exit(error)
             if len(texts) > 1:  # Find the text.
@@ -198,10 +213,20 @@ class TextTokenizer:
 
     def _pad(self, rows: Sequence[_Tokens]) -> Feeds:
         padding, longest = self._padding, max(len(ids) for ids, _ in rows)
-        pads = {"input_ids": padding.get("pad_id", 0), "token_type_ids": padding.get("pad_type_id", 0)}
-        feeds = {name: np.full((len(rows), longest), pads.get(name, 0)) for name in self._spec.graph_inputs}
+        pads = {
+            "input_ids": padding.get("pad_id", 0),
+            "token_type_ids": padding.get("pad_type_id", 0),
+        }
+        feeds = {
+            name: np.full((len(rows), longest), pads.get(name, 0))
+            for name in self._spec.graph_inputs
+        }
         for index, (ids, types) in enumerate(rows):
-            part = slice(longest - len(ids), None) if padding.get("direction") == "left" else slice(len(ids))
+            part = (
+                slice(longest - len(ids), None)
+                if padding.get("direction") == "left"
+                else slice(len(ids))
+            )
             for name, array in feeds.items():
                 array[index, part] = {"input_ids": ids, "token_type_ids": types}.get(name, 1)
         return feeds
@@ -237,11 +262,15 @@ def _reads_words(tokenizer: "Tokenizer") -> bool:
     splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
     # ByteLevel and Metaspace replace spaces, so that later parts do not see them.
     first = next((part for part in splitters if part["type"] not in _SPLIT_MORE), {"type": ""})
-    if first["type"] not in _SPLIT_AT_SPACES or not (first.get("use_regex", True) and first.get("split", True)):
+    if first["type"] not in _SPLIT_AT_SPACES or not (
+        first.get("use_regex", True) and first.get("split", True)
+    ):
         return False
     if not {part["type"] for part in splitters} <= _SPLIT_AT_SPACES | _SPLIT_MORE:
         return False
-    if not all(part["type"] in _LOCAL_NORMALIZERS or _replaces_within_words(part) for part in normalizers):
+    if not all(
+        part["type"] in _LOCAL_NORMALIZERS or _replaces_within_words(part) for part in normalizers
+    ):
         return False
     for token in tokenizer.get_added_tokens_decoder().values():
         content = token.content

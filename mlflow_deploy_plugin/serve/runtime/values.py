@@ -28,7 +28,14 @@ _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
 """The numpy kinds of arrays that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
-_SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
+(
+    _SHOWN.maxlevel,
+    _SHOWN.maxlist,
+    _SHOWN.maxdict,
+    _SHOWN.maxstring,
+    _SHOWN.maxother,
+    _SHOWN.maxlong,
+) = 3, 4, 4, 60, 60, 60
 
 
 class Missing(Enum):
@@ -50,7 +57,9 @@ def is_lossless_cast(wide: Dtype, values: Dtype) -> bool:
 
 def fits_shape(expected: Sequence[int], shape: Sequence[int]) -> bool:
     """Return True if an array of this shape fits the `expected` shape, in which -1 means any size."""
-    return len(expected) == len(shape) and all(a in (-1, b) for a, b in zip(expected, shape, strict=True))
+    return len(expected) == len(shape) and all(
+        a in (-1, b) for a, b in zip(expected, shape, strict=True)
+    )
 
 
 def short_repr(value: object) -> str:
@@ -60,7 +69,11 @@ def short_repr(value: object) -> str:
     return _SHOWN.repr(value)
 
 
-def convert_column(column: Column, values: Sequence[object] | Array, missing: str | Missing | None) -> Array:
+def convert_column(
+    column: Column,
+    values: Sequence[object] | Array,
+    missing: str | Missing | None,
+) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
     `missing` is the text that replaces a missing string. `Missing.KEPT` keeps the string None; None raises the error.
@@ -73,13 +86,19 @@ def convert_column(column: Column, values: Sequence[object] | Array, missing: st
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
     if set(map(type, listed)) == {str}:  # Check the usual case first, which is ten times as fast.
-        return values.astype(object, copy=False) if isinstance(values, np.ndarray) else object_array(listed)
+        return (
+            values.astype(object, copy=False)
+            if isinstance(values, np.ndarray)
+            else object_array(listed)
+        )
     strings = np.empty(len(listed), dtype=object)
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
         # A missing string is NaN in a frame.
-        elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
+        elif missing is not None and (
+            value is None or (not isinstance(value, np.ndarray) and value != value)
+        ):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
             raise _mistyped(column, row, value)
@@ -106,13 +125,19 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
             try:  # numpy converts integers beyond int64 to floats if there are smaller integers.
                 array = np.array(values, dtype=dtype)
             except OverflowError:
-                raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}") from None
+                raise SchemaMismatch(
+                    f"{label} has a number that does not fit {tensor.dtype}",
+                ) from None
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
-        raise SchemaMismatch(f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is expected")
+        raise SchemaMismatch(
+            f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is expected",
+        )
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
-        raise SchemaMismatch(f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected")
+        raise SchemaMismatch(
+            f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected",
+        )
     converted = cast_tensor(tensor.name, array, tensor.dtype)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
         raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}")
@@ -124,7 +149,9 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
-        raise SchemaMismatch(f"{tensor_label(name)} has a number that does not fit {dtype}") from None
+        raise SchemaMismatch(
+            f"{tensor_label(name)} has a number that does not fit {dtype}",
+        ) from None
 
 
 def tensor_label(name: str) -> str:
@@ -160,7 +187,9 @@ def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
         level = list(chain.from_iterable(level))
     if is_ragged or not kinds.isdisjoint(LISTS):
         expected = shape_text(tensor.shape)
-        raise SchemaMismatch(f"{label} is ragged or nested too deeply: the shape {expected} is expected")
+        raise SchemaMismatch(
+            f"{label} is ragged or nested too deeply: the shape {expected} is expected",
+        )
 
 
 def _as_array(label: str, values: object, dtype: Dtype) -> Array:
@@ -170,17 +199,24 @@ def _as_array(label: str, values: object, dtype: Dtype) -> Array:
             texts = np.array(values, dtype=object)
             for value in texts.flat:
                 if not isinstance(value, str):
-                    raise SchemaMismatch(f"{label} has {short_repr(value)}, but a string is expected")
+                    raise SchemaMismatch(
+                        f"{label} has {short_repr(value)}, but a string is expected",
+                    )
             return texts
         array = np.asarray(values)
     except (ValueError, OverflowError):
-        raise SchemaMismatch(f"{label} is ragged or nested too deeply: all rows must have the same shape") from None
+        raise SchemaMismatch(
+            f"{label} is ragged or nested too deeply: all rows must have the same shape",
+        ) from None
     if array.dtype.kind != "O" or dtype.kind != "f":
         return array
     if any(_kind_of(kind) not in "fin" for kind in set(map(type, array.flat))):
         raise SchemaMismatch(f"{label} is ragged or has a value that is not a number")
     try:
-        filled = np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64)
+        filled = np.array(
+            [np.nan if value is None else value for value in array.flat],
+            dtype=np.float64,
+        )
     except OverflowError:
         raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
     return filled.reshape(array.shape)
@@ -209,13 +245,21 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Arr
     elif dtype.kind == "i" and "f" in kinds:
         # Above 2**53, a float may have been another integer, such as a JSON integer beyond 64 bits.
         values = [
-            int(value) if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53 else value
+            int(value)
+            if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53
+            else value
             for value in values
         ]
         kinds = _kinds_of(values)
     if not kinds <= accepted:
-        row, value = next((row, value) for row, value in enumerate(values) if _kind_of(type(value)) not in accepted)
-        is_too_large = dtype.kind == "i" and _kind_of(type(value)) == "f" and float(value).is_integer()
+        row, value = next(
+            (row, value)
+            for row, value in enumerate(values)
+            if _kind_of(type(value)) not in accepted
+        )
+        is_too_large = (
+            dtype.kind == "i" and _kind_of(type(value)) == "f" and float(value).is_integer()
+        )
         raise _unfit(column, row, value) if is_too_large else _mistyped(column, row, value)
     try:
         return np.array(values, dtype=dtype)
@@ -235,7 +279,9 @@ def _kinds_of(values: Sequence[object]) -> set[str]:
 def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
     """Convert an array of numbers or booleans. An integer overflow is an error."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
-        column_note = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""
+        column_note = (
+            f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""
+        )
         raise _mistyped(column, 0, values[0].item(), column_note)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)
@@ -252,16 +298,28 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
 def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
     label = f"column {column.name!r} ({column.type}), row {row}"
-    return SchemaMismatch(f"{label}: {short_repr(value)}; {expected} is expected{column_note}", column=column.name)
+    return SchemaMismatch(
+        f"{label}: {short_repr(value)}; {expected} is expected{column_note}",
+        column=column.name,
+    )
 
 
 def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
     label = f"column {column.name!r}, row {row}"
-    return SchemaMismatch(f"{label}: {short_repr(value)} does not fit the type {column.type}", column=column.name)
+    return SchemaMismatch(
+        f"{label}: {short_repr(value)} does not fit the type {column.type}",
+        column=column.name,
+    )
 
 
 def _kind_words(kind: str) -> str:
-    names = {"f": "numbers with fractions", "i": "integers", "u": "integers", "b": "booleans", "U": "strings"}
+    names = {
+        "f": "numbers with fractions",
+        "i": "integers",
+        "u": "integers",
+        "b": "booleans",
+        "U": "strings",
+    }
     return names.get(kind, "null, or a mixture of types")
 
 

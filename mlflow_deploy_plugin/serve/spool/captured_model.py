@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.core.messages import did_you_mean
 from mlflow_deploy_plugin.core.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, only_answer_columns, output_column
+from mlflow_deploy_plugin.serve.runtime.log_columns import (
+    as_key,
+    only_answer_columns,
+    output_column,
+)
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 
 MASK_KEY = "mask.key"
@@ -39,14 +43,18 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: hashlib.blake2b | None = None  # Copying this keyed hash takes half the time of creating a hash.
+        self._keyed: hashlib.blake2b | None = (
+            None  # Copying this keyed hash takes half the time of creating a hash.
+        )
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and a key cannot be created."""
         try:
             _read_key(self._path)
         except OSError as error:
-            raise InvalidConfig(f"the key of masked columns cannot be read or created: {error.strerror}") from None
+            raise InvalidConfig(
+                f"the key of masked columns cannot be read or created: {error.strerror}",
+            ) from None
 
     def hash_column(self, values: Array) -> list[str | None]:
         """Return the hashes of a column's values: one per row, None for a missing value. A row may have several values.
@@ -54,12 +62,16 @@ class ColumnMask:
         Raises OSError if the key cannot be read or created, and InvalidConfig if the file does not contain a valid key.
         """
         if values.shape == (1,):  # The usual case, in a third of the time of the general code.
-            return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
+            return [
+                self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item()),
+            ]
         # `tolist` would convert a float32's 0.1 to a different number.
         rows = list(values) if values.dtype == np.float32 else values.tolist()
         if values.ndim > 1:
             rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
-        hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}  # Repeated values are hashed once.
+        hashes = {
+            value: self._hash(value) for value in dict.fromkeys(rows)
+        }  # Repeated values are hashed once.
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
@@ -79,14 +91,17 @@ class ColumnMask:
 
 def _read_key(path: Path) -> bytes:
     """Return the key that the file contains in hexadecimal. If there is no file, create the file with a new key."""
-    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # All workers get the same key.
+    text = read_or_make_secret(
+        path,
+        secrets.token_hex(_KEY_BYTES).encode(),
+    )  # All workers get the same key.
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
         raise InvalidConfig(
-            f"the file {path.name} does not contain a key of 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits"
+            f"the file {path.name} does not contain a key of 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits",
         )
     return key
 
@@ -142,16 +157,25 @@ class CapturedModel:
         if both := next((name for name in keys if name in taken), ""):
             raise InvalidConfig(
                 f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is captured anyway; "
-                "a key must not be an input of the model"
+                "a key must not be an input of the model",
             )
         inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
-        further = tuple(Column(name, "string", required=False) for name in keys) if schema.columns else ()
-        return replace(self, schema=replace(schema, columns=(*schema.columns, *further), inputs=inputs), keys=keys)
+        further = (
+            tuple(Column(name, "string", required=False) for name in keys) if schema.columns else ()
+        )
+        return replace(
+            self,
+            schema=replace(schema, columns=(*schema.columns, *further), inputs=inputs),
+            keys=keys,
+        )
 
 
 @lru_cache(maxsize=1024)
 def exclude_columns(
-    model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], keys: tuple[str, ...] = ()
+    model: CapturedModel,
+    drop: tuple[str, ...],
+    mask: tuple[str, ...],
+    keys: tuple[str, ...] = (),
 ) -> CapturedModel:
     """Return the model with `keys`, without the columns `drop`, and with `mask` masked. The result is cached.
 
@@ -163,7 +187,9 @@ def exclude_columns(
     _check_names("drop", drop, model)
     _check_names("mask", mask, model)
     excluded = {*drop, *mask}
-    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)}
+    left_out = {
+        name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)
+    }
     only_answer = only_answer_columns(model.prediction)
     if PREDICTION in excluded:
         left_out.update({PREDICTION, *model.prediction})
@@ -178,7 +204,9 @@ def exclude_columns(
         if len(indices) < len(names):
             cuts[entry.name] = np.array(indices, dtype=np.intp)
             masked[entry.name] = tuple(
-                (name, index if entry.columns else None) for index, name in enumerate(names) if name in mask
+                (name, index if entry.columns else None)
+                for index, name in enumerate(names)
+                if name in mask
             )
             entry = replace(entry, columns=tuple(names[index] for index in indices))
         if indices:
@@ -189,11 +217,22 @@ def exclude_columns(
         tuple(inputs),
         model.schema.has_rows,
     )
-    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
+    return replace(
+        model,
+        schema=schema,
+        mask=mask,
+        cuts=cuts,
+        left_out=frozenset(left_out),
+        masked=masked,
+    )
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
-    inputs = list(model.schema.names if model.schema.columns else (entry.name for entry in model.schema.inputs))
+    inputs = list(
+        model.schema.names
+        if model.schema.columns
+        else (entry.name for entry in model.schema.inputs),
+    )
     prediction = [PREDICTION] if len(model.prediction) == 1 or model.outputs is None else []
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
@@ -202,13 +241,20 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
         if name in known or (model.outputs is None if is_output else not inputs):
             continue
         hint = did_you_mean(name, known, f"the columns are {', '.join(known[:20])}")
-        raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}")
+        raise InvalidConfig(
+            f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}",
+        )
 
 
 def encode_model(model: CapturedModel) -> bytes:
     """Return the model as JSON, without the derived fields of the schema, which orjson would also write."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
-    head = {"model": model.model, "version": model.version, "prediction": model.prediction, "keys": model.keys}
+    head = {
+        "model": model.model,
+        "version": model.version,
+        "prediction": model.prediction,
+        "keys": model.keys,
+    }
     return orjson.dumps({**head, "schema": schema})
 
 
@@ -219,8 +265,15 @@ def decode_model(encoded: memoryview) -> CapturedModel:
     columns = [Column(**entry) for entry in fields["columns"]]
     tensors = [Tensor(e["name"], e["dtype"], tuple(e["shape"])) for e in fields["tensors"]]
     inputs = [
-        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in fields["inputs"]
+        Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"])
+        for e in fields["inputs"]
     ]
     schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))
     keys = tuple(document.get("keys", ()))  # Segments of older versions have no keys.
-    return CapturedModel(document["model"], document["version"], schema, tuple(document["prediction"]), keys=keys)
+    return CapturedModel(
+        document["model"],
+        document["version"],
+        schema,
+        tuple(document["prediction"]),
+        keys=keys,
+    )

@@ -15,12 +15,20 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Dtype, as_table
-from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel, ColumnMask, NamedArrays, Value, decode_model
+from mlflow_deploy_plugin.serve.spool.captured_model import (
+    CapturedModel,
+    ColumnMask,
+    NamedArrays,
+    Value,
+    decode_model,
+)
 from mlflow_deploy_plugin.serve.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
 """The lowest HTTP status of a request without a prediction."""
-_HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
+_HEAD = struct.Struct(
+    "<IqqIHHH",
+)  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
@@ -90,7 +98,12 @@ class RequestEncoder:
         self._plans: dict[tuple[object, ...], EncodingPlan] = {}
 
     def encode(
-        self, record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: NamedArrays,
+        outputs: NamedArrays,
+        max_rows: int,
     ) -> tuple[EncodingPlan, list[bytes]]:
         """Encode the first `max_rows` rows of a request. Return the plan and the pieces of the payload.
 
@@ -101,10 +114,25 @@ class RequestEncoder:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
         arrays = [*feeds.values(), *outputs.values()]
         forms = list(map(_form, arrays))
-        endpoint, variant, request_id, prediction_id, event_time, received_time, latency, status, is_shadow = record
+        (
+            endpoint,
+            variant,
+            request_id,
+            prediction_id,
+            event_time,
+            received_time,
+            latency,
+            status,
+            is_shadow,
+        ) = record
         key = endpoint, variant, is_shadow, max_rows, len(feeds), forms[0][0] if forms else ()
         plan = self._plans.get(key)
-        if plan is None or plan.model is not model or plan.forms != forms or plan.names != [*feeds, *outputs]:
+        if (
+            plan is None
+            or plan.model is not model
+            or plan.forms != forms
+            or plan.names != [*feeds, *outputs]
+        ):
             plan = _make_plan(record, model, feeds, outputs, max_rows)
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
@@ -112,7 +140,15 @@ class RequestEncoder:
         request, prediction = request_id.encode(), prediction_id.encode()
         if not 0 <= latency <= _MAX_LATENCY:
             latency = min(max(latency, 0), _MAX_LATENCY)
-        head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(request), len(prediction))
+        head = _HEAD.pack(
+            plan.kept_rows,
+            event_time,
+            received_time,
+            latency,
+            status,
+            len(request),
+            len(prediction),
+        )
         if plan.is_plain:
             return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
         if plan.kept_rows < plan.rows:
@@ -142,7 +178,9 @@ def as_one_row(arrays: NamedArrays) -> dict[str, Array]:
 
 
 def decode_layout(
-    payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
+    payload_of: Callable[[int], memoryview | None],
+    offset: int,
+    models: dict[int, CapturedModel],
 ) -> tuple[CapturedModel, Layout]:
     """Return the layout at `offset` and its model. All layouts of a model share one model object.
 
@@ -163,12 +201,20 @@ def decode_layout(
 
 
 def _make_plan(
-    record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
+    record: RequestRecord,
+    model: CapturedModel,
+    feeds: NamedArrays,
+    outputs: NamedArrays,
+    max_rows: int,
 ) -> EncodingPlan:
     """Return the plan of a request. A failed request is one row of its outputs, which are all texts."""
     is_failed = record.status >= FIRST_ERROR_STATUS
     rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
-    sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
+    sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
+        "feeds": [],
+        "outputs": [],
+        "masked": [],
+    }
     kept: list[KeptArray] = []
     masked: list[MaskedColumn] = []
     arrays = [*feeds.items(), *outputs.items()]
@@ -178,26 +224,50 @@ def _make_plan(
             kept.append((position, True, None))
             continue
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
-        holds_objects = is_text and array.size and name not in model.keys and not isinstance(array.flat[0], str | None)
+        holds_objects = (
+            is_text
+            and array.size
+            and name not in model.keys
+            and not isinstance(array.flat[0], str | None)
+        )
         if array.shape[:1] != (rows,) or holds_objects:
             continue  # Skip an array for which the log has no column type.
-        for column, index in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
+        for column, index in (
+            model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array)
+        ):
             sides["masked"].append((column, "str", ()))
             masked.append((position, index))
         columns = model.cuts.get(name) if is_feed else None
         if (columns is not None and not len(columns)) or (not is_feed and model.leaves_out(name)):
             continue
         inner = array.shape[1:] if columns is None else (len(columns),)
-        sides["feeds" if is_feed else "outputs"].append((name, "str" if is_text else array.dtype.str, inner))
+        sides["feeds" if is_feed else "outputs"].append(
+            (name, "str" if is_text else array.dtype.str, inner),
+        )
         kept.append((position, is_text, columns))
     if not masked:
         del sides["masked"]
-    head = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow, "failed": is_failed}
+    head = {
+        "endpoint": record.endpoint,
+        "variant": record.variant,
+        "shadow": record.is_shadow,
+        "failed": is_failed,
+    }
     names, forms = [name for name, _ in arrays], [_form(array) for _, array in arrays]
     are_plain = all(columns is None and not is_text for _, is_text, columns in kept)
     is_plain = rows <= max_rows and len(kept) == len(arrays) and are_plain
     layout = orjson.dumps({**head, **sides})
-    return EncodingPlan(model, layout, names, forms, kept, masked, rows, min(rows, max_rows), is_plain)
+    return EncodingPlan(
+        model,
+        layout,
+        names,
+        forms,
+        kept,
+        masked,
+        rows,
+        min(rows, max_rows),
+        is_plain,
+    )
 
 
 class Feedback(NamedTuple):
@@ -238,4 +308,9 @@ def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
     """Return the feedback in a payload of `encode_feedback`. Raises ValueError or TypeError for a malformed payload."""
     fields: list[Any] = orjson.loads(payload)
     endpoint, received_time, entries = fields
-    return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)
+    return FeedbackFrame(
+        endpoint,
+        received_time,
+        tuple(Feedback(*entry) for entry in entries),
+        offset,
+    )

@@ -50,7 +50,9 @@ def spool_bytes(spool: Path) -> int:
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # The agent may just have removed the file.
+            with contextlib.suppress(
+                FileNotFoundError,
+            ):  # The agent may just have removed the file.
                 size += entry.stat().st_size
     return size
 
@@ -114,7 +116,11 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
         magic, length, checksum = unpack(content, offset)
         stop = offset + size + length
         # Copying a slice is faster than a view.
-        if magic == MAGIC and stop <= len(content) and checksum_of(content[offset + size : stop]) == checksum:
+        if (
+            magic == MAGIC
+            and stop <= len(content)
+            and checksum_of(content[offset + size : stop]) == checksum
+        ):
             begins.append(offset)
             lengths.append(length)
             offset = stop

@@ -18,8 +18,20 @@ import orjson
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
-from mlflow_deploy_plugin.serve.spool.codec import FeedbackFrame, Layout, decode_feedback, decode_layout
-from mlflow_deploy_plugin.serve.spool.frames import FEEDBACK_KIND, FRAME, MAGIC, Frames, find_frames, payload_at
+from mlflow_deploy_plugin.serve.spool.codec import (
+    FeedbackFrame,
+    Layout,
+    decode_feedback,
+    decode_layout,
+)
+from mlflow_deploy_plugin.serve.spool.frames import (
+    FEEDBACK_KIND,
+    FRAME,
+    MAGIC,
+    Frames,
+    find_frames,
+    payload_at,
+)
 
 _HEAD = np.dtype(
     [
@@ -32,7 +44,7 @@ _HEAD = np.dtype(
         ("status", "<u2"),
         ("request_length", "<u2"),
         ("prediction_length", "<u2"),
-    ]
+    ],
 )
 """The first bytes of a request's payload: `REFERRING`, followed by the head that `codec.RequestEncoder` writes."""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
@@ -112,9 +124,14 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
             payload = begin + FRAME.size
             stop = payload + FRAME.unpack_from(content, begin)[1]
             with suppress(*_MALFORMED):
-                feedback.append(decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+                feedback.append(
+                    decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin),
+                )
         malformed = frames.malformed + len(frames.feedback) - len(feedback)
-        requests, heads = frames.requests, _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        requests, heads = (
+            frames.requests,
+            _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD),
+        )
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
         layouts: dict[int, tuple[CapturedModel, Layout]] = {}
@@ -129,7 +146,14 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
             offset = int(heads["layout"][group[0]])
             if offset not in layouts:
                 layouts[offset] = decode_layout(payload_of, offset, models)
-            return _decode_batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
+            return _decode_batch(
+                content,
+                requests[group],
+                heads[group],
+                int(hours[group[0]]),
+                start,
+                *layouts[offset],
+            )
 
         batches: list[CapturedBatch] = []
         for group in _group_by(heads["layout"], heads["rows"], hours):
@@ -141,7 +165,9 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 def read_last_batches(segment: Path, most_bytes: int) -> list[CapturedBatch]:
     """Return the requests in about the last `most_bytes` of a segment, oldest first. Raises as `read_batches`."""
     content, start = segment.read_bytes(), 0
-    while len(content) - start > most_bytes:  # A caller's values may look like a frame: follow the frames' lengths.
+    while (
+        len(content) - start > most_bytes
+    ):  # A caller's values may look like a frame: follow the frames' lengths.
         following = start + FRAME.size + FRAME.unpack_from(content, start)[1]
         if not content.startswith(MAGIC, following):
             break  # The frame at `start` is the last complete frame.
@@ -163,7 +189,11 @@ def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
     return content, frames
 
 
-def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
+def _append_batch(
+    batches: list[CapturedBatch],
+    batch_of: Callable[[Array], CapturedBatch],
+    group: Array,
+) -> int:
     """Append the batch of a group of requests, except malformed requests. Return the number of malformed requests."""
     try:
         batches.append(batch_of(group))
@@ -187,7 +217,13 @@ def _group_by(*keys: Array) -> list[Array]:
 
 
 def _decode_batch(
-    content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Layout
+    content: bytes,
+    begins: Array,
+    heads: Array,
+    hour: int,
+    start: int,
+    model: CapturedModel,
+    layout: Layout,
 ) -> CapturedBatch:
     rows = int(heads["rows"][0])
     position = begins + (FRAME.size + _HEAD.itemsize)
@@ -208,7 +244,12 @@ def _decode_batch(
             shape = (len(begins) * rows, *inner)
             if dtype == "str":
                 lengths = _gather(content, position, 4).view("<u4").astype(np.int64)
-                arrays[name] = _decode_strings(content, position + 4, lengths, 1 + len(inner)).reshape(shape)
+                arrays[name] = _decode_strings(
+                    content,
+                    position + 4,
+                    lengths,
+                    1 + len(inner),
+                ).reshape(shape)
                 position = position + 4 + lengths
             else:
                 length = rows * prod(inner) * np.dtype(dtype).itemsize
@@ -260,4 +301,7 @@ def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -
 
 
 def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:
-    return [content[begin:stop] for begin, stop in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)]
+    return [
+        content[begin:stop]
+        for begin, stop in zip(begins.tolist(), (begins + lengths).tolist(), strict=True)
+    ]

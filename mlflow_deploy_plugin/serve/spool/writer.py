@@ -73,7 +73,12 @@ class CaptureWriter:
         self._quiet_until = float("-inf")
 
     def write(
-        self, record: RequestRecord, model: CapturedModel, feeds: NamedArrays, outputs: NamedArrays, max_rows: int
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: NamedArrays,
+        outputs: NamedArrays,
+        max_rows: int,
     ) -> tuple[int, int, bool]:
         """Append the first `max_rows` rows of a request as they were sent. A failed request becomes a row of texts.
 
@@ -88,13 +93,21 @@ class CaptureWriter:
         except Exception as error:  # A failed capture must not prevent the correct response.
             if (now := self.clock()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
-                logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))
+                logger.error(
+                    "requests are not captured: %s",
+                    error,
+                    exc_info=not isinstance(error, OSError),
+                )
             rows = model.schema.count_rows(feeds)
             return rows, min(rows, max_rows), False
         return plan.rows, plan.kept_rows, True
 
     def write_feedback(
-        self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
+        self,
+        endpoint: str,
+        received_time: int,
+        entries: Sequence[Feedback],
+        mask: Sequence[str] = (),
     ) -> None:
         """Append labels that were received at `received_time` (µs since 1970). Key columns in `mask` are hashed.
 
@@ -102,7 +115,10 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [row._replace(key=self._mask.hash_values(row.key, names)) if row.key else row for row in entries]
+            entries = [
+                row._replace(key=self._mask.hash_values(row.key, names)) if row.key else row
+                for row in entries
+            ]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
@@ -114,7 +130,9 @@ class CaptureWriter:
             self._close()
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
-        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # Far from the limit, the size of the request is not needed.
+        is_roomy = (
+            2 * self._size < MAX_SEGMENT_BYTES
+        )  # Far from the limit, the size of the request is not needed.
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:
@@ -122,7 +140,9 @@ class CaptureWriter:
             if (offset := self._layouts.get((model, layout))) is None:
                 if model not in self._models:
                     self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
-                offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
+                offset = self._write_frame(
+                    REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout,
+                )
                 self._layouts[model, layout] = offset
             plan.segment, plan.reference = self._segment, REFERRING.pack(REQUEST_KIND, offset)
         self._write_frame(b"".join((plan.reference, *pieces)))
@@ -134,13 +154,19 @@ class CaptureWriter:
             self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
             self._close()  # Unlock the segment, so that the agent can remove it.
-            raise OSError(f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it")
+            raise OSError(
+                f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it",
+            )
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
             self.spool.mkdir(parents=True, exist_ok=True)
             name = uuid.uuid4().hex
             temporary = self.spool / f".{name}"
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            file = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+                0o640,
+            )
             try:  # Rename the segment after it is locked, so that no reader takes the segment for abandoned.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, self.spool / (name + SUFFIX))

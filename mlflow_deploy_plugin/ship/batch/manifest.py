@@ -17,7 +17,12 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.statedir.files import locked
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, compression_of, format_of, unfinished_stem
+from mlflow_deploy_plugin.core.tabular.files import (
+    FileFormat,
+    compression_of,
+    format_of,
+    unfinished_stem,
+)
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.ship.batch.part import REJECTED, OnError, Part, state_of
 
@@ -45,7 +50,11 @@ class Manifest(TypedDict):
     parts: dict[str, ManifestPart]
 
 
-def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
+def list_parts(
+    input: str,
+    input_format: FileFormat | None,
+    output_format: FileFormat | None,
+) -> list[Part]:
     """Return the input files, sorted by name. As in Spark, a name that begins with `_` or a dot is not a part.
 
     Raises InvalidConfig if there are no files, a format is unknown or two outputs have the same name, and
@@ -62,7 +71,9 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
             _refuse_loops(location, input)
             files = _list_files(location)
             inputs = [
-                (name, files[name]) for name in sorted(files) if not any(piece[:1] in "_." for piece in name.split("/"))
+                (name, files[name])
+                for name in sorted(files)
+                if not any(piece[:1] in "_." for piece in name.split("/"))
             ]
     except (OSError, pa.ArrowException) as error:
         raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
@@ -75,12 +86,16 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         if kind not in _SUFFIXES:
             raise InvalidConfig(
                 f"--input {input}: the name of {name} does not have one of the formats {', '.join(_SUFFIXES)}; "
-                "set --input-format"
+                "set --input-format",
             )
         output_kind = output_format or kind
-        output = (plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain) + _SUFFIXES[output_kind]
+        output = (
+            plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain
+        ) + _SUFFIXES[output_kind]
         if output in parts:
-            raise InvalidConfig(f"--input {input}: {parts[output].name} and {name} would both become {output}")
+            raise InvalidConfig(
+                f"--input {input}: {parts[output].name} and {name} would both become {output}",
+            )
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
         parts[output] = Part(name, uri, output, kind, output_kind, entry.size, state_of(entry))
     return list(parts.values())
@@ -91,7 +106,9 @@ def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
     selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
     entries = location.filesystem.get_file_info(selector)
     return {
-        entry.path.removeprefix(location.root).lstrip("/"): entry for entry in entries if entry.type == fs.FileType.File
+        entry.path.removeprefix(location.root).lstrip("/"): entry
+        for entry in entries
+        if entry.type == fs.FileType.File
     }
 
 
@@ -99,10 +116,12 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
     """Raise InvalidConfig if an input link leads to one of its parent folders: Linux would follow it 40 times."""
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
-            if path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents):
+            if path.is_symlink() and any(
+                parent.resolve().is_relative_to(path.resolve()) for parent in path.parents
+            ):
                 relative = path.relative_to(location.root)
                 raise InvalidConfig(
-                    f"--input {input}: {relative} is a link to one of its parent folders; remove the link"
+                    f"--input {input}: {relative} is a link to one of its parent folders; remove the link",
                 )
 
 
@@ -111,7 +130,7 @@ class BatchOutput:
         if format_of(uri):
             raise InvalidConfig(
                 f"--output {uri} is a file name, but the output is a folder with one file per part: specify a folder, "
-                "or use `onnxserve predict`, which writes a single file"
+                "or use `onnxserve predict`, which writes a single file",
             )
         self.uri = uri
         self._location: LogLocation = locate_log(uri, "--output")
@@ -121,50 +140,69 @@ class BatchOutput:
         read = locate_log(input, "--input")
         if read.is_local != self._location.is_local:
             return
-        roots = [str(Path(log.root).resolve()) if log.is_local else log.root for log in (read, self._location)]
+        roots = [
+            str(Path(log.root).resolve()) if log.is_local else log.root
+            for log in (read, self._location)
+        ]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
-            raise InvalidConfig(f"--output {self.uri} and --input {input} overlap: specify another folder")
+            raise InvalidConfig(
+                f"--output {self.uri} and --input {input} overlap: specify another folder",
+            )
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the output folder, because batches delete each other's unfinished files. Raises AlreadyExists."""
-        if not self._location.is_local:  # A bucket needs no lock, because it has no unfinished files.
+        if (
+            not self._location.is_local
+        ):  # A bucket needs no lock, because it has no unfinished files.
             yield
             return
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
-                raise AlreadyExists(f"--output {self.uri}: another batch is writing to it") from None
+                raise AlreadyExists(
+                    f"--output {self.uri}: another batch is writing to it",
+                ) from None
             except OSError as error:
-                raise OnnxserveError(f"--output {self.uri} cannot be written: {error.strerror}") from None
+                raise OnnxserveError(
+                    f"--output {self.uri} cannot be written: {error.strerror}",
+                ) from None
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
         """Write the manifest, or continue an existing manifest. Return the finished files. Raises like `run_batch`."""
-        manifest = orjson.loads(orjson.dumps(manifest))  # Convert tuples to lists for the comparison.
+        manifest = orjson.loads(
+            orjson.dumps(manifest),
+        )  # Convert tuples to lists for the comparison.
         try:
             files = {*_list_files(self._location)}
             known: Manifest | None = None
             written: set[str] = set()
             if MANIFEST in files:
-                with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
+                with self._location.filesystem.open_input_file(
+                    f"{self._location.root}/{MANIFEST}",
+                ) as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
             # Replace a local batch without output files: because of the lock, no other batch is running.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
-                self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
+                self._remove(
+                    {name for name in files if name in own or name.startswith(f"{REJECTED}/")},
+                )
                 files, known = {*_list_files(self._location)}, None
             # Ignore the lock and the files of a killed writer, whose names begin with a dot.
-            if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
+            if not known and (
+                strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}
+            ):
                 raise AlreadyExists(
-                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder"
+                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder",
                 )
             if known and (changed := _difference(known, manifest, files)):
                 raise AlreadyExists(
                     f"--output {self.uri} was begun with {changed}; specify another folder, or use --restart to delete "
-                    "its files and start again"
+                    "its files and start again",
                 )
             expected = {part["output"] for part in manifest["parts"].values()}
             gone = {SUCCESS} & files if expected - files else set()
@@ -176,13 +214,15 @@ class BatchOutput:
         except FileExistsError:
             raise AlreadyExists(
                 f"--output {self.uri}: another batch has just started to write to it; specify another folder, or retry "
-                "when that batch has ended"
+                "when that batch has ended",
             ) from None
         except (OSError, pa.ArrowException) as error:
             reason = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder") from None
+            raise OnnxserveError(
+                f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder",
+            ) from None
         return files
 
     def finish(self, summary: Mapping[str, object]) -> None:
@@ -202,9 +242,16 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
     for field in ("digest", "name", "version"):
         old, new = known["model"].get(field), manifest["model"].get(field)
         if old != new:
-            versions = [f"{entry['model']['name']} {entry['model']['version']}".strip() for entry in (known, manifest)]
+            versions = [
+                f"{entry['model']['name']} {entry['model']['version']}".strip()
+                for entry in (known, manifest)
+            ]
             named = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
-            return named if versions[0] != versions[1] else f"other files of the model {versions[0]} (another {field})"
+            return (
+                named
+                if versions[0] != versions[1]
+                else f"other files of the model {versions[0]} (another {field})"
+            )
     for option in ("input", "keep", "on_error", "format", "input_format"):
         if known.get(option) != manifest.get(option):
             return f"{option.replace('_', '-')} {known.get(option)!r}, and it is now {manifest.get(option)!r}"
@@ -212,6 +259,8 @@ def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
     for name in sorted({*before, *now}):
         entries = [parts[name] for parts in (before, now) if name in parts]
         if before.get(name) != now.get(name) and any(part["output"] in files for part in entries):
-            how = "is new" if name not in before else "is gone" if name not in now else "has changed"
+            how = (
+                "is new" if name not in before else "is gone" if name not in now else "has changed"
+            )
             return f"other files of {known['input']}: {name} {how}"
     return ""

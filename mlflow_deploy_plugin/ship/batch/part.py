@@ -20,7 +20,12 @@ from pyarrow import fs
 from mlflow_deploy_plugin.core.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.core.messages import join_names, one_line
 from mlflow_deploy_plugin.core.spec.parts import Device
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, atomic_file, compression_of, table_writer
+from mlflow_deploy_plugin.core.tabular.files import (
+    FileFormat,
+    atomic_file,
+    compression_of,
+    table_writer,
+)
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock, RowStream, group_tables
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.serve.protocols import arrow
@@ -97,7 +102,10 @@ def predict_part(job: PartJob) -> PartResult:
     try:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.part.uri, "--input")
-        with source.filesystem.open_input_file(source.root) as packed, _unpacked(packed, source.root) as (file, share):
+        with (
+            source.filesystem.open_input_file(source.root) as packed,
+            _unpacked(packed, source.root) as (file, share),
+        ):
             stream = RowStream(file, job.part.input_format, input_types(model.schema), job.keep)
             return _write_part(job, model, stream, source, share)
     except OnnxserveError as error:
@@ -143,12 +151,19 @@ def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, f
 
 
 def _write_part(
-    job: PartJob, model: TableModel, stream: RowStream, source: LogLocation, packed_share: float
+    job: PartJob,
+    model: TableModel,
+    stream: RowStream,
+    source: LogLocation,
+    packed_share: float,
 ) -> PartResult:
     folders = _folder_columns(job, model, stream)
     columns = _columns(job, model, stream, folders)
     rows = rejected = 0
-    with ExitStack() as output, ExitStack() as rejected_rows:  # The rejected rows must be complete before the output.
+    with (
+        ExitStack() as output,
+        ExitStack() as rejected_rows,
+    ):  # The rejected rows must be complete before the output.
         # pandas converts a dictionary into a categorical column.
         dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
         blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
@@ -160,7 +175,9 @@ def _write_part(
                     if job.on_error != "skip-row":
                         raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
                     if not rejected:
-                        rejects = rejected_rows.enter_context(open_new(job.output, job.part.rejected))
+                        rejects = rejected_rows.enter_context(
+                            open_new(job.output, job.part.rejected),
+                        )
                     row = {"row": piece.number, "why": piece.why, "content": piece.content}
                     rejects.write(orjson.dumps(row, default=str) + b"\n")
                     rejected += 1
@@ -182,11 +199,15 @@ def _write_part(
             try:
                 joined = pa.concat_tables([table.cast(schema) for table in tables])
             except (pa.ArrowException, ValueError) as error:
-                raise OnnxserveError(f"the types of the outputs change: {one_line(error, 200)}") from None
+                raise OnnxserveError(
+                    f"the types of the outputs change: {one_line(error, 200)}",
+                ) from None
             for batch in joined.combine_chunks().to_batches():
                 write(batch)
         if job.part.state and _has_changed(job, source):
-            raise OnnxserveError("the file has changed since the batch began; repeat the command with --restart")
+            raise OnnxserveError(
+                "the file has changed since the batch began; repeat the command with --restart",
+            )
     return PartResult(rows, rejected)
 
 
@@ -206,9 +227,17 @@ def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Ta
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
         name, equals, value = (unquote(piece) for piece in folder.partition("="))
-        if equals and name not in stream.schema.names and (name in job.keep or name in model.schema.names):
-            text = pa.table({name: pa.array([None if value == _NULL_FOLDER else value], pa.string())})
-            columns[name] = (typed(text, model.schema) if name in model.schema.names else text).column(0)
+        if (
+            equals
+            and name not in stream.schema.names
+            and (name in job.keep or name in model.schema.names)
+        ):
+            text = pa.table(
+                {name: pa.array([None if value == _NULL_FOLDER else value], pa.string())},
+            )
+            columns[name] = (
+                typed(text, model.schema) if name in model.schema.names else text
+            ).column(0)
     return pa.table(columns)
 
 
@@ -225,12 +254,16 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
         return []
     known = [*names, *folders.column_names]
     if missing := [name for name in job.keep if name not in known]:
-        raise InvalidRequest(f"--keep {missing[0]}: no such column; the columns are {join_names(known, missing[0])}")
+        raise InvalidRequest(
+            f"--keep {missing[0]}: no such column; the columns are {join_names(known, missing[0])}",
+        )
     if missing_columns := model.schema.missing_columns(known):
         raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
-        raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} is duplicated; rename one of the two")
+        raise InvalidRequest(
+            f"column {Counter(read).most_common(1)[0][0]!r} is duplicated; rename one of the two",
+        )
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
         fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
@@ -239,13 +272,19 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
 
 
 def _predictions(
-    job: PartJob, model: TableModel, blocks: Iterable[RowBlock]
+    job: PartJob,
+    model: TableModel,
+    blocks: Iterable[RowBlock],
 ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
     """Yield tables of predictions and rejected rows in input order, each with the number of input bytes read so far."""
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []
-        for piece in predict_block(model, block, job.keep, job.part.input_format == "csv") if block.numbers else ():
+        for piece in (
+            predict_block(model, block, job.keep, job.part.input_format == "csv")
+            if block.numbers
+            else ()
+        ):
             if isinstance(piece, RejectedRow):
                 bad.append(piece)
                 if job.on_error != "skip-row":
@@ -286,4 +325,6 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
                 file.seek(0)
                 upload_file(location, name, file)
     except OSError as error:
-        raise OnnxserveError(f"{output}/{name} cannot be written: {error.strerror or error}") from None
+        raise OnnxserveError(
+            f"{output}/{name} cannot be written: {error.strerror or error}",
+        ) from None

@@ -138,11 +138,21 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
-        waiting.sort(key=lambda part: -part.size)  # Large parts are first, so that all cores are busy until the end.
+        waiting.sort(
+            key=lambda part: -part.size,
+        )  # Large parts are first, so that all cores are busy until the end.
         progress = temporary / "progress"
         progress.touch()
         jobs = [
-            PartJob(part, plan.output, model, plan.keep, plan.on_error, plan.device, progress=str(progress))
+            PartJob(
+                part,
+                plan.output,
+                model,
+                plan.keep,
+                plan.on_error,
+                plan.device,
+                progress=str(progress),
+            )
             for part in waiting
         ]
         if plan.engine == "spark":
@@ -156,10 +166,16 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
             failed, rejected = tally.follow(finishing, plan.on_error)
         result = BatchResult(resolved, tally.now(), rejected, failed)
         if not failed:
-            last = {"parts": result.progress.parts, "rows": result.progress.rows, "rejected": rejected}
+            last = {
+                "parts": result.progress.parts,
+                "rows": result.progress.rows,
+                "rejected": rejected,
+            }
             digests = {"model": manifest["model"], "input_digest": manifest["input_digest"]}
             output.finish({**digests, "parts": len(parts), "last_call": last})
-        return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
+        return (
+            replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
+        )
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
@@ -179,12 +195,19 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         slot = slots.pop()
         try:
             result: PartResult = pool.call(
-                predict_part, replace(job, threads=threads, slot=slot), seconds=_LONGEST_PART_SECONDS
+                predict_part,
+                replace(job, threads=threads, slot=slot),
+                seconds=_LONGEST_PART_SECONDS,
             )
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
-            write_progress(job.progress, slot, 0, 0)  # Clear the slot, because the result has the counts.
+            write_progress(
+                job.progress,
+                slot,
+                0,
+                0,
+            )  # Clear the slot, because the result has the counts.
             slots.append(slot)
         return result
 
@@ -194,7 +217,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            with suppress(Empty):  # With a queue, the end of a job does not cost a check of all futures.
+            with suppress(
+                Empty,
+            ):  # With a queue, the end of a job does not cost a check of all futures.
                 while True:
                     future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()
@@ -224,7 +249,13 @@ def _prepare(threads: int) -> None:
 
 
 class _Tally:
-    def __init__(self, parts: Sequence[Part], finished_before: int, progress: Path, report: Report) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        finished_before: int,
+        progress: Path,
+        report: Report,
+    ) -> None:
         self._parts = parts
         self._finished_before = finished_before
         self._progress = progress
@@ -269,7 +300,12 @@ def _absolute(uri: str) -> str:
     return uri if "://" in uri or uri.startswith("file:") else str(absolute_path(uri))
 
 
-def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> Manifest:
+def _manifest(
+    plan: BatchPlan,
+    parts: Sequence[Part],
+    resolved: ResolvedModel,
+    digest: str,
+) -> Manifest:
     files = "".join(f"{part.name} {part.state}\n" for part in parts)
     return {
         "model": {
@@ -289,11 +325,28 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
     }
 
 
-def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # This takes 1 s.
+def _log(
+    plan: BatchPlan,
+    result: BatchResult,
+    parts: Sequence[Part],
+    manifest: Manifest,
+) -> LoggedRun:
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LoggedModelInput,
+        Metric,
+        Param,
+    )  # This takes 1 s.
 
     model, progress = result.model, result.progress
-    params = {"model": model.source, "input": plan.input, "output": plan.output, "on_error": plan.on_error}
+    params = {
+        "model": model.source,
+        "input": plan.input,
+        "output": plan.output,
+        "on_error": plan.on_error,
+    }
     figures = {
         "rows": progress.rows,
         "rejected_rows": result.rejected,
@@ -314,9 +367,19 @@ def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: 
         source_type = "s3" if plan.input.startswith("s3:") else "local"
         source = json.dumps({"uri": plan.input})
         dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
-        models = [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
-        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])], models)
-        client.log_dict(run_id, {key: value for key, value in manifest.items() if key != "parts"}, MANIFEST)
+        models = (
+            [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
+        )
+        client.log_inputs(
+            run_id,
+            [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])],
+            models,
+        )
+        client.log_dict(
+            run_id,
+            {key: value for key, value in manifest.items() if key != "parts"},
+            MANIFEST,
+        )
 
     tags = {"onnxserve.batch.model": model.name, "onnxserve.batch.version": model.version}
     return log_run(

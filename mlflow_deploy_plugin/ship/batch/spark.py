@@ -25,7 +25,12 @@ from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.ship.batch.part import PartJob, predict_part
-from mlflow_deploy_plugin.ship.batch.table_model import declared_outputs, load_table_model, takes, with_kept
+from mlflow_deploy_plugin.ship.batch.table_model import (
+    declared_outputs,
+    load_table_model,
+    takes,
+    with_kept,
+)
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -43,7 +48,9 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked for pyspark.
+    from pyspark.accumulators import (
+        AddingAccumulatorParam,
+    )  # `spark_context` has checked for pyspark.
 
     archive = _ship(context, model)
     results = context.accumulator([], AddingAccumulatorParam([]))
@@ -51,7 +58,9 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
     def task(numbered: tuple[int, PartJob]) -> None:
         number, job = numbered
         try:
-            results.add([(number, predict_part(replace(job, model=_shipped(archive), progress="")))])
+            results.add(
+                [(number, predict_part(replace(job, model=_shipped(archive), progress="")))],
+            )
         except OnnxserveError as error:
             results.add([(number, OnnxserveError(error.message))])
 
@@ -80,7 +89,11 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
                 context.cancelJobGroup(archive)
 
 
-def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
+def predict_frame(
+    frame: "DataFrame",
+    model_uri: str,
+    keep: Sequence[str] | None = None,
+) -> "DataFrame":
     """Return a Spark DataFrame with the predictions for each row, after the columns that are kept.
 
     Args:
@@ -98,7 +111,7 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
     kept = tuple(frame.columns if keep is None else keep)
     if missing := [name for name in kept if name not in frame.columns]:
         raise InvalidConfig(
-            f"keep: the column {missing[0]!r} does not exist; the columns are {join_names(frame.columns, missing[0])}"
+            f"keep: the column {missing[0]!r} does not exist; the columns are {join_names(frame.columns, missing[0])}",
         )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
@@ -106,7 +119,9 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
     if not outputs.fields:
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
     if doubled := [name for name in outputs.names if name in kept]:
-        raise InvalidConfig(f"keep: {doubled[0]!r} is also an output of the model; rename the column")
+        raise InvalidConfig(
+            f"keep: {doubled[0]!r} is also an output of the model; rename the column",
+        )
     schema = StructType([*(frame.schema[name] for name in kept), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:

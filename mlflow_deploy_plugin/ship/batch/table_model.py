@@ -44,7 +44,12 @@ _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
 """The largest refused block whose rows are tried one by one, because halving it again would only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
-_FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
+_FRAME_TYPES = (
+    pa.types.is_temporal,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_decimal,
+)
 
 
 @lru_cache(maxsize=2)
@@ -52,7 +57,9 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
     """Load the model of a folder, once per process. Raises InvalidConfig if it does not predict row by row."""
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
-        raise InvalidConfig(f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}")
+        raise InvalidConfig(
+            f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}",
+        )
     return model
 
 
@@ -66,7 +73,11 @@ def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes, bool], Any]
 
 def _load(folder: Path, device: Device, threads: int) -> "TableModel":
     artifact = read_served_artifact(folder)
-    return PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
+    return (
+        PyfuncTable(artifact)
+        if artifact.flavor == PYTHON_FUNCTION
+        else OnnxTable(folder, device, threads)
+    )
 
 
 class OnnxTable:
@@ -79,8 +90,15 @@ class OnnxTable:
     def predict(self, table: pa.Table) -> pa.Table:
         """Return a table of outputs, a row per input row. Raises InvalidRequest or InferenceError for a refused row."""
         for position, field in enumerate(table.schema):
-            if field.type in (pa.string(), pa.large_string()):  # Convert each distinct text to a str only once.
-                table = table.set_column(position, field.name, table.column(position).dictionary_encode())
+            if field.type in (
+                pa.string(),
+                pa.large_string(),
+            ):  # Convert each distinct text to a str only once.
+                table = table.set_column(
+                    position,
+                    field.name,
+                    table.column(position).dictionary_encode(),
+                )
         is_single = no_batch_dimension_reason(self.artifact)
         tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
         predicted = []
@@ -102,21 +120,27 @@ class OnnxTable:
             feeds = mlflow_protocol.decode(content_type, body, self.schema)
         outputs = self._model.run(feeds, self.artifact.prediction)
         of_table = is_arrow or mlflow_protocol.is_table(content_type, body)
-        return orjson.loads(mlflow_protocol.encode(self._model.prediction(outputs, of_table)))["predictions"]
+        return orjson.loads(mlflow_protocol.encode(self._model.prediction(outputs, of_table)))[
+            "predictions"
+        ]
 
 
 class PyfuncTable:
     """A version without an ONNX form. It has the methods of `OnnxTable`, but only one thread may call it at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.serve.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
+        from mlflow_deploy_plugin.serve.pyfunc.scorer import (
+            load_scorer,
+        )  # The import of mlflow.pyfunc takes a second.
 
         with redirect_stdout(sys.stderr):  # The model's output must not mix with predictions.
             self._scorer = load_scorer(artifact.folder)
         self.schema, self.artifact = pyfunc_schema(artifact), artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
+        has_frame_types = any(
+            is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES
+        )
         try:
             if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these columns.
                 outputs = self._scorer.outputs_of(table.to_pandas())
@@ -144,24 +168,38 @@ TableModel = OnnxTable | PyfuncTable
 
 
 def predict_block(
-    model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
+    model: TableModel,
+    block: RowBlock,
+    keep: tuple[str, ...] = (),
+    are_texts: bool = False,
 ) -> Iterator[pa.Table | RejectedRow]:
     """Yield tables of the kept columns and the outputs, and the rows that the model refuses, in row order.
 
     A refused block is split in halves, and finally into rows, until each refused row is known. If `are_texts` is True,
     the columns come from a CSV file and are converted to the types of the signature.
     """
-    inputs = block.table.select([name for name in block.table.column_names if takes(model.schema, name, keep)])
+    inputs = block.table.select(
+        [name for name in block.table.column_names if takes(model.schema, name, keep)],
+    )
     try:
         outputs = model.predict(typed(inputs, model.schema) if are_texts else inputs)
     except (InvalidRequest, InferenceError) as error:
         if len(block.numbers) == 1:
-            yield RejectedRow(block.numbers[0], without_row_number(error.message), block.table.to_pylist()[0])
+            yield RejectedRow(
+                block.numbers[0],
+                without_row_number(error.message),
+                block.table.to_pylist()[0],
+            )
             return
         rows = len(block.numbers)
         step = -(-rows // 2) if rows > _ONE_BY_ONE else 1
         for start in range(0, rows, step):
-            yield from predict_block(model, block.part(start, min(rows, start + step)), keep, are_texts)
+            yield from predict_block(
+                model,
+                block.part(start, min(rows, start + step)),
+                keep,
+                are_texts,
+            )
         return
     yield with_kept(block.table, keep, outputs)
 
@@ -169,14 +207,18 @@ def predict_block(
 def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
     """Return a table of kept columns and outputs. Raises InvalidConfig if an output has the name of a kept column."""
     if doubled := [name for name in outputs.column_names if name in keep]:
-        raise InvalidConfig(f"--keep {doubled[0]}: it is also an output of the model; rename the column")
+        raise InvalidConfig(
+            f"--keep {doubled[0]}: it is also an output of the model; rename the column",
+        )
     columns = [*(table.column(name) for name in keep), *outputs.columns]
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
 
 
 def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
     """Return True if the column `name` is an input. If inputs are unnamed, every column not in `keep` is an input."""
-    has_names = bool(schema.columns) or any(tensor.name in schema.names and tensor.name for tensor in schema.tensors)
+    has_names = bool(schema.columns) or any(
+        tensor.name in schema.names and tensor.name for tensor in schema.tensors
+    )
     return name in schema.names if has_names else name not in keep
 
 
@@ -201,23 +243,38 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         column, kind = table.column(position), _arrow_type(dtype)
         try:
             values = column.cast(kind)
-        except pa.ArrowInvalid:  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
+        except (
+            pa.ArrowInvalid
+        ):  # A text may be a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
             read = mlflow_protocol.read_column(name, kinds, fields)
             # Refuse a fraction in an integer column, because Arrow would truncate the fraction.
-            if cut := [num for num in read if isinstance(num, float) and kind == pa.int64() and not num.is_integer()]:
-                raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}")
+            if cut := [
+                num
+                for num in read
+                if isinstance(num, float) and kind == pa.int64() and not num.is_integer()
+            ]:
+                raise SchemaMismatch(
+                    f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}",
+                )
             try:
                 values = pa.array(read, kind)
-            except (pa.ArrowException, OverflowError) as error:  # An integer may have more than 64 bits.
-                raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {first_line(error)}") from None
+            except (
+                pa.ArrowException,
+                OverflowError,
+            ) as error:  # An integer may have more than 64 bits.
+                raise SchemaMismatch(
+                    f"column {name!r} ({kinds[name]}): {first_line(error)}",
+                ) from None
         table = table.set_column(position, name, values)
     return table
 
 
 def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
     if outputs.num_rows != rows:
-        raise OnnxserveError(f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal")
+        raise OnnxserveError(
+            f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal",
+        )
     return outputs
 
 
@@ -225,7 +282,10 @@ def declared_outputs(artifact: Artifact) -> pa.Table:
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
     shapes = {output.name: output for output in artifact.outputs}
     arrays = {
-        name: np.empty((0, *(max(1, size) for size in shapes[name].shape[1:])), numpy_dtype(shapes[name].dtype))
+        name: np.empty(
+            (0, *(max(1, size) for size in shapes[name].shape[1:])),
+            numpy_dtype(shapes[name].dtype),
+        )
         for name in names
         if shapes[name].dtype != "map"
     }

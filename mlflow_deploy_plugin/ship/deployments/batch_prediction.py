@@ -19,7 +19,12 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from mlflow_deploy_plugin.core.column_names import PREDICTION
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.messages import REPEATED_HEADER, without_row_number
 from mlflow_deploy_plugin.core.tabular.csv_file import csv_records
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, first_line, json_lines, open_parquet
@@ -96,11 +101,21 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
             return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
         case "json":
             records, encode = _sliceable(_parse_json(file.read(), name), name)
-            document_batch = RowBatch(records, [f"row {row} (from 0)" for row in range(len(records))], JSON, encode)
+            document_batch = RowBatch(
+                records,
+                [f"row {row} (from 0)" for row in range(len(records))],
+                JSON,
+                encode,
+            )
             parts = [
-                document_batch.part(start, start + batch_rows) for start in range(0, len(document_batch), batch_rows)
+                document_batch.part(start, start + batch_rows)
+                for start in range(0, len(document_batch), batch_rows)
             ]
-            return RowFile(name, len(parts), (replace(part, position=number) for number, part in enumerate(parts, 1)))
+            return RowFile(
+                name,
+                len(parts),
+                (replace(part, position=number) for number, part in enumerate(parts, 1)),
+            )
         case "parquet":
             return _parquet(file, name, batch_rows)
 
@@ -119,25 +134,43 @@ def server_predictor(target: ScoringTarget, event_time: str = "") -> Iterator[Pr
         def predict(content_type: str, body: bytes, is_repeated: bool) -> object:
             headers = {REPEATED_HEADER: "1"} if is_repeated else {}
             if event_time:
-                headers["X-Event-Time"] = _as_time(_key_columns(content_type, body, (event_time,))[event_time][0])
+                headers["X-Event-Time"] = _as_time(
+                    _key_columns(content_type, body, (event_time,))[event_time][0],
+                )
             if content_type == arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
             document, prediction_id = post(
-                session, url, body, content_type, target.timeout_seconds, _TRIES, headers=headers
+                session,
+                url,
+                body,
+                content_type,
+                target.timeout_seconds,
+                _TRIES,
+                headers=headers,
             )
             predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions
-            return _with_keys(predictions, _key_columns(content_type, body, target.keys), prediction_id)
+            return _with_keys(
+                predictions,
+                _key_columns(content_type, body, target.keys),
+                prediction_id,
+            )
 
         yield predict
 
 
-def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
+def _with_keys(
+    predictions: object,
+    columns: Mapping[str, list[object]],
+    prediction_id: str,
+) -> object:
     """Return the keys and the prediction of each row, or `predictions` unchanged if the columns differ in length."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
-    if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+    if not lists or not all(
+        isinstance(values, list) and len(values) == len(lists[0]) for values in lists
+    ):
         return predictions
     label_columns = LabelColumns()
     return [
@@ -161,14 +194,16 @@ def split_by_event_time(batch: RowBatch, name: str, column: str) -> Iterator[Row
         return
     times = _key_columns(batch.content_type, batch.body, (column,)).get(column)
     if times is None:
-        raise InvalidRequest(f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time")
+        raise InvalidRequest(
+            f"{name}, {batch.places[0]}: there is no column {column!r} for --event-time",
+        )
     moments = []
     for time, place in zip(times, batch.places, strict=True):
         try:
             moments.append(_as_time(time))
         except ValueError:
             raise InvalidRequest(
-                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is expected"
+                f"{name}, {place}: {column} is {time!r:.60}; a time like 2013-07-01T12:30:00Z is expected",
             ) from None
     start = 0
     for _, rows in groupby(moments):
@@ -192,7 +227,9 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
         positions = {name: header.index(name) for name in keys if name in header}
-        return {name: [row[position] or None for row in rows] for name, position in positions.items()}
+        return {
+            name: [row[position] or None for row in rows] for name, position in positions.items()
+        }
     if content_type == JSON:
         document = load_json(body)
         taken = {name: mlflow_protocol.take_column(document, name) for name in keys}
@@ -204,7 +241,11 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
     """Return one plain value per row of a batch. Raises InvalidRequest with the position of a refused row."""
     try:
-        return _split_by_row(predict(batch.content_type, batch.body, False), len(batch), f"{name}, {batch.places[0]}")
+        return _split_by_row(
+            predict(batch.content_type, batch.body, False),
+            len(batch),
+            f"{name}, {batch.places[0]}",
+        )
     except BodyTooLarge:
         if len(batch) == 1:
             raise
@@ -239,14 +280,19 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
             if count % batch_rows == 0:
                 first = record
             if isinstance(record, dict) != isinstance(first, dict):
-                raise InvalidRequest(f"{name}, line {number}: some lines are JSON objects, and others are not")
+                raise InvalidRequest(
+                    f"{name}, line {number}: some lines are JSON objects, and others are not",
+                )
             yield record, f"line {number}", position
 
     return _in_batches(rows(), batch_rows, JSON, _rows_body)
 
 
 def _in_batches(
-    rows: Iterator[tuple[object, str, int]], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
+    rows: Iterator[tuple[object, str, int]],
+    batch_rows: int,
+    content_type: str,
+    encode: Callable[[_Rows], bytes],
 ) -> Iterator[RowBatch]:
     while batch := list(islice(rows, batch_rows)):
         records, places, positions = zip(*batch, strict=True)
@@ -273,13 +319,19 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
     if isinstance(document, list):
         return document, _rows_body
     if not isinstance(document, dict):
-        raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows")
+        raise InvalidRequest(
+            f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows",
+        )
     form = next((form for form in BODY_FORMS if form in document), None)
     extras = {key: value for key, value in document.items() if key != form} if form else {}
     content = document[form] if form else document
     if isinstance(content, list):
         return content, lambda rows: orjson.dumps({**extras, form: rows})
-    if form == "dataframe_split" and isinstance(content, dict) and isinstance(content.get("data"), list):
+    if (
+        form == "dataframe_split"
+        and isinstance(content, dict)
+        and isinstance(content.get("data"), list)
+    ):
         head = {key: value for key, value in content.items() if key not in ("data", "index")}
         return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
     lengths = set()
@@ -294,7 +346,9 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
         return list(zip(*content.values(), strict=True)), encode
     if lengths == {-1}:
         return [content], _rows_body  # The document is a single record.
-    raise InvalidRequest(f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected")
+    raise InvalidRequest(
+        f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected",
+    )
 
 
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
@@ -315,7 +369,9 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
                 row += len(records)
                 yield RowBatch(records, places, arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"{name}: row {row} and later rows cannot be read: {first_line(error)}") from None
+            raise InvalidRequest(
+                f"{name}: row {row} and later rows cannot be read: {first_line(error)}",
+            ) from None
 
     try:
         parquet = open_parquet(file)
@@ -346,7 +402,11 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (AttributeError, ValueError, OverflowError) as error:  # Some time values raise the last two errors.
+    except (
+        AttributeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # Some time values raise the last two errors.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
@@ -359,14 +419,25 @@ def _length(file: IO[bytes]) -> int | None:
 
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     """Return one prediction per row from the server's answer: a list, or a mapping from each output to a list."""
-    if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
+    if isinstance(predictions, dict) and all(
+        isinstance(values, list) for values in predictions.values()
+    ):
         lengths = {len(values) for values in predictions.values()}
         if lengths == {count}:
-            return [dict(zip(predictions, row, strict=True)) for row in zip(*predictions.values(), strict=True)]
+            return [
+                dict(zip(predictions, row, strict=True))
+                for row in zip(*predictions.values(), strict=True)
+            ]
     if isinstance(predictions, list) and len(predictions) == count:
         return predictions
-    answer = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
-    raise OnnxserveError(f"{where}: the model returned {answer} for {count} rows; one prediction per row is required")
+    answer = (
+        f"{len(predictions)} predictions"
+        if isinstance(predictions, list)
+        else f"a {type(predictions).__name__}"
+    )
+    raise OnnxserveError(
+        f"{where}: the model returned {answer} for {count} rows; one prediction per row is required",
+    )
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:

@@ -107,7 +107,12 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             self._target = parse_target(target_uri)
 
     def create_deployment(
-        self, name: str, model_uri: str, flavor: str | None = None, config: Fields = None, endpoint: str | None = None
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: Fields = None,
+        endpoint: str | None = None,
     ) -> Json:
         """Serve `model_uri`, wait until the server is ready, and return the result of `get_deployment`."""
         with _deployments(self._target) as deployments:
@@ -127,7 +132,12 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
-    def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
+    def delete_deployment(
+        self,
+        name: str,
+        config: Fields = None,
+        endpoint: str | None = None,
+    ) -> None:
         """Delete the deployment after its open requests are completed. A missing deployment is an error."""
         with _deployments(self._target) as deployments:
             if config:
@@ -145,27 +155,43 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.get(name, endpoint))
 
     def predict(
-        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
+        self,
+        deployment_name: str | None = None,
+        inputs: object = None,
+        endpoint: str | None = None,
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, a Series, an array, a dict of columns, or a list of rows or records."""
         with self._scored(deployment_name, endpoint) as target:
-            return PredictionsResponse(scoring.score(target, "invocations", scoring.original_document(inputs)))
+            return PredictionsResponse(
+                scoring.score(target, "invocations", scoring.original_document(inputs)),
+            )
 
     def predict_stream(
-        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
+        self,
+        deployment_name: str | None = None,
+        inputs: object = None,
+        endpoint: str | None = None,
     ) -> Iterator[object]:
         """Yield the parts of the response of a model that has `predict_stream`."""
         with self._scored(deployment_name, endpoint) as target:
             yield from scoring.score_stream(target, inputs)
 
-    def explain(self, deployment_name: str | None = None, df: object = None, endpoint: str | None = None) -> Json:
+    def explain(
+        self,
+        deployment_name: str | None = None,
+        df: object = None,
+        endpoint: str | None = None,
+    ) -> Json:
         """Return the contribution of each column to each prediction, in the format of the server's /explain."""
         with self._scored(deployment_name, endpoint) as target:
             return scoring.score(target, "explain", scoring.original_document(df))
 
     @contextmanager
     def _scored(self, name: str | None, endpoint: str | None) -> Iterator[scoring.ScoringTarget]:
-        with _deployments(self._target) as deployments, scoring.scoring_target(deployments, name, endpoint) as target:
+        with (
+            _deployments(self._target) as deployments,
+            scoring.scoring_target(deployments, name, endpoint) as target,
+        ):
             yield target
 
     def create_endpoint(self, name: str, config: Fields = None) -> Json:
@@ -209,7 +235,9 @@ def target_help() -> str:
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
         lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")
-        lines.append(textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "))
+        lines.append(
+            textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "),
+        )
     lines.append("\nNAME stands for the name of a deployment (variant) or of a monitor.")
     return "\n".join(lines)
 

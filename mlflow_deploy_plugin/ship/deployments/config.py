@@ -15,7 +15,11 @@ import yaml
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names, one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, PYTHON_FUNCTION
-from mlflow_deploy_plugin.core.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
+from mlflow_deploy_plugin.core.registry.model_files import (
+    LoggedColumns,
+    fetch_mlmodel,
+    logged_columns,
+)
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.settings import absolute_path
@@ -46,8 +50,15 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is missing.
     """
     fields = _expand_traffic(spec, config)
-    models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
-    changed = apply_config(spec, {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}})
+    models = {
+        name: uri
+        for name, uri in fields.items()
+        if name.startswith("variants.") and name.endswith(".model")
+    }
+    changed = apply_config(
+        spec,
+        {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}},
+    )
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(str(value))
@@ -84,7 +95,12 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
     return {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
 
 
-def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
+def apply_flavor(
+    name: str,
+    model_uri: str | None,
+    flavor: str | None,
+    config: Config | None,
+) -> Config:
     """Return `config` with the field that `flavor` implies for the deployment `name`.
 
     The flavor python_function also allows versions without an ONNX form, to which a stage or alias may move later. With
@@ -98,7 +114,9 @@ def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: C
     if flavor in _ONNX_FLAVORS and model_uri is not None:
         flavors = fetch_mlmodel(resolve(model_uri).source).flavors
         if not any(name_of_flavor in flavors for name_of_flavor in _ONNX_FLAVORS):
-            raise InvalidConfig(f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}")
+            raise InvalidConfig(
+                f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}",
+            )
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
 
 
@@ -115,7 +133,7 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
             fields[name] = value
         elif not isinstance(value, Mapping) or not value:
             raise InvalidConfig(
-                f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C {_TRAFFIC}.NAME=WEIGHT"
+                f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C {_TRAFFIC}.NAME=WEIGHT",
             )
         else:
             fields |= {f"variants.{variant}.weight": 0 for variant in traffic_weights(spec)}
@@ -127,9 +145,13 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
 def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     if name not in spec.variants:
         known = ", ".join(spec.variants) or "none yet"
-        raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
+        raise InvalidConfig(
+            f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}",
+        )
     if spec.variants[name].shadow:
-        raise InvalidConfig(f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false")
+        raise InvalidConfig(
+            f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false",
+        )
     if weight == "":  # Refuse an empty weight, which `apply_config` would replace by the default.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
@@ -163,8 +185,12 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
     """Return the dataset and project in `config` as absolute paths for the controller, which has another working
     folder."""
     absolute = {}
-    project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
-    if (retrain := monitor.retrain) is not None and any(field.startswith(project_fields) for field in config):
+    project_fields = tuple(
+        f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters")
+    )
+    if (retrain := monitor.retrain) is not None and any(
+        field.startswith(project_fields) for field in config
+    ):
         try:
             check_project(retrain.project, retrain.entry_point, retrain.parameters)
         except InvalidConfig as error:
@@ -172,7 +198,11 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
         if (folder := _project_folder(retrain.project)) is not None:
             absolute[project_fields[0]] = str(folder)
     uri = monitor.reference.removeprefix(_DATASET)
-    if f"{prefix}reference" in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
+    if (
+        f"{prefix}reference" in config
+        and monitor.reference.startswith(_DATASET)
+        and not urlparse(uri).scheme
+    ):
         absolute[f"{prefix}reference"] = f"{_DATASET}{absolute_path(uri)}"
     return absolute
 
@@ -188,24 +218,34 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
     if not folder.is_dir():
         raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
     entries = _entry_points(folder)
-    if entry_point not in entries and entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file():
+    if (
+        entry_point not in entries
+        and entry_point.endswith(_SCRIPTS)
+        and (folder / entry_point).is_file()
+    ):
         return
     if not (folder / _MLPROJECT).is_file():
         raise InvalidConfig(f"project: {folder} has no {_MLPROJECT}; {_EXPECTED_PROJECT}")
     if entry_point not in entries:
         known = ", ".join(entries) or "none"
-        raise InvalidConfig(f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}")
+        raise InvalidConfig(
+            f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}",
+        )
     declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"
     # MLflow passes undeclared parameters to the command, which fails after the rows were collected.
     for name in parameters:
         if declared and name not in declared:
             names = ", ".join(declared)
-            raise InvalidConfig(f"parameters.{name}: {where} has no parameter {name!r}; it has {names}")
+            raise InvalidConfig(
+                f"parameters.{name}: {where} has no parameter {name!r}; it has {names}",
+            )
     for name, parameter in declared.items():
         has_default = isinstance(parameter, dict) and parameter.get("default") is not None
         if not has_default and name not in parameters and name not in SUPPLIED_PARAMETERS:
-            raise InvalidConfig(f"parameters.{name}: {where} needs a value for it, because it has no default")
+            raise InvalidConfig(
+                f"parameters.{name}: {where} needs a value for it, because it has no default",
+            )
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
@@ -224,7 +264,11 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
         return None
     inputs = dict.fromkeys(name for item in logged for name in item.inputs)
     outputs = [item.outputs for item in logged]
-    known = None if None in outputs else tuple(dict.fromkeys(name for names in outputs for name in names or ()))
+    known = (
+        None
+        if None in outputs
+        else tuple(dict.fromkeys(name for names in outputs for name in names or ()))
+    )
     return LoggedColumns(tuple(inputs), known)
 
 
@@ -233,16 +277,30 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
     if monitor.kind == "shadow" and spec.variants:
         for item in required:
             if item.argument not in spec.variants:
-                hint = did_you_mean(item.argument, spec.variants, f"it has {', '.join(spec.variants)}")
-                raise InvalidConfig(f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}")
+                hint = did_you_mean(
+                    item.argument,
+                    spec.variants,
+                    f"it has {', '.join(spec.variants)}",
+                )
+                raise InvalidConfig(
+                    f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}",
+                )
     others = [name for name in monitor.columns if not _is_answer(name)]
     if monitor.kind == "prediction_drift" and others:
-        raise InvalidConfig(f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, output.NAME")
+        raise InvalidConfig(
+            f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, output.NAME",
+        )
     if columns is None:
         return
-    named = [(f"{field}: ", name) for field in ("columns", "segment_by") for name in getattr(monitor, field)]
+    named = [
+        (f"{field}: ", name)
+        for field in ("columns", "segment_by")
+        for name in getattr(monitor, field)
+    ]
     if monitor.kind == "data_quality":
-        named += [(f"require: {requirement.text}: ", requirement.argument) for requirement in required]
+        named += [
+            (f"require: {requirement.text}: ", requirement.argument) for requirement in required
+        ]
     if monitor.sample is not None and monitor.sample.stratify is not None:
         named.append(("retrain.sample.stratify: ", monitor.sample.stratify))
     for where, name in named:
@@ -270,20 +328,27 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     if not missing:
         return
     uri = monitor.reference
-    if all(_is_answer(name) for name in missing) and monitor.kind != "prediction_drift" and columns is not None:
+    if (
+        all(_is_answer(name) for name in missing)
+        and monitor.kind != "prediction_drift"
+        and columns is not None
+    ):
         others = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
             f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: add the model's "
-            f"outputs for these rows, or judge only the other columns: columns={','.join(others)}"
+            f"outputs for these rows, or judge only the other columns: columns={','.join(others)}",
         )
     raise InvalidConfig(
-        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has {join_names(present)}"
+        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has {join_names(present)}",
     )
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
     """Return True if `known` contains the column `name`, the vector of which it is a part, or a part of this vector."""
-    return any(name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.") for column in known)
+    return any(
+        name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.")
+        for column in known
+    )
 
 
 def _is_answer(name: str) -> bool:
@@ -306,7 +371,9 @@ def _entry_points(folder: Path) -> dict[str, Json]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}") from None
+        raise InvalidConfig(
+            f"project: {folder / _MLPROJECT} cannot be read: {one_line(error, 200)}",
+        ) from None
     return {
         str(name): {str(key): value for key, value in _field(entry, "parameters").items()}
         for name, entry in _field(document, "entry_points").items()

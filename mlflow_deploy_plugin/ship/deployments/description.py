@@ -41,10 +41,19 @@ def summarize(deployment: Deployment) -> Json:
 def describe(deployment: Deployment) -> Json:
     endpoint, observation = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
-    wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
-    loaded = {worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers}
-    versions = sorted({variant_state.version for variant_state in loaded.values() if variant_state.version})
-    is_refused = any((item.endpoint, item.variant) == (endpoint.name, deployment.name) for item in observation.refused)
+    wanted = (
+        observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
+    )
+    loaded = {
+        worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers
+    }
+    versions = sorted(
+        {variant_state.version for variant_state in loaded.values() if variant_state.version},
+    )
+    is_refused = any(
+        (item.endpoint, item.variant) == (endpoint.name, deployment.name)
+        for item in observation.refused
+    )
     # Ignore the agent's registry error if it may be about another deployment.
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
@@ -52,8 +61,13 @@ def describe(deployment: Deployment) -> Json:
     unapproved = {answer.model_uri: str(answer) for answer in answers_of(endpoint)}
     # The server runs, but a worker has not loaded this deployment.
     if state == "running" and not all(worker.version for worker in loaded.values()):
-        state, reason = ("failed", error) if error else ("starting", reason or "the model is loading")
-    workers = {pid: f"{wanted.model if wanted else ''} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
+        state, reason = (
+            ("failed", error) if error else ("starting", reason or "the model is loading")
+        )
+    workers = {
+        pid: f"{wanted.model if wanted else ''} {worker.version or 'nothing'}"
+        for pid, worker in loaded.items()
+    }
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -65,11 +79,16 @@ def describe(deployment: Deployment) -> Json:
         "model": wanted.model if wanted is not None else "",
         "version": ", ".join(versions),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": next((f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch), ""),
+        "batch_dimension": next(
+            (f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch),
+            "",
+        ),
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
-        "unapproved": "" if variant.shadow or not variant.weight else unapproved.get(variant.model, ""),
+        "unapproved": ""
+        if variant.shadow or not variant.weight
+        else unapproved.get(variant.model, ""),
         **_server_lines(deployment, error, workers),
     }
 
@@ -77,15 +96,31 @@ def describe(deployment: Deployment) -> Json:
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
     """Return the main fields of each endpoint and the names of its deployments, by endpoint name."""
     endpoints = describe_endpoints(deployments)
-    return [{**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])} for row in endpoints]
+    return [
+        {**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])}
+        for row in endpoints
+    ]
 
 
 def describe_endpoints(deployments: Deployments) -> list[Json]:
     """Return endpoint → all its known fields. An unreadable endpoint has only its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for row in deployments.store.unreadable():
-        unreadable = {"name": row.name, "target": row.target, "state": "unreadable", "reason": row.reason, "url": ""}
-        empty = {"restarts": "", "traffic": {}, "shadows": [], "unapproved": [], "deployments": {}, "workers": {}}
+        unreadable = {
+            "name": row.name,
+            "target": row.target,
+            "state": "unreadable",
+            "reason": row.reason,
+            "url": "",
+        }
+        empty = {
+            "restarts": "",
+            "traffic": {},
+            "shadows": [],
+            "unapproved": [],
+            "deployments": {},
+            "workers": {},
+        }
         described.append({**unreadable, **empty})
     return sorted(described, key=lambda item: str(item["name"]))
 
@@ -94,7 +129,9 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
     """Return all known fields of an endpoint. `deployments` has the main fields of each deployment."""
     endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
-    deployments = {name: describe(Deployment(name, endpoint, observation)) for name in spec.variants}
+    deployments = {
+        name: describe(Deployment(name, endpoint, observation)) for name in spec.variants
+    }
     workers = {
         worker.pid: {name: worker.loaded(endpoint.name, name).version for name in spec.variants}
         for worker in observation.workers
@@ -110,12 +147,18 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
         "unapproved": [str(answer) for answer in answers_of(endpoint)],
-        "deployments": {name: {key: fields[key] for key in _IN_ENDPOINT} for name, fields in deployments.items()},
+        "deployments": {
+            name: {key: fields[key] for key in _IN_ENDPOINT} for name, fields in deployments.items()
+        },
         **_server_lines(observed, observation.registry_error, workers),
     }
 
 
-def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]) -> Json:
+def _server_lines(
+    observed: Deployment | ObservedEndpoint,
+    error: str,
+    workers: Mapping[int, object],
+) -> Json:
     """Return the fields about the server. `workers` maps process ids to the loaded versions."""
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
@@ -124,7 +167,9 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
         "shipping_error": observation.shipping_error,
         "pid": observation.pid or "",
         "workers": workers,
-        "started": "" if started is None else datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "started": ""
+        if started is None
+        else datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "restarts": "" if observation.restarts is None else observation.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
@@ -134,19 +179,31 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
     """Return the flavor, parity and origin of the served version, from the agent, local files or MLflow."""
-    known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
-    reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
+    known = dict.fromkeys(
+        ("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"),
+        "",
+    )
+    reported = (
+        {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
+    )
     if wanted is not None:
         with suppress(InvalidArtifact):
             artifact = read_served_artifact(wanted.folder)
-            facts = {"flavor": artifact.flavor, "parity": artifact.parity_state, "run_id": artifact.run_id}
+            facts = {
+                "flavor": artifact.flavor,
+                "parity": artifact.parity_state,
+                "run_id": artifact.run_id,
+            }
             known |= facts | _texts(artifact.provenance)
     if is_running and not (known | reported)["flavor"]:
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
         with suppress(OnnxserveError):
             mlmodel = fetch_mlmodel(resolve(model_uri).source)
-            flavor = next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors), "")
+            flavor = next(
+                (name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors),
+                "",
+            )
             section = mlmodel.flavors.get(FLAVOR, {})
             proven = str(section.get("parity", {}).get("state", "no-original"))
             parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else proven

@@ -24,7 +24,12 @@ from mlflow_deploy_plugin.core.store.leases import held_lease
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
 from mlflow_deploy_plugin.ship.deployments.backends.local import choose_port, is_port_free
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import lock_path
-from mlflow_deploy_plugin.ship.deployments.backends.targets import Backend, Observation, Target, parse_target
+from mlflow_deploy_plugin.ship.deployments.backends.targets import (
+    Backend,
+    Observation,
+    Target,
+    parse_target,
+)
 from mlflow_deploy_plugin.ship.deployments.unapproved import (
     UnapprovedAnswer,
     as_json,
@@ -71,7 +76,10 @@ class Endpoints:
             stored = replace(stored, unapproved=as_json(current_answers(self.store, stored)))
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
-            return ObservedEndpoint(stored, Observation("empty", f"it has no deployment; `{create}` adds one"))
+            return ObservedEndpoint(
+                stored,
+                Observation("empty", f"it has no deployment; `{create}` adds one"),
+            )
         try:
             return ObservedEndpoint(stored, self.backend(stored).observe(stored.spec))
         except OnnxserveError as error:
@@ -83,9 +91,14 @@ class Endpoints:
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
-        backend = self.target.backend(self.settings)  # If an SDK is missing, fail before the store changes.
+        backend = self.target.backend(
+            self.settings,
+        )  # If an SDK is missing, fail before the store changes.
         unapproved = permitted_answers(self.store, None, spec)
-        written: dict[str, Any] = {"why": _with_answers(why, unapproved), "unapproved": as_json(unapproved)}
+        written: dict[str, Any] = {
+            "why": _with_answers(why, unapproved),
+            "unapproved": as_json(unapproved),
+        }
         # Lock before the name is stored, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
@@ -100,7 +113,13 @@ class Endpoints:
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
-    def change(self, stored: Endpoint, new: EndpointSpec, restores: bool = False, **audit: Any) -> None:
+    def change(
+        self,
+        stored: Endpoint,
+        new: EndpointSpec,
+        restores: bool = False,
+        **audit: Any,
+    ) -> None:
         """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
@@ -109,8 +128,14 @@ class Endpoints:
         """
         old = stored.spec
         unapproved = permitted_answers(self.store, stored, new, restores=restores)
-        audit |= {"why": _with_answers(audit.get("why", ""), unapproved), "unapproved": as_json(unapproved)}
-        if new != old and new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms}) == old:
+        audit |= {
+            "why": _with_answers(audit.get("why", ""), unapproved),
+            "unapproved": as_json(unapproved),
+        }
+        if (
+            new != old
+            and new.model_copy(update={"monitors": old.monitors, "alarms": old.alarms}) == old
+        ):
             self.store.replace_spec(new, **audit)
             return
         backend = self.backend(stored)
@@ -153,7 +178,11 @@ class Endpoints:
                 return
             except (InvalidConfig, DeploymentFailed):
                 host, port = placed.server.host, placed.server.port
-                is_taken = requested.server.port is None and port is not None and not is_port_free(host, port)
+                is_taken = (
+                    requested.server.port is None
+                    and port is not None
+                    and not is_port_free(host, port)
+                )
                 if not is_taken or attempt == _PORT_ATTEMPTS - 1:
                     raise
                 with self._ports(self.target) as with_port:
@@ -183,12 +212,18 @@ class Endpoints:
                 stack.enter_context(locked(lock_path(name, self.settings)))
                 if not target.is_on_this_machine:
                     # The cache reports each holder of the lease only once.
-                    report = cache(lambda holder: self.progress(f"{name}: waiting for {holder}, which is changing it"))
+                    report = cache(
+                        lambda holder: self.progress(
+                            f"{name}: waiting for {holder}, which is changing it",
+                        ),
+                    )
                     stack.enter_context(held_lease(self.store, f"endpoint/{name}", report))
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
-            raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
+            raise InvalidConfig(
+                f"the folder {folder} cannot be used: {error.strerror or error}",
+            ) from error
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
@@ -206,19 +241,30 @@ class Endpoints:
                 for item in self.store.endpoints()
                 if parse_target(item.target).is_on_this_machine
             }
-            for unreadable in self.store.unreadable():  # An endpoint with an unreadable spec may have a running server.
-                with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+            for unreadable in (
+                self.store.unreadable()
+            ):  # An endpoint with an unreadable spec may have a running server.
+                with contextlib.suppress(
+                    yaml.YAMLError,
+                    ValueError,
+                    RecursionError,
+                    LookupError,
+                    TypeError,
+                ):
                     if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
                 if port is None and spec.variants:
-                    return apply_config(spec, {"server.port": choose_port(spec.server.host, owners)})
+                    return apply_config(
+                        spec,
+                        {"server.port": choose_port(spec.server.host, owners)},
+                    )
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
                         f"port {port} belongs to the deployment {owners[port]!r}: set another port with "
-                        "-C server.port=…"
+                        "-C server.port=…",
                     )
                 return spec
 
@@ -234,7 +280,9 @@ def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSp
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):
         with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
             specs += [
-                (folder, spec) for spec in load_stored_specs((folder / SPEC).read_text()) if spec.name == endpoint
+                (folder, spec)
+                for spec in load_stored_specs((folder / SPEC).read_text())
+                if spec.name == endpoint
             ]
     return specs
 
@@ -245,4 +293,8 @@ def _with_answers(why: str, unapproved: Iterable[UnapprovedAnswer]) -> str:
 
 
 def _undo_reason(error: BaseException) -> str:
-    return f"undone: {error}" if isinstance(error, OnnxserveError) else f"undone: {type(error).__name__}"
+    return (
+        f"undone: {error}"
+        if isinstance(error, OnnxserveError)
+        else f"undone: {type(error).__name__}"
+    )

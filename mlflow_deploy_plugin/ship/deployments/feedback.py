@@ -14,8 +14,19 @@ import pyarrow as pa
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelEntry
-from mlflow_deploy_plugin.serve.inference_log.labels import Label, LabelMatches, labels_table, write_labels
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.serve.inference_log.labels import (
+    Label,
+    LabelMatches,
+    labels_table,
+    write_labels,
+)
+from mlflow_deploy_plugin.serve.inference_log.reader import (
+    InferenceLog,
+    View,
+    match_labels,
+    view_schema,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.serve.protocols import feedback as feedback_protocol
 from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, ColumnMask
@@ -49,7 +60,15 @@ class LabelMasking:
                     raise InvalidConfig(f"{', '.join(sorted(masked))} {self.refusal}")
                 key = mask.hash_values(key, self.columns)
             labels.append(
-                Label(feedback.prediction_id, feedback.row, key, feedback.label, received_us, segment, entry.number)
+                Label(
+                    feedback.prediction_id,
+                    feedback.row,
+                    key,
+                    feedback.label,
+                    received_us,
+                    segment,
+                    entry.number,
+                ),
             )
         return labels_table(labels)
 
@@ -104,15 +123,29 @@ class LabelImport:
 def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
-        return LabelSink(log, endpoint, "", _masking_without_spec(deployments.settings, log, endpoint))
+        return LabelSink(
+            log,
+            endpoint,
+            "",
+            _masking_without_spec(deployments.settings, log, endpoint),
+        )
     key = deployments.settings.state_dir(endpoint) / MASK_KEY
     capture = stored.spec.capture
     masking = LabelMasking(frozenset(capture.mask), key if key.exists() else None)
-    return LabelSink(log, endpoint, deployments.get_endpoint(endpoint).observation.url, masking, capture.keys)
+    return LabelSink(
+        log,
+        endpoint,
+        deployments.get_endpoint(endpoint).observation.url,
+        masking,
+        capture.keys,
+    )
 
 
 def import_labels(
-    sink: LabelSink, rows: Iterable[LabelEntry | BadRow], report_bad: Callable[[BadRow], None], match: bool
+    sink: LabelSink,
+    rows: Iterable[LabelEntry | BadRow],
+    report_bad: Callable[[BadRow], None],
+    match: bool,
 ) -> LabelImport:
     """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
 
@@ -129,7 +162,11 @@ def import_labels(
             refused = sink.store(session, entries) if entries else []
             if matches is not None and entries:
                 places = {row.place for row in refused}
-                matches.add(readable.table([entry for entry in entries if entry.place not in places], 0, ""))
+                matches.add(
+                    readable.table(
+                        [entry for entry in entries if entry.place not in places], 0, ""
+                    ),
+                )
             accepted += len(entries) - len(refused)
             bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
             for row in bad_rows:
@@ -141,7 +178,10 @@ def import_labels(
 
 
 def check_key_columns(
-    log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
+    log: InferenceLog,
+    endpoint: str,
+    key: Sequence[str],
+    keys: Collection[str] = (),
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
@@ -151,16 +191,23 @@ def check_key_columns(
     hours = log.hours(endpoint)
     if not key or not hours:
         return frozenset()
-    schema = view_schema(log, View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False))
+    schema = view_schema(
+        log,
+        View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False),
+    )
     if not set(key) <= set(schema.names):
         schema = view_schema(log, View(endpoint, labels=False))
     columns = schema.names
     for name in key:
         if name not in columns and name not in keys:
-            raise InvalidConfig(f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}")
+            raise InvalidConfig(
+                f"--key: {feedback_protocol.unknown_column(name, columns, endpoint)}",
+            )
     types = {name: schema.field(name).type for name in key if name in columns}
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return frozenset(name for name, kind in types.items() if any(is_type(kind) for is_type in is_number))
+    return frozenset(
+        name for name, kind in types.items() if any(is_type(kind) for is_type in is_number)
+    )
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
@@ -179,7 +226,11 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
     keys = {key.read_bytes(): key for folder, _ in specs if (key := folder / MASK_KEY).exists()}
     if len(keys) > 1:
         files = " and ".join(sorted(map(str, keys.values())))
-        return LabelMasking(columns, None, f"is masked in the log, and several keys are possible: {files}")
+        return LabelMasking(
+            columns,
+            None,
+            f"is masked in the log, and several keys are possible: {files}",
+        )
     return LabelMasking(columns, next(iter(keys.values()), None))
 
 
@@ -190,14 +241,21 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
         return frozenset()
     view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
     schema = view_schema(log, view)
-    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
+    texts = {
+        field.name
+        for field in schema
+        if field.type == pa.string() and not field.name.startswith("_")
+    }
     rows = next(iter(view_tables(log, view, texts)), None)
     if rows is None:
         return frozenset()
     return frozenset(
         name
         for name in texts & set(rows.column_names)
-        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+        if any(
+            value is not None and _MASKED.fullmatch(value)
+            for value in rows.column(name).to_pylist()
+        )
     )
 
 
@@ -213,7 +271,11 @@ def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]
         if len(entries) == 1:
             return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
         middle = len(entries) // 2
-        return _post_labels(session, url, entries[:middle]) + _post_labels(session, url, entries[middle:])
+        return _post_labels(session, url, entries[:middle]) + _post_labels(
+            session,
+            url,
+            entries[middle:],
+        )
     return []
 
 

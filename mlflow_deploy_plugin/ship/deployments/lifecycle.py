@@ -10,12 +10,22 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, OnnxserveError, Refused
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    Refused,
+)
 from mlflow_deploy_plugin.core.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.core.registry.connection import login_name, set_service_timeouts
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
-from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias, current_version, move_version
+from mlflow_deploy_plugin.core.registry.transitions import (
+    StageOrAlias,
+    current_version,
+    move_version,
+)
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
 from mlflow_deploy_plugin.core.spec.document import (
     add_variant,
@@ -29,7 +39,12 @@ from mlflow_deploy_plugin.core.statedir.history import HISTORY, Span, read_histo
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store, unknown_endpoint
 from mlflow_deploy_plugin.ship.deployments import server_metrics
-from mlflow_deploy_plugin.ship.deployments.backends.targets import LOCAL, Observation, Target, parse_target
+from mlflow_deploy_plugin.ship.deployments.backends.targets import (
+    LOCAL,
+    Observation,
+    Target,
+    parse_target,
+)
 from mlflow_deploy_plugin.ship.deployments.config import (
     Config,
     absolute_model_uri,
@@ -38,7 +53,11 @@ from mlflow_deploy_plugin.ship.deployments.config import (
     sets_weight,
 )
 from mlflow_deploy_plugin.ship.deployments.endpoints import Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.ship.deployments.server_metrics import HistoryByServer, MetricsByServer, read_page
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    HistoryByServer,
+    MetricsByServer,
+    read_page,
+)
 
 _PAGE_SECONDS = 5.0
 _OBSERVED_AT_ONCE = 16
@@ -75,7 +94,13 @@ class Deployments:
     progress: Callable[[str], None]
     target: Target | None = None
 
-    def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
+    def create(
+        self,
+        name: str,
+        model_uri: str,
+        config: Config,
+        endpoint: str | None = None,
+    ) -> Deployment:
         """Serve a model under a new name, if necessary in a new endpoint. Return when the server is ready.
 
         The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
@@ -85,27 +110,44 @@ class Deployments:
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
-            raise AlreadyExists(f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`")
+            raise AlreadyExists(
+                f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`",
+            )
         if stored is None:
             model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).is_on_this_machine
+            is_in_image = (
+                parse_model_uri(model_uri).kind == "path"
+                and not (self.target or LOCAL).is_on_this_machine
+            )
             if not is_in_image:
                 resolve(model_uri)  # Refuse an unknown model before the server is started.
             spec = self._configured(spec, config)
             self._endpoints.create(spec)
             return self.get(name, endpoint)
         if endpoint is None and name not in stored.spec.variants:
-            raise AlreadyExists(f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it")
+            raise AlreadyExists(
+                f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it",
+            )
         if endpoint is None:
             raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
         return self.add(endpoint, name, model_uri, config)
 
-    def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
+    def update(
+        self,
+        name: str,
+        model_uri: str | None,
+        config: Config,
+        endpoint: str | None = None,
+    ) -> Deployment:
         """Change a deployment, and start its server. Raises like `create`. A change that cannot be served is undone."""
         endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)
+        self._change(
+            endpoint_name,
+            lambda spec: self._configured(spec, {**model, **config}),
+            config,
+        )
         return self.get(name, endpoint_name)
 
     def delete(self, name: str, endpoint: str | None = None) -> None:
@@ -118,7 +160,9 @@ class Deployments:
         endpoint_name = self._find(name, endpoint).name
         with self._endpoints.lock(endpoint_name):
             stored = self.store.endpoint(endpoint_name)
-            if stored is None or name not in stored.spec.variants:  # Another process has deleted the deployment.
+            if (
+                stored is None or name not in stored.spec.variants
+            ):  # Another process has deleted the deployment.
                 raise self._no_deployment(name, endpoint)
             if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(endpoint_name)
@@ -138,16 +182,26 @@ class Deployments:
         """Yield an address at which this machine reaches an endpoint's running server."""
         return self._endpoints.backend(stored).reached(stored.spec)
 
-    def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
+    def server_metrics(
+        self,
+        observed: ObservedEndpoint,
+        timeout_seconds: float = _PAGE_SECONDS,
+    ) -> MetricsByServer:
         """Return the counters of each server of an endpoint; an empty mapping if no server answers."""
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
         return {
-            server: read_page(page, lambda content: server_metrics.parse_server_metrics(content.decode()))
+            server: read_page(
+                page,
+                lambda content: server_metrics.parse_server_metrics(content.decode()),
+            )
             for server, page in pages.items()
         }
 
     def server_history(
-        self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
+        self,
+        observed: ObservedEndpoint,
+        span: Span,
+        timeout_seconds: float = _PAGE_SECONDS,
     ) -> HistoryByServer:
         """Return the history that each server of an endpoint has stored, even after a local server was stopped."""
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
@@ -156,7 +210,10 @@ class Deployments:
             pages = {name: read_history(folder, span)}
         else:
             pages = self._server_pages(observed, f"/metrics/history?span={span}", timeout_seconds)
-        histories = {server: read_page(page, server_metrics.parse_server_history) for server, page in pages.items()}
+        histories = {
+            server: read_page(page, server_metrics.parse_server_history)
+            for server, page in pages.items()
+        }
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
@@ -177,7 +234,9 @@ class Deployments:
         """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
         with self._locked(self._find_server(name)) as stored:
             if not stored.spec.variants:
-                raise InvalidConfig(f"the endpoint {stored.name!r} has no deployment that could be served")
+                raise InvalidConfig(
+                    f"the endpoint {stored.name!r} has no deployment that could be served",
+                )
             self._endpoints.serve(stored)
             self.store.record("start", endpoint=stored.name)
 
@@ -193,7 +252,12 @@ class Deployments:
         return self.get_endpoint(name)
 
     def update_endpoint(
-        self, endpoint: str, config: Config, why: str = "", actor: str | None = None, restores: bool = False
+        self,
+        endpoint: str,
+        config: Config,
+        why: str = "",
+        actor: str | None = None,
+        restores: bool = False,
     ) -> ObservedEndpoint:
         """Change fields of an endpoint, all or none. `restores` is True for a rollback, which needs no approvals.
 
@@ -217,12 +281,27 @@ class Deployments:
         `restores` is True if the traffic returns to the earlier version, which needs no approvals.
         """
         config = {"traffic": weights}
-        audit: dict[str, Any] = {"action": "traffic", "why": why, "actor": actor, "restores": restores}
-        self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
+        audit: dict[str, Any] = {
+            "action": "traffic",
+            "why": why,
+            "actor": actor,
+            "restores": restores,
+        }
+        self._change(
+            endpoint,
+            lambda spec: configure(spec, config),
+            () if by_rollout else config,
+            **audit,
+        )
         return self.get_endpoint(endpoint)
 
     def follow_alias(
-        self, endpoint: str, alias: str, deployment: str | None = None, why: str = "", is_trial: bool = False
+        self,
+        endpoint: str,
+        alias: str,
+        deployment: str | None = None,
+        why: str = "",
+        is_trial: bool = False,
     ) -> Sequence[StageFollower]:
         """Make the deployments that follow a stage (or only `deployment`) follow an alias. Return these deployments.
 
@@ -240,13 +319,29 @@ class Deployments:
             if is_trial:
                 return followers
             if not followers:
-                self._endpoints.serve(stored)  # An interrupted call may have stored the spec without applying it.
+                self._endpoints.serve(
+                    stored,
+                )  # An interrupted call may have stored the spec without applying it.
                 return followers
             for follower in followers:
-                move_version(parse_model_uri(follower.alias_uri), follower.version, clears_rollback=False)
+                move_version(
+                    parse_model_uri(follower.alias_uri),
+                    follower.version,
+                    clears_rollback=False,
+                )
             models = {f"variants.{item.deployment}.model": item.alias_uri for item in followers}
-            detail = {"stages": {item.deployment: parse_model_uri(item.stage_uri).selector for item in followers}}
-            self._endpoints.change(stored, configure(stored.spec, models), action="follow", why=why, detail=detail)
+            detail = {
+                "stages": {
+                    item.deployment: parse_model_uri(item.stage_uri).selector for item in followers
+                },
+            }
+            self._endpoints.change(
+                stored,
+                configure(stored.spec, models),
+                action="follow",
+                why=why,
+                detail=detail,
+            )
         return followers
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> None:
@@ -272,16 +367,28 @@ class Deployments:
             self.progress(unreadable.reason)
         with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
             return [
-                *pool.map(self._endpoints.observe, (item for item in self._seen() if only is None or item.name in only))
+                *pool.map(
+                    self._endpoints.observe,
+                    (item for item in self._seen() if only is None or item.name in only),
+                ),
             ]
 
     def add(
-        self, endpoint: str, name: str, model_uri: str, config: Config, why: str = "", actor: str | None = None
+        self,
+        endpoint: str,
+        name: str,
+        model_uri: str,
+        config: Config,
+        why: str = "",
+        actor: str | None = None,
     ) -> Deployment:
         """Add a deployment to an existing endpoint. Raises the errors of `create`, and NotFound for the endpoint."""
         model_uri = absolute_model_uri(model_uri)
         self._change(
-            endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), why=why, actor=actor
+            endpoint,
+            lambda spec: self._configured(add_variant(spec, name, model_uri), config),
+            why=why,
+            actor=actor,
         )
         return self.get(name, endpoint)
 
@@ -289,7 +396,12 @@ class Deployments:
         """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
         with self._locked(endpoint) as stored:
             if name in stored.spec.variants:
-                self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
+                self._endpoints.change(
+                    stored,
+                    remove_variant(stored.spec, name),
+                    why=why,
+                    actor=actor,
+                )
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
         """Remove a monitor from an endpoint. Its results are kept. Raises NotFound."""
@@ -299,7 +411,9 @@ class Deployments:
     def poll_registry(self, model: str) -> None:
         """Make the agents of servers that follow the model poll the registry now, because the registry has changed."""
         for stored in self.store.endpoints():
-            references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
+            references = [
+                parse_model_uri(variant.model) for variant in stored.spec.variants.values()
+            ]
             if any(uri.followed and uri.name == model for uri in references):
                 with suppress(OnnxserveError):  # The agent also polls on a schedule.
                     self._endpoints.backend(stored).poll_registry(stored.name)
@@ -307,7 +421,11 @@ class Deployments:
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last log lines of a deployment's server; with `follow`, also new lines. Raises NotFound."""
         endpoint_name = self._find_server(name)
-        yield from self._endpoints.target_of(endpoint_name).backend(self.settings).logs(endpoint_name, lines, follow)
+        yield from (
+            self._endpoints.target_of(endpoint_name)
+            .backend(self.settings)
+            .logs(endpoint_name, lines, follow)
+        )
 
     @property
     def _endpoints(self) -> Endpoints:
@@ -317,7 +435,10 @@ class Deployments:
         return self.target is None or parse_target(stored.target) == self.target
 
     def _server_pages(
-        self, observed: ObservedEndpoint, path: str, timeout_seconds: float
+        self,
+        observed: ObservedEndpoint,
+        path: str,
+        timeout_seconds: float,
     ) -> Mapping[str, bytes | Refused]:
         if not observed.observation.url:  # The URL is empty while the server does not answer.
             return {}
@@ -333,7 +454,9 @@ class Deployments:
     def _require(self, endpoint: str) -> Endpoint:
         stored = self.store.require_endpoint(endpoint)
         if not self._sees(stored):
-            raise NotFound(f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`")
+            raise NotFound(
+                f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`",
+            )
         return stored
 
     @contextmanager
@@ -343,11 +466,19 @@ class Deployments:
             yield self._require(endpoint)
 
     def _change(
-        self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
+        self,
+        endpoint: str,
+        changed: Callable[[EndpointSpec], EndpointSpec],
+        fields: Iterable[str] = (),
+        **audit: Any,
     ) -> None:
         """Change an endpoint. Raises InvalidConfig during a rollout if a weight is among the changed `fields`."""
         with self._locked(endpoint) as stored:
-            refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
+            refused = (
+                rollout_traffic_refusal(self.store, endpoint)
+                if any(map(sets_weight, fields))
+                else None
+            )
             if refused is not None:
                 raise InvalidConfig(refused.reason)
             self._endpoints.change(stored, changed(stored.spec), **audit)
@@ -360,11 +491,17 @@ class Deployments:
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """Return the endpoint of a deployment: `endpoint`, the endpoint of this name, or the only endpoint with it."""
-        stored = [item for item in self._seen() if name in item.spec.variants and endpoint in (None, item.name)]
+        stored = [
+            item
+            for item in self._seen()
+            if name in item.spec.variants and endpoint in (None, item.name)
+        ]
         own = [item for item in stored if item.name == name]
         if len(stored) > 1 and not own:
             names = ", ".join(item.name for item in stored)
-            raise InvalidConfig(f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint")
+            raise InvalidConfig(
+                f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint",
+            )
         if not stored:
             raise self._no_deployment(name, endpoint)
         return (own or stored)[0]
@@ -372,13 +509,17 @@ class Deployments:
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
         namesake = self.store.endpoint(endpoint or name)
         if namesake is not None and not self._sees(namesake):
-            return NotFound(f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`")
+            return NotFound(
+                f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`",
+            )
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         message = f"there is no deployment {name!r}{where}"
         if endpoint is not None and namesake is None:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
-            return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
+            return NotFound(
+                f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`",
+            )
         stored = [item for item in self._seen() if endpoint in (None, item.name)]
         known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
         others = f"there are {join_names(known, name)}" if known else "there are no deployments yet"
@@ -389,7 +530,10 @@ class Deployments:
 
 
 @contextmanager
-def open_deployments(progress: Callable[[str], None], target: Target | None = None) -> Iterator[Deployments]:
+def open_deployments(
+    progress: Callable[[str], None],
+    target: Target | None = None,
+) -> Iterator[Deployments]:
     set_service_timeouts()
     settings = load_settings()
     with closing(open_store(settings.store_url, login=login_name)) as store:
@@ -402,16 +546,20 @@ def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
         return None
     return Refused(
         f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout abort {endpoint}` "
-        "aborts the rollout and restores the previous traffic"
+        "aborts the rollout and restores the previous traffic",
     )
 
 
 def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> list[StageFollower]:
     """Return the deployments to convert; none if they already follow the alias. Raises like `follow_alias`."""
-    models = {name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)}
+    models = {
+        name: variant.model for name, variant in spec.variants.items() if deployment in (None, name)
+    }
     uris = {name: parse_model_uri(model) for name, model in models.items()}
     stages = {name: uri for name, uri in uris.items() if uri.kind == "stage"}
-    if not stages and not any((uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()):
+    if not stages and not any(
+        (uri.kind, uri.selector) == ("alias", alias) for uri in uris.values()
+    ):
         served = "".join(f"; {name!r} serves {model}" for name, model in models.items())
         raise InvalidConfig(f"no deployment of endpoint {spec.name!r} follows a stage{served}")
     followers: list[StageFollower] = []
@@ -422,13 +570,13 @@ def _stage_followers(spec: EndpointSpec, alias: str, deployment: str | None) -> 
             raise InvalidConfig(
                 f"{alias_uri} is version {holder}, but {stage_uri} is version {version}: "
                 f"`onnxserve promote {uri.name} {version} --to @{alias}` moves the alias to version {version}; or "
-                "specify another alias with --alias"
+                "specify another alias with --alias",
             )
         for other in followers:
             if other.alias_uri == alias_uri and other.version != version:
                 raise InvalidConfig(
                     f"{alias_uri} cannot be version {other.version} for {other.deployment!r} and version {version} for "
-                    f"{name!r}: convert each deployment with --deployment and a different --alias"
+                    f"{name!r}: convert each deployment with --deployment and a different --alias",
                 )
         followers.append(StageFollower(name, stage_uri, alias_uri, version))
     return followers

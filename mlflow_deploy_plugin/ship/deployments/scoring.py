@@ -38,11 +38,17 @@ class ScoringTarget:
 
     @cached_property
     def has_pyfunc(self) -> bool:
-        return any(describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering)
+        return any(
+            describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering
+        )
 
 
 @contextmanager
-def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
+def scoring_target(
+    deployments: Deployments,
+    name: str | None,
+    endpoint: str | None,
+) -> Iterator[ScoringTarget]:
     """Yield the server of a deployment, or of an endpoint (which selects a deployment by its traffic).
 
     Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound if it does
@@ -60,7 +66,7 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     if name is not None and answering != [name]:
         raise InvalidConfig(
             f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends its traffic to "
-            f"{', '.join(answering)}: use --endpoint {stored.name}"
+            f"{', '.join(answering)}: use --endpoint {stored.name}",
         )
     if not observation.url:
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
@@ -74,7 +80,13 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
     """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the errors of `server_client.post`."""
     body = encode_body(inputs)
     with ServerSession() as session:
-        document, _ = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
+        document, _ = post(
+            session,
+            f"{target.url}/{route}",
+            body,
+            "application/json",
+            target.timeout_seconds,
+        )
     if route == "invocations" and "predictions" not in document:
         raise OnnxserveError(f"the server at {target.url} answered without predictions")
     return document
@@ -84,7 +96,12 @@ def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the errors of `post_for_events`."""
     body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
     with ServerSession() as session:
-        yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)
+        yield from post_for_events(
+            session,
+            f"{target.url}/invocations",
+            body,
+            target.timeout_seconds,
+        )
 
 
 def encode_body(inputs: object) -> bytes:
@@ -92,7 +109,9 @@ def encode_body(inputs: object) -> bytes:
 
     If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the original document is encoded.
     """
-    document = _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
+    document = (
+        _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
+    )
     return encode_json(document or inputs)
 
 
@@ -127,7 +146,10 @@ def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | No
         return None
     form = str(frame.columns[0])
     column = frame[form]
-    cells = [None if is_missing else cell for cell, is_missing in zip(column.tolist(), column.isna(), strict=True)]
+    cells = [
+        None if is_missing else cell
+        for cell, is_missing in zip(column.tolist(), column.isna(), strict=True)
+    ]
     if all(isinstance(key, str) for key in frame.index):
         document = dict(zip(frame.index, cells, strict=True))
         is_split = {"columns", "data"} <= document.keys()

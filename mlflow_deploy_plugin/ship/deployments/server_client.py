@@ -13,7 +13,13 @@ import orjson
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests, Unauthenticated
+from mlflow_deploy_plugin.core.errors import (
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    TooManyRequests,
+    Unauthenticated,
+)
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, SERVER, read_state
 from mlflow_deploy_plugin.core.statedir.models import ServerState
@@ -43,7 +49,9 @@ class ServerSession(requests.Session):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
             response = super().request(*arguments, **named)
-            if response.status_code == Unauthenticated.http_status and (key := self._local_key(response.url)):
+            if response.status_code == Unauthenticated.http_status and (
+                key := self._local_key(response.url)
+            ):
                 self.headers["Authorization"] = f"Bearer {key}"
                 response = super().request(*arguments, **named)
             return response
@@ -86,11 +94,18 @@ def post(
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise OnnxserveError(f"the server answered with status {response.status_code} and without a JSON object")
+        raise OnnxserveError(
+            f"the server answered with status {response.status_code} and without a JSON object",
+        )
     return document, response.headers.get("X-Prediction-Id", "")
 
 
-def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
+def post_for_events(
+    session: requests.Session,
+    url: str,
+    body: bytes,
+    timeout_seconds: float,
+) -> Iterator[object]:
     """Post a JSON body, and yield the parsed JSON of each server-sent event.
 
     Raises NotReady if the answer is missing or incomplete, InvalidRequest if the answer is not a stream of events, and
@@ -98,14 +113,20 @@ def post_for_events(session: requests.Session, url: str, body: bytes, timeout_se
     """
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            raise InvalidRequest("the model has no predict_stream, so it cannot stream: call predict")
+            raise InvalidRequest(
+                "the model has no predict_stream, so it cannot stream: call predict",
+            )
         try:
             for line in response.iter_lines(chunk_size=None):
                 data = line.removeprefix(b"data: ")
                 if data == line or data == b"[DONE]":
                     continue
                 event = orjson.loads(data)
-                if isinstance(event, dict) and isinstance(error := event.get("error"), dict) and "message" in error:
+                if (
+                    isinstance(event, dict)
+                    and isinstance(error := event.get("error"), dict)
+                    and "message" in error
+                ):
                     raise OnnxserveError(error["message"])
                 yield event
         except requests.RequestException:
@@ -121,10 +142,20 @@ def _post(
     stream: bool = False,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> requests.Response:
-    sent = {**headers, "Content-Type": content_type, "Accept": "*/*" if stream else "application/json"}
+    sent = {
+        **headers,
+        "Content-Type": content_type,
+        "Accept": "*/*" if stream else "application/json",
+    }
     read_seconds = timeout_seconds + _MARGIN_SECONDS
     try:
-        response = session.post(url, data=body, headers=sent, timeout=(_CONNECT_SECONDS, read_seconds), stream=stream)
+        response = session.post(
+            url,
+            data=body,
+            headers=sent,
+            timeout=(_CONNECT_SECONDS, read_seconds),
+            stream=stream,
+        )
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
     except requests.RequestException:

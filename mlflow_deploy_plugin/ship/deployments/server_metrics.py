@@ -75,7 +75,9 @@ class VersionCounters:
 
     def _combined(self, other: "VersionCounters", sign: int) -> "VersionCounters":
         bounds = sorted({*self.timed, *other.timed})
-        timed = {bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds}
+        timed = {
+            bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds
+        }
         names = vars(self).keys() - {"timed"}
         sums = {name: getattr(self, name) + sign * getattr(other, name) for name in names}
         return VersionCounters(**sums, timed=timed)
@@ -88,7 +90,11 @@ class VersionCounters:
         low, below = 0.0, 0.0
         for bound, count in sorted(self.timed.items()):
             if count >= quantile * total:
-                return low if math.isinf(bound) else low + (bound - low) * (quantile * total - below) / (count - below)
+                return (
+                    low
+                    if math.isinf(bound)
+                    else low + (bound - low) * (quantile * total - below) / (count - below)
+                )
             low, below = bound, count
         return None
 
@@ -118,7 +124,9 @@ class ServerMetrics:
         summed: dict[tuple[str, str], VersionCounters] = {}
         for (of_endpoint, variant, _, version), counters in self.counters.items():
             if of_endpoint == endpoint:
-                summed[variant, version] = summed.get((variant, version), VersionCounters()).plus(counters)
+                summed[variant, version] = summed.get((variant, version), VersionCounters()).plus(
+                    counters,
+                )
         return summed
 
     def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
@@ -128,7 +136,9 @@ class ServerMetrics:
             for (*others, version), counters in self.counters.items()
             if others == [endpoint, variant, model] and counters.requests
         ]
-        last = {version: self.last_requests.get((endpoint, model, version), 0) for version in answered}
+        last = {
+            version: self.last_requests.get((endpoint, model, version), 0) for version in answered
+        }
         return sorted(answered, key=last.__getitem__, reverse=True)
 
 
@@ -157,7 +167,11 @@ HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
 """The name of a server → its stored intervals, oldest first, or the reason why its history is unreadable."""
 
 
-def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None) -> bytes | Refused:
+def fetch_page(
+    url: str,
+    timeout_seconds: float,
+    deployments: Path | None = None,
+) -> bytes | Refused:
     """Return a page of a server, or the reason why it is unreadable. `deployments` is as in `ServerSession`."""
     try:
         with ServerSession(deployments) as session:
@@ -194,7 +208,9 @@ def total_metrics(servers: MetricsByServer) -> ServerMetrics:
 def parse_server_metrics(page: str) -> ServerMetrics:
     """Return the counters of a page in Prometheus' text format. Raises ValueError if the page has another format."""
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
+    timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(
+        lambda: defaultdict(float),
+    )
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -213,7 +229,10 @@ def parse_server_metrics(page: str) -> ServerMetrics:
                 sums[key][labels["agreement"]] += value
             elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
                 sums[key]["different"] += value
-    counters = {key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items()))) for key in {*sums, *timed}}
+    counters = {
+        key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items())))
+        for key in {*sums, *timed}
+    }
     return ServerMetrics(counters, dict(last))
 
 
@@ -225,7 +244,12 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     intervals: list[CountedInterval] = []
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
-        finite = {float(bound) for line in documents for *_, buckets in line["durations"] for bound in buckets}
+        finite = {
+            float(bound)
+            for line in documents
+            for *_, buckets in line["durations"]
+            for bound in buckets
+        }
         bounds = sorted({*finite, math.inf})
         for interval in (_interval(document, bounds) for document in documents):
             while intervals and intervals[-1].at >= interval.at:
@@ -245,7 +269,9 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
         own = {float(bound): float(number) for bound, number in buckets.items()}
         summed = accumulate(own.get(bound, 0.0) for bound in bounds)
         timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
-    counters = {key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}}
+    counters = {
+        key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}
+    }
     at, seconds = float(document["at"]), float(document["seconds"])
     if not (0 < at < _LATEST and seconds > 0):
         raise ValueError(f"an interval of the history ends at {at} after {seconds} s")

@@ -11,7 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.core.errors import GateRefused, NotFound, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    GateRefused,
+    NotFound,
+    RegistryRefused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.approved_files import approval_of
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
@@ -85,9 +90,13 @@ class LackingApproval:
     def refusal(self, what: str) -> GateRefused:
         """Return the error that `what`, such as `a rollout of 5 %`, is more than the policy permits."""
         if self.limit is None:
-            permitted = f"the policy of {self.model} permits no answers without an approval (`unapproved`)"
+            permitted = (
+                f"the policy of {self.model} permits no answers without an approval (`unapproved`)"
+            )
         else:
-            permitted = f"the policy of {self.model} permits {self.share:g} % for {self.limit.length}"
+            permitted = (
+                f"the policy of {self.model} permits {self.share:g} % for {self.limit.length}"
+            )
         if self.version:
             remedy = f"`onnxserve promote {self.model} {self.version} --to {self.places[0]} --request` requests it"
         else:
@@ -96,7 +105,9 @@ class LackingApproval:
 
 
 def lacking_approval(
-    model_uri: str, replaced: Iterable[str] = (), store: Store | None = None
+    model_uri: str,
+    replaced: Iterable[str] = (),
+    store: Store | None = None,
 ) -> LackingApproval | None:
     """Return the missing approval of a model, or None if it needs none or has it.
 
@@ -112,7 +123,14 @@ def lacking_approval(
     policy = _policy_with_approvals(uri.name, store) if uri.is_registered else None
     if policy is None:
         policies = ((name, _policy_with_approvals(name, store)) for name in replaced)
-        return next((_lacking(model_uri, name, "", policy) for name, policy in policies if policy is not None), None)
+        return next(
+            (
+                _lacking(model_uri, name, "", policy)
+                for name, policy in policies
+                if policy is not None
+            ),
+            None,
+        )
     if uri.kind in ("stage", "alias") and policy.gates(uri.place):
         return None
     version = uri.selector if uri.kind == "version" else ""
@@ -139,12 +157,16 @@ def _policy_with_approvals(model: str, store: Store | None) -> "GatePolicy | Non
         if store is None or _may_require_approvals(store, model):
             raise
         _log.warning(
-            "%s; without MLflow, model %s requires no approvals: the audit trail has none", error.message, model
+            "%s; without MLflow, model %s requires no approvals: the audit trail has none",
+            error.message,
+            model,
         )
         return None
     if not tags.requires_approvals(model_tags.get(tags.GATE_POLICY_TAG, "")):
         return None
-    from mlflow_deploy_plugin.core.registry.policy import policy_from_tags  # Only models with approvals need a policy.
+    from mlflow_deploy_plugin.core.registry.policy import (
+        policy_from_tags,
+    )  # Only models with approvals need a policy.
 
     return policy_from_tags(model, model_tags)
 
@@ -157,12 +179,18 @@ def _may_require_approvals(store: Store, model: str) -> bool:
         if event.action == "tag" and event.detail.get("tag") == tags.GATE_POLICY_TAG:
             return tags.requires_approvals(event.after)
         if event.action in ("rename", "delete") and not event.endpoint:
-            return event.action == "rename" and event.after == model  # The former name has the policy.
+            return (
+                event.action == "rename" and event.after == model
+            )  # The former name has the policy.
     return False
 
 
 def permitted_answers(
-    store: Store, before: Endpoint | None, after: EndpointSpec, *, restores: bool = False
+    store: Store,
+    before: Endpoint | None,
+    after: EndpointSpec,
+    *,
+    restores: bool = False,
 ) -> tuple[UnapprovedAnswer, ...]:
     """Return the answers without an approval after a change of an endpoint.
 
@@ -171,7 +199,9 @@ def permitted_answers(
 
     Raises GateRefused if a version lacks an approval beyond the limit, and the errors of `lacking_approval`.
     """
-    known = {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
+    known = (
+        {answer.model_uri: answer for answer in answers_of(before)} if before is not None else {}
+    )
     shares_before = _shares(before.spec) if before is not None else {}
     served = registered_model_names(before.spec) if before is not None else []
     answers: list[UnapprovedAnswer] = []
@@ -194,7 +224,11 @@ def permitted_answers(
     return tuple(answers)
 
 
-def _require_total(endpoint: str, answers: Iterable[UnapprovedAnswer], raised: Iterable[LackingApproval]) -> None:
+def _require_total(
+    endpoint: str,
+    answers: Iterable[UnapprovedAnswer],
+    raised: Iterable[LackingApproval],
+) -> None:
     """Raise GateRefused if all answers together exceed the limit of a model that gets more traffic than before."""
     total = sum(answer.share for answer in answers)
     for lacking in raised:
@@ -202,7 +236,12 @@ def _require_total(endpoint: str, answers: Iterable[UnapprovedAnswer], raised: I
             raise lacking.refusal(f"{total:g} % of the requests of endpoint {endpoint!r}")
 
 
-def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replaced: Iterable[str]) -> str:
+def require_rollout(
+    model_uri: str,
+    steps: Sequence[int],
+    seconds: float,
+    replaced: Iterable[str],
+) -> str:
     """Return the limit of a rollout without an approval, in words; empty if the version needs none or has it.
 
     The registered models `replaced` are the models that the endpoint serves.
@@ -212,9 +251,15 @@ def require_rollout(model_uri: str, steps: Sequence[int], seconds: float, replac
     lacking = lacking_approval(model_uri, replaced)
     if lacking is None:
         return ""
-    if max(steps) > lacking.share or len(steps) * seconds > lacking.seconds or lacking.limit is None:
+    if (
+        max(steps) > lacking.share
+        or len(steps) * seconds > lacking.seconds
+        or lacking.limit is None
+    ):
         shares = ", ".join(f"{step} %" for step in steps)
-        raise lacking.refusal(f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}")
+        raise lacking.refusal(
+            f"a rollout of {shares} in at least {timedelta(seconds=len(steps) * seconds)}",
+        )
     return f"without an approval, which the policy permits for {lacking.share:g} % and {lacking.limit.length}"
 
 
@@ -238,7 +283,10 @@ def has_answered(store: Store, endpoint: str, model_uri: str) -> bool:
 
 def answers_of(stored: Endpoint) -> list[UnapprovedAnswer]:
     """Return the answers without an approval since the last change of the endpoint."""
-    return [UnapprovedAnswer(**{**entry, "places": tuple(entry["places"])}) for entry in stored.unapproved]
+    return [
+        UnapprovedAnswer(**{**entry, "places": tuple(entry["places"])})
+        for entry in stored.unapproved
+    ]
 
 
 def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
@@ -246,7 +294,9 @@ def current_answers(store: Store, stored: Endpoint) -> list[UnapprovedAnswer]:
     return [
         answer
         for answer in answers_of(stored)
-        if not any(served_files(store, answer.model, answer.version, place) for place in answer.places)
+        if not any(
+            served_files(store, answer.model, answer.version, place) for place in answer.places
+        )
     ]
 
 
@@ -254,7 +304,12 @@ def as_json(answers: Iterable[UnapprovedAnswer]) -> list[Json]:
     return [{**asdict(answer), "places": list(answer.places)} for answer in answers]
 
 
-def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: float) -> UnapprovedAnswer:
+def _permitted(
+    store: Store,
+    endpoint: str,
+    lacking: LackingApproval,
+    share: float,
+) -> UnapprovedAnswer:
     """Return the answer of a version within the time limit, which begins with its first percent at this endpoint.
 
     All URIs without a fixed version share the time of their model, because each of them may select the same version.
@@ -267,7 +322,13 @@ def _permitted(store: Store, endpoint: str, lacking: LackingApproval, share: flo
         raise lacking.refusal(f"{share:g} % of the requests of endpoint {endpoint!r}{began}")
     since_text, until_text = since.isoformat(), until.isoformat()
     return UnapprovedAnswer(
-        lacking.model_uri, lacking.model, lacking.version, lacking.places, share, since_text, until_text
+        lacking.model_uri,
+        lacking.model,
+        lacking.version,
+        lacking.places,
+        share,
+        since_text,
+        until_text,
     )
 
 

@@ -74,21 +74,32 @@ def planned_image(
     model has no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
     """
     if base_image and server_image:
-        raise InvalidConfig("--base-image has no effect with --server-image, because no server image is built")
+        raise InvalidConfig(
+            "--base-image has no effect with --server-image, because no server image is built",
+        )
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
-            f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion"
+            f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion",
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
         # The name contains a digest of the contents, so that an existing image is reused for equal contents.
-        digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
+        digest = sha256(
+            " ".join(filter(None, (server.digest, base, platform))).encode(),
+        ).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
-        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"VERSION={__version__}")
+        options = (
+            "--target",
+            target,
+            "--build-arg",
+            f"BASE_IMAGE={base}",
+            "--build-arg",
+            f"VERSION={__version__}",
+        )
     environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     labels = _labels(resolved) | ({"org.opencontainers.image.version": ""} if follow else {})
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
@@ -100,7 +111,7 @@ def planned_image(
             if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                 raise ModelError(
                     f"{model_uri} has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
-                    "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
+                    "wrap), or let MLflow build an image with its environment (mlflow models build-docker)",
                 )
             if resolved.version:  # `download` omits MLflow's file REGISTERED_META.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
@@ -110,7 +121,12 @@ def planned_image(
         yield ImagePlan(server_image, server, options, on_platform, context, resolved, folder)
 
 
-def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
+def build_image(
+    plan: ImagePlan,
+    name: str,
+    report: ProgressCallback,
+    pull: bool = False,
+) -> BuiltImage:
     """Build the model's image as `name`. The server's image is built first if it is missing.
 
     `report` receives the output lines of the builder. With `pull`, the server's image is rebuilt on the newest base
@@ -121,8 +137,12 @@ def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool
         pulling = ("--pull",) if pull else ()
         build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
     fields = build(plan.model, name, report, plan.platform)
-    if not any(variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()):
-        raise InvalidConfig(f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image")
+    if not any(
+        variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()
+    ):
+        raise InvalidConfig(
+            f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image",
+        )
     platform = f"{fields['Os']}/{fields['Architecture']}"
     return BuiltImage(name, fields["Id"], platform, fields["Size"], fields["Config"]["Labels"])
 

@@ -58,12 +58,16 @@ class BuildContext:
         measured = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
-                measured.append((name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()))
+                measured.append(
+                    (name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()),
+                )
         return measured
 
     def write(self, stream: IO[bytes]) -> None:
         """Write the context as a tar archive: sorted, owned by root, with fixed times and modes."""
-        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {"."}
+        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {
+            ".",
+        }
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted({*folders, *self.files, "Dockerfile"}):
                 entry = tarfile.TarInfo(name)
@@ -72,7 +76,9 @@ class BuildContext:
                     entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                     archive.addfile(entry)
                     continue
-                with _opened(self.dockerfile.encode() if name == "Dockerfile" else self.files[name]) as content:
+                with _opened(
+                    self.dockerfile.encode() if name == "Dockerfile" else self.files[name],
+                ) as content:
                     entry.size = content.seek(0, io.SEEK_END)
                     content.seek(0)
                     archive.addfile(entry, content)
@@ -88,7 +94,9 @@ class BuildContext:
         for name, members in groups.items():
             digest = members[0][1]
             if name.endswith("/"):
-                digest = hashlib.sha256("".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode()).hexdigest()
+                digest = hashlib.sha256(
+                    "".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode(),
+                ).hexdigest()
             size = sum(size for *_, size in members)
             yield f"# {digest[:16]}  {size:>12,}  {name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
 
@@ -106,7 +114,10 @@ def server_context() -> BuildContext:
 
 
 def model_context(
-    server_image: str, folder: Path | None, labels: Mapping[str, str], environment: Mapping[str, str]
+    server_image: str,
+    folder: Path | None,
+    labels: Mapping[str, str],
+    environment: Mapping[str, str],
 ) -> BuildContext:
     """Return the context of a model's image. Without a folder, the image follows the model set in `environment`."""
     lines = [f"FROM {server_image}"]
@@ -114,7 +125,9 @@ def model_context(
     if folder is not None:
         inside = f"{_ROOT}{MODEL_PATH}"
         files = {
-            f"{inside}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()
+            f"{inside}/{path.relative_to(folder).as_posix()}": path
+            for path in folder.rglob("*")
+            if path.is_file()
         }
         lines.append(f"COPY {_ROOT} /")
     lines += [f"ENV {name}={_quoted(value)}" for name, value in sorted(environment.items())]
@@ -145,5 +158,5 @@ def _project_file(name: str) -> Path:
             return Path(str(file.locate()))
     raise NotInstalled(
         f"this installation of onnxserve lacks {name}, which its image builds need: install its wheel with pip, "
-        "or specify an existing server image (--server-image)"
+        "or specify an existing server image (--server-image)",
     )

@@ -13,15 +13,24 @@ from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.ship.images.context import BuildContext
 
-_ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
+_ECR = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?",
+)
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
 _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
 _KEPT = 40
-_RIGHTS = "--user 10001 --network none --read-only --cap-drop ALL --security-opt no-new-privileges --init"
+_RIGHTS = (
+    "--user 10001 --network none --read-only --cap-drop ALL --security-opt no-new-privileges --init"
+)
 MINIMAL_RIGHTS = (*_RIGHTS.split(), "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve")
 
 
-def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
+def build(
+    context: BuildContext,
+    tag: str,
+    report: ProgressCallback,
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
     """Build the context's image as `tag` with `docker build` options, and return its `image_fields`.
 
     Raises BuildFailed, with Docker's last message, if there is no engine, the build failed, or the builder does not
@@ -30,12 +39,21 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
         archive.seek(0)
-        docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
+        docker(
+            "build",
+            "-t",
+            tag,
+            *options,
+            "-",
+            stdin=archive,
+            report=report,
+            what=f"the image {tag} was not built",
+        )
     fields = image_fields(tag)
     if fields is None:
         raise BuildFailed(
             f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the builder that stores "
-            "images in the engine"
+            "images in the engine",
         )
     return fields
 
@@ -67,7 +85,13 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, Python and Debian packages, in CycloneDX 1.6. Raises BuildFailed."""
     lister = ("--entrypoint", "onnxserve", name, "list-packages")
-    return docker("run", "--rm", *MINIMAL_RIGHTS, *lister, what=f"the packages of {name} cannot be listed").encode()
+    return docker(
+        "run",
+        "--rm",
+        *MINIMAL_RIGHTS,
+        *lister,
+        what=f"the packages of {name} cannot be listed",
+    ).encode()
 
 
 def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
@@ -75,10 +99,14 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
     except ModuleNotFoundError:
-        raise NotInstalled("a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'") from None
+        raise NotInstalled(
+            "a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'",
+        ) from None
     try:
         client = boto3.client("ecr", region_name=region)
-        token = client.get_authorization_token(registryIds=[account])["authorizationData"][0]["authorizationToken"]
+        token = client.get_authorization_token(registryIds=[account])["authorizationData"][0][
+            "authorizationToken"
+        ]
         try:
             client.describe_repositories(registryId=account, repositoryNames=[repository])
         except client.exceptions.RepositoryNotFoundException:
@@ -90,7 +118,11 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
 
 
 def docker(
-    *arguments: str, what: str, stdin: IO[bytes] | None = None, text: str = "", report: ProgressCallback | None = None
+    *arguments: str,
+    what: str,
+    stdin: IO[bytes] | None = None,
+    text: str = "",
+    report: ProgressCallback | None = None,
 ) -> str:
     """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.
 
@@ -122,8 +154,19 @@ def docker(
             process.wait()
             raise
     if process.returncode:
-        words = [clean for line in errors.splitlines()[-_KEPT:] if (clean := _NOISE.sub("", line).strip())]
-        causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
-        reason = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
+        words = [
+            clean
+            for line in errors.splitlines()[-_KEPT:]
+            if (clean := _NOISE.sub("", line).strip())
+        ]
+        causes = [
+            line
+            for line in words[:-1]
+            if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]
+        ]
+        reason = (
+            "; ".join([*causes[-1:], *words[-1:]])
+            or f"docker ended with status {process.returncode}"
+        )
         raise BuildFailed(f"{what}: {reason}")
     return output

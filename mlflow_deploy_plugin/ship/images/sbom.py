@@ -16,7 +16,12 @@ from urllib.parse import quote
 
 def bill_of_materials() -> dict[str, object]:
     components = [
-        _component("pypi", it.name.lower().replace("_", "-"), it.version, it.metadata.json.get("license_expression"))
+        _component(
+            "pypi",
+            it.name.lower().replace("_", "-"),
+            it.version,
+            it.metadata.json.get("license_expression"),
+        )
         for it in distributions()
     ]
     if shutil.which("dpkg-query"):
@@ -25,7 +30,10 @@ def bill_of_materials() -> dict[str, object]:
         release = platform.freedesktop_os_release()
         for name, version, architecture in map(str.split, listed.splitlines()):
             distro = f"{release.get('ID', 'debian')}-{release.get('VERSION_ID', '')}".rstrip("-")
-            kind, qualifiers = f"deb/{release.get('ID', 'debian')}", f"?arch={architecture}&distro={distro}"
+            kind, qualifiers = (
+                f"deb/{release.get('ID', 'debian')}",
+                f"?arch={architecture}&distro={distro}",
+            )
             components.append(_component(kind, name, version, qualifiers=qualifiers))
     unique = {str(component["purl"]): component for component in components}
     return {
@@ -37,9 +45,21 @@ def bill_of_materials() -> dict[str, object]:
     }
 
 
-def _component(kind: str, name: str, version: str, licence: object = None, qualifiers: str = "") -> dict[str, object]:
+def _component(
+    kind: str,
+    name: str,
+    version: str,
+    licence: object = None,
+    qualifiers: str = "",
+) -> dict[str, object]:
     purl = f"pkg:{kind}/{quote(name)}@{quote(version, safe='')}{qualifiers}"
-    component: dict[str, object] = {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
+    component: dict[str, object] = {
+        "type": "library",
+        "name": name,
+        "version": version,
+        "purl": purl,
+        "bom-ref": purl,
+    }
     return component | ({"licenses": [{"expression": licence}]} if licence else {})
 
 

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mlflow_deploy_plugin.core.errors import BuildFailed, InferenceError, InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.core.errors import (
+    BuildFailed,
+    InferenceError,
+    InvalidConfig,
+    InvalidRequest,
+)
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
 from mlflow_deploy_plugin.serve.client.rows import decode_tensors, encode_tensors
 from mlflow_deploy_plugin.serve.runtime.feeds import array_bytes
@@ -24,7 +29,9 @@ _TOLERANCE = rounding_tolerance(1e-4)
 _GPU_TOLERANCE = rounding_tolerance(1e-2)
 """The tolerance for a GPU, which uses TF32."""
 LIMIT_SECONDS = 120.0  # For the start of the server, and for its answer.
-_MANY_BYTES = 8 * 2**20  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
+_MANY_BYTES = (
+    8 * 2**20
+)  # A server accepts bodies of 16 MiB, so only the first of larger rows is sent.
 _EXIT_STATUS = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}"
 _ASK = """
 import json, os, sys, time, urllib3
@@ -55,14 +62,25 @@ class ImageTrial:
     memory: str
 
 
-def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMIT_SECONDS) -> ImageTrial:
+def try_image(
+    image: str,
+    folder: Path,
+    gpu: bool = False,
+    seconds: float = LIMIT_SECONDS,
+) -> ImageTrial:
     """Run an image, and compare its outputs with the outputs of its version, an MLmodel folder, on this machine.
 
     Raises BuildFailed if the server does not start or answer in `seconds`, InvalidConfig if the version refuses its
     `known_rows`, and ParityError if a number differs by more than the tolerance. The container is always removed.
     """
     model = OnnxModel.load(folder)
-    source = "example" if (folder / INPUT_EXAMPLE).is_file() else "reference" if model.artifact.reference else "random"
+    source = (
+        "example"
+        if (folder / INPUT_EXAMPLE).is_file()
+        else "reference"
+        if model.artifact.reference
+        else "random"
+    )
     try:
         rows = known_rows(model.artifact, model.schema, most=10)
         if model.schema.has_rows and array_bytes(rows) > _MANY_BYTES:
@@ -70,10 +88,20 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         outputs = model.run(model.schema.from_columns(rows))
         head, data = encode_tensors(rows, None)
     except (InvalidRequest, InferenceError) as error:
-        raise InvalidConfig(f"--test: {source} rows are refused: {error.message}; log a valid input_example") from None
-    expected = {output.name: outputs[output.name] for output in model.artifact.outputs if output.dtype != "map"}
+        raise InvalidConfig(
+            f"--test: {source} rows are refused: {error.message}; log a valid input_example",
+        ) from None
+    expected = {
+        output.name: outputs[output.name]
+        for output in model.artifact.outputs
+        if output.dtype != "map"
+    }
     failure, name = f"the image {image} failed its test", f"onnxserve-trial-{uuid4().hex[:12]}"
-    rights, tolerance = ((*MINIMAL_RIGHTS, "--gpus", "all"), _GPU_TOLERANCE) if gpu else (MINIMAL_RIGHTS, _TOLERANCE)
+    rights, tolerance = (
+        ((*MINIMAL_RIGHTS, "--gpus", "all"), _GPU_TOLERANCE)
+        if gpu
+        else (MINIMAL_RIGHTS, _TOLERANCE)
+    )
     question = json.dumps([seconds, len(head), (head + data).decode("latin-1")])
     began = time.monotonic()
     try:
@@ -81,16 +109,37 @@ def try_image(image: str, folder: Path, gpu: bool = False, seconds: float = LIMI
         try:
             text = docker("exec", "-i", name, "python", "-c", _ASK, text=question, what=failure)
         except BuildFailed as error:
-            log = docker("logs", "--tail", "1", name, what=error.message, report=lambda line: None).strip()[:500]
+            log = docker(
+                "logs",
+                "--tail",
+                "1",
+                name,
+                what=error.message,
+                report=lambda line: None,
+            ).strip()[:500]
             status = docker("inspect", "-f", _EXIT_STATUS, name, what=error.message).strip()
-            reason = f"{failure}: its server ended with status {status}" if status else error.message
+            reason = (
+                f"{failure}: its server ended with status {status}" if status else error.message
+            )
             raise BuildFailed(f"{reason}; its log ends with: {log or 'no line'}") from None
         answered = time.monotonic() - began
-        memory = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", name, what=failure).split()[0]
+        memory = docker(
+            "stats",
+            "--no-stream",
+            "--format",
+            "{{.MemUsage}}",
+            name,
+            what=failure,
+        ).split()[0]
     finally:
         with suppress(BuildFailed):
             docker("rm", "-f", "-v", name, what=failure)
     length, answer = json.loads(text)
-    largest = check_outputs(expected, decode_tensors(answer.encode("latin-1"), length), tolerance, failure)
+    largest = check_outputs(
+        expected,
+        decode_tensors(answer.encode("latin-1"), length),
+        tolerance,
+        failure,
+    )
     count = model.schema.count_rows(rows)
     return ImageTrial(f"{count} {source} row{'s' * (count != 1)}", largest, answered, memory)

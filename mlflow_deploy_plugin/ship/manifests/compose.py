@@ -74,7 +74,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     }
     document: Document = {
         "name": machine_name(spec, place).lower().replace(".", "-"),
-        "services": {spec.name: {key: value for key, value in service.items() if value not in ({}, [])}},
+        "services": {
+            spec.name: {key: value for key, value in service.items() if value not in ({}, [])},
+        },
         "volumes": {"state": {}},
     }
     if container.secrets:
@@ -98,7 +100,11 @@ def _resources(spec: EndpointSpec) -> Document:
     if not server.is_on_nvidia:
         return {"limits": limits}
     device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
-    device |= {"device_ids": [str(device_id) for device_id in server.device_ids]} if server.device_ids else {"count": 1}
+    device |= (
+        {"device_ids": [str(device_id) for device_id in server.device_ids]}
+        if server.device_ids
+        else {"count": 1}
+    )
     return {"limits": limits, "reservations": {"devices": [device]}}
 
 
@@ -108,5 +114,9 @@ def _network(spec: EndpointSpec) -> Document:
         return {"network_mode": "host"}
     at = server.host if ":" not in server.host else f"[{server.host}]"
     at = "127.0.0.1" if at == "localhost" else at
-    ports = [f"{at}:{port}:{port}" for port in (http_port(spec), server.grpc_port, server.metrics_port) if port]
+    ports = [
+        f"{at}:{port}:{port}"
+        for port in (http_port(spec), server.grpc_port, server.metrics_port)
+        if port
+    ]
     return {"ports": ports, **({"networks": [network]} if network is not None else {})}

@@ -19,15 +19,23 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
-    placed = spec.model_copy(update={"container": spec.container.model_copy(update={"environment": environment})})
-    return {f"{spec.name}.values.yaml": dump_documents([{"endpoints": {spec.name: _without(spec_document(placed))}}])}
+    placed = spec.model_copy(
+        update={"container": spec.container.model_copy(update={"environment": environment})},
+    )
+    return {
+        f"{spec.name}.values.yaml": dump_documents(
+            [{"endpoints": {spec.name: _without(spec_document(placed))}}],
+        ),
+    }
 
 
 def values_schema() -> Document:
     """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 support."""
     spec = EndpointSpec.model_json_schema(by_alias=True)
     of_monitors = ("MonitorSpec", "RetrainSpec", "SampleSpec", "AlarmsSpec")
-    definitions = {name: part for name, part in spec.pop("$defs").items() if name not in of_monitors}
+    definitions = {
+        name: part for name, part in spec.pop("$defs").items() if name not in of_monitors
+    }
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
     endpoint = {"$ref": "#/$defs/Endpoint"}
     texts = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -64,7 +72,7 @@ def values_schema() -> Document:
                 "enabled": {"type": "boolean"},
                 "deadlineSeconds": {"type": "integer", "minimum": 1},
                 "resources": {"type": "object"},
-            }
+            },
         ),
         "monitors": {
             "type": "object",
@@ -83,4 +91,9 @@ def _without(fields: Document) -> Document:
 
 def _closed(properties: Document, required: tuple[str, ...] = ()) -> Document:
     """Return the schema of an object with only these fields. Helm removes a default if the value is null."""
-    return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "required": list(required),
+    }

@@ -37,12 +37,23 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """
     check_name(spec)
     if spec.kubernetes.host is not None:
-        raise InvalidConfig("kubernetes.host: KServe creates host names and gateways; remove this field")
+        raise InvalidConfig(
+            "kubernetes.host: KServe creates host names and gateways; remove this field",
+        )
     served, stored, canary = _stored_by_kserve(spec)
     visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
     kubernetes = spec.kubernetes
-    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2", **stored}
-    pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas} if kubernetes.replicas else {}
+    model: Document = {
+        "modelFormat": {"name": _FORMAT},
+        "runtime": spec.name,
+        "protocolVersion": "v2",
+        **stored,
+    }
+    pods = (
+        {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas}
+        if kubernetes.replicas
+        else {}
+    )
     predictor: Document = {**pods, "model": model}
     if kubernetes.max_replicas is not None:
         scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
@@ -54,7 +65,12 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     documents = [
         document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
-        document("serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": predictor}),
+        document(
+            "serving.kserve.io/v1beta1",
+            "InferenceService",
+            visibility,
+            spec={"predictor": predictor},
+        ),
     ]
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
 
@@ -66,7 +82,12 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
     """
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
-    if not in_stores or any(variant.shadow for variant in variants) or spec.sticky is not None or len(variants) > 2:
+    if (
+        not in_stores
+        or any(variant.shadow for variant in variants)
+        or spec.sticky is not None
+        or len(variants) > 2
+    ):
         return spec, {}, {}
     name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
@@ -83,7 +104,10 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     readiness = container["readinessProbe"]
     # Set the pod's security context on the container: ServingRuntime and Knative do not accept it on the pod.
     return {
-        "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
+        "annotations": {
+            "prometheus.kserve.io/port": str(port),
+            "prometheus.kserve.io/path": "/metrics",
+        },
         "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
         "protocolVersions": ["v2"],
         "containers": [
@@ -93,7 +117,11 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
                 "securityContext": {**pod["securityContext"], **container["securityContext"]},
                 "ports": [{"containerPort": port, "protocol": "TCP"}],
                 "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
-            }
+            },
         ],
-        **{name: pod[name] for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations") if name in pod},
+        **{
+            name: pod[name]
+            for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations")
+            if name in pod
+        },
     }

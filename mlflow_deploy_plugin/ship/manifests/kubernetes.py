@@ -60,7 +60,9 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "serverAddress": kubernetes.prometheus_url,
         # `rate` needs two samples, and the Prometheus operator scrapes every 30 s.
         "query": f"sum(rate(onnxserve_requests_total{{{selected}}}[2m]))",
-        "threshold": str(kubernetes.requests_per_second),  # KEDA divides the sum by the number of pods.
+        "threshold": str(
+            kubernetes.requests_per_second,
+        ),  # KEDA divides the sum by the number of pods.
     }
     scaled = {
         "scaleTargetRef": {"name": spec.name},
@@ -71,7 +73,14 @@ def render_keda(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     # With 0 replicas, the Deployment leaves the number of pods to KEDA.
     unscaled = apply_config(spec, {"kubernetes.replicas": 0, "kubernetes.max_replicas": ""})
     labels = {**endpoint_labels(spec.name), **MANAGED_BY}
-    scaler = make_document(spec.name, place, "keda.sh/v1alpha1", "ScaledObject", labels, spec=scaled)
+    scaler = make_document(
+        spec.name,
+        place,
+        "keda.sh/v1alpha1",
+        "ScaledObject",
+        labels,
+        spec=scaled,
+    )
     return {f"{spec.name}.yaml": dump_documents([*kubernetes_documents(unscaled, place), scaler])}
 
 
@@ -83,14 +92,19 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     kubernetes = spec.kubernetes
     check_name(spec)
     if kubernetes.max_replicas is not None and spec.container.cpus is None:
-        raise InvalidConfig("kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod")
+        raise InvalidConfig(
+            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
+        )
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
     # A new digest of `server` rolls the Deployment. The Helm chart must compute the same digest.
     served = json.dumps(
-        spec_document(spec_of_pod(spec))["server"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        spec_document(spec_of_pod(spec))["server"],
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
     digest = hashlib.sha256(served.encode()).hexdigest()[:16]
     document = partial(make_document, spec.name, place, labels=labels)
@@ -99,7 +113,10 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     deployed = {
         **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+        },
         # Never change this selector, because the selector of a running Deployment is immutable.
         "selector": {"matchLabels": {_INSTANCE: spec.name}},
         "template": {
@@ -110,7 +127,11 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     documents += [
         document("v1", "Service", spec={"selector": selector, "ports": _service_ports(spec)}),
         document("apps/v1", "Deployment", spec=deployed),
-        document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
+        document(
+            "policy/v1",
+            "PodDisruptionBudget",
+            spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}},
+        ),
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
     if kubernetes.max_replicas is not None:
@@ -141,8 +162,14 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     if kubernetes.service_monitor:
         has_port = spec.server.metrics_port is not None  # This port needs neither TLS nor a key.
         # Without honorLabels, the operator overwrites the label `endpoint` with the name of the port.
-        scraped: Document = {"port": "metrics" if has_port else "http", "path": "/metrics", "honorLabels": True}
-        if spec.server.certfile and not has_port:  # Prometheus uses a pod's IP, which the certificate does not contain.
+        scraped: Document = {
+            "port": "metrics" if has_port else "http",
+            "path": "/metrics",
+            "honorLabels": True,
+        }
+        if (
+            spec.server.certfile and not has_port
+        ):  # Prometheus uses a pod's IP, which the certificate does not contain.
             scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
         if kubernetes.service_monitor_key is not None and not has_port:
             key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
@@ -161,7 +188,7 @@ def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 lowercase letters, digits "
-            "and -, and must begin with a letter"
+            "and -, and must begin with a letter",
         )
 
 
@@ -197,9 +224,14 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "tmp": ("/tmp", {"emptyDir": {}}),
     }
     secret_files = sorted(spec.container.secret_files.items())
-    if files := {name: _secret_key(f"container.secret_files.{name}", key) for name, key in secret_files}:
+    if files := {
+        name: _secret_key(f"container.secret_files.{name}", key) for name, key in secret_files
+    }:
         volumes["files"] = (_FILES_FOLDER, _projected(files))
-    if tls := {TLS_FILES[field]: _secret_key(f"server.{field}", key) for field, key in _tls_keys(spec).items()}:
+    if tls := {
+        TLS_FILES[field]: _secret_key(f"server.{field}", key)
+        for field, key in _tls_keys(spec).items()
+    }:
         volumes["tls"] = (TLS_FOLDER, _projected(tls))
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
@@ -221,10 +253,14 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
             {
                 **_container(spec, place),
                 "volumeMounts": [
-                    {"name": name, "mountPath": path, **({} if "emptyDir" in source else {"readOnly": True})}
+                    {
+                        "name": name,
+                        "mountPath": path,
+                        **({} if "emptyDir" in source else {"readOnly": True}),
+                    }
                     for name, (path, source) in volumes.items()
                 ],
-            }
+            },
         ],
         "volumes": [{"name": name, **source} for name, (_, source) in volumes.items()],
     }
@@ -247,13 +283,24 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
     on_device = max(1, len(server.device_ids)) if server.is_on_nvidia else 0
     if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
         limits["nvidia.com/gpu"] = str(gpus)
-    resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
-    ports = [{"name": port["name"], "containerPort": port["port"], "protocol": "TCP"} for port in _service_ports(spec)]
+    resources = {
+        "requests": {"cpu": "250m", "memory": "256Mi", **limits},
+        **({"limits": limits} if limits else {}),
+    }
+    ports = [
+        {"name": port["name"], "containerPort": port["port"], "protocol": "TCP"}
+        for port in _service_ports(spec)
+    ]
 
     def probe(path: str, period: int, failures: int) -> Document:
         scheme = {"scheme": "HTTPS"} if server.certfile else {}
         request = {"path": path, "port": "http", **scheme}
-        return {"httpGet": request, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+        return {
+            "httpGet": request,
+            "periodSeconds": period,
+            "timeoutSeconds": 5,
+            "failureThreshold": failures,
+        }
 
     return {
         "name": CONTAINER,
@@ -277,7 +324,9 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     mounted = container.model_copy(
-        update={"secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}}
+        update={
+            "secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files},
+        },
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
     # Write "$$" for "$", because Kubernetes replaces "$(A)" by the value of the variable A.
@@ -299,7 +348,8 @@ def _secret_key(field: str, reference: str) -> Document:
 def _projected(files: Mapping[str, Document]) -> Document:
     """Return the source of a volume with these files, each from a key of a Secret. kubelet updates the files."""
     sources = [
-        {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}} for file, key in files.items()
+        {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}}
+        for file, key in files.items()
     ]
     return {"projected": {"sources": sources}}
 
@@ -307,10 +357,16 @@ def _projected(files: Mapping[str, Document]) -> Document:
 def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document:
     kubernetes = spec.kubernetes
     callers: list[Document] = [{"podSelector": {}}]
-    if "*" in kubernetes.allowed_namespaces or (kubernetes.host is not None and not kubernetes.allowed_namespaces):
+    if "*" in kubernetes.allowed_namespaces or (
+        kubernetes.host is not None and not kubernetes.allowed_namespaces
+    ):
         callers = [{"namespaceSelector": {}}]
     elif kubernetes.allowed_namespaces:
-        named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(kubernetes.allowed_namespaces)}
+        named = {
+            "key": "kubernetes.io/metadata.name",
+            "operator": "In",
+            "values": list(kubernetes.allowed_namespaces),
+        }
         callers.append({"namespaceSelector": {"matchExpressions": [named]}})
     ports = [{"protocol": "TCP", "port": port["targetPort"]} for port in _service_ports(spec)]
     return {
@@ -324,5 +380,9 @@ def _toleration(taint: str) -> Document:
     """Return the toleration for a taint in kubectl's notation KEY[=VALUE][:EFFECT]."""
     name, _, effect = taint.partition(":")
     key, equals, value = name.partition("=")
-    toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    toleration = (
+        {"key": key, "operator": "Equal", "value": value}
+        if equals
+        else {"key": key, "operator": "Exists"}
+    )
     return {**toleration, **({"effect": effect} if effect else {})}

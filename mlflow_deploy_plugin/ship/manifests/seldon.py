@@ -41,17 +41,21 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         predictors.append(
             {
                 "name": name,
-                "annotations": {"seldon.io/no-engine": "true"},  # The server itself provides V2, metrics and capture.
+                "annotations": {
+                    "seldon.io/no-engine": "true",
+                },  # The server itself provides V2, metrics and capture.
                 "graph": {"name": spec.name, "type": "MODEL", "children": []},
                 "componentSpecs": [_component(spec, place, configured)],
                 **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
                 "traffic": shares[name],
                 **({"shadow": True} if variant.shadow else {}),
-            }
+            },
         )
     deployed = {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors}
     api_version = "machinelearning.seldon.io/v1"
-    documents.append(make_document(spec.name, place, api_version, "SeldonDeployment", spec=deployed))
+    documents.append(
+        make_document(spec.name, place, api_version, "SeldonDeployment", spec=deployed),
+    )
     return {f"{spec.name}.seldon.yaml": dump_documents(documents)}
 
 
@@ -61,19 +65,25 @@ def _check(spec: EndpointSpec) -> None:
         raise InvalidConfig("kubernetes.host: Seldon creates its routes; remove this field")
     shadows = [name for name, variant in spec.variants.items() if variant.shadow]
     if len(shadows) > 1:
-        raise InvalidConfig(f"variants.{shadows[1]}.shadow: Seldon supports one shadow, and {shadows[0]} is a shadow")
+        raise InvalidConfig(
+            f"variants.{shadows[1]}.shadow: Seldon supports one shadow, and {shadows[0]} is a shadow",
+        )
     if spec.sticky is not None and len(spec.variants) - len(shadows) > 1:
-        raise InvalidConfig("sticky: Seldon distributes requests only by weight; use the format kubernetes or kserve")
+        raise InvalidConfig(
+            "sticky: Seldon distributes requests only by weight; use the format kubernetes or kserve",
+        )
     if wrong := [name for name in spec.variants if not _PREDICTOR.fullmatch(name)]:
         raise InvalidConfig(
-            f"variants.{wrong[0]}: the name of a predictor needs at most 32 lowercase letters, digits and -"
+            f"variants.{wrong[0]}: the name of a predictor needs at most 32 lowercase letters, digits and -",
         )
 
 
 def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
     (container,) = pod["containers"]
-    pod["containers"] = [{**container, "name": spec.name}]  # The node of the graph must have the same name.
+    pod["containers"] = [
+        {**container, "name": spec.name},
+    ]  # The node of the graph must have the same name.
     pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
     if spec.kubernetes.service_account is not None:
         pod["serviceAccountName"] = spec.kubernetes.service_account
@@ -92,7 +102,9 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
     """Return the traffic per variant in whole percent, rounded (largest remainder) to a sum of 100 without shadows."""
-    weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
+    weights = {
+        name: variant.weight for name, variant in spec.variants.items() if not variant.shadow
+    }
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}
     by_rest = sorted(weights, key=lambda name: -(100 * weights[name] % total))

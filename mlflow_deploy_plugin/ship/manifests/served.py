@@ -51,12 +51,17 @@ class Place:
     def __post_init__(self) -> None:
         if not NAMESPACE.fullmatch(self.namespace):
             raise InvalidConfig(
-                f"namespace: at most 63 lowercase letters, digits and inner - are expected (got {self.namespace!r})"
+                f"namespace: at most 63 lowercase letters, digits and inner - are expected (got {self.namespace!r})",
             )
 
 
 def make_document(
-    name: str, place: Place, api_version: str, kind: str, labels: Mapping[str, str] | None = None, **content: Any
+    name: str,
+    place: Place,
+    api_version: str,
+    kind: str,
+    labels: Mapping[str, str] | None = None,
+    **content: Any,
 ) -> Document:
     metadata: Document = {"name": name, "namespace": place.namespace}
     if labels:
@@ -107,8 +112,14 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
         "server.port": http_port(spec),
         "server.insecure": spec.server.insecure or (host is None and spec.server.is_open),
     }
-    left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
-    return apply_config(spec.model_copy(update=left_out), update)  # Another port may be equal to the default port.
+    left_out = {
+        name: EndpointSpec.model_fields[name].get_default(call_default_factory=True)
+        for name in _NOT_SERVED
+    }
+    return apply_config(
+        spec.model_copy(update=left_out),
+        update,
+    )  # Another port may be equal to the default port.
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
@@ -116,17 +127,23 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
     if spec.server.is_open:
         raise InvalidConfig(
             f"without auth, all clients that reach {entrance} could use the endpoint: set -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients"
+            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
         )
 
 
 def asks_mlflow(spec: EndpointSpec) -> bool:
-    return any(parse_model_uri(variant.model).kind not in ("path", "remote") for variant in spec.variants.values())
+    return any(
+        parse_model_uri(variant.model).kind not in ("path", "remote")
+        for variant in spec.variants.values()
+    )
 
 
 def lacks_mlflow_address(spec: EndpointSpec) -> bool:
     """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the spec does not set this variable."""
-    return "MLFLOW_TRACKING_URI" not in {**spec.container.environment, **spec.container.secrets} and asks_mlflow(spec)
+    return "MLFLOW_TRACKING_URI" not in {
+        **spec.container.environment,
+        **spec.container.secrets,
+    } and asks_mlflow(spec)
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:
@@ -138,7 +155,9 @@ def machine_name(spec: EndpointSpec, place: Place) -> str:
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
     """Return the environment variables from the place and the spec (variable → value), without secrets."""
     variables = {**place.environment, **spec.container.environment, **spec.container.secret_files}
-    return {name: variables[name] for name in sorted(variables) if name not in spec.container.secrets}
+    return {
+        name: variables[name] for name in sorted(variables) if name not in spec.container.secrets
+    }
 
 
 def local_files(spec: EndpointSpec) -> list[str]:
@@ -146,12 +165,21 @@ def local_files(spec: EndpointSpec) -> list[str]:
 
     Raises InvalidConfig if a path is relative, because the server has another working directory.
     """
-    models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
+    models = {
+        f"variants.{name}.model": parse_model_uri(variant.model)
+        for name, variant in spec.variants.items()
+    }
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}
     paths |= {
-        f"server.{name}": path for name in ("certfile", "keyfile", "ca_certs") if (path := getattr(spec.server, name))
+        f"server.{name}": path
+        for name in ("certfile", "keyfile", "ca_certs")
+        if (path := getattr(spec.server, name))
     }
-    paths |= {f"container.secret_files.{name}": path for name, path in spec.container.secret_files.items()}
+    paths |= {
+        f"container.secret_files.{name}": path for name, path in spec.container.secret_files.items()
+    }
     if relative := [name for name, path in paths.items() if not path.startswith("/")]:
-        raise InvalidConfig(f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}")
+        raise InvalidConfig(
+            f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}",
+        )
     return list(paths.values())

@@ -93,9 +93,13 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     containers, or the endpoint would be open without auth.
     """
     if spec.container.image is not None:
-        raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this field")
+        raise InvalidConfig(
+            f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this field",
+        )
     if spec.container.network not in (None, "host"):
-        raise InvalidConfig("container.network: a unit uses the network of its machine; remove this field")
+        raise InvalidConfig(
+            "container.network: a unit uses the network of its machine; remove this field",
+        )
     if not is_loopback(spec.server.host):
         refuse_strangers(spec, f"server.host {spec.server.host}")
     name, container, server = machine_name(spec, place), spec.container, spec.server
@@ -104,7 +108,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
     files = [_plain(path) for path in local_files(spec)]
     folder, credential_files = f"/run/credentials/{unit}.service", dict(container.secret_files)
-    environment = environment_of(spec, place) | {name: f"{folder}/{name}" for name in credential_files}
+    environment = environment_of(spec, place) | {
+        name: f"{folder}/{name}" for name in credential_files
+    }
     tls = {field: path for field in TLS_FILES if (path := getattr(server, field)) is not None}
     credential_files |= {TLS_FILES[field]: path for field, path in tls.items()}
     update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls}
@@ -116,7 +122,11 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     lines = {
         "limits": [
             *([f"CPUQuota={round(container.cpus * 100)}%"] if container.cpus is not None else []),
-            *([f"MemoryMax={container.memory_bytes}"] if container.memory_bytes is not None else []),
+            *(
+                [f"MemoryMax={container.memory_bytes}"]
+                if container.memory_bytes is not None
+                else []
+            ),
             f"TasksMax={container.pids}",
         ],
         "environment": [
@@ -130,7 +140,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         if server.is_on_nvidia
         else ["PrivateDevices=yes"],
     }
-    is_low = min(port for port in (http_port(spec), server.grpc_port, server.metrics_port) if port) < _FIRST_FREE_PORT
+    is_low = (
+        min(port for port in (http_port(spec), server.grpc_port, server.metrics_port) if port)
+        < _FIRST_FREE_PORT
+    )
     text = _UNIT.format(
         name=name,
         unit=unit,
@@ -140,12 +153,21 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
         **{name: "\n".join(entries) for name, entries in lines.items()},
     )
-    return {f"etc/systemd/system/{unit}.service": text, f"etc/onnxserve/{name}.yaml": dump_spec(served)}
+    return {
+        f"etc/systemd/system/{unit}.service": text,
+        f"etc/onnxserve/{name}.yaml": dump_spec(served),
+    }
 
 
 def _quoted(text: str) -> str:
     """Return a text in the quotes of systemd.syntax(7). `%` is escaped, because it begins a specifier."""
-    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # systemd also ends a line at \r.
+    special = {
+        "\\": "\\\\",
+        '"': '\\"',
+        "\n": "\\n",
+        "\r": "\\r",
+        "%": "%%",
+    }  # systemd also ends a line at \r.
     escaped = "".join(special.get(character, character) for character in text)
     return f'"{escaped}"'
 
@@ -154,6 +176,6 @@ def _plain(path: str) -> str:
     """Return the path. Raises InvalidConfig if the path needs quotes, because systemd versions differ in quoting."""
     if not _PLAIN_PATH.fullmatch(path):
         raise InvalidConfig(
-            f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected"
+            f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected",
         )
     return path

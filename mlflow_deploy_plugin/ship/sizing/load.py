@@ -73,7 +73,9 @@ async def _open_loop(port: int, requests: Sequence[bytes], times: Times) -> tupl
             wrong.append(answer)
 
     for _ in range(_CONNECTIONS):
-        idle.append((await loop.create_connection(lambda: _Connection(on_answer), "127.0.0.1", port))[1])
+        idle.append(
+            (await loop.create_connection(lambda: _Connection(on_answer), "127.0.0.1", port))[1],
+        )
     connections, sent, due = [*idle], 0, (times + clock()).tolist()
     while sent < len(due) and (now := clock()) < due[-1] + _QUEUE_SECONDS:
         while sent < len(due) and idle and due[sent] <= now:

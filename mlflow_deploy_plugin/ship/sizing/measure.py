@@ -42,8 +42,22 @@ SECONDS, STEADY_SECONDS = 5.0, 25.0
 """The duration of a load in the search, and of the last load. The agent ships the rows of a busy worker every 10 s."""
 _TRIES = 3  # A load that fails is repeated, because a short disturbance must not lower the rate.
 _STEP, _RESOLUTION, _LEAST_REQUESTS = 4.0, 1.05, 100
-_FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = 8, 0.2, 64, 3600.0, 0.05
-_OF_CALLERS = ("api_keys", "jwt_issuer", "jwt_audience", "certfile", "keyfile", "ca_certs", "grpc_port")
+_FIRST_REQUESTS, _FIRST_UTILIZATION, _MOST_BODIES, _CALL_SECONDS, _POLL_SECONDS = (
+    8,
+    0.2,
+    64,
+    3600.0,
+    0.05,
+)
+_OF_CALLERS = (
+    "api_keys",
+    "jwt_issuer",
+    "jwt_audience",
+    "certfile",
+    "keyfile",
+    "ca_certs",
+    "grpc_port",
+)
 """Fields of `server` that the measured server does not have: its client has no key and no certificate."""
 
 
@@ -54,13 +68,21 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
     artifact, example = read_served_artifact(folder), folder / INPUT_EXAMPLE
     if artifact.undescribed:
         if not example.is_file():
-            raise InvalidConfig("the model has no input example and no signature of rows: log it with input_example=…")
+            raise InvalidConfig(
+                "the model has no input example and no signature of rows: log it with input_example=…",
+            )
         return [example.read_bytes()]
-    schema = pyfunc_schema(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxModel.load(folder).schema
+    schema = (
+        pyfunc_schema(artifact)
+        if artifact.flavor == PYTHON_FUNCTION
+        else OnnxModel.load(folder).schema
+    )
     try:
         known = known_rows(artifact, schema, _MOST_BODIES)
     except InvalidRequest as error:
-        raise InvalidConfig(f"the model refuses its own example: {error.message}; log a valid input_example") from None
+        raise InvalidConfig(
+            f"the model refuses its own example: {error.message}; log a valid input_example",
+        ) from None
     if no_batch_dimension_reason(artifact):
         return [encode_json(known)]
     count = schema.count_rows(known)
@@ -69,7 +91,12 @@ def request_bodies(folder: Path, rows: int) -> list[bytes]:
 
 
 def measure_pod(
-    spec: EndpointSpec, folder: Path, bodies: Sequence[bytes], rate: float, p99: float, progress: ProgressCallback
+    spec: EndpointSpec,
+    folder: Path,
+    bodies: Sequence[bytes],
+    rate: float,
+    p99: float,
+    progress: ProgressCallback,
 ) -> PodMeasurement:
     """Search the highest rate of a pod at which the 99th percentile of the latency is at most `p99` seconds. Then
     measure a new pod at its share of `rate` requests per second.
@@ -80,15 +107,26 @@ def measure_pod(
     DeploymentFailed if the server did not start or has ended.
     """
     if sys.platform != "linux":
-        raise InvalidConfig("sizing pins processes to cores, which needs Linux: use a Linux machine or container")
-    workers, threads, cores = spec.server.workers, spec.server.intra_op_num_threads or 1, available_cores()
+        raise InvalidConfig(
+            "sizing pins processes to cores, which needs Linux: use a Linux machine or container",
+        )
+    workers, threads, cores = (
+        spec.server.workers,
+        spec.server.intra_op_num_threads or 1,
+        available_cores(),
+    )
     if workers * threads >= cores:
         raise InvalidConfig(
             f"server.workers={workers} with {threads} threads each, and a client, need {workers * threads + 1} cores, "
-            f"but this machine has {cores}: use another machine"
+            f"but this machine has {cores}: use another machine",
         )
-    fields = {f"server.{name}": "" for name in _OF_CALLERS} | {f"variants.{spec.name}.model": str(folder)}
-    spec = apply_config(spec, {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads})
+    fields = {f"server.{name}": "" for name in _OF_CALLERS} | {
+        f"variants.{spec.name}.model": str(folder),
+    }
+    spec = apply_config(
+        spec,
+        {**fields, "server.host": "127.0.0.1", "server.intra_op_num_threads": threads},
+    )
     requests, best, size = [post("/invocations", body) for body in bodies], None, 0
     for batch_size in (spec.server.max_batch_size,) if spec.server.max_batch_size else _BATCH_SIZES:
         if batch_size == size:
@@ -103,7 +141,9 @@ def measure_pod(
     share = rate / count_pods(rate, best.rate)
     with _started(spec, size, requests) as pod:
         load, memory = pod.load(share, STEADY_SECONDS, p99), pod.memory_bytes()
-    load.require(math.inf)  # A higher rate has met `p99`, so a higher latency comes from other processes.
+    load.require(
+        math.inf,
+    )  # A higher rate has met `p99`, so a higher latency comes from other processes.
     version_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return PodMeasurement(workers, threads, size, best, load, memory, version_bytes)
 
@@ -146,7 +186,9 @@ class _Pod:
         while len(loads) < _TRIES and not (loads and loads[-1].holds(p99)):
             before, began = self._cpu_seconds(), time.monotonic()
             latencies, error = self.send(random_times(rate, seconds, len(loads)))
-            cpus, other_cpus = ((self._cpu_seconds() - before) / (time.monotonic() - began)).tolist()
+            cpus, other_cpus = (
+                (self._cpu_seconds() - before) / (time.monotonic() - began)
+            ).tolist()
             loads.append(Load(rate, tail_latency(latencies), error, cpus, max(0.0, other_cpus)))
         return min(loads, key=lambda load: (load.error, load.p99))
 
@@ -162,7 +204,10 @@ class _Pod:
             for part in process.memory_maps():
                 is_file = part.path.startswith("/")
                 private += part.anonymous if is_file else part.pss
-                files[part.path] = max(files.get(part.path, 0), part.rss - part.anonymous if is_file else 0)
+                files[part.path] = max(
+                    files.get(part.path, 0),
+                    part.rss - part.anonymous if is_file else 0,
+                )
         return private + sum(files.values())
 
     def _cpu_seconds(self) -> Times:
@@ -183,10 +228,19 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     spec = apply_config(spec, {"server.port": port, "server.max_batch_size": batch_size})
-    cores = sorted(os.sched_getaffinity(0))[: spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1]
+    cores = sorted(os.sched_getaffinity(0))[
+        : spec.server.workers * (spec.server.intra_op_num_threads or 1) + 1
+    ]
     with temporary_folder("onnxserve-size-") as state_dir, (state_dir / LOG).open("wb") as log:
         (state_dir / SPEC).write_text(dump_spec(spec))
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", str(state_dir / SPEC)]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.cli",
+            "serve",
+            "--spec",
+            str(state_dir / SPEC),
+        ]
         server = subprocess.Popen(
             [*command, "--state-dir", str(state_dir)],
             stdout=log,
@@ -201,13 +255,20 @@ def _started(spec: EndpointSpec, batch_size: int, requests: Sequence[bytes]) -> 
             process.cpu_affinity(cores[:-1])
             client.call(os.sched_setaffinity, 0, cores[-1:], seconds=_CALL_SECONDS)
             end = time.monotonic() + load_settings().ready_timeout_seconds
-            while (state := read_state(state_dir / SERVER, ServerState)) is None or state.phase != "serving":
+            while (
+                state := read_state(state_dir / SERVER, ServerState)
+            ) is None or state.phase != "serving":
                 if server.poll() is not None or time.monotonic() > end:
                     raise psutil.NoSuchProcess(server.pid)
                 time.sleep(_POLL_SECONDS)
-            yield _Pod(process, partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS))
+            yield _Pod(
+                process,
+                partial(client.call, open_loop, port, requests, seconds=_CALL_SECONDS),
+            )
         except psutil.NoSuchProcess:
-            line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix("Error: ")
+            line = (read_log_tail(state_dir / LOG) or ["its log is empty"])[-1].removeprefix(
+                "Error: ",
+            )
             raise DeploymentFailed(f"the measured server is not available: {line}") from None
         finally:
             client.end()

@@ -34,11 +34,13 @@ class Load:
     def require(self, p99: float) -> None:
         """Raise InvalidConfig if the load does not hold `p99`."""
         if self.error:
-            raise InvalidConfig(f"the model answers its own example with {self.error}; log a valid input_example")
+            raise InvalidConfig(
+                f"the model answers its own example with {self.error}; log a valid input_example",
+            )
         if self.p99 > p99:
             raise InvalidConfig(
                 f"--p99 {p99 * 1e3:g}ms: the 99th percentile is {self.p99 * 1e3:.3g} ms at {self.rate:.3g} requests/s "
-                f"(other processes used {self.other_cpus:.1f} cores); set a larger --p99, or try `onnxserve optimize`"
+                f"(other processes used {self.other_cpus:.1f} cores); set a larger --p99, or try `onnxserve optimize`",
             )
 
 
@@ -75,19 +77,28 @@ def count_pods(rate: float, highest_rate: float) -> int:
     if (pods := math.ceil(rate / rate_per_pod)) > MOST_PODS:
         raise InvalidConfig(
             f"--rate {rate:g} needs {pods:,} pods like the measured pod; set a rate of at most "
-            f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C server.workers=…)"
+            f"{MOST_PODS * rate_per_pod:,.0f} for {MOST_PODS} pods, or measure larger pods (-C server.workers=…)",
         )
     return pods
 
 
-def plan_pods(pod: PodMeasurement, rate: float, rows: int, cpu_hour_price: float, gb_hour_price: float) -> Plan:
+def plan_pods(
+    pod: PodMeasurement,
+    rate: float,
+    rows: int,
+    cpu_hour_price: float,
+    gb_hour_price: float,
+) -> Plan:
     """Return the pods for `rate` requests per second with `rows` rows each. Raises InvalidConfig above 500 pods.
 
     The CPU limit is the cores of the pod, because a lower limit stops the workers during bursts. The memory limit is
     125 % of the measured memory and of a copy of the version's files per worker, for the load of the next version.
     """
     pods, cpus = count_pods(rate, pod.highest.rate), pod.workers * pod.threads
-    memory = math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB) * _MIB
+    memory = (
+        math.ceil(_MEMORY_MARGIN * (pod.memory_bytes + pod.workers * pod.version_bytes) / _MIB)
+        * _MIB
+    )
     options = {
         "server.workers": pod.workers,
         "server.intra_op_num_threads": pod.threads,
@@ -100,7 +111,9 @@ def plan_pods(pod: PodMeasurement, rate: float, rows: int, cpu_hour_price: float
     hpa = {"kubernetes.max_replicas": 2 * pods, "kubernetes.target_cpu_percent": percent}
     rate_per_pod = float(f"{pod.highest.rate * (1 - HEADROOM):.3g}")
     keda = {"kubernetes.max_replicas": 2 * pods, "kubernetes.requests_per_second": rate_per_pod}
-    cost = pods * (cpus * cpu_hour_price + memory / 1e9 * gb_hour_price) / (rate * rows * 3600) * 1e6
+    cost = (
+        pods * (cpus * cpu_hour_price + memory / 1e9 * gb_hour_price) / (rate * rows * 3600) * 1e6
+    )
     return Plan(pods, cost, options, hpa, keda)
 
 

@@ -43,7 +43,9 @@ class BasicAuth(Login):
     def groups(self) -> frozenset[str]:
         user = auth.store.get_user(self.user())
         workspace = get_request_workspace() or DEFAULT_WORKSPACE_NAME
-        return frozenset(role.name for role in auth.store.list_user_roles_for_workspace(user.id, workspace))
+        return frozenset(
+            role.name for role in auth.store.list_user_roles_for_workspace(user.id, workspace)
+        )
 
     def permission(self, model: str) -> ModelPermission:
         try:
@@ -54,7 +56,10 @@ class BasicAuth(Login):
 
     def list_filter(self) -> Callable[[str], bool]:
         """Return MLflow's own predicate. One query covers all models; `permission` uses nine per model."""
-        is_listed: Callable[[str], bool] = auth._role_based_read_predicate(self.user(), "registered_model")
+        is_listed: Callable[[str], bool] = auth._role_based_read_predicate(
+            self.user(),
+            "registered_model",
+        )
         return is_listed
 
     def readable_workspaces(self, names: Iterable[str]) -> set[str]:

@@ -78,8 +78,15 @@ class Login:
             return {}
         if header.type == "basic":
             password = header.password or ""
-            return {"MLFLOW_TRACKING_USERNAME": header.username or "", "MLFLOW_TRACKING_PASSWORD": password}
-        return {"MLFLOW_TRACKING_TOKEN": header.token} if header.type == "bearer" and header.token else {}
+            return {
+                "MLFLOW_TRACKING_USERNAME": header.username or "",
+                "MLFLOW_TRACKING_PASSWORD": password,
+            }
+        return (
+            {"MLFLOW_TRACKING_TOKEN": header.token}
+            if header.type == "bearer" and header.token
+            else {}
+        )
 
 
 def login_of(app: str) -> Login:
@@ -93,7 +100,7 @@ def login_of(app: str) -> Login:
         raise InvalidConfig(
             f"ONNXSERVE_MLFLOW_APP: {app} has no login adapter, which reads the caller's name and permissions. There "
             f"are adapters for {', '.join(sorted({*_ADAPTERS, *registered}))}. A distribution registers an adapter in "
-            f"the entry point group {GROUP}"
+            f"the entry point group {GROUP}",
         )
     adapter: Login = EntryPoint(app, address, GROUP).load()()
     return adapter

@@ -24,7 +24,10 @@ class OidcAuth(Login):
         before_request.BEFORE_REQUEST_VALIDATORS[path, method] = lambda user: True
 
     def enter_workspace(self, name: str) -> None:
-        request.environ[AUTH_CONTEXT_KEY] = replace(request.environ[AUTH_CONTEXT_KEY], workspace=name)
+        request.environ[AUTH_CONTEXT_KEY] = replace(
+            request.environ[AUTH_CONTEXT_KEY],
+            workspace=name,
+        )
 
     def user(self) -> str:
         return str(get_fastapi_username())
@@ -46,7 +49,11 @@ class OidcAuth(Login):
         if self.is_administrator():
             return set(names)
         permissions = {name: get_workspace_permission_cached(self.user(), name) for name in names}
-        return {name for name, permission in permissions.items() if permission is not None and permission.can_read}
+        return {
+            name
+            for name, permission in permissions.items()
+            if permission is not None and permission.can_read
+        }
 
     def credentials(self) -> dict[str, str]:
         """Return the variables for the Authorization header, otherwise for the session cookie of a browser."""

@@ -29,7 +29,7 @@ _READING_POSTS = re.compile(
     r"/graphql|/(?:ajax-)?api/\d\.0/mlflow/(?:"
     r"(?:experiments|runs|traces|logged-models|issues|datasets|prompt-optimization/jobs)/search"
     r"|experiments/search-datasets|registered-models/get-latest-versions|artifacts/presigned-download-url"
-    r"|traces/(?:metrics|batchGetInfos|calculate-filter-correlation))"
+    r"|traces/(?:metrics|batchGetInfos|calculate-filter-correlation))",
 )
 """The paths of MLflow that only read, although their method is POST."""
 _OWN_PAGES = re.compile(r"/onnxserve(?:/requests)?")
@@ -51,12 +51,12 @@ class ProxyHeader(Login):
             raise InvalidConfig(f"ONNXSERVE_TRUSTED_PROXIES: {error}") from None
         if self._editors and not self._groups_header:
             raise InvalidConfig(
-                "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the proxy sends the groups"
+                "ONNXSERVE_EDIT_GROUPS needs ONNXSERVE_GROUPS_HEADER, the header in which the proxy sends the groups",
             )
         if not self._proxies:
             raise InvalidConfig(
                 "ONNXSERVE_USER_HEADER needs ONNXSERVE_TRUSTED_PROXIES, the addresses of the proxies that set the "
-                "header, such as 10.0.0.7 or 10.1.0.0/16"
+                "header, such as 10.0.0.7 or 10.1.0.0/16",
             )
 
     def install(self, app: Flask, served: "Flask | FastAPI") -> None:
@@ -86,12 +86,17 @@ class ProxyHeader(Login):
             return None
         identity = self._identify(request.headers.get, request.remote_addr or "")
         if isinstance(identity, Refused):
-            return make_response(jsonify(error_code="UNAUTHENTICATED", message=identity.reason), 401)
+            return make_response(
+                jsonify(error_code="UNAUTHENTICATED", message=identity.reason),
+                401,
+            )
         g.onnxserve_identity = identity
         if refusal := self._refusal_of_change(request.method, request.path, identity):
             return make_response(jsonify(error_code="PERMISSION_DENIED", message=refusal), 403)
         if request.headers.get("X-Forwarded-Proto") == "https":
-            request.scheme = "https"  # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
+            request.scheme = (
+                "https"  # uvicorn reads this header only from the addresses in FORWARDED_ALLOW_IPS.
+            )
         return None
 
     def _protect_fastapi(self, served: "FastAPI") -> None:
@@ -102,16 +107,25 @@ class ProxyHeader(Login):
 
         @served.middleware("http")
         async def authenticate(
-            request: "Request", call_next: "Callable[[Request], Awaitable[FastApiResponse]]"
+            request: "Request",
+            call_next: "Callable[[Request], Awaitable[FastApiResponse]]",
         ) -> "FastApiResponse":
-            identity = self._identify(request.headers.get, request.client.host if request.client else "")
+            identity = self._identify(
+                request.headers.get,
+                request.client.host if request.client else "",
+            )
             sent = [name for name in request.headers if name.replace("_", "-") in names]
             if len(sent) != len(set(sent)) or not names.issuperset(sent):
-                identity = Refused("the request has several headers with the caller's name or groups")
+                identity = Refused(
+                    "the request has several headers with the caller's name or groups",
+                )
             path = request.url.path
             if isinstance(identity, Refused):
                 if path not in self._open:
-                    return JSONResponse({"error_code": "UNAUTHENTICATED", "message": identity.reason}, 401)
+                    return JSONResponse(
+                        {"error_code": "UNAUTHENTICATED", "message": identity.reason},
+                        401,
+                    )
             elif refusal := self._refusal_of_change(request.method, path, identity):
                 return JSONResponse({"error_code": "PERMISSION_DENIED", "message": refusal}, 403)
             return await call_next(request)
@@ -119,16 +133,27 @@ class ProxyHeader(Login):
     def _may_edit(self, groups: frozenset[str]) -> bool:
         return not self._editors or bool((self._editors | self._administrators) & groups)
 
-    def _refusal_of_change(self, method: str, path: str, identity: tuple[str, frozenset[str]]) -> str:
+    def _refusal_of_change(
+        self,
+        method: str,
+        path: str,
+        identity: tuple[str, frozenset[str]],
+    ) -> str:
         """Return why the caller may not send this request to MLflow; empty if the caller may send it."""
         user, groups = identity
         within = path.removeprefix(self._prefix)
-        is_reading = method == "POST" and (_READING_POSTS.fullmatch(within) or _OWN_PAGES.fullmatch(within))
+        is_reading = method == "POST" and (
+            _READING_POSTS.fullmatch(within) or _OWN_PAGES.fullmatch(within)
+        )
         if method in _READING_METHODS or is_reading or self._may_edit(groups):
             return ""
         return f"{user} may only read: changes need a group in ONNXSERVE_EDIT_GROUPS of MLflow's server"
 
-    def _identify(self, header: "Callable[[str, str], str]", address: str) -> tuple[str, frozenset[str]] | Refused:
+    def _identify(
+        self,
+        header: "Callable[[str, str], str]",
+        address: str,
+    ) -> tuple[str, frozenset[str]] | Refused:
         """Return the name and the groups of the caller, from the token of a job or from the headers of a proxy."""
         scheme, _, token = header("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
@@ -137,13 +162,17 @@ class ProxyHeader(Login):
                 return user, frozenset(groups)
         if not _is_listed(address, self._proxies):
             return Refused(
-                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy"
+                f"{address or 'the address'} is not in ONNXSERVE_TRUSTED_PROXIES: send requests to the proxy",
             )
         user = _text(header(self._header, "")).strip()
         if not user or "," in user:
-            return Refused(f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}")
+            return Refused(
+                f"the proxy at {address} sent {'several names' if user else 'no name'} in {self._header}",
+            )
         if refusal := name_refusal(user):
-            return Refused(f"the proxy at {address} sent an unusable name in {self._header}: {refusal}")
+            return Refused(
+                f"the proxy at {address} sent an unusable name in {self._header}: {refusal}",
+            )
         return user, frozenset(_entries(_text(header(self._groups_header, ""))))
 
 

@@ -26,7 +26,12 @@ _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
 _log = logging.getLogger(__name__)
 
 
-def record_result(store: Store, settings: Settings, result: MonitorResult, spec: MonitorSpec) -> None:
+def record_result(
+    store: Store,
+    settings: Settings,
+    result: MonitorResult,
+    spec: MonitorSpec,
+) -> None:
     """Record a judged window, which begins, continues, worsens or ends an alert. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
     endpoint, monitor = result.endpoint, result.monitor
@@ -37,12 +42,22 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, spec:
     elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
     recovered = AlertContent(
-        _failing(endpoint, monitor), endpoint, monitor, lines=("the monitor works again",), link=content.link
+        _failing(endpoint, monitor),
+        endpoint,
+        monitor,
+        lines=("the monitor works again",),
+        link=content.link,
     )
     alerts.change(recovered.fingerprint, lambda before: resolve(before, recovered, now))
 
 
-def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
+def record_failure(
+    store: Store,
+    settings: Settings,
+    endpoint: str,
+    monitor: str,
+    reason: str,
+) -> None:
     """Record that a monitor could not be run. The next judged window ends this alert."""
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
@@ -55,13 +70,20 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
         tags=_tags(store, endpoint, monitor),
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
-    Alerts(store).change(content.fingerprint, lambda before: fire(before, content, now, repeat, "failing"))
+    Alerts(store).change(
+        content.fingerprint,
+        lambda before: fire(before, content, now, repeat, "failing"),
+    )
 
 
 def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
     firing = Alerts(store).firing()
-    known = {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors} if firing else set()
+    known = (
+        {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors}
+        if firing
+        else set()
+    )
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
         if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
@@ -71,7 +93,13 @@ def resolve_orphaned(store: Store) -> None:
 def end_alert(store: Store, alert: Alert, line: str) -> None:
     """End a firing alert without a window, with this line as the message."""
     order = alert.detail.get("order", "")
-    content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=(_short(line),))
+    content = AlertContent(
+        alert.fingerprint,
+        alert.endpoint,
+        alert.monitor,
+        order,
+        lines=(_short(line),),
+    )
     Alerts(store).change(alert.fingerprint, partial(resolve, content=content, now=store.now()))
 
 
@@ -80,19 +108,38 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(
-        fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor)
+        fingerprint,
+        endpoint,
+        monitor,
+        lines=(text,),
+        link=link,
+        tags=_tags(store, endpoint, monitor),
     )
     detail = content.event_detail("said", now, None)
     Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
 
 
-def announce_request(store: Store, model: str, text: str, link: str, step: str, request: Json) -> None:
+def announce_request(
+    store: Store,
+    model: str,
+    text: str,
+    link: str,
+    step: str,
+    request: Json,
+) -> None:
     """Record a message, which is sent once, about the request for a promotion of the model, in place of an endpoint.
 
     The detail `request` identifies the request, so that the message is dropped if the request ends first.
     """
     now = store.now()
-    content = AlertContent(f"request/{model}/{now.isoformat()}", model, "", lines=(_short(text),), link=link, next=step)
+    content = AlertContent(
+        f"request/{model}/{now.isoformat()}",
+        model,
+        "",
+        lines=(_short(text),),
+        link=link,
+        next=step,
+    )
     detail = {**content.event_detail("said", now, None), "request": request}
     Alerts(store).add_once(Alert(content.fingerprint, model, "", "said", now, now, detail=detail))
 
@@ -100,7 +147,11 @@ def announce_request(store: Store, model: str, text: str, link: str, step: str, 
 def announce_changed_files(store: Store, changed: ChangedFiles) -> None:
     """Record a message, which is sent once per digest, that the files of a version in a gated place have changed."""
     model, version = changed.model, changed.version
-    compared = f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}" if changed.now else "they cannot be read"
+    compared = (
+        f"sha256 {changed.now[:12]}, recorded {changed.recorded[:12]}"
+        if changed.now
+        else "they cannot be read"
+    )
     text = (
         f"the files of {model} version {version}, which is in {changed.place}, are no longer the files that the gate "
         f"let in ({compared}). Servers that have the version keep serving the earlier files"
@@ -140,7 +191,12 @@ class AlertContent:
     next: str = ""
     tags: Sequence[str] = ()
 
-    def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, object]:
+    def event_detail(
+        self,
+        event: AlertEvent,
+        now: datetime,
+        before: Alert | None,
+    ) -> dict[str, object]:
         detail = {} if before is None else before.detail
         return {
             **detail,
@@ -153,21 +209,42 @@ class AlertContent:
         }
 
     def detail(self) -> dict[str, object]:
-        texts = {"lines": list(self.lines), "link": self.link, "next": self.next, "tags": list(self.tags)}
+        texts = {
+            "lines": list(self.lines),
+            "link": self.link,
+            "next": self.next,
+            "tags": list(self.tags),
+        }
         return {"order": self.order, "weight": self.weight, **texts}
 
 
 def fire(
-    before: Alert | None, content: AlertContent, now: datetime, repeat: timedelta, event: AlertEvent = "firing"
+    before: Alert | None,
+    content: AlertContent,
+    now: datetime,
+    repeat: timedelta,
+    event: AlertEvent = "firing",
 ) -> Alert | None:
     """Return the alert after an alarm; None if the alarm is older than the alert's last window."""
     if before is None:
         detail = content.event_detail(event, now, None)
-        return Alert(content.fingerprint, content.endpoint, content.monitor, "firing", now, now, detail=detail)
+        return Alert(
+            content.fingerprint,
+            content.endpoint,
+            content.monitor,
+            "firing",
+            now,
+            now,
+            detail=detail,
+        )
     last = _last_order(before, now)
     if content.order < last:
         return None
-    updated = replace(before, last_at=now, count=before.count + (content.order > last or not content.order))
+    updated = replace(
+        before,
+        last_at=now,
+        count=before.count + (content.order > last or not content.order),
+    )
     if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
         return replace(updated, detail=content.event_detail("worse", now, before))
     if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
@@ -197,7 +274,9 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if result.reason and not alarms:  # The reason repeats the first alarm, if any.
         lines.append(_short(result.reason))
     for finding in alarms[:_MOST_FINDINGS]:
-        name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
+        name = _short(
+            f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject,
+        )
         figures = f", {finding.measure}" if finding.measure else ""
         if finding.value_text and finding.threshold_text:
             figures += f" {finding.value_text} (threshold {finding.threshold_text})"
@@ -208,7 +287,11 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
     if alarms and (budget := result.figures.get("false_alarms_per_year")):
         lines.append(f"the budget of this monitor is {budget:.2g} false alarms per year")
     monitor = f"{result.endpoint} --monitor {result.monitor}"
-    first = f"onnxserve retrain {monitor}" if spec.retrain else f"onnxserve monitor list {result.endpoint}"
+    first = (
+        f"onnxserve retrain {monitor}"
+        if spec.retrain
+        else f"onnxserve monitor list {result.endpoint}"
+    )
     return AlertContent(
         fingerprint=f"{result.endpoint}/{result.monitor}",
         endpoint=result.endpoint,
@@ -217,7 +300,9 @@ def _result_content(result: MonitorResult, spec: MonitorSpec) -> AlertContent:
         weight=sum(finding.weight for finding in alarms) or 1.0,
         lines=lines,
         link=f"{result.run.url}/artifacts/report.html" if result.run.url else "",
-        next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h") if result.is_alarm else "",
+        next=_next(result.endpoint, f"{first}, or onnxserve silence {monitor} --for 2h")
+        if result.is_alarm
+        else "",
         tags=spec.alert,
     )
 

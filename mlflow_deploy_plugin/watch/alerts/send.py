@@ -102,12 +102,17 @@ def read_channels(path: Path) -> list[Channel]:
     if not os.path.isfile(path):  # `isfile` also returns False if the folder cannot be read.
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: the file {path} does not exist")
     try:
-        config, services_in_file = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())
+        config, services_in_file = (
+            apprise.AppriseConfig(asset=_asset()),
+            apprise.Apprise(asset=_asset()),
+        )
         is_read = config.add(str(path))
         services_in_file.add(config)
         services = list(services_in_file.find())
     except Exception as error:  # noqa: BLE001 - A plugin's error may contain the URL.
-        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} cannot be read: {type(error).__name__}") from None
+        raise InvalidConfig(
+            f"ONNXSERVE_ALERT_CONFIG: {path} cannot be read: {type(error).__name__}",
+        ) from None
     if not is_read or not services:
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} has no channel that Apprise supports")
     channels: dict[str, Channel] = {}
@@ -123,17 +128,29 @@ def read_channels(path: Path) -> list[Channel]:
 def _asset() -> "AppriseAsset":
     import apprise
 
-    return apprise.AppriseAsset(app_id="onnxserve", app_desc="onnxserve", app_url="", async_mode=False)
+    return apprise.AppriseAsset(
+        app_id="onnxserve",
+        app_desc="onnxserve",
+        app_url="",
+        async_mode=False,
+    )
 
 
 def _shut_log() -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    connections = logging.getLogger("urllib3.connectionpool")  # At DEBUG, urllib3 logs paths, which contain secrets.
+    connections = logging.getLogger(
+        "urllib3.connectionpool",
+    )  # At DEBUG, urllib3 logs paths, which contain secrets.
     if connections.isEnabledFor(logging.DEBUG):
         connections.setLevel(logging.INFO)
 
 
-def send_until_accepted(store: Store, settings: Settings, endpoint: str, is_over: Callable[[Alert], bool]) -> None:
+def send_until_accepted(
+    store: Store,
+    settings: Settings,
+    endpoint: str,
+    is_over: Callable[[Alert], bool],
+) -> None:
     """Send the due alerts of an endpoint now, and repeat failed attempts for a few minutes.
 
     Later attempts are left to the controller. `is_over` is explained at `send_due`.
@@ -161,7 +178,10 @@ def send_due(
     due = []
     for alert in _due(store, wait, endpoint):
         if is_over(alert):
-            Alerts(store).change_by_id(alert.id, lambda old: replace(old, detail={**old.detail, "is_told": True}))
+            Alerts(store).change_by_id(
+                alert.id,
+                lambda old: replace(old, detail={**old.detail, "is_told": True}),
+            )
         else:
             due.append(alert)
     if not due or settings.alert_config is None:
@@ -175,12 +195,20 @@ def send_due(
 
     def claim(alert: Alert) -> Alert | None:
         """Claim the alert; return None if another process is sending it."""
-        if alert.detail.get("is_told", True) or _is_ahead(alert.detail.get("claimed_until", ""), now, _CLAIM):
+        if alert.detail.get("is_told", True) or _is_ahead(
+            alert.detail.get("claimed_until", ""),
+            now,
+            _CLAIM,
+        ):
             return None
         return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
 
     alerts = Alerts(store)
-    claimed = [updated for updated in (alerts.change_by_id(alert.id, claim) for alert in due) if updated is not None]
+    claimed = [
+        updated
+        for updated in (alerts.change_by_id(alert.id, claim) for alert in due)
+        if updated is not None
+    ]
     deliveries: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in claimed:
         for channel in channels:
@@ -188,7 +216,12 @@ def send_due(
             if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
                 deliveries.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(lambda delivery: delivery[0].send(*_build_message(delivery[1])), deliveries.values()))
+        taken = list(
+            pool.map(
+                lambda delivery: delivery[0].send(*_build_message(delivery[1])),
+                deliveries.values(),
+            ),
+        )
     for alert in claimed:
         outcomes = [
             (channel, is_taken)
@@ -252,7 +285,12 @@ def _pause_seconds(tries: int) -> float:
     return backoff_seconds(tries, _LONGEST_PAUSE.total_seconds(), first=10.0)
 
 
-def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: Sequence[tuple[Channel, bool]]) -> None:
+def _settle(
+    store: Store,
+    alert: Alert,
+    channels: Sequence[Channel],
+    outcomes: Sequence[tuple[Channel, bool]],
+) -> None:
     now = store.now()
     subject = f"{alert.endpoint}, monitor {alert.monitor}"
 
@@ -268,9 +306,19 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: S
             not_before = (now + timedelta(seconds=seconds)).isoformat()
             known[channel.id] = {**before, "tries": tries, "not_before": not_before}
             if tries < _MOST_TRIES:
-                _log.warning("%s: %s did not accept the alert; retry in %d s", subject, channel.name, seconds)
+                _log.warning(
+                    "%s: %s did not accept the alert; retry in %d s",
+                    subject,
+                    channel.name,
+                    seconds,
+                )
             else:
-                _log.error("%s: %s failed %d times; the alert is dropped", subject, channel.name, tries)
+                _log.error(
+                    "%s: %s failed %d times; the alert is dropped",
+                    subject,
+                    channel.name,
+                    tries,
+                )
         told_at = now if any(is_taken for _, is_taken in outcomes) else stored.told_at
         detail = {**stored.detail, "channels": known, "claimed_until": ""}
         after = replace(stored, detail=detail, told_at=told_at)
@@ -286,12 +334,17 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: S
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
     """Return title, text and kind of a message for the alerts of an endpoint, the most severe first. A zero-width space
     turns mentions and links into plain text, because the lines quote column names and categories from callers."""
-    ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
+    ordered = sorted(
+        alerts,
+        key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id),
+    )
     parts = []
     for alert in ordered:
         detail = alert.detail
         lines = [_MARKUP.sub("\u200b", line) for line in detail["lines"]]
-        parts.append("\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])))
+        parts.append(
+            "\n".join(filter(None, [_head(alert), *lines, detail.get("link"), detail.get("next")])),
+        )
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     name = _MARKUP.sub("\u200b", first.endpoint)

@@ -38,8 +38,14 @@ _METRICS = {
     "onnxserve_drift_share": ("Share of drifted columns in the last judged window.", _MONITOR),
     "onnxserve_monitor_metric": ("A metric of the last judged window.", (*_MONITOR, "metric")),
     "onnxserve_monitor_state": ("1 for the current state of a monitor.", (*_MONITOR, "state")),
-    "onnxserve_monitor_judged_until_timestamp_seconds": ("End of the newest judged window, in event time.", _MONITOR),
-    "onnxserve_monitor_last_success_timestamp_seconds": ("Time at which a window was last judged.", _MONITOR),
+    "onnxserve_monitor_judged_until_timestamp_seconds": (
+        "End of the newest judged window, in event time.",
+        _MONITOR,
+    ),
+    "onnxserve_monitor_last_success_timestamp_seconds": (
+        "Time at which a window was last judged.",
+        _MONITOR,
+    ),
     "onnxserve_monitor_windows": ("Judged windows.", (*_MONITOR, "verdict")),
     "onnxserve_monitor_failures": ("Failed attempts to judge a window.", _MONITOR),
     "onnxserve_alerts_firing": ("Alerts that are firing.", _MONITOR),
@@ -48,7 +54,12 @@ _METRICS = {
 _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
-def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
+def start_metrics_server(
+    store: Store,
+    port: int,
+    host: str = "",
+    request_seconds: float = 10.0,
+) -> "WSGIServer":
     """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises InvalidConfig if the port is taken.
 
     `request_seconds` is the longest wait for data from a client.
@@ -60,8 +71,14 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    opened: Any = server  # Close idle connections after a timeout, because each connection uses a thread.
-    opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
+    opened: Any = (
+        server  # Close idle connections after a timeout, because each connection uses a thread.
+    )
+    opened.RequestHandlerClass = type(
+        "Handler",
+        (opened.RequestHandlerClass,),
+        {"timeout": request_seconds},
+    )
     opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
     return server
 
@@ -75,7 +92,9 @@ class _Reading:
     @property
     def is_up(self) -> bool:
         """Return True if the store has answered and the complete read has not exceeded `_LONGEST_READING_SECONDS`."""
-        is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
+        is_late = (
+            not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
+        )
         return self.answered.is_set() and not self.has_failed and not is_late
 
 
@@ -100,7 +119,12 @@ class StoreMetrics(Collector):
         with self._lock:
             if self._reading is None or self._reading.ended.is_set():
                 self._reading = _Reading()
-                threading.Thread(target=self._read, args=(self._reading,), name="gauges", daemon=True).start()
+                threading.Thread(
+                    target=self._read,
+                    args=(self._reading,),
+                    name="gauges",
+                    daemon=True,
+                ).start()
             reading = self._reading
         reading.ended.wait(self._patience_seconds)
         yield GaugeMetricFamily("onnxserve_store_up", "1 while the store answers.", reading.is_up)
@@ -115,7 +139,10 @@ class StoreMetrics(Collector):
             reading.has_failed = True
             if self._logged != error.message:
                 self._logged = error.message
-                _log.warning("Prometheus receives the values of the previous read: %s", error.message)
+                _log.warning(
+                    "Prometheus receives the values of the previous read: %s",
+                    error.message,
+                )
         except Exception:  # noqa: BLE001 — `onnxserve_store_up` reports the failure
             reading.has_failed = True
             _log.exception("the metrics cannot be read")
@@ -124,26 +151,40 @@ class StoreMetrics(Collector):
 
 
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
-    keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
+    keys = [
+        (endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors
+    ]
     paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
     families = {
-        name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(name, text, labels=labels)
+        name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(
+            name,
+            text,
+            labels=labels,
+        )
         for name, (text, labels) in _METRICS.items()
     }
     for key in keys:
         judged = counts.judged.get(key)
         state = "paused" if key in paused else _state(judged, counts.newest.get(key))
         for possible in STATES:
-            families["onnxserve_monitor_state"].add_metric((*key, possible), float(possible == state))
+            families["onnxserve_monitor_state"].add_metric(
+                (*key, possible),
+                float(possible == state),
+            )
         if judged is None:
             continue
-        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
+        families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(
+            key,
+            judged.end.timestamp(),
+        )
         for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # Omit values per column or variant.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
     # Omit a removed monitor's last success, which would soon raise the alert for a stopped monitor.
-    last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}
+    last_success = {
+        key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged
+    }
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),
         ("onnxserve_monitor_failures", counts.failures),
@@ -158,7 +199,11 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
 
 
 def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
-    if last is not None and (last.state == "failed" or last.attempts > 0) and last.state != "judged":
+    if (
+        last is not None
+        and (last.state == "failed" or last.attempts > 0)
+        and last.state != "judged"
+    ):
         return "failing"
     if judged is None:
         return "waiting"

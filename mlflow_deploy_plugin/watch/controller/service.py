@@ -7,7 +7,11 @@ from functools import partial
 from mlflow_deploy_plugin.core.registry.approved_files import changed_files
 from mlflow_deploy_plugin.core.store.store import Store
 from mlflow_deploy_plugin.promote.gate.approvals import request_is_over
-from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController, run_rollouts
+from mlflow_deploy_plugin.promote.rollouts.controller import (
+    RolloutActions,
+    RolloutController,
+    run_rollouts,
+)
 from mlflow_deploy_plugin.promote.rollouts.leadership import (
     LEASE_SECONDS,
     controller_name,
@@ -31,7 +35,12 @@ _AWAITED_SECONDS = 0.5  # the repeat interval for a retraining that a command wa
 
 
 def run_controller(
-    deployments: Deployments, ended: threading.Event, *, lease_seconds: float, judge_at_once: int, judge_seconds: float
+    deployments: Deployments,
+    ended: threading.Event,
+    *,
+    lease_seconds: float,
+    judge_at_once: int,
+    judge_seconds: float,
 ) -> None:
     """Run all tasks of the controller until `ended` is set. While another controller has a lease, wait for it.
 
@@ -40,13 +49,20 @@ def run_controller(
     store, say = deployments.store, deployments.progress
     context = RetrainingContext(deployments, controller_name())
     scheduler = MonitorScheduler(
-        deployments, process_name(), at_once=judge_at_once, judging_seconds=judge_seconds, lease_seconds=lease_seconds
+        deployments,
+        process_name(),
+        at_once=judge_at_once,
+        judging_seconds=judge_seconds,
+        lease_seconds=lease_seconds,
     )
     is_over = partial(request_is_over, store)
     store_tasks = (
         scheduler.run,
         repeat(RetrainingRunner(context).advance, _REPEAT_SECONDS),
-        repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY, is_over), _REPEAT_SECONDS),
+        repeat(
+            lambda: send_due(store, deployments.settings, GROUPING_DELAY, is_over),
+            _REPEAT_SECONDS,
+        ),
         partial(maintain_logs, deployments),
         repeat(partial(announce_changes_of_files, store), _FILES_SECONDS),
     )
@@ -55,12 +71,31 @@ def run_controller(
         actions = RolloutActions(deployments, controller_name(), say)
         tasks = (
             repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS),
-            repeat(partial(end_unapproved, deployments, location, controller_name()), _REPEAT_SECONDS),
+            repeat(
+                partial(end_unapproved, deployments, location, controller_name()),
+                _REPEAT_SECONDS,
+            ),
         )
-        return RolloutController(store, actions, process_name(), location, servers, lease_seconds, background=tasks)
+        return RolloutController(
+            store,
+            actions,
+            process_name(),
+            location,
+            servers,
+            lease_seconds,
+            background=tasks,
+        )
 
     with ThreadPoolExecutor(1, "store") as pool:
-        leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)
+        leading = pool.submit(
+            lead_store,
+            store,
+            store_tasks,
+            process_name(),
+            lease_seconds,
+            say,
+            ended,
+        )
         leading.add_done_callback(lambda _: ended.set())
         try:
             run_rollouts(deployments, rollouts_at, ended)
@@ -80,5 +115,8 @@ def announce_changes_of_files(store: Store) -> None:
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
     """Run the retrainings of the store until `ended` is set, unless a controller holds the lease."""
-    task = repeat(RetrainingRunner(RetrainingContext(deployments, controller_name())).advance, _AWAITED_SECONDS)
+    task = repeat(
+        RetrainingRunner(RetrainingContext(deployments, controller_name())).advance,
+        _AWAITED_SECONDS,
+    )
     lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)

@@ -46,7 +46,9 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self.heard_at = self.loop.time()
         self._limit = self.loop.call_later(self._request_seconds, transport.abort)
-        others: list[Any] = [other for other in self.connections if not other.transport.is_closing()]
+        others: list[Any] = [
+            other for other in self.connections if not other.transport.is_closing()
+        ]
         if len(others) > _MAX_OPEN:
             min(others, key=lambda other: other.heard_at).transport.abort()
 
@@ -72,7 +74,9 @@ def start_webhook_receiver(
         clock: the clock of the log, which has at most one line about unsigned webhooks per minute.
     """
     if not (secret := deployments.settings.webhook_secret):
-        raise InvalidConfig("--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow")
+        raise InvalidConfig(
+            "--webhook-port: set ONNXSERVE_WEBHOOK_SECRET to the secret of the webhook in MLflow",
+        )
     waiting: set[str] = set()
     log_at = clock()
 
@@ -97,7 +101,10 @@ def start_webhook_receiver(
         if not is_signed:
             if clock() >= log_at:
                 log_at = clock() + _LOG_SECONDS
-                logging.getLogger(__name__).warning("%s (logged at most once per minute)", _UNSIGNED)
+                logging.getLogger(__name__).warning(
+                    "%s (logged at most once per minute)",
+                    _UNSIGNED,
+                )
             return refuse(_UNSIGNED, 401)
         try:
             event = json.loads(body)

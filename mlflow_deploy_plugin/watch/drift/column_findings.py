@@ -9,10 +9,19 @@ import numpy as np
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins
-from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, relation_tables, shown_name
+from mlflow_deploy_plugin.watch.drift.sketches.relations import (
+    PROJECTIONS,
+    relation_tables,
+    shown_name,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge
 from mlflow_deploy_plugin.watch.drift.threshold.distribution import NullDistribution
-from mlflow_deploy_plugin.watch.drift.threshold.null import DISTANCE, MIN_COMPARED_ROWS, MISSING, ColumnGroup
+from mlflow_deploy_plugin.watch.drift.threshold.null import (
+    DISTANCE,
+    MIN_COMPARED_ROWS,
+    MISSING,
+    ColumnGroup,
+)
 from mlflow_deploy_plugin.watch.result import EXACT, Check, Finding, State, same_phase
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
@@ -28,14 +37,32 @@ _UNLIKELY = 1e-6
 _FEW_WINDOWS = 19
 """The number of reference windows below which the steps are also checked for constant values. Without this check, a
 flag that changes every other week was called drifted in 10 % of the months after a reference of three months."""
-_DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
+_DISTANCES = {
+    "int",
+    "uint",
+    "halffloat",
+    "float",
+    "double",
+    "decimal",
+    "bool",
+    "string",
+    "large_string",
+    "dictionary",
+}
 """The types whose distributions can be compared. A column of such a type has no bins only if it was not requested."""
 
 
-def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
+def schema_findings(
+    reference: DriftReference,
+    window: Profile,
+    columns: Sequence[str],
+) -> list[Finding]:
     """Return a finding for each new, removed, retyped or constant column. These findings need no threshold: a column
     that is also missing or constant in a window of the reference is not drift."""
-    findings = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
+    findings = (
+        _schema_finding(name, reference, window)
+        for name in _column_names(reference, window, columns)
+    )
     return [finding for finding in findings if finding is not None]
 
 
@@ -57,21 +84,37 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
             return Finding(name, "presence", "no drift", reason)
         return drift("presence", "the column is in the reference, but not in the window", "gone")
     if expected is None:
-        return drift("presence", f"the column is in the window ({current.arrow_type}), but not in the reference", "new")
+        return drift(
+            "presence",
+            f"the column is in the window ({current.arrow_type}), but not in the reference",
+            "new",
+        )
     if current.mistyped and not expected.mistyped:
         known, usual = current.rows - current.missing, expected.arrow_type or current.expected_type
         reason = f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the reference has {usual}"
-        return drift("type", reason, f"{usual} → {current.arrow_type}", current.mistyped / max(known, 1))
+        return drift(
+            "type",
+            reason,
+            f"{usual} → {current.arrow_type}",
+            current.mistyped / max(known, 1),
+        )
     # Check columns without a judged distribution (times, binary values) for a change of type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
-    if not is_judged and current.missing < current.rows and _families(expected).isdisjoint(_families(current)):
+    if (
+        not is_judged
+        and current.missing < current.rows
+        and _families(expected).isdisjoint(_families(current))
+    ):
         reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
         return drift("type", reason, f"{expected.arrow_type} → {current.arrow_type}")
     return _constant_finding(name, reference, expected, current)
 
 
 def _constant_finding(
-    name: str, reference: DriftReference, expected: ColumnSketch, current: ColumnSketch
+    name: str,
+    reference: DriftReference,
+    expected: ColumnSketch,
+    current: ColumnSketch,
 ) -> Finding | None:
     bins, known = reference.bins.get(name), current.rows - current.missing
     only = _only_value(bins, current)
@@ -80,14 +123,18 @@ def _constant_finding(
     pieces = reference.pieces
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
-    large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins, except rare values
+    large = [
+        column
+        for column in own
+        if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)
+    ]
+    single = (
+        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+    )  # the number of bins, except rare values
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
-    reason = (
-        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has only one value"
-    )
+    reason = f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has only one value"
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
 
@@ -100,7 +147,11 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
         return ""
     if places[0] < len(bins.codes):
         return repr([*bins.codes][places[0]])
-    return repr(next(iter(column.fresh))) if [*column.fresh.values()] == [column.rows - column.missing] else ""
+    return (
+        repr(next(iter(column.fresh)))
+        if [*column.fresh.values()] == [column.rows - column.missing]
+        else ""
+    )
 
 
 def _families(column: ColumnSketch) -> set[str]:
@@ -109,7 +160,10 @@ def _families(column: ColumnSketch) -> set[str]:
 
 
 def judgeable_columns(
-    reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
+    reference: DriftReference,
+    window: Profile,
+    columns: Sequence[str],
+    segment: str = "",
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """Return the columns whose distributions can be judged, and a finding with the reason for each other column. The
     projections follow if `columns` is empty or contains them, and if all columns that they include can be judged."""
@@ -128,7 +182,9 @@ def judgeable_columns(
             reasons[name] = f"the type is {current.arrow_type}; the reference has {usual}"
         else:
             kept.append(name)
-    relations = [name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)]
+    relations = [
+        name for name in PROJECTIONS if name in reference.bins and (not columns or name in columns)
+    ]
     left_out = sorted(relation_tables(reference.bins).keys() - set(kept))
     if relations and left_out:
         reasons[relations[0]] = f"the relations include {left_out[0]}, which cannot be judged"
@@ -139,7 +195,10 @@ def judgeable_columns(
 
 def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
     shown = {shown_name(name): reason for name, reason in reasons.items()}
-    return [Finding(name, "distribution", "not judged", reason, segment=segment) for name, reason in shown.items()]
+    return [
+        Finding(name, "distribution", "not judged", reason, segment=segment)
+        for name, reason in shown.items()
+    ]
 
 
 def judge_columns(
@@ -161,14 +220,24 @@ def judge_columns(
     findings: list[Finding] = []
     largest = scores.max(axis=1)
     # The projections are the last columns of a group.
-    figures = {"share_of_drifted_columns": float((largest[: len(groups[0].own_columns)] > threshold).mean())}
+    figures = {
+        "share_of_drifted_columns": float(
+            (largest[: len(groups[0].own_columns)] > threshold).mean(),
+        ),
+    }
     order = np.argsort(-largest, kind="stable").tolist()
-    drifted = [members[index] for index in order if largest[index] > threshold and members[index][1] not in PROJECTIONS]
+    drifted = [
+        members[index]
+        for index in order
+        if largest[index] > threshold and members[index][1] not in PROJECTIONS
+    ]
     for index in order:
         group, name = members[index]
         subject, is_relation = shown_name(name), name in PROJECTIONS
         title = f"{group.segment}/{subject}" if group.segment else subject
-        if is_relation and f"drift_score/{title}" in figures:  # A projection with a larger score has the finding.
+        if (
+            is_relation and f"drift_score/{title}" in figures
+        ):  # A projection with a larger score has the finding.
             continue
         others = group.reference.pieces.others
         seasonal, phase = None, ""
@@ -184,21 +253,34 @@ def judge_columns(
         figures[f"drift_score/{title}"] = float(largest[index])
         figures[f"drift_distance/{title}"] = float(window[index, DISTANCE])
         if not group.segment and not is_relation:
-            figures |= {f"missing/{name}": column.missing, f"reference_missing/{name}": column.missing_before}
+            figures |= {
+                f"missing/{name}": column.missing,
+                f"reference_missing/{name}": column.missing_before,
+            }
         for figure, check in enumerate(CHECKS):
             own = float(scores[index, figure])
             is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
-            if figure != DISTANCE and not is_seen:  # Omit checks for values that do not occur, such as missing values.
+            if (
+                figure != DISTANCE and not is_seen
+            ):  # Omit checks for values that do not occur, such as missing values.
                 continue
             if not np.isfinite(own):
                 reason = "too few of the reference's own windows have this figure"
-                findings.append(Finding(subject, check, "not judged", reason, segment=group.segment))
+                findings.append(
+                    Finding(subject, check, "not judged", reason, segment=group.segment),
+                )
                 continue
-            reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
+            reason, change = column.describe(
+                check,
+                *(float(part[index, figure]) for part in (window, usual, spread)),
+            )
             state: State = "drift" if own > threshold else "no drift"
             causes = [column_name for owner, column_name in drifted if owner is group]
             if is_relation and state == "drift" and causes:
-                state, reason = "no drift", f"{reason}; the change of {causes[0]} also changes sums of columns"
+                state, reason = (
+                    "no drift",
+                    f"{reason}; the change of {causes[0]} also changes sums of columns",
+                )
             seen = change if state == "drift" else ""
             if phase and check == "distribution":
                 seen = seen.replace(" → ", f" ({phase}) → ", 1)
@@ -207,11 +289,20 @@ def judge_columns(
     return findings, figures
 
 
-def _in_phase(pieces: ReferencePieces, name: str, start_us: int, season_us: int) -> tuple[ColumnSketch | None, str]:
+def _in_phase(
+    pieces: ReferencePieces,
+    name: str,
+    start_us: int,
+    season_us: int,
+) -> tuple[ColumnSketch | None, str]:
     """Return the column in the reference's windows of the same phase, and their name; None without such windows."""
     indices, phase = same_phase(start_us, pieces.grid.length_us, pieces.window_starts_us, season_us)
     windows = [pieces.windows[index] for index in indices] if pieces.lagged is None else []
-    parts = [Profile(window.rows, {name: window.columns[name]}) for window in windows if name in window.columns]
+    parts = [
+        Profile(window.rows, {name: window.columns[name]})
+        for window in windows
+        if name in window.columns
+    ]
     return (merge(parts).columns[name], phase) if parts else (None, "")
 
 
@@ -240,9 +331,15 @@ class _JudgedColumn:
         if check == "distribution":
             usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
             if isinstance(self.bins, OrderedBins) and self.bins.tables:
-                return f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}", ""
+                return (
+                    f"the spread of a projection of the rows differs by {value:.3g} deviations, {usual_text}",
+                    "",
+                )
             unit = " deviations" if isinstance(self.bins, OrderedBins) else ""
-            return f"{self.measure(check)} {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
+            return (
+                f"{self.measure(check)} {value:.3g}{unit}, {usual_text}",
+                self._distribution_change(value),
+            )
         if check == "missing":
             first, now = self.missing_before, self.missing
             change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
@@ -252,10 +349,19 @@ class _JudgedColumn:
             share = _share(current.unseen, current)
             listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
             change = f"values that the reference lacks {usual:.1%} → {share}, more"
-            return f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}", change
+            return (
+                f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}",
+                change,
+            )
         ranges = f"{self.bins.minimum:g} to {self.bins.maximum:g}"
         share = _share(current.below + current.above, current)
-        side = "on both sides" if current.below and current.above else "above" if current.above else "below"
+        side = (
+            "on both sides"
+            if current.below and current.above
+            else "above"
+            if current.above
+            else "below"
+        )
         change = f"out of range {usual:.1%} → {share}, more {side}"
         return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
 
@@ -264,9 +370,14 @@ class _JudgedColumn:
         bins, current, before = self.bins, self.given, self.before
         if before is None or len(before.counts) != len(current.counts):
             return ""
-        if isinstance(bins, OrderedBins):  # Return the first change that explains at least half of the distance.
+        if isinstance(
+            bins,
+            OrderedBins,
+        ):  # Return the first change that explains at least half of the distance.
             infinite = [before.infinite_share, current.infinite_share]
-            reach = np.ptp(bins.positions) / bins.scale  # Infinite values are in an outer bin, at most this far away.
+            reach = (
+                np.ptp(bins.positions) / bins.scale
+            )  # Infinite values are in an outer bin, at most this far away.
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
             if not (before.finite and current.finite):
@@ -276,7 +387,10 @@ class _JudgedColumn:
                 return f"{means}, {'higher' if current.mean > before.mean else 'lower'}"
             wide = "wider" if current.deviation > before.deviation else "narrower"
             return f"{means}, deviation {before.deviation:.3g} → {current.deviation:.3g}, {wide}"
-        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, current)]
+        shares = [
+            column.counts[:-1] / max(int(column.counts[:-1].sum()), 1)
+            for column in (before, current)
+        ]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
@@ -288,21 +402,41 @@ class _JudgedColumn:
         name = f"{code:g}" if isinstance(code, float) else repr(code)
         return _share_change(name, *(share[index] for share in by_value))
 
-    def _rare_change(self, bins: CategoryBins, column: ColumnSketch, before: Array, now: Array) -> str:
+    def _rare_change(
+        self,
+        bins: CategoryBins,
+        column: ColumnSketch,
+        before: Array,
+        now: Array,
+    ) -> str:
         current, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
         known = max(current.rows - current.missing, 1)
         if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / known)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
-        lengths, parts = cells.sum(axis=2), cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
-        if len(bins.lengths) and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum():
+        lengths, parts = (
+            cells.sum(axis=2),
+            cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9),
+        )
+        if (
+            len(bins.lengths)
+            and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum()
+        ):
             index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
             low, high = [0, *bins.lengths][index], [*(bins.lengths - 1), None][index]
-            size = f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
+            size = (
+                f"{low} or more"
+                if high is None
+                else f"{low}"
+                if low == high
+                else f"{low} to {high}"
+            )
             return _share_change(f"texts of {size} characters", *lengths[:, index])
         if 2 * current.unseen > known * now.sum():
             return _share_change(
-                f"new values such as {value!r}", column.unseen / max(column.rows, 1), current.unseen / known
+                f"new values such as {value!r}",
+                column.unseen / max(column.rows, 1),
+                current.unseen / known,
             )
         index = int(np.argmax(now - before))
         if now[index] - before[index] > abs(now.sum() - before.sum()):

@@ -27,11 +27,23 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
-from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, duration_seconds, duration_text
+from mlflow_deploy_plugin.core.spec.types import (
+    SMALLEST_ROLLING_RATE,
+    duration_seconds,
+    duration_text,
+)
 from mlflow_deploy_plugin.core.statedir.files import FileCache
 from mlflow_deploy_plugin.watch.drift import column_findings
-from mlflow_deploy_plugin.watch.drift.references.windows import MAX_WINDOWS, DriftReference, ReferencePieces
-from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name, without_projections
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    MAX_WINDOWS,
+    DriftReference,
+    ReferencePieces,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.relations import (
+    PROJECTIONS,
+    shown_name,
+    without_projections,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.drift.threshold import distribution
 from mlflow_deploy_plugin.watch.drift.threshold.drawn import (
@@ -57,10 +69,13 @@ from mlflow_deploy_plugin.watch.sequential.evidence import Outcome, alarm_key
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
-_ACCEPTED = "a user has accepted its shift as the new baseline, so that only later shifts are judged"
+_ACCEPTED = (
+    "a user has accepted its shift as the new baseline, so that only later shifts are judged"
+)
 _NOTHING_JUDGED = Refused("distributions are not judged")
 NULLS: Mapping[distribution.NullKind, type[Null]] = {
-    null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
+    null.kind: null
+    for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
 """The maximum number of histogram counts to compare in seconds: about sixty windows for a thousand columns."""
@@ -75,7 +90,15 @@ _METHOD = 11
 """A part of every cache key. Increment it if the computation of figures or nulls changes."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
-_PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
+_PLAIN = (
+    "kind",
+    "effective_n",
+    "widening",
+    "block_length",
+    "persistence",
+    "slowest_column",
+    "length",
+)
 _ARRAYS = ("figures", "scales", "floors", "starts")
 
 
@@ -107,7 +130,10 @@ class DriftVerdict:
         alarms = [finding for finding in self.findings if finding.is_alarm]
         if not alarms:
             return self.summary
-        return column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].account) + self.remark
+        return (
+            column_findings.describe_worst([alarm.title for alarm in alarms], alarms[0].account)
+            + self.remark
+        )
 
 
 def judge_profile(
@@ -133,14 +159,23 @@ def judge_profile(
         compared = compared_rows(own, part.rows, spec)
         reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
-        known = {column: _ACCEPTED for column in columns if alarm_key(shown_name(column), name) in accepted}
+        known = {
+            column: _ACCEPTED
+            for column in columns
+            if alarm_key(shown_name(column), name) in accepted
+        }
         known |= {column: _ACCEPTED for column in columns if known and column in PROJECTIONS}
         unjudged += column_findings.not_judged_findings(known, name)
         columns = tuple(column for column in columns if column not in known)
         if not reason and not columns:
             reason = column_findings.describe_worst(without_projections(known), _ACCEPTED)
             if not name and not any(finding.is_alarm for finding in schema):
-                return DriftVerdict("no drift", reason, column_findings.sort_findings([*schema, *unjudged]), rows)
+                return DriftVerdict(
+                    "no drift",
+                    reason,
+                    column_findings.sort_findings([*schema, *unjudged]),
+                    rows,
+                )
         if not reason:
             groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
@@ -158,7 +193,10 @@ def judge_profile(
 
 
 def _unjudged(
-    rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
+    rows: Mapping[str, float],
+    reason: str,
+    schema: Sequence[Finding],
+    others: Sequence[Finding],
 ) -> DriftVerdict:
     """Return a verdict for distributions that are not judged: drift if a schema finding is an alarm."""
     findings = column_findings.sort_findings([*schema, *others])
@@ -177,10 +215,18 @@ def _conclude(
     season_us: int,
     others: Sequence[Finding],
 ) -> DriftVerdict:
-    window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
+    window = np.stack(
+        [judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns],
+    )
     test = null.test(window, rate)
     checked, column_figures = column_findings.judge_columns(
-        groups, null, window, test.scores, test.threshold, start_us, season_us
+        groups,
+        null,
+        window,
+        test.scores,
+        test.threshold,
+        start_us,
+        season_us,
     )
     findings = column_findings.sort_findings([*others, *checked])
     is_fewer = null.independent_n < distribution.needed_windows(rate)
@@ -203,7 +249,11 @@ def _conclude(
             "p_value": test.p_value,
             "statistic": test.statistic,
             "threshold": test.threshold,
-            **({} if isinstance(held_out, Refused) else {"measured_false_alarm_rate": held_out.share}),
+            **(
+                {}
+                if isinstance(held_out, Refused)
+                else {"measured_false_alarm_rate": held_out.share}
+            ),
             "blocks": float(len(null.figures)),
             "independent_blocks": null.independent_n,
             "compared_rows": float(groups[0].compared),
@@ -217,7 +267,11 @@ def _conclude(
     )
 
 
-def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
+def _notes(
+    null: distribution.NullDistribution,
+    rate: float,
+    pieces: ReferencePieces,
+) -> Iterator[str]:
     """Yield notes: the source of the threshold, then the causes of additional false alarms, with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     if rate < 1 / (count + 1):
@@ -225,9 +279,15 @@ def _notes(null: distribution.NullDistribution, rate: float, pieces: ReferencePi
         return
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
-    drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
+    drawn = (
+        f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
+    )
     held_out = null.held_out
-    measured = f"not measured: {held_out.reason}" if isinstance(held_out, Refused) else held_out.describe(rate)
+    measured = (
+        f"not measured: {held_out.reason}"
+        if isinstance(held_out, Refused)
+        else held_out.describe(rate)
+    )
     yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
@@ -253,7 +313,10 @@ def _few(windows: float) -> str:
 
 
 def null_distribution(
-    groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
+    groups: Sequence[ColumnGroup],
+    rate: float,
+    independent_rows: bool,
+    cache: Path | None,
 ) -> distribution.NullDistribution | Refused:
     """Return the distribution of the first null that supports the rate, from the cache if possible. The first group has
     all rows, the other groups are segments."""
@@ -276,8 +339,14 @@ def null_distribution(
     )
     if files and path:
         with files.writing(path) as temporary:
-            about = {name: getattr(fresh, name) for name in _PLAIN} | {"held_out": asdict(fresh.held_out)}
-            np.savez(temporary, about=np.array(json.dumps(about)), **{name: getattr(fresh, name) for name in _ARRAYS})
+            about = {name: getattr(fresh, name) for name in _PLAIN} | {
+                "held_out": asdict(fresh.held_out),
+            }
+            np.savez(
+                temporary,
+                about=np.array(json.dumps(about)),
+                **{name: getattr(fresh, name) for name in _ARRAYS},
+            )
     return fresh
 
 
@@ -296,20 +365,30 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     if pieces.grid.lag_windows:
         has, instead = f"the log has {most}", "wait until the log is longer"
         if rate < SMALLEST_ROLLING_RATE:  # Too few pairs are kept, even with a longer log.
-            has, instead = f"at most {pieces.grid.max_pairs} are kept", f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
+            has, instead = (
+                f"at most {pieces.grid.max_pairs} are kept",
+                f"set {SMALLEST_ROLLING_RATE:g} on a longer log",
+            )
         elif needed > pieces.grid.max_pairs:
-            has, instead = f"with so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
+            has, instead = (
+                f"with so many columns at most {pieces.grid.max_pairs} are kept",
+                "judge fewer columns",
+            )
         ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""
         return Refused(
             f"a false-alarm rate of {rate:g} needs at least {needed} pairs of windows that are "
-            f"{pieces.grid.lag_windows} windows of {length} apart, and {has}; {ask}{instead}"
+            f"{pieces.grid.lag_windows} windows of {length} apart, and {has}; {ask}{instead}",
         )
     windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
     worth = f", worth {most} with overlapping and resampled windows" if most > windows else ""
-    supports = f"the smallest supported rate is {smallest}: set this rate, " if most else "no rate is supported: "
+    supports = (
+        f"the smallest supported rate is {smallest}: set this rate, "
+        if most
+        else "no rate is supported: "
+    )
     return Refused(
         f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
-        f"{windows}{worth}; {supports}judge shorter windows, or use a longer reference"
+        f"{windows}{worth}; {supports}judge shorter windows, or use a longer reference",
     )
 
 
@@ -319,16 +398,28 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
     if pieces.grid.lag_windows:
-        yield Lagged.cut(row_counts(pieces.windows), *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+        yield Lagged.cut(
+            row_counts(pieces.windows),
+            *pieces.pairs(),
+            group.compared,
+            min(most, MAX_WINDOWS),
+        )
         return
     yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
     steps, length = row_counts(pieces.steps), pieces.grid.window_steps
     if length < 2 or not steps.any():
         return
     yield Overlapping.cut(steps, length, group.compared)
-    if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
+    if (
+        not FEWEST_WINDOWS * length
+        <= np.count_nonzero(steps)
+        <= len(steps)
+        <= 2 * MOST_WINDOWS * length
+    ):
         return
-    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
+    column_dependence = dependence_of(
+        column_level(group, name, pieces.steps) for name in group.columns
+    )
     if can_bootstrap(steps, length, column_dependence):
         yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
 
@@ -365,7 +456,13 @@ def _read(path: Path) -> distribution.NullDistribution | None:
         return None
 
 
-def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
+def too_few_rows(
+    reference: DriftReference,
+    rows: int,
+    columns: Sequence[str],
+    compared: int,
+    spec: MonitorSpec,
+) -> str:
     """Return the reason why distributions cannot be judged, or an empty text."""
     if not rows:
         return "the window has no rows"
@@ -409,7 +506,10 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     sizes = np.array([window.rows for window in pieces.windows])
     if pieces.grid.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
-        most = max(math.ceil(_MOST_PAIRS * len(pairs)), distribution.needed_windows(spec.false_alarm_rate))
+        most = max(
+            math.ceil(_MOST_PAIRS * len(pairs)),
+            distribution.needed_windows(spec.false_alarm_rate),
+        )
         used_pairs = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
         middle = int(pairs[-used_pairs]) if used_pairs else 0
     else:

@@ -25,7 +25,11 @@ from mlflow_deploy_plugin.watch.drift.column_findings import describe_worst, not
 from mlflow_deploy_plugin.watch.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.watch.drift.references.rows import SEED
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.watch.drift.sketches.columns import pair_columns, read_columns, select_columns
+from mlflow_deploy_plugin.watch.drift.sketches.columns import (
+    pair_columns,
+    read_columns,
+    select_columns,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
     SketchStore,
     profile_to_parquet,
@@ -60,11 +64,21 @@ from mlflow_deploy_plugin.watch.result import (
     State,
     WindowRequest,
 )
-from mlflow_deploy_plugin.watch.segments import as_texts, count_texts, is_segment, largest_values, segment_name
+from mlflow_deploy_plugin.watch.segments import (
+    as_texts,
+    count_texts,
+    is_segment,
+    largest_values,
+    segment_name,
+)
 from mlflow_deploy_plugin.watch.sequential.budget import single_window_rate
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence
 from mlflow_deploy_plugin.watch.sequential.shifts import ShiftVerdict, judge_shifts
-from mlflow_deploy_plugin.watch.statistics.intervals import bonferroni_confidence, criterion_state, wilson_interval
+from mlflow_deploy_plugin.watch.statistics.intervals import (
+    bonferroni_confidence,
+    criterion_state,
+    wilson_interval,
+)
 from mlflow_deploy_plugin.watch.statistics.predictions import unreadable_notes, version_artifact
 
 SKETCHES = "sketches.parquet"
@@ -78,7 +92,9 @@ _DROPPED = "capture.drop excludes it from the log"
 _MASKED = "capture.mask replaces its values in the log with hashes"
 _KEY = "capture.keys lists it: it identifies rows and is not an input of the model"
 _LEFT_OUT = "--exclude excludes it"
-_NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exclude excludes every column"
+_NOTHING_LEFT = (
+    "no column is left to judge: capture.drop, capture.mask or --exclude excludes every column"
+)
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -104,7 +120,13 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     if not columns:
         among = f"; `columns` lists {', '.join(chosen)}" if chosen else ""
         reason = f"neither the window nor the reference has a prediction column (prediction, output.…){among}"
-        return request.result("not judged", reason, compared.version, compared.profile.rows, notes=compared.notes)
+        return request.result(
+            "not judged",
+            reason,
+            compared.version,
+            compared.profile.rows,
+            notes=compared.notes,
+        )
     return compared.result(compared.verdict(columns))
 
 
@@ -119,7 +141,9 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     if request.spec.requirements and left_out:
         # Whole requests are sampled, so a request is one draw. The divisor is the finite population correction.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
-        requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
+        requests = sum(
+            int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches
+        )
         effective_n = max(requests, 1) / left_out
     required: list[Finding] = []
     for requirement in request.spec.requirements:
@@ -127,10 +151,16 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     checked = [finding for finding in verdict.findings if finding.check in CHECKS]
     judged_subjects = {finding.subject for finding in checked}
     for item in verdict.findings:  # Add the columns that have only a distribution finding.
-        if item.subject not in judged_subjects and item.check == "distribution" and not item.segment:
+        if (
+            item.subject not in judged_subjects
+            and item.check == "distribution"
+            and not item.segment
+        ):
             is_judged = item.state != "not judged"
             reason = "nothing missing, unseen or out of range" if is_judged else item.reason
-            checked.append(Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason))
+            checked.append(
+                Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason),
+            )
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
         # Only distributions have drifted, and data quality does not judge distributions.
@@ -163,10 +193,17 @@ class WindowComparison:
         """Return the verdict on the `columns`, or on all columns if empty. Without a reference, no column is judged."""
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
-        chosen = tuple(part for part in (*select_columns(self.names, columns), *absent) if part not in self.excluded)
+        chosen = tuple(
+            part
+            for part in (*select_columns(self.names, columns), *absent)
+            if part not in self.excluded
+        )
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
-            findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)
+            findings = self._not_judged(
+                {**dict.fromkeys(self.names, reason), **self.excluded},
+                columns,
+            )
             return DriftVerdict("not judged", reason, findings, {"reference_rows": 0.0})
         if request.spec.kind == "drift":
             chosen += tuple(name for name in PROJECTIONS if name in self.reference.bins)
@@ -187,19 +224,35 @@ class WindowComparison:
 
     def shifts(self, verdict: DriftVerdict) -> ShiftVerdict:
         """Return the lasting shifts of the judged columns until this window."""
-        columns = {finding.subject for finding in verdict.findings if finding.subject not in self.excluded}
+        columns = {
+            finding.subject for finding in verdict.findings if finding.subject not in self.excluded
+        }
         if self.reference is None or self.profile.rows < self.request.spec.min_rows:
             return ShiftVerdict(Evidence())
         self.request.progress("following the levels of the columns over the windows")
         drifted = dict.fromkeys(item.key for item in verdict.findings if item.is_alarm)
         chosen = sorted(name for name in self.reference.bins if shown_name(name) in columns)
-        return judge_shifts(self.request, self.reference, self.profile, self.segments, chosen, drifted)
+        return judge_shifts(
+            self.request,
+            self.reference,
+            self.profile,
+            self.segments,
+            chosen,
+            drifted,
+        )
 
     @staticmethod
     def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
-        return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
+        return tuple(
+            not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}),
+        )
 
-    def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
+    def result(
+        self,
+        verdict: DriftVerdict,
+        state: State | None = None,
+        reason: str | None = None,
+    ) -> MonitorResult:
         """Return the result with the lasting shifts and the data for the report; `state` and `reason` override the
         verdict on the window alone."""
         state = state or verdict.state
@@ -208,18 +261,28 @@ class WindowComparison:
         if shifts.findings and state != "violated":
             state = "drift"
         sample = self._report_rows() if state != "not judged" else None
-        verdict = replace(verdict, findings=tuple(self._with_correlation(item, sample) for item in verdict.findings))
+        verdict = replace(
+            verdict,
+            findings=tuple(self._with_correlation(item, sample) for item in verdict.findings),
+        )
         reason = reason or verdict.reason
         if shifts.findings:
             shifted = [item.title for item in shifts.findings]
             shift = f"lasting shift of {describe_worst(shifted, shifts.findings[0].account)}"
             reason = f"{reason}; {shift}" if is_alarm else shift
-        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes, *shifts.notes)
+        notes = (
+            *self.notes,
+            *(self.reference.notes if self.reference else ()),
+            *verdict.notes,
+            *shifts.notes,
+        )
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
         reference, window = (read_columns(table)[0] for table in sample) if sample else ({}, {})
         pairs = [pair for pair in pair_columns(reference, window) if pair[0].name in subjects]
         of_shifts = [self._with_correlation(item, sample) for item in shifts.findings]
-        own = {name: self.profile.columns[name] for name in without_projections(self.profile.columns)}
+        own = {
+            name: self.profile.columns[name] for name in without_projections(self.profile.columns)
+        }
         sketches = profile_to_parquet(Profile(self.profile.rows, own))
         accuracy = self.request.accuracy
         levels = (*shifts.charts, accuracy) if shifts.charts and accuracy else shifts.charts
@@ -237,16 +300,28 @@ class WindowComparison:
             evidence=replace(shifts.evidence, outcomes=outcomes),
         )
 
-    def _with_correlation(self, finding: Finding, sample: tuple[pa.Table, pa.Table] | None) -> Finding:
+    def _with_correlation(
+        self,
+        finding: Finding,
+        sample: tuple[pa.Table, pa.Table] | None,
+    ) -> Finding:
         """Return the finding. The change of an alarm about relations is the correlation that changed most."""
-        if finding.subject != RELATIONS or not finding.is_alarm or self.reference is None or sample is None:
+        if (
+            finding.subject != RELATIONS
+            or not finding.is_alarm
+            or self.reference is None
+            or sample is None
+        ):
             return finding
         if finding.segment:
             column, _, value = finding.segment.partition("=")
             reference, window = (table.filter(is_segment(table, column, value)) for table in sample)
             sample = reference, window
         before, now = (encode_columns(self.reference.bins, table) for table in sample)
-        return replace(finding, change=correlation_change(self.reference.bins, before, now) or finding.change)
+        return replace(
+            finding,
+            change=correlation_change(self.reference.bins, before, now) or finding.change,
+        )
 
     def _report_rows(self) -> tuple[pa.Table, pa.Table] | None:
         """Return about `_SHOWN_ROWS` rows of the reference and of the window. For a large window, only some hours are
@@ -257,12 +332,23 @@ class WindowComparison:
             hours = request.log.hours(request.endpoint, window)
             read_hours = math.ceil(len(hours) * READ_ROWS / rows)
             picked = [hours[index] for index in sample_positions(len(hours), read_hours, SEED)]
-            parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
-        samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
-        tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
+            parts = [
+                Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked
+            ]
+        samples = (
+            request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            for part in parts
+        )
+        tables = [
+            rows.table
+            for rows in samples
+            if rows is not None and (rows.model, rows.version) == self.version
+        ]
         if not tables or self.reference is None:
             return None
-        sample = self.reference.sample.take(sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED))
+        sample = self.reference.sample.take(
+            sample_positions(len(self.reference.sample), _SHOWN_ROWS, SEED),
+        )
         return sample, concat_tables(tables)
 
 
@@ -281,7 +367,9 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     capture = request.capture
     if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
         artifact = version_artifact(request, *version)
-        both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
+        both = {
+            name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")
+        }
         request = replace(request, capture=capture.model_copy(update=both))
     reference, missing_reason = None, ""
     request.progress(f"reading the reference, {request.spec.reference}")
@@ -296,32 +384,53 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         profile = spark_window_profile(spark_session(), store, *version, window)
     else:
         profile = window_profile(store, *version, window)
-    columns = without_projections({*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())})
+    columns = without_projections(
+        {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())},
+    )
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):
             hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
             raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
     excluded = excluded_columns(request.capture, columns)
-    profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
+    profile = Profile(
+        profile.rows,
+        {name: sketch for name, sketch in profile.columns.items() if name not in excluded},
+    )
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
         # If the reference is a part of the log, its masked values have the same hashes, so the hashes can be segments.
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
-    excluded |= {part: _LEFT_OUT for name in request.exclude for part in select_columns(columns, [name])}
-    return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
+    excluded |= {
+        part: _LEFT_OUT for name in request.exclude for part in select_columns(columns, [name])
+    }
+    return WindowComparison(
+        request,
+        version,
+        reference,
+        missing_reason,
+        profile,
+        segments,
+        tuple(notes),
+        excluded,
+    )
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
     """Return the columns that `capture` drops, masks or uses as keys, including their parts, each with the reason."""
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     reasons |= dict.fromkeys(capture.keys, _KEY)
-    return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
+    return {
+        part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])
+    }
 
 
 def _segment_profiles(
-    request: WindowRequest, version: ModelVersion, reference: DriftReference, hidden: Mapping[str, str]
+    request: WindowRequest,
+    version: ModelVersion,
+    reference: DriftReference,
+    hidden: Mapping[str, str],
 ) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
     """Return the largest segments for each column of `segment_by`, and a note for each skipped column or value."""
     segments: dict[str, tuple[DriftReference, Profile]] = {}
@@ -332,7 +441,9 @@ def _segment_profiles(
             notes.append(f"segments: {column}: {hidden[column]}")
             continue
         if column not in sample.column_names or as_texts(sample.column(column)) is None:
-            notes.append(f"segments: the reference has no column {column!r} that can define segments")
+            notes.append(
+                f"segments: the reference has no column {column!r} that can define segments",
+            )
             continue
         counts = Counter[str]()
         for batch in _version_rows(request, version, (column, "_model", "_version")):
@@ -349,7 +460,11 @@ def _segment_profiles(
 
 
 def _profiles_by_value(
-    request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
+    request: WindowRequest,
+    version: ModelVersion,
+    column: str,
+    values: Sequence[str],
+    reference: DriftReference,
 ) -> list[Profile]:
     profiles_by_value: list[list[Profile]] = [[] for _ in values]
     value_set = pa.array(values, pa.string())
@@ -357,20 +472,36 @@ def _profiles_by_value(
         texts = as_texts(table.column(column)) if column in table.column_names else None
         if texts is None or not values:
             continue
-        groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(np.int64)
+        groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(
+            np.int64,
+        )
         inside = groups >= 0
-        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), groups[inside], len(values))
+        profiles = sketch_groups(
+            reference.bins,
+            table.filter(pa.array(inside)),
+            groups[inside],
+            len(values),
+        )
         for group, profile in enumerate(profiles):
             profiles_by_value[group].append(profile)
     return [merge(profiles) for profiles in profiles_by_value]
 
 
-def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _version_rows(
+    request: WindowRequest,
+    version: ModelVersion,
+    columns: Sequence[str] | None,
+) -> Iterator[pa.Table]:
     for batch in request.log.batches(request.endpoint, request.window, columns):
         yield batch.filter(pa.array(is_answered_by(batch, *version)))
 
 
-def _conclude(required: list[Finding], checked: list[Finding], verdict: State, reason: str) -> tuple[State, str]:
+def _conclude(
+    required: list[Finding],
+    checked: list[Finding],
+    verdict: State,
+    reason: str,
+) -> tuple[State, str]:
     for state in ("violated", "drift"):
         alarms = [finding for finding in (*required, *checked) if finding.state == state]
         if alarms:
@@ -380,11 +511,21 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
     if unknown := next((finding for finding in required if finding.state == "cannot tell"), None):
         return "cannot tell", f"{unknown.subject}: {unknown.account}"
     if verdict == "not judged" or any(finding.state == "not judged" for finding in required):
-        return "not judged", next((finding.account for finding in required if finding.state == "not judged"), reason)
-    return "no drift", "no more values are missing, unseen or out of range than in the reference's own windows"
+        return "not judged", next(
+            (finding.account for finding in required if finding.state == "not judged"),
+            reason,
+        )
+    return (
+        "no drift",
+        "no more values are missing, unseen or out of range than in the reference's own windows",
+    )
 
 
-def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
+def _required(
+    compared: WindowComparison,
+    requirement: Requirement,
+    effective_n: float,
+) -> Iterator[Finding]:
     """Yield a finding for each column that is not shown to meet the requirement, or only the closest column if all meet
     it. `effective_n` is the number of independent draws that the rows are worth; infinity if the log has all rows."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
@@ -399,7 +540,13 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
     confidence = bonferroni_confidence(rate, len(spec.requirements) * len(names))
     shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
     intervals = {
-        name: wilson_interval(name, shares[name] * profile.rows, profile.rows, confidence, effective_n)
+        name: wilson_interval(
+            name,
+            shares[name] * profile.rows,
+            profile.rows,
+            confidence,
+            effective_n,
+        )
         for name in names
     }
     known = {
@@ -408,14 +555,22 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
     }
     order = sorted(names, key=lambda name: (-shares[name], name))
     broken = [name for name in order if known[name] != "kept"]
-    more = f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
+    more = (
+        f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
+    )
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share = shares[name]
         text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
             low, high = intervals[name].low, intervals[name].high
-            text += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
-        text = f"{text}, required is" if broken or argument else f"at most {text} ({name}), required is"
+            text += (
+                f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
+            )
+        text = (
+            f"{text}, required is"
+            if broken or argument
+            else f"at most {text} ({name}), required is"
+        )
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
@@ -428,9 +583,17 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
         )
 
 
-def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
+def _why_not_judged(
+    compared: WindowComparison,
+    requirement: Requirement,
+    names: Sequence[str],
+) -> str:
     """Return the reason why a requirement on these columns cannot be judged, or ""."""
-    profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
+    profile, least, argument = (
+        compared.profile,
+        compared.request.spec.min_rows,
+        requirement.argument,
+    )
     if profile.rows < least:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
     if requirement.name != "missing" and compared.reference is None:

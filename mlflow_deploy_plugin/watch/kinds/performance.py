@@ -30,9 +30,18 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     estimate,
     trust_labels,
 )
-from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.watch.statistics.label_weights import (
+    LabelWeights,
+    weigh_labels,
+    weighted_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, Metrics
-from mlflow_deploy_plugin.watch.statistics.predictions import Predictions, read_predictions, row_notes, version_artifact
+from mlflow_deploy_plugin.watch.statistics.predictions import (
+    Predictions,
+    read_predictions,
+    row_notes,
+    version_artifact,
+)
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8
@@ -66,7 +75,11 @@ class _JoinedWindows:
 
     def _labelled(self, window: int, rows: Array) -> LabelledWindow:
         indices = np.flatnonzero(rows & (self.number == window))
-        return LabelledWindow(self.predictions.truth[indices], self.classified.take(indices), self.shares[window])
+        return LabelledWindow(
+            self.predictions.truth[indices],
+            self.classified.take(indices),
+            self.shares[window],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +105,12 @@ class _Window:
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge the requirements on labelled rows, or on estimates if there are fewer than `min_rows` labelled rows."""
-    rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), request.labels)
+    rows = request.log.labelled(
+        request.endpoint,
+        request.window,
+        affordable_rows(request),
+        request.labels,
+    )
     if rows is None:
         return request.result("not judged", "the window has no rows")
     artifact = version_artifact(request, rows.model, rows.version)
@@ -104,10 +122,16 @@ def judge(request: WindowRequest) -> MonitorResult:
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
     window = _Window(request, rows, artifact, predictions, labelled, (*notes, *predictions.notes()))
-    is_bounded = spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
+    is_bounded = (
+        spec.labels == "reported" and window.labels > 0 and len(rows.table) >= spec.min_rows
+    )
     if window.labels < spec.min_rows and not is_bounded:
         return _judge_by_estimate(window)
-    return _not_judged(window, predictions.label_mismatch) if predictions.label_mismatch else _judge_by_labels(window)
+    return (
+        _not_judged(window, predictions.label_mismatch)
+        if predictions.label_mismatch
+        else _judge_by_labels(window)
+    )
 
 
 def affordable_rows(request: WindowRequest) -> int:
@@ -118,15 +142,30 @@ def affordable_rows(request: WindowRequest) -> int:
 
 def _judge_by_labels(window: _Window) -> MonitorResult:
     spec, table = window.request.spec, window.rows.table
-    segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
+    segments, segment_notes = find_segments(
+        table,
+        spec.segment_by,
+        spec.min_rows,
+        window.labelled.rows,
+    )
     rate = window.request.requirement_rate
     confidence = intervals.bonferroni_confidence(rate, len(spec.requirements) * (1 + len(segments)))
     sampling = intervals.event_sampling(window.request, table, confidence)
     labelled, label_notes = _usable_labels(window)
-    measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
+    measured = weighted_metrics(
+        window.predictions,
+        labelled,
+        np.ones(len(table), bool),
+        window.names,
+        sampling,
+    )
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
-        names = tuple(requirement.name for requirement in spec.requirements if requirement.name in window.names)
+        names = tuple(
+            requirement.name
+            for requirement in spec.requirements
+            if requirement.name in window.names
+        )
         of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
     figures: dict[str, float] = {}
@@ -138,7 +177,9 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     notes = [*label_notes, *segment_notes]
     if window.labels < len(table):
         is_bounded = bool(labelled.unknown.any())
-        text = "" if window.labelled.differing or is_bounded else "; the metrics use only these rows"
+        text = (
+            "" if window.labelled.differing or is_bounded else "; the metrics use only these rows"
+        )
         if window.labelled.compared and text:
             text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
         notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
@@ -153,7 +194,9 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
     unlike += f" (chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g})"
     if spec.labels == "reported":
-        return labelled.at_worst, [f"the monitor sets `labels: reported`, {bounds}"] if others else []
+        return labelled.at_worst, [
+            f"the monitor sets `labels: reported`, {bounds}",
+        ] if others else []
     if spec.labels == "sampled":
         text = "the monitor sets `labels: sampled`, and the metrics use the labelled rows without weights; but"
         return labelled.as_sample, [f"{text} {unlike}"] if labelled.differing else []
@@ -180,7 +223,11 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
 
 
 def _describe_trust(trust: LabelTrust) -> str:
-    row = "in this window" if trust.windows == 1 else f"in {trust.windows} windows in a row, in the same direction"
+    row = (
+        "in this window"
+        if trust.windows == 1
+        else f"in {trust.windows} windows in a row, in the same direction"
+    )
     reasons = {
         "changed": f"in this window, but in {trust.windows} earlier windows with a similar share of labels: the model "
         "has changed, and the metrics use the labels",
@@ -193,7 +240,10 @@ def _describe_trust(trust: LabelTrust) -> str:
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
-    findings = [intervals.criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
+    findings = [
+        intervals.criterion_finding(rule, Refused(reason), 1.0)
+        for rule in window.request.spec.requirements
+    ]
     return _result(window, findings)
 
 
@@ -201,7 +251,10 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     """Judge the requirements on metrics that are estimated from the model's probabilities."""
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
-        return _not_judged(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
+        return _not_judged(
+            window,
+            f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}",
+        )
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
     if window.predictions.label_mismatch:
         missing += f"; {window.predictions.label_mismatch}"
@@ -217,18 +270,31 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if spec.estimate == "informs" and finding.state != "not judged":
-                finding = replace(finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}")
+                finding = replace(
+                    finding,
+                    state="not judged",
+                    reason=f"{finding.reason}; {_INFORMS}",
+                )
             findings.append(finding)
-    corrected = "corrected by isotonic regression" if of_all.is_corrected else "as returned by the model"
+    corrected = (
+        "corrected by isotonic regression" if of_all.is_corrected else "as returned by the model"
+    )
     note = (
         f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
         f"validated on {of_all.windows} earlier labelled windows"
     )
-    figures = {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
+    figures = {
+        f"estimated/{name}": value
+        for name, value in of_all.values.items()
+        if not isinstance(value, Refused)
+    }
     for name in of_all.errors:
         measured = of_all.measure(name, 0, confidence)
         if isinstance(measured, intervals.MetricInterval):
-            figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
+            figures |= {
+                f"estimated/{name}_low": measured.low,
+                f"estimated/{name}_high": measured.high,
+            }
     figures["estimated/windows"] = float(of_all.windows)
     if of_all.calibration_error is not None:
         figures["estimated/calibration_error"] = of_all.calibration_error
@@ -236,12 +302,23 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
 
 
 def _findings(
-    window: _Window, measured: Metrics, confidence: float, segment: str = "", prefix: str = ""
+    window: _Window,
+    measured: Metrics,
+    confidence: float,
+    segment: str = "",
+    prefix: str = "",
 ) -> Iterator[Finding]:
-    answers, needs = ("labels", "numbers") if window.predictions.classified is not None else ("numbers", "labels")
+    answers, needs = (
+        ("labels", "numbers")
+        if window.predictions.classified is not None
+        else ("numbers", "labels")
+    )
     for requirement in window.request.spec.requirements:
         name = requirement.name
-        metric = measured.get(name, Refused(f"{name} needs {needs}, and this model returns {answers}"))
+        metric = measured.get(
+            name,
+            Refused(f"{name} needs {needs}, and this model returns {answers}"),
+        )
         yield intervals.criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
@@ -264,30 +341,47 @@ def _result(
     )
 
 
-def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
+def _estimate_window(
+    window: _Window,
+) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
     """Return the estimates for all rows (segment "") and for each segment, each with the segment's name and number of
     rows, and validated on the same segment of earlier windows of the version. Also return notes on skipped values."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
-        return Refused("the model returns numbers, and their errors cannot be estimated without labels")
-    gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
+        return Refused(
+            "the model returns numbers, and their errors cannot be estimated without labels",
+        )
+    gives = artifact is not None and any(
+        output.role == "probabilities" for output in artifact.outputs
+    )
     if classified.probabilities is None and gives:
         assert artifact is not None
         labels = len(artifact.classes) or len(classified.classes)
         return Refused(
             "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
-            f"most 8 labels, and the model has {labels:,}"
+            f"most 8 labels, and the model has {labels:,}",
         )
     least_share = COMPLETE if spec.labels == "reported" else 0.0
     joined = _join_earlier_windows(window, least_share, spec.labels_within or "0s")
     if joined is None:
         return Refused("the rows of earlier windows do not match this window")
-    names = [requirement.name for requirement in spec.requirements if requirement.name in CLASSIFICATION]
-    segments, notes = find_segments(joined.table, spec.segment_by, spec.min_rows, joined.number == 0)
+    names = [
+        requirement.name for requirement in spec.requirements if requirement.name in CLASSIFICATION
+    ]
+    segments, notes = find_segments(
+        joined.table,
+        spec.segment_by,
+        spec.min_rows,
+        joined.number == 0,
+    )
     estimates = []
     for name, chosen in (("", np.ones(len(joined.table), bool)), *segments):
         own = chosen & (joined.number == 0)
-        of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
+        of_rows = estimate(
+            joined.classified.take(own),
+            joined.earlier(chosen, spec.min_rows),
+            names,
+        )
         if isinstance(of_rows, Refused):
             return of_rows
         estimates.append((name, int(own.sum()), of_rows))
@@ -307,11 +401,20 @@ def _trust_labels(window: _Window) -> tuple[LabelTrust | None, list[str]]:
     return trust_labels(joined.judged, earlier, 1 - spec.false_alarm_rate), joined.notes
 
 
-def _join_earlier_windows(window: _Window, least_share: float = 0.0, wait: str = "0s") -> _JoinedWindows | None:
+def _join_earlier_windows(
+    window: _Window,
+    least_share: float = 0.0,
+    wait: str = "0s",
+) -> _JoinedWindows | None:
     """Return the window's rows with the labelled rows of the latest earlier windows that have enough labels. Windows in
     which labels may depend on their value are skipped and counted in the notes, unless labels are declared a sample.
     `wait` is the time until labels are available."""
-    request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
+    request, rows, artifact, spec = (
+        window.request,
+        window.rows,
+        window.artifact,
+        window.request.spec,
+    )
     tables, shares, selected = [rows.table], [float(window.labelled.rows.mean())], 0
     for past in islice(_earlier_windows(request, wait), _LOOKED_AT):
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
@@ -345,7 +448,11 @@ def _earlier_windows(request: WindowRequest, wait: str) -> Iterator[Window]:
     length, start = request.window.length, request.window.start
     # The number of windows between the judged window and the next yielded window:
     number = max(math.ceil(length_of(wait) / length) - 1, 0)
-    for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
+    for hour in request.log.walk_hours(
+        request.endpoint,
+        Window(EPOCH, start - number * length),
+        newest_first=True,
+    ):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):
             yield Window(start - (between + 1) * length, start - between * length)

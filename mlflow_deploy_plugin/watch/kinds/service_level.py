@@ -87,15 +87,23 @@ class _RequestCounts:
         for requirement, late in zip(requirements, self.slow.tolist(), strict=True):
             if requirement.name in QUANTILES:
                 if self.timed:
-                    yield f"budget_left/{requirement.name}", 1 - late / self.timed / (1 - QUANTILES[requirement.name])
+                    yield (
+                        f"budget_left/{requirement.name}",
+                        1 - late / self.timed / (1 - QUANTILES[requirement.name]),
+                    )
             elif requirement.value:
-                yield f"budget_left/{requirement.name}", 1 - self.errors / self.requests / requirement.value
+                yield (
+                    f"budget_left/{requirement.name}",
+                    1 - self.errors / self.requests / requirement.value,
+                )
 
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge all requests of the endpoint whose rows are in the log, for all versions together."""
     spec = request.spec
-    limits = [rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements]
+    limits = [
+        rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements
+    ]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
@@ -112,14 +120,22 @@ def judge(request: WindowRequest) -> MonitorResult:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.result("not judged", reason, version, total.requests, notes=notes)
     segments, segment_notes = counted.largest(spec.min_rows)
-    confidence = bonferroni_confidence(request.requirement_rate, len(spec.requirements) * (1 + len(segments)))
+    confidence = bonferroni_confidence(
+        request.requirement_rate,
+        len(spec.requirements) * (1 + len(segments)),
+    )
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
         findings += _findings(spec.requirements, counts, confidence, name)
     figures, notes = dict(total.figures(spec.requirements)), [*notes, *segment_notes]
     findings = with_history(request, findings)
     return request.result(
-        *overall_state(findings), version, total.requests, findings=findings, figures=figures, notes=notes
+        *overall_state(findings),
+        version,
+        total.requests,
+        findings=findings,
+        figures=figures,
+        notes=notes,
     )
 
 
@@ -136,7 +152,9 @@ class _CountedRequests:
         columns = request.spec.segment_by
         log, needed = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, needed):
-            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # All rows of a request have the same latency.
+            requests = batch.filter(
+                pc.equal(batch.column("_row"), 0),
+            )  # All rows of a request have the same latency.
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
             latencies = as_numbers(requests, "_latency_us")
@@ -146,10 +164,17 @@ class _CountedRequests:
             for version in count_versions(batch):
                 self.versions.setdefault(version, 0)
             statuses = as_numbers(batch, "_status")
-            for counts, rows in self.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+            for counts, rows in self.parts(
+                batch,
+                [name for name in columns if name.startswith(OWN_PREFIX)],
+            ):
                 counts.add_failures(statuses[rows])
 
-    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
+    def parts(
+        self,
+        requests: pa.Table,
+        columns: Sequence[str],
+    ) -> Iterator[tuple[_RequestCounts, Array]]:
         """Yield all counts to which some of the requests belong, each with the indices of these requests."""
         yield self.total, np.arange(len(requests))
         for column in columns:
@@ -161,11 +186,18 @@ class _CountedRequests:
             codes = np.asarray(pc.fill_null(encoded.indices, -1))
             order = np.argsort(codes, kind="stable")
             bounds = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
-            for value, rows in zip(encoded.dictionary.to_pylist(), np.split(order, bounds)[1:], strict=False):
+            for value, rows in zip(
+                encoded.dictionary.to_pylist(),
+                np.split(order, bounds)[1:],
+                strict=False,
+            ):
                 if value not in by_value and len(by_value) >= _MAX_VALUES:
                     self.is_full = True
                     continue
-                new_counts = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
+                new_counts = _RequestCounts(
+                    self.total.limits_us,
+                    has_failures=column.startswith(OWN_PREFIX),
+                )
                 yield by_value.setdefault(value, new_counts), rows
 
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
@@ -181,7 +213,10 @@ class _CountedRequests:
 
 
 def _findings(
-    requirements: tuple[Requirement, ...], counts: _RequestCounts, confidence: float, segment: str
+    requirements: tuple[Requirement, ...],
+    counts: _RequestCounts,
+    confidence: float,
+    segment: str,
 ) -> Iterator[Finding]:
     for requirement, late in zip(requirements, counts.slow.tolist(), strict=True):
         if requirement.name not in QUANTILES:
@@ -200,8 +235,19 @@ def _findings(
             f"to {share.high:.2%} ({share.method}, confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
-        yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment, unit="s")
+        yield Finding(
+            requirement.name,
+            "criterion",
+            state,
+            reason,
+            value,
+            requirement.value,
+            segment,
+            unit="s",
+        )
 
 
 _NO_ANSWER = Refused("no answered request has a latency")
-_NO_COLUMNS = Refused("failed requests do not have the model's columns, so they cannot be assigned to segments")
+_NO_COLUMNS = Refused(
+    "failed requests do not have the model's columns, so they cannot be assigned to segments",
+)

@@ -64,7 +64,10 @@ class _ShadowRows:
 
     def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
         count = int(self.comparable.sum())
-        figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": self.copies / answered}
+        figures = {
+            f"compared_rows/{variant}": float(count),
+            f"copied_share/{variant}": self.copies / answered,
+        }
         if count:
             measured = self.disagreement(self.comparable, sampling)
             figures |= {f"{name}/{variant}": value for name, value in measured.figures.items()}
@@ -83,12 +86,18 @@ def judge(request: WindowRequest) -> MonitorResult:
         return request.result("not judged", reason, version, len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
     compared = {
-        variant: _compare(answered, rows, artifact_of, request.capture.mask) for variant, rows in shadows.items()
+        variant: _compare(answered, rows, artifact_of, request.capture.mask)
+        for variant, rows in shadows.items()
     }
     parts: dict[str, list[tuple[str, Array]]] = {}
     segment_notes: list[str] = []
     for variant, shadow in compared.items():
-        segments, left_out = find_segments(shadow.answered, spec.segment_by, spec.min_rows, shadow.comparable)
+        segments, left_out = find_segments(
+            shadow.answered,
+            spec.segment_by,
+            spec.min_rows,
+            shadow.comparable,
+        )
         parts[variant] = [("", np.ones(len(shadow.same), bool)), *segments]
         segment_notes += [note for note in left_out if note not in segment_notes]
     intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
@@ -114,7 +123,12 @@ def judge(request: WindowRequest) -> MonitorResult:
     notes += segment_notes
     findings = with_history(request, findings)
     return request.result(
-        *overall_state(findings), version, len(answered), findings=findings, figures=figures, notes=notes
+        *overall_state(findings),
+        version,
+        len(answered),
+        findings=findings,
+        figures=figures,
+        notes=notes,
     )
 
 
@@ -127,7 +141,9 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     hashes: list[Array] = []
     held = total = 0
     for batch in request.log.batches(request.endpoint, request.window, shadows=True):
-        needed = [name for name in batch.column_names if name in segment_by or name.startswith(prefixes)]
+        needed = [
+            name for name in batch.column_names if name in segment_by or name.startswith(prefixes)
+        ]
         batch = batch.select(needed)
         own = hash_texts(batch.column("_prediction_id"))
         total += len(batch)
@@ -143,7 +159,9 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
             held = sum(map(len, hashes))
     notes = list(unreadable_notes(request.log))
     if limit < 2**64 - 1:
-        notes.append(f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by prediction id")
+        notes.append(
+            f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by prediction id",
+        )
     if not held:
         return None, {}, notes
     table = concat_tables(tables)
@@ -151,12 +169,21 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     answered, computed = table.filter(pc.invert(is_shadow)), table.filter(is_shadow)
     if not len(answered):
         return None, {}, notes
-    variants = sorted(name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None)
-    return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
+    variants = sorted(
+        name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None
+    )
+    return (
+        answered,
+        {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants},
+        notes,
+    )
 
 
 def _compare(
-    answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None], masked: Sequence[str]
+    answered: pa.Table,
+    computed: pa.Table,
+    artifact_of: Callable[[str, str], Artifact | None],
+    masked: Sequence[str],
 ) -> _ShadowRows:
     """Compare the row pairs of each combination of versions separately, because the outputs differ per version."""
     keys, others = _keys(answered), _keys(computed)
@@ -167,7 +194,9 @@ def _compare(
     failures = []
     for answered_version in count_versions(left):
         for shadow_version in count_versions(right):
-            rows = np.flatnonzero(is_answered_by(left, *answered_version) & is_answered_by(right, *shadow_version))
+            rows = np.flatnonzero(
+                is_answered_by(left, *answered_version) & is_answered_by(right, *shadow_version),
+            )
             if not len(rows):
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
@@ -175,19 +204,33 @@ def _compare(
                 artifact = describe_answers(artifact_of(*answered_version), sides[0], masked)
                 shadow = describe_answers(artifact_of(*shadow_version), sides[1], masked)
                 outputs = captured_outputs(artifact, sides[0], masked)
-                outcome = compare_outputs(artifact, outputs, shadow, captured_outputs(shadow, sides[1], masked))
+                outcome = compare_outputs(
+                    artifact,
+                    outputs,
+                    shadow,
+                    captured_outputs(shadow, sides[1], masked),
+                )
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(
                     f"{len(rows):,} rows of {answered_version[0]} version {answered_version[1]} and its shadow: "
-                    f"{error.message}"
+                    f"{error.message}",
                 )
-    return _ShadowRows(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
+    return _ShadowRows(
+        left,
+        same,
+        next(iter(count_versions(computed))),
+        tuple(failures),
+        len(computed),
+    )
 
 
 def _keys(table: pa.Table) -> Array:
     """Return a key of each row, [N] uint64: the hash of prediction id and row number."""
-    return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
+    return combine_hashes(
+        hash_texts(table.column("_prediction_id")),
+        table.column("_row").to_numpy().astype(np.uint64),
+    )
 
 
 def _findings(
@@ -205,9 +248,13 @@ def _findings(
             chosen = rows & compared.comparable
             if (count := int(chosen.sum())) < spec.min_rows:
                 measured: MetricInterval | Refused = Refused(
-                    f"{count:,} rows can be compared; min_rows is {spec.min_rows}"
+                    f"{count:,} rows can be compared; min_rows is {spec.min_rows}",
                 )
             else:
                 measured = compared.disagreement(chosen, sampling)
             item = criterion_finding(requirement, measured, sampling.confidence, segment)
-            yield item if is_only or requirement.argument else replace(item, subject=f"{item.subject}({variant})")
+            yield (
+                item
+                if is_only or requirement.argument
+                else replace(item, subject=f"{item.subject}({variant})")
+            )

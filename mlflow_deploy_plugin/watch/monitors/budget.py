@@ -45,7 +45,7 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
         if kind == "window" and (span := parse_window(text)).end > window.start:
             raise InvalidConfig(
                 f"monitors.{monitor}.reference: {span} overlaps the monitor's next window, which a budget of alarms "
-                f"does not permit: END may be at most {window.start:%FT%R}"
+                f"does not permit: END may be at most {window.start:%FT%R}",
             )
         selected = SelectedMonitor(name, monitor, changed, stored.spec.capture)
         request = window_request(selected, window, deployments.settings, stored)
@@ -54,9 +54,13 @@ def check_change(deployments: Deployments, name: str, config: Mapping[str, objec
             reference = load_reference(request, *_served_version(spec))
             lines += [f"{where}: {limit}" for limit in check_budget(reference, changed, share)]
         except OnnxserveError as error:
-            if reference is not None and not changed.is_rolling:  # A rolling reference grows with the log.
+            if (
+                reference is not None and not changed.is_rolling
+            ):  # A rolling reference grows with the log.
                 raise InvalidConfig(f"monitors.{monitor}: {error.message}") from None
-            lines.append(f"{where}: the first judgement checks the budget of alarms: {error.message}")
+            lines.append(
+                f"{where}: the first judgement checks the budget of alarms: {error.message}",
+            )
     return lines
 
 
@@ -92,7 +96,11 @@ class AcceptedAlarms:
 
 
 def accept_alarms(
-    deployments: Deployments, name: str, monitor: str, why: str = "", columns: Collection[str] = ()
+    deployments: Deployments,
+    name: str,
+    monitor: str,
+    why: str = "",
+    columns: Collection[str] = (),
 ) -> AcceptedAlarms:
     """Make the open alarms of the newest judged window normal: those of the `columns`, by default of all columns.
 
@@ -105,13 +113,20 @@ def accept_alarms(
     spec, update = endpoint.monitor(monitor), f"onnxserve endpoint update {name} -C"
     if spec.kind not in KINDS_WITH_REFERENCE:
         remedy = f"`{update} monitors.{monitor}.require=…` changes its requirements"
-        raise InvalidConfig(f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}")
+        raise InvalidConfig(
+            f"monitor {monitor!r} of kind {spec.kind} has no reference and no baseline: {remedy}",
+        )
     if endpoint.alarms.false_per_year is None:
-        raise InvalidConfig(f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it")
+        raise InvalidConfig(
+            f"endpoint {name!r} has no budget of alarms: `{update} alarms.false_per_year=1` sets it",
+        )
     with hold_lease(store, name, monitor):  # A judgement that has begun would open the alert again.
         windows = monitors.judged_windows((name, monitor), length_of(spec.every), "evidence")
         judged = ((row.start, Evidence.from_json(row.evidence)) for row in reversed(windows))
-        start, evidence = next((item for item in judged if item[1].levels), (store.now(), Evidence()))
+        start, evidence = next(
+            (item for item in judged if item[1].levels),
+            (store.now(), Evidence()),
+        )
         baseline = _new_baseline(evidence, start)
         where = f"monitor {monitor!r} of endpoint {name!r}"
         if not baseline:
@@ -127,7 +142,11 @@ def accept_alarms(
         if still_open:
             return accepted
         line = f"{actor} accepted that {', '.join(accepted.describe())}{f': {why}' if why else ''}"
-        for alert in (alert for alert in Alerts(store).firing(name) if alert.fingerprint == f"{name}/{monitor}"):
+        for alert in (
+            alert
+            for alert in Alerts(store).firing(name)
+            if alert.fingerprint == f"{name}/{monitor}"
+        ):
             end_alert(store, alert, line)
     return accepted
 
@@ -148,8 +167,14 @@ def _new_baseline(evidence: Evidence, start: datetime) -> dict[str, str]:
 def _relations(baseline: Mapping[str, str], evidence: Evidence) -> dict[str, str]:
     """Return the start of the new baseline of the relations: a changed column also changes them, perhaps later."""
     starts: dict[str, str] = {}
-    for relations in sorted(key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS):
-        own = [since for key, since in baseline.items() if key.startswith(relations.removesuffix(RELATIONS))]
+    for relations in sorted(
+        key for key in _columns(evidence) if key.rpartition("/")[2] == RELATIONS
+    ):
+        own = [
+            since
+            for key, since in baseline.items()
+            if key.startswith(relations.removesuffix(RELATIONS))
+        ]
         if own:
             starts[relations] = max(own)
     return starts
@@ -163,6 +188,8 @@ def _chosen(baseline: Mapping[str, str], columns: Collection[str], where: str) -
         own = {key: since for key, since in baseline.items() if segment.fullmatch(key)}
         if not own:
             known = f"the columns with an open alarm are {join_names(sorted(baseline))}"
-            raise NotFound(f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}")
+            raise NotFound(
+                f"{where} has no open alarm of a column {column!r}{did_you_mean(column, baseline, known)}",
+            )
         chosen |= own
     return chosen

@@ -26,7 +26,12 @@ from mlflow_deploy_plugin.core.processes.durable_work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.core.processes.worker import Worker, WorkerPool
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.settings import Settings, load_settings
-from mlflow_deploy_plugin.core.spec.monitors import KINDS_WITH_REFERENCE, REGRESSION, MonitorKind, MonitorSpec
+from mlflow_deploy_plugin.core.spec.monitors import (
+    KINDS_WITH_REFERENCE,
+    REGRESSION,
+    MonitorKind,
+    MonitorSpec,
+)
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec
 from mlflow_deploy_plugin.core.spec.types import length_of
 from mlflow_deploy_plugin.core.store.monitors import Monitors
@@ -67,21 +72,37 @@ class SelectedMonitor:
     engine: Engine = "local"
 
     def with_bounds(
-        self, columns: tuple[str, ...] = (), exclude: tuple[str, ...] = (), **bounds: float | None
+        self,
+        columns: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        **bounds: float | None,
     ) -> "SelectedMonitor":
         """Return the monitor with these columns and with these fields of its spec, except fields that are None.
 
         Raises InvalidConfig if columns are specified and the monitor's kind does not judge columns.
         """
-        named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
+        named = {
+            name: ",".join(names)
+            for name, names in (("columns", columns), ("exclude", exclude))
+            if names
+        }
         if named and self.spec.kind not in KINDS_WITH_REFERENCE:
             kinds = ", ".join(KINDS_WITH_REFERENCE)
-            raise InvalidConfig(f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not")
+            raise InvalidConfig(
+                f"--{next(iter(named))}: monitors of {kinds} judge columns; {self.spec.kind} does not",
+            )
         new_bounds = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in (new_bounds | named).items())
         spec = self.spec.model_copy(update=new_bounds | ({"columns": columns} if columns else {}))
         has_own_rate = "false_alarm_rate" in new_bounds
-        return replace(self, spec=spec, tried=tried, columns=columns, exclude=exclude, has_own_rate=has_own_rate)
+        return replace(
+            self,
+            spec=spec,
+            tried=tried,
+            columns=columns,
+            exclude=exclude,
+            has_own_rate=has_own_rate,
+        )
 
 
 def window_request(
@@ -126,14 +147,25 @@ def request_from_store(
     return _with_past(request, None if monitor.has_own_rate else endpoint, Monitors(store))
 
 
-def _with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Monitors) -> WindowRequest:
+def _with_past(
+    request: WindowRequest,
+    endpoint: Endpoint | None,
+    monitors: Monitors,
+) -> WindowRequest:
     """Return the request with the monitor's share of the endpoint's budget of alarms, and with its earlier windows."""
     window, spec = request.window, request.spec
     key = request.endpoint, request.monitor
     stored = monitors.judged_windows(
-        key, window.length, "verdict", "evidence", until=window.start, aligned_to=window.start
+        key,
+        window.length,
+        "verdict",
+        "evidence",
+        until=window.start,
+        aligned_to=window.start,
     )
-    past = [JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored]
+    past = [
+        JudgedWindow(row.start, row.verdict, Evidence.from_json(row.evidence)) for row in stored
+    ]
     request = replace(request, past=past)
     if endpoint is None:
         return request
@@ -144,9 +176,16 @@ def _with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Moni
         # Levels of windows outside the schedule would raise more alarms than the budget permits.
         past = [replace(row, evidence=replace(row.evidence, basis="")) for row in past]
         note = f"the window overlaps {scheduled}, and only such windows of the schedule count for alarms over time"
-        return replace(request, past=past, notes=(*request.notes, note) if budget is not None else request.notes)
+        return replace(
+            request,
+            past=past,
+            notes=(*request.notes, note) if budget is not None else request.notes,
+        )
     starts = monitors.state(*key).baseline
-    request = replace(request, baseline={column: datetime.fromisoformat(start) for column, start in starts.items()})
+    request = replace(
+        request,
+        baseline={column: datetime.fromisoformat(start) for column, start in starts.items()},
+    )
     if spec.kind in KINDS_WITH_REFERENCE:
         since = past[0].start if past else window.start
         return replace(request, accuracy=_accuracy(endpoint, monitors, since, window.end))
@@ -156,17 +195,36 @@ def _with_past(request: WindowRequest, endpoint: Endpoint | None, monitors: Moni
     return replace(request, notes=(*request.notes, note))
 
 
-def _accuracy(endpoint: Endpoint, monitors: Monitors, since: datetime, until: datetime) -> LevelSeries | None:
+def _accuracy(
+    endpoint: Endpoint,
+    monitors: Monitors,
+    since: datetime,
+    until: datetime,
+) -> LevelSeries | None:
     """Return the metric of the first requirement of the endpoint's first performance monitor: from labels, otherwise
     estimated. Return None if no window has the metric."""
-    of_kind = [(name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"]
+    of_kind = [
+        (name, spec) for name, spec in endpoint.spec.monitors.items() if spec.kind == "performance"
+    ]
     for name, spec in of_kind[:1]:
-        stored = monitors.judged_windows((endpoint.name, name), length_of(spec.every), "figures", until=until)
+        stored = monitors.judged_windows(
+            (endpoint.name, name),
+            length_of(spec.every),
+            "figures",
+            until=until,
+        )
         windows = {row.start: row.figures for row in stored if row.start >= since}
         metric = spec.requirements[0].name
         sources = {metric: "from labels", f"estimated/{metric}": "estimated"}
-        known = [key for key in sources if any(figures.get(key) is not None for figures in windows.values())]
-        values = [next((row[key] for key in known if row.get(key) is not None), math.nan) for row in windows.values()]
+        known = [
+            key
+            for key in sources
+            if any(figures.get(key) is not None for figures in windows.values())
+        ]
+        values = [
+            next((row[key] for key in known if row.get(key) is not None), math.nan)
+            for row in windows.values()
+        ]
         title = f"{metric}, {' or '.join(sources[key] for key in known)}"
         return LevelSeries(title, [*windows], values) if known else None
     return None
@@ -195,13 +253,18 @@ def use_compact_memory() -> None:
 
 
 def count_rows(request: WindowRequest) -> int:
-    return sum(log.count(request.endpoint, request.window) for log in _judged_logs(request.log, request.spec.kind))
+    return sum(
+        log.count(request.endpoint, request.window)
+        for log in _judged_logs(request.log, request.spec.kind)
+    )
 
 
 def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
     """Return True if the log has a row in the window, or a file of the window's hours that cannot be read."""
     logs = _judged_logs(log, kind)
-    return any(len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
+    return any(
+        len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])
+    ) or bool(log.unreadable)
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
@@ -210,7 +273,11 @@ def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: date
     for part in _judged_logs(log, spec.kind):
         with contextlib.suppress(NotFound):
             windows.append(part.latest_window(endpoint, spec.every, now))
-    return max(windows, key=lambda window: window.end) if windows else log.latest_window(endpoint, spec.every, now)
+    return (
+        max(windows, key=lambda window: window.end)
+        if windows
+        else log.latest_window(endpoint, spec.every, now)
+    )
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
@@ -226,7 +293,10 @@ def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
 def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
     logs = _judged_logs(log, kind)
     files = [
-        (file.path, file.size) for part in logs for hour in part.hours(endpoint, window) for file in part.files(hour)
+        (file.path, file.size)
+        for part in logs
+        for hour in part.hours(endpoint, window)
+        for file in part.files(hour)
     ]
     return digest(sorted(files)) if files else ""
 
@@ -243,10 +313,17 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
 
     counts, labels = [], requests[0].labels
     for request in requests:
-        rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
+        rows = request.log.labelled(
+            request.endpoint,
+            request.window,
+            affordable_rows(request),
+            labels,
+        )
         if rows is None:
             counts.append(0)
-        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # only numbers count
+        elif any(
+            requirement.name in REGRESSION for requirement in request.spec.requirements
+        ):  # only numbers count
             counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))
@@ -270,7 +347,11 @@ def judging_worker() -> Worker:
 def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
     """Return an evaluator whose functions run in these workers for at most `seconds`. Raises as `Worker.call`."""
     call = partial(workers.call, seconds=seconds)
-    return Evaluator(partial(call, judge_and_log), partial(call, count_rows), partial(call, count_labels))
+    return Evaluator(
+        partial(call, judge_and_log),
+        partial(call, count_rows),
+        partial(call, count_labels),
+    )
 
 
 def _prepare() -> None:

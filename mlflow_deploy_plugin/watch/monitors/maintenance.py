@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.serve.inference_log.labels import labels_folder
 from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, maintain
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.stats import GONE_AFTER, expire_watermarks
-from mlflow_deploy_plugin.serve.inference_log.storage import DAY, list_days, list_files, wrap_log_errors
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    DAY,
+    list_days,
+    list_files,
+    wrap_log_errors,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.monitors import evaluation
@@ -60,14 +65,21 @@ def revision_period(spec: MonitorSpec) -> timedelta:
     return timedelta(seconds=within) + _LABELS_LOOKED_FOR
 
 
-def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
+def files_digests(
+    log: InferenceLog,
+    windows: Sequence[MonitorWindow],
+    spec: MonitorSpec,
+) -> list[str]:
     """Return for each window a digest of the files that its judgement reads; empty for a window without rows."""
     rows = [
-        evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows
+        evaluation.files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind)
+        for window in windows
     ]
     if spec.kind != "performance" or not any(rows):
         return rows
-    since = min(window.start for window in windows) - DAY  # Read one more day, because clocks may differ.
+    since = (
+        min(window.start for window in windows) - DAY
+    )  # Read one more day, because clocks may differ.
     labels = [
         (day, file.path, file.size)
         for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
@@ -75,13 +87,20 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
         for file in list_files(log.location, folder)
     ]
     return [
-        evaluation.digest((of_rows, [file for file in labels if file[0] + DAY > window.start - DAY])) if of_rows else ""
+        evaluation.digest(
+            (of_rows, [file for file in labels if file[0] + DAY > window.start - DAY]),
+        )
+        if of_rows
+        else ""
         for of_rows, window in zip(rows, windows, strict=True)
     ]
 
 
 def add_revisions(
-    deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
+    deployments: Deployments,
+    evaluator: Evaluator,
+    name: str,
+    monitor: str,
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add revisions of windows with late rows or enough late labels. Return each revision with its kind of data."""
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
@@ -94,30 +113,54 @@ def add_revisions(
     candidates = [
         row
         for row in newest_revisions
-        if row.state == "judged" and row.revision < MAX_REVISIONS and row.end <= now <= row.end + revision_period(spec)
+        if row.state == "judged"
+        and row.revision < MAX_REVISIONS
+        and row.end <= now <= row.end + revision_period(spec)
     ]
     if spec.kind == "performance":
         candidates = candidates[-_MOST_LABELLED:]
     digests = files_digests(evaluation.endpoint_log(settings, endpoint), candidates, spec)
-    changed = [(window, new) for window, new in zip(candidates, digests, strict=True) if new != window.log_digest]
+    changed = [
+        (window, new)
+        for window, new in zip(candidates, digests, strict=True)
+        if new != window.log_digest
+    ]
     selected = SelectedMonitor(name, monitor, spec, endpoint.spec.capture)
     requests = {
-        window.id: evaluation.window_request(selected, Window(window.start, window.end), settings, endpoint)
+        window.id: evaluation.window_request(
+            selected,
+            Window(window.start, window.end),
+            settings,
+            endpoint,
+        )
         for window, _ in changed
     }
     late: dict[int, LateData] = {}
     for window, _ in changed:
-        if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:
+        if (
+            now <= window.end + _ROWS_LOOKED_FOR
+            and evaluator.count_rows(requests[window.id]) > window.log_rows
+        ):
             late[window.id] = "rows"
-    labelled = [window for window, _ in changed if window.id not in late and "labelled_rows" in window.figures]
-    labels = evaluator.count_labels([requests[window.id] for window in labelled]) if labelled else []
+    labelled = [
+        window
+        for window, _ in changed
+        if window.id not in late and "labelled_rows" in window.figures
+    ]
+    labels = (
+        evaluator.count_labels([requests[window.id] for window in labelled]) if labelled else []
+    )
     for window, count in zip(labelled, labels, strict=True):
         if is_material(count, window, spec):
             late[window.id] = "labels"
     for window, log_digest in changed:
         if window.id not in late:
             monitors.set_log_digest(window, log_digest)
-    return [(monitors.add(name, monitor, row.start, row.end), late[row.id]) for row, _ in changed if row.id in late]
+    return [
+        (monitors.add(name, monitor, row.start, row.end), late[row.id])
+        for row, _ in changed
+        if row.id in late
+    ]
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
@@ -127,7 +170,9 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     least = 1 if spec.labels == "reported" else spec.min_rows
     if before < least:
         return labels >= least
-    rows_judged = before / float(window.figures["labelled_share"])  # With many columns, a sample is judged.
+    rows_judged = before / float(
+        window.figures["labelled_share"],
+    )  # With many columns, a sample is judged.
     return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 
 
@@ -145,12 +190,19 @@ class RetainedWindows:
     def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
         """Return all periods to retain. Raises OnnxserveError if the log is down."""
         hours = log.hours(endpoint) if self.rolling else []
-        frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
+        frozen = [
+            Window(*bin_period(hours[0].start, past.end, past.length))
+            for past in self.rolling
+            if hours
+        ]
         return [*self.windows, *frozen]
 
 
 def maintain_logs(
-    deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
+    deployments: Deployments,
+    keeper: LeaseKeeper,
+    over: threading.Event,
+    every_seconds: float = EVERY_SECONDS,
 ) -> None:
     """Maintain the store and its endpoints' logs every hour until the lease is lost or `over` is set."""
     process = evaluation.judging_worker()
@@ -159,7 +211,10 @@ def maintain_logs(
         over.wait()
         process.end()
 
-    threading.Thread(target=end, daemon=True).start()  # This thread can stop the worker, whose call may take minutes.
+    threading.Thread(
+        target=end,
+        daemon=True,
+    ).start()  # This thread can stop the worker, whose call may take minutes.
     try:
         while not over.wait(every_seconds) and keeper.is_held:
             _maintain_all(deployments, process, lambda: keeper.is_held and not over.is_set())
@@ -177,11 +232,25 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
     for endpoint in store.endpoints():
         with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
             retention = endpoint.spec.capture.retention
-            needed = retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
-            done: MaintenanceResult = call(maintain_log, settings, endpoint.name, now, retention, needed)
+            needed = (
+                retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
+            )
+            done: MaintenanceResult = call(
+                maintain_log,
+                settings,
+                endpoint.name,
+                now,
+                retention,
+                needed,
+            )
             if done.expired_files:
                 what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
-                _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
+                _log.info(
+                    "%s: %s older than capture.retention %s were deleted",
+                    endpoint.name,
+                    what,
+                    retention,
+                )
     with _logged_errors("old watermarks of agents cannot be deleted"):
         if gone := call(forget_agents, settings, now):
             line = "the watermarks of agents that were silent for %d days were deleted: %s"
@@ -205,7 +274,11 @@ def _logged_errors(failure: str) -> Iterator[None]:
 
 
 def maintain_log(
-    settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: RetainedWindows
+    settings: Settings,
+    endpoint: str,
+    now: datetime,
+    retention: str | None,
+    needed: RetainedWindows,
 ) -> MaintenanceResult:
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
     log = open_log(settings.inference_log)

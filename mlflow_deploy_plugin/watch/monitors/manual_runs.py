@@ -35,7 +35,12 @@ from mlflow_deploy_plugin.ship.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.drift.references.rows import ReferenceRows, load_datasets
 from mlflow_deploy_plugin.watch.monitors import evaluation, window_runner
-from mlflow_deploy_plugin.watch.monitors.evaluation import Evaluator, Judge, SelectedMonitor, judge_and_log
+from mlflow_deploy_plugin.watch.monitors.evaluation import (
+    Evaluator,
+    Judge,
+    SelectedMonitor,
+    judge_and_log,
+)
 from mlflow_deploy_plugin.watch.monitors.schedule import windows_between
 from mlflow_deploy_plugin.watch.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.watch.result import Engine, MonitorResult
@@ -50,7 +55,9 @@ _PAUSE = 0.1
 _NOT_SHIPPED = "some captured rows are not in the inference log yet and are not judged"
 _OWN = {"_model": "", "_version": "", "_segment": "file", "_offset": 0}
 _UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
-_INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
+_INDEPENDENT = (
+    f"{{}} has event times (column {EVENT_TIME}): the rows are treated as independent of each other"
+)
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
@@ -62,16 +69,22 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
         spec = stored.spec
-    elif left := left_specs(endpoint, deployments.settings):  # Use the spec of a server on this machine.
+    elif left := left_specs(
+        endpoint,
+        deployments.settings,
+    ):  # Use the spec of a server on this machine.
         spec = left[0][1]
     else:  # Only the log may know a deleted endpoint.
         captured = open_log(deployments.settings.inference_log).endpoints()
         if endpoint not in captured:
-            raise unknown_endpoint(endpoint, {*captured, *(other.name for other in deployments.store.endpoints())})
+            raise unknown_endpoint(
+                endpoint,
+                {*captured, *(other.name for other in deployments.store.endpoints())},
+            )
         spec = empty_endpoint(endpoint)
     if name is None and len(spec.monitors) > 1:
         raise InvalidConfig(
-            f"endpoint {endpoint!r} has several monitors: select one with --monitor {' | '.join(sorted(spec.monitors))}"
+            f"endpoint {endpoint!r} has several monitors: select one with --monitor {' | '.join(sorted(spec.monitors))}",
         )
     if spec.monitors or (stored and name):
         name = name or next(iter(spec.monitors))
@@ -80,7 +93,11 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
 
 
 def run_window(
-    deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
+    deployments: Deployments,
+    monitor: SelectedMonitor,
+    window: Window | None,
+    judge: Judge,
+    engine: Engine = "local",
 ) -> tuple[MonitorWindow, MonitorResult]:
     """Judge a window; by default, the latest complete window of the monitor's length that has rows.
 
@@ -90,7 +107,7 @@ def run_window(
     """
     if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
         raise InvalidConfig(
-            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not {monitor.spec.kind}"
+            f"--engine spark: Spark supports monitors of {', '.join(KINDS_WITH_REFERENCE)}, not {monitor.spec.kind}",
         )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = evaluation.endpoint_log(deployments.settings, endpoint)
@@ -103,13 +120,22 @@ def run_window(
         latest = evaluation.latest_window(log, monitor.endpoint, monitor.spec, now)
         raise NotFound(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest complete window with rows is "
-            f"{latest}"
+            f"{latest}",
         )
     notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     monitor = replace(monitor, engine=engine)
     if monitor.tried:
-        notes = (*notes, f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor")
-        request = evaluation.request_from_store(deployments.store, deployments.settings, monitor, window, notes=notes)
+        notes = (
+            *notes,
+            f"judged once with {monitor.tried}: only logged to MLflow, not a verdict of the monitor",
+        )
+        request = evaluation.request_from_store(
+            deployments.store,
+            deployments.settings,
+            monitor,
+            window,
+            notes=notes,
+        )
         result = judge(request)
         return window_runner.unsaved_window(result, now, notes), result
     attempt = _judge_by_hand(deployments, monitor, window, judge, notes)
@@ -119,7 +145,11 @@ def run_window(
 
 
 def backfill(
-    deployments: Deployments, monitor: SelectedMonitor, begin: datetime, end: datetime, judge: Judge
+    deployments: Deployments,
+    monitor: SelectedMonitor,
+    begin: datetime,
+    end: datetime,
+    judge: Judge,
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
     """Judge the monitor's windows in [begin, end), oldest first, and skip judged windows.
 
@@ -128,26 +158,42 @@ def backfill(
     """
     starts = windows_between(monitor.spec, begin, end)
     if not starts:
-        raise InvalidConfig(f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC")
+        raise InvalidConfig(
+            f"no complete window of {monitor.spec.every} is in {begin:%F %R} to {end:%F %R} UTC",
+        )
     if len(starts) > MAX_BACKFILLED:
         last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
         raise InvalidConfig(
             f"there are {len(starts):,} windows of {monitor.spec.every} between {begin:%F %R} and {end:%F %R} UTC, and "
             f"one backfill judges at most {MAX_BACKFILLED:,}: use --to {last.isoformat()[:19]} or a monitor with "
-            "longer windows"
+            "longer windows",
         )
 
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
-        revisions = Monitors(deployments.store).revisions(monitor.endpoint, monitor.name, window.start, window.end)
+        revisions = Monitors(deployments.store).revisions(
+            monitor.endpoint,
+            monitor.name,
+            window.start,
+            window.end,
+        )
         judged = [revision for revision in revisions if revision.state == "judged"]
         if judged:
             yield number, len(starts), judged[-1], False
         else:
-            yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge).window, True
+            yield (
+                number,
+                len(starts),
+                _judge_by_hand(deployments, monitor, window, judge).window,
+                True,
+            )
 
 
-def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
+def run_due(
+    deployments: Deployments,
+    monitor: SelectedMonitor,
+    say: Callable[[str], None],
+) -> Iterator[MonitorWindow]:
     """Judge every due window of the monitor, oldest first, with alerts and retrainings as in the controller.
 
     This function is for a command that runs on its own schedule instead of a controller, such as a CronJob. The
@@ -158,16 +204,29 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     """
     stored = deployments.store.endpoint(monitor.endpoint)
     if stored is None:
-        raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which lists the due windows")
+        raise NotFound(
+            f"there is no endpoint {monitor.endpoint!r} in the store, which lists the due windows",
+        )
     stored.spec.monitor(monitor.name)
     runner = window_runner.WindowRunner(deployments, Evaluator(judge_and_log), say)
     while True:
         with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
-            if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
+            if taken is window_runner.Idle.NOTHING_DUE and runner.add_late_revisions(
+                monitor.endpoint,
+                monitor.name,
+            ):
                 continue
-        if taken is window_runner.Idle.NOTHING_DUE and not runner.monitors.state(monitor.endpoint, monitor.name).paused:
-            pending = runner.monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)
+        if (
+            taken is window_runner.Idle.NOTHING_DUE
+            and not runner.monitors.state(monitor.endpoint, monitor.name).paused
+        ):
+            pending = runner.monitors.windows(
+                monitor.endpoint,
+                monitor.name,
+                states=("pending",),
+                by_hand=False,
+            )
             for waiting in pending[:1]:
                 say(window_runner.window_summary(waiting))
                 yield waiting
@@ -183,16 +242,27 @@ def hold_lease(store: Store, endpoint: str, monitor: str) -> AbstractContextMana
 
     def wait_for(holder: str) -> None:
         if time.monotonic() > deadline:
-            raise OnnxserveError(f"a window of monitor {monitor!r} is being judged by {holder}: try again later")
+            raise OnnxserveError(
+                f"a window of monitor {monitor!r} is being judged by {holder}: try again later",
+            )
 
     return held_lease(store, lease_name(endpoint, monitor), wait_for)
 
 
 def _judge_by_hand(
-    deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
+    deployments: Deployments,
+    monitor: SelectedMonitor,
+    window: Window,
+    judge: Judge,
+    notes: Sequence[str] = (),
 ) -> window_runner.Attempt:
     """Judge the unjudged revision of the window that a user requested. If it does not exist, add a revision."""
-    runner = window_runner.WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
+    runner = window_runner.WindowRunner(
+        deployments,
+        Evaluator(judge),
+        lambda line: None,
+        by_hand=True,
+    )
     with hold_lease(deployments.store, monitor.endpoint, monitor.name) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)
@@ -200,12 +270,19 @@ def _judge_by_hand(
         revision = requested[-1] if requested else runner.monitors.add(*key, by_hand=True)
         attempt = runner.judge_window(revision, monitor, keeper, notes)
     if attempt is None:
-        raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
+        raise OnnxserveError(
+            "the lease of the monitor was lost while a window was judged: try again",
+        )
     return attempt
 
 
 def run_files(
-    name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: Any
+    name: str,
+    rows: str,
+    reference: str,
+    settings: Settings,
+    judge: Judge,
+    **bounds: Any,
 ) -> tuple[MonitorWindow, MonitorResult]:
     """Compare the rows of two files as a drift monitor does, and log the report to the experiment `onnxserve/NAME`.
 
@@ -223,17 +300,25 @@ def run_files(
     evaluation.use_compact_memory()
     data, against = load_datasets([rows, reference], exclude=bounds.get("exclude", ()))
     without = [dataset.shown for dataset in (data, against) if dataset.times is None]
-    del against  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
+    del (
+        against
+    )  # The judgement reads the reference again. Two tables of a million rows take half a gigabyte.
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
     monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
     now = datetime.now(UTC)
-    times = data.times if data.times is not None else np.full(len(data.table), int(now.timestamp()) * 1_000_000)
+    times = (
+        data.times
+        if data.times is not None
+        else np.full(len(data.table), int(now.timestamp()) * 1_000_000)
+    )
     if data.times is None:
         window = window_at(int(times[0]), "1d")
     else:  # Use complete days, hours or minutes, so that the reference's windows have the same phase.
-        start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+        start, end = (
+            EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max())
+        )
         unit = next((length for length in _UNITS if end - start >= length), _UNITS[-1])
         window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
@@ -241,13 +326,17 @@ def run_files(
         _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
         del data, times  # The rows are read again in parts.
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        result = judge(evaluation.window_request(replace(monitor, tried=tried), window, alone, notes=notes))
+        result = judge(
+            evaluation.window_request(replace(monitor, tried=tried), window, alone, notes=notes),
+        )
     return window_runner.unsaved_window(result, now, notes), result
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
     count = len(rows.table)
-    table = rows.table.select([name for name in rows.table.column_names if not name.startswith("_")])
+    table = rows.table.select(
+        [name for name in rows.table.column_names if not name.startswith("_")],
+    )
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
     for name, value in _OWN.items():
         table = table.append_column(name, pa.repeat(value, count))
@@ -261,12 +350,22 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
         hour_folder = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
         hour_folder.mkdir(parents=True)
         # A reader holds a page and a dictionary per column. If they are small, 30 columns take 80 MB less.
-        part = table.slice(begin, end - begin) if is_sorted else table.take(pa.array(order[begin:end]))
-        pq.write_table(part, hour_folder / "rows.parquet", data_page_size=2**17, dictionary_pagesize_limit=2**17)
+        part = (
+            table.slice(begin, end - begin) if is_sorted else table.take(pa.array(order[begin:end]))
+        )
+        pq.write_table(
+            part,
+            hour_folder / "rows.parquet",
+            data_page_size=2**17,
+            dictionary_pagesize_limit=2**17,
+        )
 
 
 def wait_until_shipped(
-    folder: Path, limit: float, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
+    folder: Path,
+    limit: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Wait at most `limit` seconds for a running agent to ship the folder's spool; return True if it is shipped."""
     deadline = clock() + limit
@@ -274,7 +373,9 @@ def wait_until_shipped(
     for segment in segments(folder / SPOOL):
         with suppress(FileNotFoundError):  # A segment is deleted when all its rows are in the log.
             sizes[segment] = segment.stat().st_size
-    while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
+    while any(
+        segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()
+    ):
         agent = read_state(folder / AGENT, AgentState)
         if clock() >= deadline or agent is None or not is_alive(agent.pid):
             return False

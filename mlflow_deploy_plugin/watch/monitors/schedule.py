@@ -21,7 +21,9 @@ from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.serve.inference_log.windows import Window, microseconds, window_at
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.serve.inference_log.stats import Watermark  # At run time, this would import Arrow.
+    from mlflow_deploy_plugin.serve.inference_log.stats import (
+        Watermark,
+    )  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
 """The maximum number of missed windows that a controller judges. A user may request more windows (`backfill`)."""
@@ -44,7 +46,10 @@ class DueWindow:
 
 
 def next_due_window(
-    endpoint: Endpoint, state: MonitorState, now: datetime, max_catch_up: int = MAX_CATCH_UP
+    endpoint: Endpoint,
+    state: MonitorState,
+    now: datetime,
+    max_catch_up: int = MAX_CATCH_UP,
 ) -> DueWindow | None:
     """Return the next due window; None if no window is due. Skip all due windows except the newest `max_catch_up`.
 
@@ -56,7 +61,11 @@ def next_due_window(
     if due == 0:
         return None
     left_out = max(0, due - max_catch_up)
-    return DueWindow(window_at(starts[left_out], spec.every), left_out, window_at(starts[0], spec.every).start)
+    return DueWindow(
+        window_at(starts[left_out], spec.every),
+        left_out,
+        window_at(starts[0], spec.every).start,
+    )
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
@@ -67,7 +76,11 @@ def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
     """Return the time at which the next window may be judged, which may be past. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
-    first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
+    first = windows_between(
+        spec,
+        begin,
+        begin + timedelta(seconds=2 * duration_seconds(spec.every)),
+    )
     return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
 
 
@@ -107,7 +120,9 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
 def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
     """Return the monitor's fixed delay, which spreads the work of monitors: at most 30 s and 1/100 of the window."""
     most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
-    number = int.from_bytes(hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest())
+    number = int.from_bytes(
+        hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest(),
+    )
     return most * (number / 2**32)
 
 
@@ -146,10 +161,12 @@ def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Rea
         if now - mark.written_at > SILENT_AFTER:
             notes.append(
                 f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} UTC: the window does "
-                "not wait for its rows"
+                "not wait for its rows",
             )
         elif mark.written_at - now > SILENT_AFTER:
-            notes.append(f"the clock of agent {mark.agent} is an hour or more ahead: its rows are not waited for")
+            notes.append(
+                f"the clock of agent {mark.agent} is an hour or more ahead: its rows are not waited for",
+            )
         else:
             waited_for.append(mark.complete_until)
     return Readiness(min(waited_for, default=None), tuple(notes))
@@ -164,7 +181,9 @@ def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
 def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
     monitor, spec = state.monitor, endpoint.spec.monitors[state.monitor]
     return bisect_right(
-        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end)
+        starts,
+        now,
+        key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end),
     )
 
 
@@ -197,22 +216,40 @@ class MonitorOverview:
     false_per_year: float | None = None
 
 
-def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
+def overviews(
+    store: Store,
+    endpoint: str | None = None,
+    marks: "Sequence[Watermark]" = (),
+) -> list[MonitorOverview]:
     """Return the monitors (of one endpoint, if set) by name. `marks` are the log's watermarks. Raises NotFound."""
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
     return [
-        _overview(store, monitored, stored.get((monitored.name, name)) or MonitorState(monitored.name, name), marks)
+        _overview(
+            store,
+            monitored,
+            stored.get((monitored.name, name)) or MonitorState(monitored.name, name),
+            marks,
+        )
         for monitored in endpoints
         for name in sorted(monitored.spec.monitors)
     ]
 
 
-def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Sequence[Watermark]") -> MonitorOverview:
+def _overview(
+    store: Store,
+    endpoint: Endpoint,
+    state: MonitorState,
+    marks: "Sequence[Watermark]",
+) -> MonitorOverview:
     monitors, name, now = Monitors(store), state.monitor, store.now()
     newest = monitors.newest(endpoint.name, name, _LOOKED_AT)
     judged = [window.id for window in newest if window.state == "judged"][-1:]
-    unjudged = [window.id for window in newest if window.state in ("pending", "running") and not window.by_hand][:1]
+    unjudged = [
+        window.id
+        for window in newest
+        if window.state in ("pending", "running") and not window.by_hand
+    ][:1]
     windows = monitors.windows_by_id([*judged, *unjudged])
     (last,), (open,) = (map(windows.get, ids or [0]) for ids in (judged, unjudged))
     status: MonitorStatus = "waiting"
@@ -220,7 +257,9 @@ def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Seq
     try:
         due = next_due_time(endpoint, state, now)
         due_window = next_due_window(endpoint, state, now)
-        if due_window is not None and not (ready := readiness(marks, endpoint.name, now)).covers(due_window.window.end):
+        if due_window is not None and not (ready := readiness(marks, endpoint.name, now)).covers(
+            due_window.window.end,
+        ):
             why = f"waiting for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
         status, why = "broken", error.message

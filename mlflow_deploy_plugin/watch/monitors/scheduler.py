@@ -14,13 +14,28 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.processes.durable_work import WorkRunner
 from mlflow_deploy_plugin.core.processes.worker import ProcessEnded, WorkerPool
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.core.store.monitors import MonitorKey, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.core.store.monitors import (
+    MonitorKey,
+    Monitors,
+    MonitorState,
+    MonitorWindow,
+)
 from mlflow_deploy_plugin.promote.rollouts.leadership import log_errors
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.alerts.record import announce, record_failure, resolve_orphaned
-from mlflow_deploy_plugin.watch.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
+from mlflow_deploy_plugin.watch.monitors.evaluation import (
+    IDLE_SECONDS,
+    Evaluator,
+    evaluator_in,
+    judging_worker,
+)
 from mlflow_deploy_plugin.watch.monitors.maintenance import EVERY_SECONDS
-from mlflow_deploy_plugin.watch.monitors.schedule import MAX_CATCH_UP, is_ahead, next_due_window, oldest_pending
+from mlflow_deploy_plugin.watch.monitors.schedule import (
+    MAX_CATCH_UP,
+    is_ahead,
+    next_due_window,
+    oldest_pending,
+)
 from mlflow_deploy_plugin.watch.monitors.window_runner import MAX_ATTEMPTS, Idle, WindowRunner
 
 AT_ONCE = 2
@@ -75,7 +90,12 @@ class MonitorScheduler:
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
         evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
-        windows = WindowRunner(self.deployments, evaluator, self.deployments.progress, max_catch_up=self.max_catch_up)
+        windows = WindowRunner(
+            self.deployments,
+            evaluator,
+            self.deployments.progress,
+            max_catch_up=self.max_catch_up,
+        )
         work = WorkRunner("monitor", self.at_once, _FAILURE_SECONDS, monotonic=self.monotonic)
         self._watched.clear()
         try:
@@ -85,7 +105,11 @@ class MonitorScheduler:
                 workers.end_idle(IDLE_SECONDS)
                 deadline = time.monotonic() + self.look_seconds
                 # End the wait when an attempt has finished, because the monitor's next window may be due.
-                while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
+                while (
+                    not over.is_set()
+                    and not work.finished.wait(0.1)
+                    and time.monotonic() < deadline
+                ):
                     pass
         finally:
             work.stop(wait=False)
@@ -121,7 +145,10 @@ class MonitorScheduler:
                     continue
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
-                except (ValueError, OverflowError) as error:  # The schedule exceeds the range of `datetime`.
+                except (
+                    ValueError,
+                    OverflowError,
+                ) as error:  # The schedule exceeds the range of `datetime`.
                     self._report_trouble(key, f"the schedule cannot be computed: {error}")
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
@@ -134,13 +161,20 @@ class MonitorScheduler:
         watched = self._watched[key]
         try:
             lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
-            if lease is None:  # A user runs the monitor, or a killed controller's lease has not expired.
+            if (
+                lease is None
+            ):  # A user runs the monitor, or a killed controller's lease has not expired.
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as own:
                 taken = windows.run_next(*key, own)
-                watched.troubles, watched.last_reason = 0, ""  # If the reason recurs, report it again.
+                watched.troubles, watched.last_reason = (
+                    0,
+                    "",
+                )  # If the reason recurs, report it again.
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
-                    watched.looked_for_late = self.monotonic()  # Even a failed search is not repeated soon.
+                    watched.looked_for_late = (
+                        self.monotonic()
+                    )  # Even a failed search is not repeated soon.
                     self._look_for_late_data(key, watched, windows)
             self._store.clear_if_deleted(key[0])
         except ProcessEnded:
@@ -150,7 +184,12 @@ class MonitorScheduler:
             return _FAILURE_SECONDS
         return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
-    def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
+    def _look_for_late_data(
+        self,
+        key: MonitorKey,
+        watched: _Watched,
+        windows: WindowRunner,
+    ) -> None:
         """Add revisions for late rows and labels. Repeated failures are announced but do not stop the judgements."""
         try:
             windows.add_late_revisions(*key)
@@ -170,14 +209,20 @@ class MonitorScheduler:
             if self._monitors.state(*key).note_kind == "late_data_failed":
                 self._monitors.update_state(*key, note="")
 
-    def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
+    def _close_windows_of_gone(
+        self,
+        pending: dict[MonitorKey, list[MonitorWindow]],
+        known: set[MonitorKey],
+    ) -> None:
         """Close the windows of deleted monitors. Report once for each unreadable endpoint why it is skipped."""
         unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
-            if key[0] in unreadable:  # The spec, which cannot be read, may still contain the monitor.
+            if (
+                key[0] in unreadable
+            ):  # The spec, which cannot be read, may still contain the monitor.
                 continue
             held = self._store.lease(lease_name(*key))
             if held is not None and held.is_current:  # A user is judging the window.

@@ -97,9 +97,20 @@ class WindowRunner:
         except OSError as error:
             raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
         ready = schedule.readiness(marks, name, now)
-        window = schedule.oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
-        if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.update_state(name, monitor, note="")  # Remove the note: the monitor can run again.
+        window = (
+            schedule.oldest_pending(pending, now)
+            if pending
+            else self._add_next(endpoint, state, ready, now)
+        )
+        if (
+            state.note_kind == "cannot_run"
+            and self.monitors.state(name, monitor).note == state.note
+        ):
+            self.monitors.update_state(
+                name,
+                monitor,
+                note="",
+            )  # Remove the note: the monitor can run again.
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -109,10 +120,16 @@ class WindowRunner:
         return attempt.window if attempt is not None else None
 
     def judge_window(
-        self, window: MonitorWindow, monitor: SelectedMonitor, keeper: LeaseKeeper, notes: Sequence[str] = ()
+        self,
+        window: MonitorWindow,
+        monitor: SelectedMonitor,
+        keeper: LeaseKeeper,
+        notes: Sequence[str] = (),
     ) -> Attempt | None:
         """Attempt to judge the window, and return the attempt; None if the attempt was stopped or lost its lease."""
-        if window.state == "running" and not self.by_hand:  # The process that judged the window was killed.
+        if (
+            window.state == "running" and not self.by_hand
+        ):  # The process that judged the window was killed.
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
@@ -123,7 +140,10 @@ class WindowRunner:
             judged = self._judge(running, monitor, notes)
         except ProcessEnded:
             if keeper.is_held:
-                self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
+                self.monitors.update(
+                    replace(running, state="pending", not_before=None),
+                    keeper.lease,
+                )
             return None
         except OnnxserveError as error:
             return self._fail(running, error, keeper)
@@ -138,11 +158,17 @@ class WindowRunner:
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, late_data in added:
-            self.say(f"{name}: monitor {monitor}: {late_data} arrived after window {window.start:%FT%H:%M} was judged")
+            self.say(
+                f"{name}: monitor {monitor}: {late_data} arrived after window {window.start:%FT%H:%M} was judged",
+            )
         return [window for window, _ in added]
 
     def _add_next(
-        self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
+        self,
+        endpoint: Endpoint,
+        state: MonitorState,
+        ready: Readiness,
+        now: datetime,
     ) -> MonitorWindow | Idle:
         """Store and return the next window that is due and complete. Skip windows that were already judged."""
         monitor = state.monitor
@@ -166,17 +192,30 @@ class WindowRunner:
             elif state.note_kind == "cannot_run":
                 note = ""
             span = due.window.start, due.window.end
-            written = [row for row in self.monitors.revisions(endpoint.name, monitor, *span) if not row.by_hand]
+            written = [
+                row
+                for row in self.monitors.revisions(endpoint.name, monitor, *span)
+                if not row.by_hand
+            ]
             # After a change of `every`, a stored window with the same start may have a different end.
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(
-                endpoint.name, monitor, made_up_to=due.window.end, note=note, note_kind=note_kind
+                endpoint.name,
+                monitor,
+                made_up_to=due.window.end,
+                note=note,
+                note_kind=note_kind,
             )
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
 
-    def _judge(self, window: MonitorWindow, monitor: SelectedMonitor, notes: Sequence[str]) -> Attempt:
+    def _judge(
+        self,
+        window: MonitorWindow,
+        monitor: SelectedMonitor,
+        notes: Sequence[str],
+    ) -> Attempt:
         store, settings = self.deployments.store, self.deployments.settings
         span = Window(window.start, window.end)
         log = evaluation.endpoint_log(settings, store.endpoint(window.endpoint))
@@ -184,8 +223,23 @@ class WindowRunner:
         window = replace(window, log_digest=digest)
         if not digest or not evaluation.has_rows(log, window.endpoint, span, monitor.spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
-            return Attempt(replace(window, state="judged", not_before=None, verdict="not judged", reason=reason))
-        request = evaluation.request_from_store(store, settings, monitor, span, window.revision, notes)
+            return Attempt(
+                replace(
+                    window,
+                    state="judged",
+                    not_before=None,
+                    verdict="not judged",
+                    reason=reason,
+                ),
+            )
+        request = evaluation.request_from_store(
+            store,
+            settings,
+            monitor,
+            span,
+            window.revision,
+            notes,
+        )
         result = self.evaluator.judge(request)
         if not self.by_hand:
             self._report(window, monitor.spec, result)
@@ -199,14 +253,18 @@ class WindowRunner:
             return
         key, length = (window.endpoint, window.monitor), window.end - window.start
         judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
-        earlier = [row for row in judged if row.end - row.start == length and not (row.start - window.start) % length]
+        earlier = [
+            row
+            for row in judged
+            if row.end - row.start == length and not (row.start - window.start) % length
+        ]
         if any(row.start > window.start for row in earlier):
             return
         consecutive = consecutive_alarms([*earlier, as_judged(window, result, ())])
         self.monitors.update_state(*key, consecutive=consecutive)
         if result.is_alarm and consecutive < spec.consecutive:
             self.say(
-                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm"
+                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm",
             )
             return
         try:
@@ -217,7 +275,12 @@ class WindowRunner:
         except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
             _log.exception("%s: an alert or a retraining failed", window_summary(window))
 
-    def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> Attempt | None:
+    def _fail(
+        self,
+        window: MonitorWindow,
+        error: OnnxserveError,
+        keeper: LeaseKeeper,
+    ) -> Attempt | None:
         now, reason = self.deployments.store.now(), error.message
         attempts = window.attempts + 1
         may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
@@ -232,7 +295,13 @@ class WindowRunner:
         if not keeper.is_held:
             return None
         if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
-            record_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
+            record_failure(
+                self.deployments.store,
+                self.deployments.settings,
+                window.endpoint,
+                window.monitor,
+                reason,
+            )
         return self._write(Attempt(failed), keeper)
 
     def _write(self, attempt: Attempt, keeper: LeaseKeeper) -> Attempt | None:
@@ -249,7 +318,10 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     Windows that were stored without their alarms count by their verdict, and accepted alarms do not count. Use newest
     revisions of decided windows.
     """
-    newest = {row.start: row for row in sorted(windows, key=lambda window: (window.start, window.revision))}
+    newest = {
+        row.start: row
+        for row in sorted(windows, key=lambda window: (window.start, window.revision))
+    }
     decided = [row for row in reversed(newest.values()) if row.verdict not in UNDECIDED]
     in_a_row = takewhile(lambda row: row.outcome in ALARMS, decided)
     alarms = [Evidence.from_json(row.evidence).open_alarms for row in in_a_row]
@@ -260,7 +332,11 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     return count
 
 
-def unsaved_window(result: MonitorResult, now: datetime, notes: Sequence[str] = ()) -> MonitorWindow:
+def unsaved_window(
+    result: MonitorResult,
+    now: datetime,
+    notes: Sequence[str] = (),
+) -> MonitorWindow:
     """Return a judged window that is not stored: its result is only in MLflow."""
     span = result.window.start, result.window.end
     unsaved = MonitorWindow(0, result.endpoint, result.monitor, *span, 0, True, "pending", now, now)
@@ -285,7 +361,9 @@ def as_judged(window: MonitorWindow, result: MonitorResult, notes: Sequence[str]
 
 def window_summary(window: MonitorWindow) -> str:
     revision = f" revision {window.revision}" if window.revision > 1 else ""
-    name = f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
+    name = (
+        f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
+    )
     if window.state == "judged":
         run = window.run_url or (f"run {window.run_id}" if window.run_id else "")
         return f"{name}: {window.verdict}{f'; {run}' if run else f': {window.reason}'}"

@@ -47,11 +47,22 @@ class EvidentlyReport:
 
 def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) -> EvidentlyReport:
     """Draw the first `most` judged columns of the findings."""
-    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # If names are equal, use the first pair.
+    by_name = {
+        left.name: (left, right) for left, right in reversed(pairs)
+    }  # If names are equal, use the first pair.
     judged: dict[str, ColumnPair] = {}
     for finding in result.findings:
-        is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
-        if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
+        is_scored = (
+            finding.value is not None
+            and np.isfinite(finding.value)
+            and finding.threshold is not None
+        )
+        if (
+            finding.check == "distribution"
+            and not finding.segment
+            and is_scored
+            and finding.subject in by_name
+        ):
             judged.setdefault(finding.subject, by_name[finding.subject])
     chosen = list(judged.values())[:most]
     if not chosen:
@@ -63,7 +74,9 @@ def draw_columns(result: MonitorResult, pairs: Sequence[ColumnPair], most: int) 
     if len(chosen) < len(judged):
         notes.append(f"charts show only the first {len(chosen)} of {len(judged)} columns")
     if max(sizes) > MAX_ROWS:
-        notes.append(f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows")
+        notes.append(
+            f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows",
+        )
     try:
         page, figures = _drawn(chosen)
     except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
@@ -79,7 +92,8 @@ def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
 
     reference, current, text = _frames(columns, np.random.default_rng(_SEED))
     definition = DataDefinition(
-        numerical_columns=[name for name in reference.columns if name not in text], categorical_columns=sorted(text)
+        numerical_columns=[name for name in reference.columns if name not in text],
+        categorical_columns=sorted(text),
     )
     report = Report([ValueStats(column=name) for name in reference.columns])
     snapshot = report.run(
@@ -94,15 +108,23 @@ def _drawn(columns: Sequence[ColumnPair]) -> tuple[str, str]:
     return page, snapshot.json()
 
 
-def _frames(columns: Sequence[ColumnPair], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
+def _frames(
+    columns: Sequence[ColumnPair],
+    rng: np.random.Generator,
+) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
     """Return reference and window as DataFrames for Evidently, and the names of the text columns."""
     rows = [sample_positions(len(side.values), MAX_ROWS, rng) for side in columns[0]]
     sides: list[dict[str, Array]] = [{}, {}]
     text = set()
     for pair in columns:
-        name, (left, right) = pair[0].name, (side.values[chosen] for side, chosen in zip(pair, rows, strict=True))
+        name, (left, right) = (
+            pair[0].name,
+            (side.values[chosen] for side, chosen in zip(pair, rows, strict=True)),
+        )
         if all(side.kind == "number" for side in pair):
-            left, right = (np.where(np.isfinite(values), values, np.nan) for values in (left, right))
+            left, right = (
+                np.where(np.isfinite(values), values, np.nan) for values in (left, right)
+            )
             if _has_histogram(left) and _has_histogram(right):
                 sides[0][name], sides[1][name] = left, right
                 continue

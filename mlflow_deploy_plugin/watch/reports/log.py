@@ -22,8 +22,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.core.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.core.registry.runs import IdempotentRun, LoggedRun, log_metrics, project_run_id
-from mlflow_deploy_plugin.core.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
+from mlflow_deploy_plugin.core.registry.runs import (
+    IdempotentRun,
+    LoggedRun,
+    log_metrics,
+    project_run_id,
+)
+from mlflow_deploy_plugin.core.registry.tags import (
+    MAX_TAG_LENGTH,
+    tag_version,
+    write_description_section,
+)
 from mlflow_deploy_plugin.core.registry.window_runs import (
     CREATED_TAG,
     DOCUMENT,
@@ -75,7 +84,10 @@ _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1
 _MOST_METRICS = 300  # This number is enough for the UI, and needs one API call per window.
 
 
-def build_report(result: MonitorResult, past: Sequence[JudgedWindow] = ()) -> Mapping[str, str | bytes]:
+def build_report(
+    result: MonitorResult,
+    past: Sequence[JudgedWindow] = (),
+) -> Mapping[str, str | bytes]:
     """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
@@ -100,7 +112,10 @@ def build_report(result: MonitorResult, past: Sequence[JudgedWindow] = ()) -> Ma
 
 def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, words: str) -> str:
     pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     pages.filters |= {"number": _number, "class": mark_of}
     title = f"{result.endpoint}, {result.monitor}, {result.window}"
@@ -114,7 +129,11 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
         sd_legend=SD_LEGEND,
         figures=list(islice(result.figures.items(), _MOST_FIGURES)),
     )
-    page = (drawn.page or _EMPTY).replace("</head>", f"<title>{html.escape(title)}</title></head>", 1)
+    page = (drawn.page or _EMPTY).replace(
+        "</head>",
+        f"<title>{html.escape(title)}</title></head>",
+        1,
+    )
     end = page.find(">", page.find("<body")) + 1
     return page[:end] + main + page[end:]
 
@@ -131,7 +150,14 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
+        log_metrics(
+            client,
+            run_id,
+            result.model_id,
+            figures.items(),
+            result.window.end_us // 1000,
+            times,
+        )
         with TemporaryDirectory() as folder:
             for name, content in files.items():
                 target = Path(folder) / name
@@ -146,7 +172,11 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     identity = {
         **monitor,
         START_TAG: result.window.start.isoformat(),
-        **({END_TAG: end, TRIED_TAG: result.tried} if result.tried else {REVISION_TAG: str(result.revision)}),
+        **(
+            {END_TAG: end, TRIED_TAG: result.tried}
+            if result.tried
+            else {REVISION_TAG: str(result.revision)}
+        ),
     }
     tags = {
         KIND_TAG: result.kind,
@@ -168,7 +198,10 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
     """Return the figures, and the finite values of the findings: `distribution_score/COLUMN`, … for a column;
     `shift_state/COLUMN` (1 for an alarm) for a shift of its level; `criterion/accuracy`, `criterion_threshold/accuracy`
     and `criterion_state/accuracy` (0 kept, 0.5 cannot tell, 1 violated) for a requirement."""
-    named: list[tuple[str, float | None]] = [("rows", result.rows), ("is_alarm", float(result.is_alarm))]
+    named: list[tuple[str, float | None]] = [
+        ("rows", result.rows),
+        ("is_alarm", float(result.is_alarm)),
+    ]
     named += result.figures.items()
     for finding in result.findings:
         subject = _metric_subject(finding)
@@ -178,26 +211,36 @@ def to_metrics(result: MonitorResult) -> dict[str, float]:
             named.append((f"criterion_state/{subject}", _STATES.get(finding.state)))
         else:
             named.append((f"{finding.check}_score/{subject}", finding.value))
-        if finding.check == "shift":  # The detector restarts, so its score does not show a lasting alarm.
+        if (
+            finding.check == "shift"
+        ):  # The detector restarts, so its score does not show a lasting alarm.
             named.append((f"shift_state/{subject}", float(finding.is_alarm)))
     values: dict[str, float] = {}
     for name, value in named:
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
-    return {_unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
+    return {
+        _unique_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()
+    }
 
 
 def _unique_name(name: str, is_shared: bool) -> str:
     """Return a valid MLflow name, with a digest if several names would become the same valid name."""
     plain = metric_name(name)
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and plain != name else plain
+    return (
+        f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+        if is_shared and plain != name
+        else plain
+    )
 
 
 def metric_name(name: str) -> str:
     """Return a valid MLflow name: most punctuation is replaced, and the name is not a relative path."""
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
-    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
+    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[
+        :_LONGEST_NAME
+    ]
 
 
 def _metric_subject(finding: Finding) -> str:
@@ -213,7 +256,11 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else None
 
 
-def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
+def _log_series(
+    result: MonitorResult,
+    figures: Mapping[str, float],
+    monitor: Mapping[str, str],
+) -> None:
     """Add the window's metrics to the run for all windows of the monitor, because MLflow draws metrics of a single run
     over time. The time is the window's end; the step is the window's number. Logging is idempotent."""
     if project_run_id():
@@ -221,15 +268,35 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Ma
     end, length = result.window.end_us, result.window.end_us - result.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
+        log_metrics(
+            client,
+            run_id,
+            "",
+            islice(figures.items(), _MOST_METRICS),
+            end // 1000,
+            end // length,
+        )
 
-    run = _run_of(result, {**monitor, SERIES_TAG: "windows"}, (SERIES_UNTIL_TAG, result.window.end.isoformat()))
+    run = _run_of(
+        result,
+        {**monitor, SERIES_TAG: "windows"},
+        (SERIES_UNTIL_TAG, result.window.end.isoformat()),
+    )
     run.log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
 
 
-def _run_of(result: MonitorResult, identity: Mapping[str, str], done: tuple[str, str]) -> IdempotentRun:
+def _run_of(
+    result: MonitorResult,
+    identity: Mapping[str, str],
+    done: tuple[str, str],
+) -> IdempotentRun:
     endpoint = result.endpoint
-    return IdempotentRun(f"the experiment of endpoint {endpoint}", f"onnxserve/{endpoint}", identity, done)
+    return IdempotentRun(
+        f"the experiment of endpoint {endpoint}",
+        f"onnxserve/{endpoint}",
+        identity,
+        done,
+    )
 
 
 def _link_report_to_version(result: MonitorResult, report: str) -> None:
@@ -254,7 +321,9 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
                 for name, value in tags_to_write.items():
                     tag_version(model, version, name, value)
                 break
-            except RegistryUnavailable:  # MLflow fails if two clients create a tag at the same time.
+            except (
+                RegistryUnavailable
+            ):  # MLflow fails if two clients create a tag at the same time.
                 if attempt == 2:
                     raise
         write_description_section(model, version, _report_table({**tags, **tags_to_write}))
@@ -263,13 +332,21 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
 
 
 def _report_table(tags: dict[str, str]) -> list[str]:
-    monitors = [name.removesuffix(_WINDOW) for name in tags if name.startswith(PREFIX) and name.endswith(_WINDOW)]
+    monitors = [
+        name.removesuffix(_WINDOW)
+        for name in tags
+        if name.startswith(PREFIX) and name.endswith(_WINDOW)
+    ]
     monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
     rows = []
     for name in monitors[:_MOST_REPORTS]:
         start, _, end = tags[name + _WINDOW].partition("/")
         report = tags.get(name + _REPORT, "")
-        link = f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
+        link = (
+            f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
+        )
         monitor_name = name.removeprefix(PREFIX).replace("/", ", ")
-        rows.append(f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
+        rows.append(
+            f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |",
+        )
     return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

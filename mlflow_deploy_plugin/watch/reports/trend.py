@@ -24,7 +24,12 @@ _DEVIATIONS = 2
 """Half of the width of the usual band of a level, in standard deviations of the reference's windows."""
 _ALARM, _FINE, _LINE, _SOFT, _BAND = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a", "#b9d3f2"
 _COLOURS = {"alarm": _ALARM, "undecided": _SOFT, "fine": _FINE}
-_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D", _LINE: "."}  # Markers show the state without colour.
+_MARKERS = {
+    _FINE: "o",
+    _ALARM: "X",
+    _SOFT: "D",
+    _LINE: ".",
+}  # Markers show the state without colour.
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +79,13 @@ class LevelLine:
     def describe(self) -> str:
         """Return a text about the newest known value until the judged window."""
         known = [index for index, value in enumerate(self.series.values) if math.isfinite(value)]
-        newest = max([index for index in known if self.series.starts[index] <= self.judged] or known)
+        newest = max(
+            [index for index in known if self.series.starts[index] <= self.judged] or known,
+        )
         onset = self.series.onset
-        interval = f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
+        interval = (
+            f" (95 % interval: {describe_span(onset.earliest, onset.latest)})" if onset else ""
+        )
         text = f"{self.title}{interval}: newest {self.series.values[newest]:.4g}"
         if len(self.series.usual):
             text += f", usual {self.series.usual[newest]:.4g} ± {_DEVIATIONS * self.series.deviation:.2g}"
@@ -89,11 +98,31 @@ class LevelLine:
         if len(self.series.usual):
             usual, half = np.asarray(self.series.usual), _DEVIATIONS * self.series.deviation
             times = date2num(list(self.series.starts))
-            panel.fill_between(times, usual - half, usual + half, color=_BAND, linewidth=0, zorder=0)
+            panel.fill_between(
+                times,
+                usual - half,
+                usual + half,
+                color=_BAND,
+                linewidth=0,
+                zorder=0,
+            )
         if onset := self.series.onset:
             first = date2num(onset.earliest)
-            panel.axvspan(first, date2num(onset.latest), color=_SOFT, alpha=0.35, linewidth=0, zorder=0.5)
-            panel.axvline(date2num(onset.start), color=_LINE, linewidth=1.2, linestyle=":", zorder=1)
+            panel.axvspan(
+                first,
+                date2num(onset.latest),
+                color=_SOFT,
+                alpha=0.35,
+                linewidth=0,
+                zorder=0.5,
+            )
+            panel.axvline(
+                date2num(onset.start),
+                color=_LINE,
+                linewidth=1.2,
+                linestyle=":",
+                zorder=1,
+            )
 
 
 def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[LevelLine]:
@@ -114,7 +143,9 @@ def level_lines(result: MonitorResult, windows: Sequence[JudgedWindow]) -> list[
 
 
 def trend_lines(
-    result: MonitorResult, windows: Sequence[JudgedWindow], levels: Sequence[LevelLine] = ()
+    result: MonitorResult,
+    windows: Sequence[JudgedWindow],
+    levels: Sequence[LevelLine] = (),
 ) -> list[TrendLine]:
     """Return a line for each alarm of this result without a level, the worst first, and for each requirement on all
     rows. Without requirements, the first line is the largest score of all columns."""
@@ -122,8 +153,14 @@ def trend_lines(
     if not any(finding.check == "criterion" for finding in result.findings):
         drawn[""] = _line("largest score of a column, in SD", windows, "", "distribution")
     with_level = [line.key for line in levels if line.key]
-    alarms = [finding for finding in result.findings if finding.is_alarm and finding.key not in with_level]
-    required = [finding for finding in result.findings if finding.check == "criterion" and not finding.segment]
+    alarms = [
+        finding for finding in result.findings if finding.is_alarm and finding.key not in with_level
+    ]
+    required = [
+        finding
+        for finding in result.findings
+        if finding.check == "criterion" and not finding.segment
+    ]
     for finding in (*alarms, *required):  # The worst check of a column comes first.
         name = finding.title
         if finding.check == "criterion":
@@ -132,7 +169,9 @@ def trend_lines(
             title = f"{name}: {finding.change or finding.check}"
         else:
             title = f"{_cut(name, _TITLE_LENGTH - len(_SCORE))}{_SCORE}"
-        if finding.value is not None and finding.key in result.evidence.outcomes:  # A shift has no score of its own.
+        if (
+            finding.value is not None and finding.key in result.evidence.outcomes
+        ):  # A shift has no score of its own.
             drawn.setdefault(name, _line(title, windows, finding.key, finding.check))
     return list(drawn.values())[: _MOST_PANELS - len(with_level)]
 
@@ -145,7 +184,9 @@ def _drawn_outcome(window: JudgedWindow, key: str, check: Check) -> Outcome:
     """Return the outcome to draw. An exact check has the value 0 in judged windows in which it is not an alarm, and its
     value cannot be compared with scores."""
     outcome = window.evidence.outcomes.get(key)
-    if outcome is None and key in window.evidence.alarms:  # Earlier releases have stored only the alarms.
+    if (
+        outcome is None and key in window.evidence.alarms
+    ):  # Earlier releases have stored only the alarms.
         return Outcome(check, "not judged")
     if check in EXACT:
         if outcome is None or outcome.check != check:
@@ -166,7 +207,10 @@ def _cut(text: str, most: int) -> str:
 
 
 def draw_trend(
-    series: Sequence[TrendLine], windows: Sequence[JudgedWindow], length: timedelta, levels: Sequence[LevelLine] = ()
+    series: Sequence[TrendLine],
+    windows: Sequence[JudgedWindow],
+    length: timedelta,
+    levels: Sequence[LevelLine] = (),
 ) -> tuple[bytes, str]:
     """Return a PNG with a panel per line of two or more values, the levels first, and a description; both are empty
     without panels. The lines of `series` have an outcome for each of the windows."""
@@ -183,14 +227,30 @@ def draw_trend(
     width, height = 5.2, 1.55 * len(drawn) + 0.1
     figure = Figure(figsize=(width, height), dpi=160)
     # Margins are in inches. An automatic layout, which measures all labels, would take a third of the time.
-    figure.subplots_adjust(0.62 / width, 0.4 / height, 1 - 0.2 / width, 1 - 0.32 / height, hspace=0.5)
+    figure.subplots_adjust(
+        0.62 / width,
+        0.4 / height,
+        1 - 0.2 / width,
+        1 - 0.32 / height,
+        hspace=0.5,
+    )
     canvas = FigureCanvasAgg(figure)
     times = [window.start for window in windows]
-    all_times = [time for line in drawn for time in (line.series.starts if isinstance(line, LevelLine) else times)]
-    for panel, line in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
+    all_times = [
+        time
+        for line in drawn
+        for time in (line.series.starts if isinstance(line, LevelLine) else times)
+    ]
+    for panel, line in zip(
+        figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0],
+        drawn,
+        strict=True,
+    ):
         if isinstance(line, LevelLine):
             starts, values = line.series.starts, line.series.values
-            other = _FINE if len(line.series.usual) else _LINE  # A level without a reference is not judged.
+            other = (
+                _FINE if len(line.series.usual) else _LINE
+            )  # A level without a reference is not judged.
             colours = [_ALARM if start in line.alarms else other for start in starts]
             words.append(line.describe())
             line.draw_reference(panel)
@@ -200,20 +260,40 @@ def draw_trend(
             alarms = sum(colours[index] == _ALARM for index in known)
             newest = f"newest {values[known[-1]]:.4g}, threshold {bounds[known[-1]]:.4g}"
             words.append(f"{line.title}: {newest}, an alarm in {alarms} of {len(known)} windows")
-            panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
+            panel.plot(
+                times,
+                bounds,
+                color=_ALARM,
+                linewidth=1,
+                linestyle="--",
+                marker="_",
+                zorder=1,
+            )
             open_times = [window.start for window in windows if window.state == "not judged"]
             foot = panel.get_xaxis_transform()
-            panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)
+            panel.scatter(
+                open_times,
+                [0.03] * len(open_times),
+                marker="|",
+                color=_SOFT,
+                transform=foot,
+            )
         panel.plot(starts, values, color=_LINE, linewidth=1, zorder=1)
         for colour, marker in _MARKERS.items():
-            marked = [value if own == colour else math.nan for value, own in zip(values, colours, strict=True)]
+            marked = [
+                value if own == colour else math.nan
+                for value, own in zip(values, colours, strict=True)
+            ]
             panel.scatter(starts, marked, color=colour, marker=marker, s=20, zorder=2)
         panel.set_title(_cut(line.title, _TITLE_LENGTH), fontsize=8, loc="left", parse_math=False)
         panel.tick_params(labelsize=8)
         panel.margins(y=0.15)
         panel.set_xlim(min(all_times) - length, max(all_times) + length)
         panel.spines[["top", "right"]].set_visible(False)
-        locator = AutoDateLocator(minticks=3, maxticks=8)  # With five ticks, four days would get half-day ticks.
+        locator = AutoDateLocator(
+            minticks=3,
+            maxticks=8,
+        )  # With five ticks, four days would get half-day ticks.
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         for axis in (panel.xaxis, panel.yaxis):

@@ -22,7 +22,16 @@ from mlflow_deploy_plugin.watch.alerts.record import announce
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
-    "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
+    "waiting",
+    "running",
+    "registered",
+    "gated",
+    "rolling_out",
+    "promoted",
+    "proposed",
+    "left",
+    "rolled_back",
+    "failed",
 ]
 """The first five states are live, and each is stored before the next state begins. The last five states are final."""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
@@ -63,12 +72,27 @@ class RetrainPlan:
 
 
 _PLAN = TypeAdapter(RetrainPlan)
-_COPIED = {"entry_point", "mode", "env_manager", "then", "steps", "step_every", "parameters", "min_requests"}
+_COPIED = {
+    "entry_point",
+    "mode",
+    "env_manager",
+    "then",
+    "steps",
+    "step_every",
+    "parameters",
+    "min_requests",
+}
 """The fields of the plan that are copied unchanged from the spec."""
 
 
 def plan_for(
-    spec: RetrainSpec, endpoint: str, model: str, version: str, every: str, window: Window | None, actor: str
+    spec: RetrainSpec,
+    endpoint: str,
+    model: str,
+    version: str,
+    every: str,
+    window: Window | None,
+    actor: str,
 ) -> RetrainPlan:
     folder = absolute_path(spec.project)
     return RetrainPlan(
@@ -112,18 +136,41 @@ class RetrainingContext:
         return self.deployments.store.now()
 
     def write(
-        self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
+        self,
+        changed: Retraining,
+        event: AuditEvent | None = None,
+        waits_for: WaitsFor = "",
     ) -> Retraining | None:
         """Store the retraining. Return None if another process has advanced the retraining in the meantime."""
-        written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
+        written = Retrainings(self.deployments.store).update(
+            replace(changed, waits_for=waits_for),
+            event,
+        )
         if written is not None:
             self.deployments.progress(retraining_summary(written))
         return written
 
-    def event(self, action: str, row: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
+    def event(
+        self,
+        action: str,
+        row: Retraining,
+        before: str,
+        after: str,
+        why: str,
+        detail: Json,
+    ) -> AuditEvent:
         named = {"retraining": row.id, **detail}
         return AuditEvent(
-            self.now(), self.actor, action, row.endpoint, row.model, row.version, before, after, why, named
+            self.now(),
+            self.actor,
+            action,
+            row.endpoint,
+            row.model,
+            row.version,
+            before,
+            after,
+            why,
+            named,
         )
 
     def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
@@ -132,14 +179,20 @@ class RetrainingContext:
             self.write(replace(retraining, reason=reason), waits_for=waits_for)
 
     def fail(self, retraining: Retraining, reason: str) -> None:
-        self._announce(retraining, f"retraining {retraining.id} of {retraining.model} failed: {reason}")
+        self._announce(
+            retraining,
+            f"retraining {retraining.id} of {retraining.model} failed: {reason}",
+        )
         self.end(retraining, "failed", reason)
 
     def finish(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
         """End the retraining without a rollout, and tag its version with the outcome."""
         tag_version(retraining.model, retraining.version, CANDIDATE_TAG, state)
         if state == "proposed":
-            self._announce(retraining, f"{retraining.model} version {retraining.version} is proposed: {reason}")
+            self._announce(
+                retraining,
+                f"{retraining.model} version {retraining.version} is proposed: {reason}",
+            )
         self.end(retraining, state, reason)
 
     def end(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
@@ -147,20 +200,37 @@ class RetrainingContext:
         detail = {"state": state, "run_id": retraining.run_id, "rollout": retraining.rollout_id}
         known = {name: value for name, value in detail.items() if value not in ("", None)}
         event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
-        written = self.write(replace(retraining, state=state, reason=reason, ended_at=event.at), event)
+        written = self.write(
+            replace(retraining, state=state, reason=reason, ended_at=event.at),
+            event,
+        )
         if written is not None:
-            last = retraining.id - 1 if state == "failed" else retraining.id  # Keep the rows of newer retrainings.
+            last = (
+                retraining.id - 1 if state == "failed" else retraining.id
+            )  # Keep the rows of newer retrainings.
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
                     for name in TRAINING_FILES:  # Keep the log. MLflow has the held-out rows.
-                        for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):  # for each attempt
+                        for file in self.folder(retraining).parent.glob(
+                            f"{ended.id}-*/{name}",
+                        ):  # for each attempt
                             file.unlink(missing_ok=True)
 
     def folder(self, row: Retraining) -> Path:
-        return self.deployments.settings.home_path / "retrainings" / f"{row.id}-{row.figures.attempt or 1}"
+        return (
+            self.deployments.settings.home_path
+            / "retrainings"
+            / f"{row.id}-{row.figures.attempt or 1}"
+        )
 
     def _announce(self, row: Retraining, text: str) -> None:
         """Announce the text. Callers store the new state afterwards, so the announcement is repeated after a crash."""
         link = row.figures.gate_report or str(row.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
-        announce(self.deployments.store, row.endpoint, row.monitor, f"{row.endpoint}: {text}", link if is_page else "")
+        announce(
+            self.deployments.store,
+            row.endpoint,
+            row.monitor,
+            f"{row.endpoint}: {text}",
+            link if is_page else "",
+        )

@@ -88,10 +88,17 @@ def column_types(model_uri: str) -> dict[str, str]:
     signature = fetch_mlmodel(model_uri).signature
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
-    return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
+    return {
+        str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs
+    }
 
 
-def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
+def ensure_run(
+    retraining: Retraining,
+    plan: "RetrainPlan",
+    attempt: int,
+    parameters: Mapping[str, str],
+) -> str:
     """Return the id of the MLflow run for this attempt at the retraining. Create the run if it does not exist."""
     from mlflow.entities import Param
 
@@ -113,8 +120,17 @@ def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parame
         }
         if retraining.cause.get("run_id"):
             tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
-        run_id = str(client.create_run(experiment, run_name=f"retraining {retraining.id}", tags=tags).info.run_id)
-        client.log_batch(run_id, params=[Param(name, value[:5000]) for name, value in parameters.items()])
+        run_id = str(
+            client.create_run(
+                experiment,
+                run_name=f"retraining {retraining.id}",
+                tags=tags,
+            ).info.run_id,
+        )
+        client.log_batch(
+            run_id,
+            params=[Param(name, value[:5000]) for name, value in parameters.items()],
+        )
     return run_id
 
 
@@ -131,7 +147,11 @@ def get_run(run_id: str) -> TrainingRun:
         run = registry_client().get_run(run_id)
     heartbeat = run.data.tags.get(HEARTBEAT_TAG)
     has_logged = bool(run.outputs and run.outputs.model_outputs)
-    return TrainingRun(str(run.info.status), datetime.fromisoformat(heartbeat) if heartbeat else None, has_logged)
+    return TrainingRun(
+        str(run.info.status),
+        datetime.fromisoformat(heartbeat) if heartbeat else None,
+        has_logged,
+    )
 
 
 def write_heartbeat(run_id: str, now: datetime) -> None:
@@ -150,11 +170,20 @@ def registered_version(model: str, run_id: str) -> str:
     """Return the newest version that the run or a nested run registered; empty if none. Raises as `get_run`."""
     with registry_errors(f"model {model}"):
         client = registry_client()
-        versions = [row for row in client.search_model_versions(f"run_id = '{run_id}'") if row.name == model]
+        versions = [
+            row for row in client.search_model_versions(f"run_id = '{run_id}'") if row.name == model
+        ]
         if not versions:
             experiment = client.get_run(run_id).info.experiment_id
-            nested = {run.info.run_id for run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")}
-            versions = [row for row in all_versions(client, model) if row.run_id in nested] if nested else []
+            nested = {
+                run.info.run_id
+                for run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
+            }
+            versions = (
+                [row for row in all_versions(client, model) if row.run_id in nested]
+                if nested
+                else []
+            )
     return max((str(row.version) for row in versions), key=int, default="")
 
 
@@ -181,9 +210,18 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
         command += ["-P", f"{name}={value}"]
     environment = child_environment() | {MARK: run_id}
     # `--env-manager local` runs `python` from PATH, so this interpreter must be first in PATH.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment.get("PATH", "")],
+    )
     with (folder / LOG).open("ab") as log:
-        child = Child(command, stdout=log, stderr=log, environment=environment, own_session=True, kills_group=False)
+        child = Child(
+            command,
+            stdout=log,
+            stderr=log,
+            environment=environment,
+            own_session=True,
+            kills_group=False,
+        )
     _started[run_id] = child
     return child.pid
 
@@ -231,13 +269,19 @@ def last_line(folder: Path) -> str:
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
     """Yield the ids of this user's processes of the run; if `are_named`, of processes with the run's id as argument."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # The process has just ended or belongs to another user.
+        with contextlib.suppress(
+            psutil.Error,
+        ):  # The process has just ended or belongs to another user.
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
             if is_marked and (not are_named or run_id in process.cmdline()):
                 yield process.pid
 
 
-def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
+def beat_until_ended(
+    run_id: str,
+    training: "subprocess.Popen[bytes]",
+    seconds: float = BEAT_SECONDS,
+) -> int:
     """Write heartbeats until the training has ended, and return its exit status, which is negative if it was killed.
 
     End the training if its run was ended in MLflow.
@@ -255,12 +299,16 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 
 def main(run_id: str, *arguments: str) -> None:
-    training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
+    training = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id],
+    )
     # Limit MLflow's retries only in this process, because retries can delay a heartbeat for minutes after an outage.
     own_process()
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
-    if status < 0:  # End by the signal that killed the training, so that the controller restarts the training.
+    if (
+        status < 0
+    ):  # End by the signal that killed the training, so that the controller restarts the training.
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

@@ -65,10 +65,26 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
     policy, dataset = choice.policy, retraining.figures.dataset
     if dataset and not policy.evaluation.dataset:
         update = {"dataset": dataset, "target": retraining.figures.target or ""}
-        policy = policy.model_copy(update={"evaluation": policy.evaluation.model_copy(update=update)})
-        choice = PolicyChoice(policy, f"{choice.where}, on the newest labelled rows", choice.is_models_own)
-    candidate, current = registered_version(plan.model, retraining.version), resolve(f"models:/{plan.model}/{against}")
-    gated = gate_version(candidate, current, choice, context.actor, context.deployments.store, lambda _: None)
+        policy = policy.model_copy(
+            update={"evaluation": policy.evaluation.model_copy(update=update)},
+        )
+        choice = PolicyChoice(
+            policy,
+            f"{choice.where}, on the newest labelled rows",
+            choice.is_models_own,
+        )
+    candidate, current = (
+        registered_version(plan.model, retraining.version),
+        resolve(f"models:/{plan.model}/{against}"),
+    )
+    gated = gate_version(
+        candidate,
+        current,
+        choice,
+        context.actor,
+        context.deployments.store,
+        lambda _: None,
+    )
     verdict = gated.verdict
     evaluations = [check for check in verdict.checks if check.name == "evaluation"]
     is_skipped = any(check.state == "skipped" for check in evaluations)
@@ -89,7 +105,11 @@ def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
 def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     plan = plan_of(retraining)
     if retraining.figures.gate not in PASSED_STATES:
-        context.finish(retraining, "left", f"the version did not pass its gate: {retraining.figures.gate_reason}")
+        context.finish(
+            retraining,
+            "left",
+            f"the version did not pass its gate: {retraining.figures.gate_reason}",
+        )
         return
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = retraining.figures.against or plan.base_version
@@ -97,7 +117,8 @@ def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
     started = [  # rollouts of earlier attempts at this step
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
-        if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, retraining.version)
+        if (rollout.spec.get("model"), rollout.spec.get("version"))
+        == (plan.model, retraining.version)
         and rollout.created_at >= retraining.created_at
     ]
     if started:
@@ -124,7 +145,11 @@ def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
     if rollout is None:
         context.fail(retraining, f"rollout {retraining.rollout_id} was deleted")
     elif not rollout.is_live:
-        context.end(retraining, "promoted" if rollout.state == "promoted" else "rolled_back", rollout.reason)
+        context.end(
+            retraining,
+            "promoted" if rollout.state == "promoted" else "rolled_back",
+            rollout.reason,
+        )
 
 
 def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
@@ -164,7 +189,12 @@ def _passed_text(retraining: Retraining) -> str:
     return f"the version {gate} ({retraining.figures.gate_reason})"
 
 
-def _wait_for_server(context: RetrainingContext, retraining: Retraining, why: str, waits_for: WaitsFor = "") -> None:
+def _wait_for_server(
+    context: RetrainingContext,
+    retraining: Retraining,
+    why: str,
+    waits_for: WaitsFor = "",
+) -> None:
     since = retraining.figures.gated_at or retraining.created_at
     if context.now() - since < MAX_SERVER_WAIT:
         context.wait(retraining, f"waiting for the endpoint: {why}", waits_for)
@@ -232,7 +262,11 @@ class RetrainingRunner:
 def start_rollouts_at(context: RetrainingContext, location: str) -> None:
     """Start the rollouts that wait for a controller that can reach servers at this location. Call this repeatedly."""
     for retraining in Retrainings(context.deployments.store).find(live=True):
-        if retraining.waits_for == "local_controller" and reaches(context.deployments, retraining.endpoint, location):
+        if retraining.waits_for == "local_controller" and reaches(
+            context.deployments,
+            retraining.endpoint,
+            location,
+        ):
             try_step(context, retraining)
 
 
@@ -267,7 +301,9 @@ def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
     """
     try:
         stored = context.deployments.store.endpoint(retraining.endpoint)
-        if stored is None or stored.created_at > retraining.created_at:  # a new endpoint may have the same name
+        if (
+            stored is None or stored.created_at > retraining.created_at
+        ):  # a new endpoint may have the same name
             return f"endpoint {retraining.endpoint!r} was deleted during the retraining"
     except InvalidConfig as error:
         if retraining.state != "running" or not retraining.reason:

@@ -30,7 +30,12 @@ from mlflow_deploy_plugin.serve.inference_log.windows import Window, microsecond
 from mlflow_deploy_plugin.serve.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.ship.deployments.config import check_project
 from mlflow_deploy_plugin.watch.retraining import process
-from mlflow_deploy_plugin.watch.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
+from mlflow_deploy_plugin.watch.retraining.plan import (
+    TRAINING_FILES,
+    RetrainingContext,
+    RetrainPlan,
+    plan_of,
+)
 
 MAX_TRAININGS = 2
 """The maximum number of runs. A training that was killed is restarted once, a training that failed is not."""
@@ -78,18 +83,33 @@ def start_training(context: RetrainingContext, retraining: Retraining) -> None:
     }
     run_id = process.ensure_run(retraining, plan, attempt, parameters)
     if data.held_out is not None:
-        figures = replace(figures, dataset=process.log_file(run_id, data.held_out), target=data.target)
+        figures = replace(
+            figures,
+            dataset=process.log_file(run_id, data.held_out),
+            target=data.target,
+        )
     running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
     why = f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
     if hidden := sorted(withheld & types.keys()):
         why += f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from the log"
-    detail: Json = {"held_out_rows": data.held_out_rows, "window": figures.window, "attempt": attempt}
+    detail: Json = {
+        "held_out_rows": data.held_out_rows,
+        "window": figures.window,
+        "attempt": attempt,
+    }
     if plan.sample is not None:
         why += f", with {data.sample['selected']:,} of {data.sample['rows']:,} rows from before the window"
         detail |= {"sample": plan.sample, "data_digest": data.digest}
         (file := folder / "sample.json").write_text(json.dumps(detail | data.sample, indent=2))
         process.log_file(run_id, file)
-    event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
+    event = context.event(
+        "retrain.run",
+        running,
+        f"version {plan.base_version}",
+        f"run {run_id}",
+        why,
+        detail,
+    )
     if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
 
@@ -103,7 +123,9 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
             _end_late(context, retraining, plan)
         return
     run = process.get_run(retraining.run_id)
-    if run.status == "FAILED" or (run.status == "RUNNING" and process.has_failed(retraining.run_id)):
+    if run.status == "FAILED" or (
+        run.status == "RUNNING" and process.has_failed(retraining.run_id)
+    ):
         process.end_run(retraining.run_id, "FAILED")
         context.fail(retraining, f"the run failed: {_last_line(context, retraining)}")
     elif version := process.registered_version(plan.model, retraining.run_id):
@@ -111,7 +133,10 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
         registered = replace(retraining, state="registered", version=version, reason="")
         why = f"run {retraining.run_id} of retraining {retraining.id} registered the version"
         before = f"version {plan.base_version}"
-        context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
+        context.write(
+            registered,
+            context.event("retrain.version", registered, before, f"version {version}", why, {}),
+        )
     elif run.status == "FINISHED":
         logged = " and logged no model within `mlflow.start_run()`"
         if run.has_logged_a_model:
@@ -123,11 +148,16 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
         attempt = retraining.figures.attempt or 1  # The run was killed, or the machine has stopped.
         end_training(retraining)
         if attempt >= MAX_TRAININGS:
-            context.fail(retraining, f"the run was killed {attempt} times: {_last_line(context, retraining)}")
+            context.fail(
+                retraining,
+                f"the run was killed {attempt} times: {_last_line(context, retraining)}",
+            )
             return
         reason = f"run {retraining.run_id} was killed; the training is restarted"
         figures = RetrainingFigures(attempt=attempt + 1)
-        context.write(replace(retraining, state="waiting", run_id="", figures=figures, reason=reason))
+        context.write(
+            replace(retraining, state="waiting", run_id="", figures=figures, reason=reason),
+        )
 
 
 def end_training(retraining: Retraining) -> None:
@@ -141,7 +171,11 @@ def _is_here(retraining: Retraining) -> bool:
     return retraining.figures.host == process.host()
 
 
-def _is_silent(context: RetrainingContext, retraining: Retraining, run: process.TrainingRun) -> bool:
+def _is_silent(
+    context: RetrainingContext,
+    retraining: Retraining,
+    run: process.TrainingRun,
+) -> bool:
     """Return True if a training on another machine, or on this machine before a reboot, sends no more heartbeats."""
     now, alive_at = context.now(), run.alive_at or _started_at(retraining)
     where = f"the training runs on {retraining.figures.host}"
@@ -196,7 +230,11 @@ class TrainingData:
 
 
 def collect_training_data(
-    log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str], withheld: Collection[str] = ()
+    log: InferenceLog,
+    plan: RetrainPlan,
+    folder: Path,
+    types: Mapping[str, str],
+    withheld: Collection[str] = (),
 ) -> TrainingData:
     """Write the window's labelled rows to the folder, and labelled rows before the window: all rows for a full
     training, or the rows that `plan.sample` selects.
@@ -207,13 +245,17 @@ def collect_training_data(
 
     Raises NotFound if no rows were captured, InvalidConfig for too few rows or equal labels, or as `select_rows`.
     """
-    window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
+    window = (
+        parse_window(plan.window)
+        if plan.window
+        else log.latest_window(plan.endpoint, plan.every, utc_now())
+    )
     rows = _labelled(log, plan, window, withheld)
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
         raise InvalidConfig(
             f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the true labels with "
-            "POST /feedback or `onnxserve feedback`"
+            "POST /feedback or `onnxserve feedback`",
         )
     learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
     since, numbers = window.start, {"rows": 0, "selected": 0}
@@ -221,30 +263,47 @@ def collect_training_data(
         since = next((hour.start for hour in log.hours(plan.endpoint)), since)
     elif plan.sample is not None:
         since = window.end - timedelta(seconds=duration_seconds(plan.sample["recent"]))
-    earlier = _labelled(log, plan, Window(since, window.start), withheld) if since < window.start else None
+    earlier = (
+        _labelled(log, plan, Window(since, window.start), withheld)
+        if since < window.start
+        else None
+    )
     if earlier is not None and plan.sample is not None:
-        available, earlier = len(earlier), select_rows(earlier, SampleSpec(**plan.sample), window.start)
+        available, earlier = (
+            len(earlier),
+            select_rows(earlier, SampleSpec(**plan.sample), window.start),
+        )
         numbers = {"rows": available, "selected": len(earlier)}
     if earlier is not None:
         try:
-            learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
+            learned = pa.concat_tables(
+                [_model_columns(earlier), learned],
+                promote_options="permissive",
+            )
         except pa.ArrowTypeError as error:
             # For example, the numbers of a column were hashed until the column was removed from capture.mask.
             remedy = "train in mode incremental with a shorter retrain.sample.recent, or without retrain.sample"
-            raise InvalidConfig(f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}") from None
+            raise InvalidConfig(
+                f"{one_line(error)} before {window.start:%Y-%m-%d %H:%M} and later: {remedy}",
+            ) from None
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
-            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model cannot be trained"
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model cannot be trained",
         )
-    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
+    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(
+        rows.schema.field(PREDICTION).type,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in TRAINING_FILES)
     pq.write_table(_cast_to_signature(learned, types), data)
     with data.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if held_out is not None:
-        pq.write_table(held_out, judged_by)  # The gate casts these rows to the types of each version.
+        pq.write_table(
+            held_out,
+            judged_by,
+        )  # The gate casts these rows to the types of each version.
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
@@ -275,7 +334,9 @@ def select_rows(rows: pa.Table, sample: SampleSpec, until: datetime) -> pa.Table
         probabilities *= np.exp2(-ages / duration_seconds(sample.weight))
     is_selected = numbers < probabilities
     if sample.stratify is not None:
-        codes = pc.rank(_strata(rows, sample.stratify), tiebreaker="dense").to_numpy().astype(int) - 1
+        codes = (
+            pc.rank(_strata(rows, sample.stratify), tiebreaker="dense").to_numpy().astype(int) - 1
+        )
         counts = np.bincount(codes)
         ranks = np.argsort(np.lexsort((numbers, codes))) - (np.cumsum(counts) - counts)[codes]
         is_selected = (ranks == 0) | (ranks / counts[codes] < probabilities)
@@ -293,10 +354,17 @@ def _strata(rows: pa.Table, name: str) -> pa.ChunkedArray:
             return values
         problem = f"has {count:,} values"
     remedy = f"name a column with at most {MAX_STRATA} values, or {LABEL}"
-    raise InvalidConfig(f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: {remedy}")
+    raise InvalidConfig(
+        f"retrain.sample.stratify: column {name!r} {problem} in the rows before the window: {remedy}",
+    )
 
 
-def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Collection[str]) -> pa.Table | None:
+def _labelled(
+    log: InferenceLog,
+    plan: RetrainPlan,
+    window: Window,
+    withheld: Collection[str],
+) -> pa.Table | None:
     """Return the window's labelled rows of all versions of the model, sorted by event time; None if there are none."""
     sample, is_empty = Sample(MAX_ROWS), True
     for batch in log.batches(plan.endpoint, window):
@@ -309,7 +377,9 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Co
     table = join_labels(sample.table(), log.labels(plan.endpoint))
     table = table.filter(pc.is_valid(table.column(LABEL)))
     table = table.drop_columns([name for name in table.column_names if name in withheld])
-    return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
+    return table.sort_by(
+        [(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")],
+    )
 
 
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
@@ -319,7 +389,10 @@ def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
-    learned, held_out = _model_columns(rows.slice(0, boundary)), _model_columns(rows.slice(boundary))
+    learned, held_out = (
+        _model_columns(rows.slice(0, boundary)),
+        _model_columns(rows.slice(boundary)),
+    )
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
         return _model_columns(rows), None
     return learned, held_out

@@ -7,7 +7,13 @@ import logging
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotFound,
+    NotReady,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.processes.durable_work import next_fire
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.core.spec.types import duration_seconds
@@ -16,7 +22,12 @@ from mlflow_deploy_plugin.core.store.retrainings import Retraining, Retrainings
 from mlflow_deploy_plugin.core.store.store import Endpoint, Store
 from mlflow_deploy_plugin.core.store.tables import Json
 from mlflow_deploy_plugin.promote.rollouts.leadership import controller_name
-from mlflow_deploy_plugin.promote.rollouts.snapshot import main_variant, served_model, served_version, take_snapshot
+from mlflow_deploy_plugin.promote.rollouts.snapshot import (
+    main_variant,
+    served_model,
+    served_version,
+    take_snapshot,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import check_project
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
@@ -34,7 +45,11 @@ class _NeedsAPerson(InvalidConfig):
     """An alarm cannot start a retraining before a user acts: the budget is used up, or the project is missing."""
 
 
-def retrain_on_alarm(deployments: Deployments, result: MonitorResult, spec: MonitorSpec) -> Retraining | None:
+def retrain_on_alarm(
+    deployments: Deployments,
+    result: MonitorResult,
+    spec: MonitorSpec,
+) -> Retraining | None:
     """Start a retraining if the result is an alarm and the monitor's spec has `retrain`.
 
     If an earlier call with the same result has started the retraining, return this retraining. Return None if the
@@ -45,7 +60,15 @@ def retrain_on_alarm(deployments: Deployments, result: MonitorResult, spec: Moni
         return None
     store, retrainings = deployments.store, Retrainings(deployments.store)
     actor = controller_name()
-    plan = plan_for(spec.retrain, result.endpoint, result.model, result.version, spec.every, result.window, actor)
+    plan = plan_for(
+        spec.retrain,
+        result.endpoint,
+        result.model,
+        result.version,
+        spec.every,
+        result.window,
+        actor,
+    )
     cause = {
         "kind": "alarm",
         "monitor": result.monitor,
@@ -60,7 +83,10 @@ def retrain_on_alarm(deployments: Deployments, result: MonitorResult, spec: Moni
     }
     for earlier in retrainings.find(plan.endpoint, plan.model):
         # An alarm is processed twice if a controller is killed before it has stored the window's verdict.
-        if all(earlier.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
+        if all(
+            earlier.cause.get(name) == cause[name]
+            for name in ("kind", "monitor", "window", "revision")
+        ):
             return earlier
     try:
         _check_no_rollout(store, plan.endpoint)
@@ -73,8 +99,21 @@ def retrain_on_alarm(deployments: Deployments, result: MonitorResult, spec: Moni
         return _add(store, plan, cause)
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
-            announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", result.run.url)
-        event = AuditEvent(store.now(), actor, "retrain.refused", plan.endpoint, plan.model, why=error.message)
+            announce(
+                store,
+                plan.endpoint,
+                result.monitor,
+                f"{plan.endpoint}: {error.message}",
+                result.run.url,
+            )
+        event = AuditEvent(
+            store.now(),
+            actor,
+            "retrain.refused",
+            plan.endpoint,
+            plan.model,
+            why=error.message,
+        )
         _record_refusal(store, replace(event, detail=_cause_detail(cause)))
         return None
 
@@ -100,20 +139,24 @@ def request_retraining(
     actor = actor or deployments.store.user
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
-    able = sorted(name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None)
+    able = sorted(
+        name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None
+    )
     if monitor is None and not able:
         raise InvalidConfig(
             f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
-            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
+            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT",
         )
     if monitor is None and len(able) > 1:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of {', '.join(able)}"
+            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of {', '.join(able)}",
         )
     name = able[0] if monitor is None else monitor
     chosen = spec.monitor(name)
     if chosen.retrain is None:
-        raise InvalidConfig(f"monitor {name!r} does not specify how to train the model: it has no `retrain`")
+        raise InvalidConfig(
+            f"monitor {name!r} does not specify how to train the model: it has no `retrain`",
+        )
     retrain = chosen.retrain.model_copy(update={"mode": mode}) if mode else chosen.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     _check_no_rollout(deployments.store, endpoint)
@@ -147,7 +190,12 @@ class RetrainingSchedule:
                     if self._is_due(endpoint, monitor, spec, schedule, now):
                         why = f"schedule {schedule} of monitor {monitor}"
                         request_retraining(
-                            self._deployments, endpoint.name, monitor, why=why, actor=self._actor, kind=_SCHEDULED
+                            self._deployments,
+                            endpoint.name,
+                            monitor,
+                            why=why,
+                            actor=self._actor,
+                            kind=_SCHEDULED,
                         )
                     self._logged.pop(key, None)
                 except AlreadyExists:
@@ -158,19 +206,40 @@ class RetrainingSchedule:
                     self._logged[key], name, why = error.message, endpoint.name, error.message
                     _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
                     if isinstance(error, InvalidConfig):  # A user must change the spec.
-                        announce(self._deployments.store, name, monitor, f"{name}: no retraining: {why}")
+                        announce(
+                            self._deployments.store,
+                            name,
+                            monitor,
+                            f"{name}: no retraining: {why}",
+                        )
                         detail = {"monitor": monitor, "schedule": schedule}
-                        event = AuditEvent(now, self._actor, "retrain.refused", name, why=why, detail=detail)
+                        event = AuditEvent(
+                            now,
+                            self._actor,
+                            "retrain.refused",
+                            name,
+                            why=why,
+                            detail=detail,
+                        )
                         _record_refusal(self._deployments.store, event)
 
-    def _is_due(self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime) -> bool:
+    def _is_due(
+        self,
+        endpoint: Endpoint,
+        monitor: str,
+        spec: MonitorSpec,
+        schedule: str,
+        now: datetime,
+    ) -> bool:
         earlier = [
             retraining.created_at
             for retraining in Retrainings(self._deployments.store).find(endpoint.name)
             if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
         # Times in the future were set by a wrong clock: use the time of the first call instead.
-        since = max(time if time <= now else self._first_look for time in [endpoint.created_at, *earlier])
+        since = max(
+            time if time <= now else self._first_look for time in [endpoint.created_at, *earlier]
+        )
         return next_fire(schedule, spec.time_zone, since) <= now
 
 
@@ -193,26 +262,36 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
     """Raise InvalidConfig if the endpoint now serves a version that is known to differ from the judged version."""
     observed = deployments.get_endpoint(result.endpoint)
     if served_model(observed) != result.model:
-        raise InvalidConfig(f"{result.model} answered the window, but it is not the registered model that is served")
+        raise InvalidConfig(
+            f"{result.model} answered the window, but it is not the registered model that is served",
+        )
     served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
     if served is not None and served != result.version:
-        raise InvalidConfig(f"the alarm is for version {result.version}, but version {served} is served now")
+        raise InvalidConfig(
+            f"the alarm is for version {result.version}, but version {served} is served now",
+        )
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
     """Raise InvalidConfig during the cool-down or if the budget is used up. Retrainings in the future are ignored."""
-    started = [retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now]
+    started = [
+        retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now
+    ]
     if not started:
         return
     free_at = started[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
     if free_at > now:
-        raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown {spec.cooldown})")
+        raise InvalidConfig(
+            f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown {spec.cooldown})",
+        )
     # A retraining that failed before its training does not use up the budget.
-    recent = sum(retraining.created_at > now - _BUDGET for retraining in started if retraining.has_trained)
+    recent = sum(
+        retraining.created_at > now - _BUDGET for retraining in started if retraining.has_trained
+    )
     if recent >= spec.max_runs:
         raise _NeedsAPerson(
             f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: check why; "
-            "`onnxserve retrain NAME` starts a retraining by hand"
+            "`onnxserve retrain NAME` starts a retraining by hand",
         )
 
 
@@ -228,7 +307,14 @@ def _add(store: Store, plan: RetrainPlan, cause: Json) -> Retraining:
         why=cause["why"],
         detail=_cause_detail(cause),
     )
-    return Retrainings(store).add(plan.endpoint, cause["monitor"], plan.model, cause, asdict(plan), event)
+    return Retrainings(store).add(
+        plan.endpoint,
+        cause["monitor"],
+        plan.model,
+        cause,
+        asdict(plan),
+        event,
+    )
 
 
 def _cause_detail(cause: Json) -> Json:

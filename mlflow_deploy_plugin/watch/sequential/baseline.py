@@ -64,7 +64,10 @@ class RunningBaseline:
         phases of a cycle: neighbouring windows have different phases, so that a long cycle adds little bias."""
         count, mean, season = self._count, self._sum / self._count, self._season
         variance = np.maximum(self._squares / count - np.square(mean), 1e-30)
-        raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(0, LARGEST_CORRELATION)
+        raw = ((self._lagged / (count - 1) - np.square(mean)) / variance).clip(
+            0,
+            LARGEST_CORRELATION,
+        )
         over_cycle = raw ** (season - 1)
         of_means = season * over_cycle * (1 - np.square(raw)) / (1 - over_cycle * raw)
         correlation: Array = (raw + (2 * raw + of_means) / count).clip(0, LARGEST_CORRELATION)
@@ -76,7 +79,9 @@ class RunningBaseline:
         explained = correlation**gap
         free = self._count - self._season
         deviation = self.deviation * np.sqrt((1 - np.square(explained)) * free / (free - 1))
-        luck = np.sqrt(self._level_count / (self._level_count + 1))  # The estimated mean has an error of its own.
+        luck = np.sqrt(
+            self._level_count / (self._level_count + 1),
+        )  # The estimated mean has an error of its own.
         innovation: Array = (value - mean - explained * (previous - mean)) / deviation * luck
         return innovation
 

@@ -53,14 +53,21 @@ def season_windows(spec: MonitorSpec, reference: int) -> int:
         longest = duration_text(int((reference // 2 * every).total_seconds()))
         raise InvalidConfig(
             f"season {spec.season} is too long: the reference has {reference} windows of {spec.every} and must contain "
-            f"the season twice; at most {longest} is expected"
+            f"the season twice; at most {longest} is expected",
         )
     return max(season, 1)
 
 
-def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Array, values: Array) -> Windows:
+def detector_windows(
+    levels: ReferenceLevels,
+    spec: MonitorSpec,
+    starts_us: Array,
+    values: Array,
+) -> Windows:
     """Return the reference, and then the windows with `starts_us`, [N] int64, and `values`, [N, m]."""
-    starts = np.concatenate([levels.starts_us, starts_us]) // (length_of(spec.every) // timedelta(microseconds=1))
+    starts = np.concatenate([levels.starts_us, starts_us]) // (
+        length_of(spec.every) // timedelta(microseconds=1)
+    )
     season, gaps = season_windows(spec, len(levels.values)), np.diff(starts, prepend=starts[:1] - 1)
     return Windows(
         values=np.concatenate([levels.values, values]),
@@ -76,27 +83,34 @@ def detector_windows(levels: ReferenceLevels, spec: MonitorSpec, starts_us: Arra
 def require_windows(reference: DriftReference, levels: ReferenceLevels, spec: MonitorSpec) -> None:
     """Raise InvalidConfig if the reference has too few windows for any budget, or if only some of them are kept."""
     if reference.pieces.total.rows and not reference.pieces.grid.windows:
-        remedy = "log the model with event_time= (the column or the values with the time of each row)"
+        remedy = (
+            "log the model with event_time= (the column or the values with the time of each row)"
+        )
         if spec.reference.startswith("dataset:"):
             remedy = f"add the column {EVENT_TIME} with the time of each row"
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
-            f"{spec.reference}, which has no event times and therefore no windows: {remedy}"
+            f"{spec.reference}, which has no event times and therefore no windows: {remedy}",
         )
     windows, seconds = len(levels.starts_us), int(length_of(spec.every).total_seconds())
     if windows < FEWEST_WINDOWS:
-        shorter = next((length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows), None)
-        remedy = f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
+        shorter = next(
+            (length for length in _SHORTER if length * FEWEST_WINDOWS <= seconds * windows),
+            None,
+        )
+        remedy = (
+            f"use a longer reference{f', or every={duration_text(shorter)}' if shorter else ''}"
+        )
         raise InvalidConfig(
             f"alarms.false_per_year needs at least {FEWEST_WINDOWS} windows of {spec.every} in the reference "
-            f"{spec.reference}, and it has {windows}: {remedy}"
+            f"{spec.reference}, and it has {windows}: {remedy}",
         )
     grid = reference.pieces.grid
     if grid.windows > grid.max_windows and not levels.is_complete:
         longer = duration_text(seconds * -(-grid.windows // grid.max_windows))
         raise InvalidConfig(
             f"alarms.false_per_year needs consecutive windows, and only {windows} of {grid.windows:,} are kept with so "
-            f"many columns: judge fewer columns, or use every={longer}"
+            f"many columns: judge fewer columns, or use every={longer}",
         )
 
 
@@ -127,7 +141,11 @@ def unkept(levels: ReferenceLevels, spec: MonitorSpec, false_per_year: float) ->
     windows = detector_windows(levels, spec, levels.starts_us[:0], levels.values[:0])
     fixed = remove_cycle(windows.values, count, windows.phases, windows.season)
     correlation = RunningBaseline(fixed, windows.season, windows.floors).correlation
-    rolling = "" if spec.is_rolling else ", or use reference rolling:7d, which compares a window with a recent one"
+    rolling = (
+        ""
+        if spec.is_rolling
+        else ", or use reference rolling:7d, which compares a window with a recent one"
+    )
     cannot = f"a budget of {false_per_year:.2g} false alarms per year cannot be kept"
     smallest = "the smallest budget that can be kept is about"
     if count < FEW_WINDOWS:

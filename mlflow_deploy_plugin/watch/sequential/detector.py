@@ -17,7 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.sequential.baseline import JOINS_AFTER, RunningBaseline, remove_cycle
+from mlflow_deploy_plugin.watch.sequential.baseline import (
+    JOINS_AFTER,
+    RunningBaseline,
+    remove_cycle,
+)
 
 _SIZES = np.array([0.35, 0.7, 1.2])
 _THETA = np.concatenate([_SIZES, -_SIZES])[:, None]
@@ -118,9 +122,14 @@ def track(windows: Windows, limit: float) -> Tracking:
             mass[:, accepted] = 0
             open_shifts = [shift for shift in open_shifts if not accepted[shift.series]]
         value, previous = levels[now], levels[now - 1]
-        innovation = baseline.innovation(value, previous, int(windows.gaps[now])).clip(-_LARGEST, _LARGEST)
+        innovation = baseline.innovation(value, previous, int(windows.gaps[now])).clip(
+            -_LARGEST,
+            _LARGEST,
+        )
         innovations[now] = innovation
-        open_shifts = [shift for shift in open_shifts if not shift.ends(float(innovation[shift.series]))]
+        open_shifts = [
+            shift for shift in open_shifts if not shift.ends(float(innovation[shift.series]))
+        ]
         shifted = [shift.series for shift in open_shifts]
         mass = (mass + 1) * np.exp(_THETA * innovation - np.square(_THETA) / 2)
         mass[:, shifted] = 0
@@ -138,7 +147,14 @@ def track(windows: Windows, limit: float) -> Tracking:
         baseline.add_level(value, own & ~is_shifted[now])
         if (joining := now - JOINS_AFTER) >= first:
             baseline.add(levels[joining], levels[joining - 1], ~is_shifted[joining] & ~own)
-    return Tracking(tuple(open_shifts), tuple(alarms), statistic, levels, baseline.mean, baseline.deviation)
+    return Tracking(
+        tuple(open_shifts),
+        tuple(alarms),
+        statistic,
+        levels,
+        baseline.mean,
+        baseline.deviation,
+    )
 
 
 def _find(mass: Array, innovations: Array, first: int, limit: float) -> Iterator[Shift]:
@@ -166,12 +182,21 @@ def limit_for(windows: Windows, rate: float) -> float:
     correlation = RunningBaseline(levels, season, windows.floors).correlation
     drawn_from = levels[1:] - correlation * levels[:-1]
     rng = np.random.default_rng(0)
-    phases = np.concatenate([windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season])
-    drawn = drawn_from[rng.integers(0, len(drawn_from), (_SIMULATIONS, len(phases)))].astype(np.float32)
+    phases = np.concatenate(
+        [windows.phases[:first], (windows.phases[first - 1] + 1 + np.arange(_HORIZON)) % season],
+    )
+    drawn = drawn_from[rng.integers(0, len(drawn_from), (_SIMULATIONS, len(phases)))].astype(
+        np.float32,
+    )
     drawn[:, 0] /= np.sqrt(1 - np.square(correlation))
     for window in range(1, len(phases)):
         drawn[:, window] += correlation.astype(np.float32) * drawn[:, window - 1]
-    alarms = _count_alarms(remove_cycle(drawn, first, phases, season), first, season, windows.floors)
+    alarms = _count_alarms(
+        remove_cycle(drawn, first, phases, season),
+        first,
+        season,
+        windows.floors,
+    )
     known = np.count_nonzero(alarms >= _FEWEST_ALARMS)
     if known < 2:  # The figures of the reference hardly vary.
         return float(_LIMITS[known])
@@ -191,7 +216,10 @@ def _count_alarms(levels: Array, first: int, season: int, floors: Array) -> Arra
     alarms = np.zeros(len(_LIMITS))
     bounds = np.exp(_LIMITS)[:, None]
     for now in range(first, levels.shape[1]):
-        innovation = baseline.innovation(levels[:, now], levels[:, now - 1]).clip(-_LARGEST, _LARGEST)
+        innovation = baseline.innovation(levels[:, now], levels[:, now - 1]).clip(
+            -_LARGEST,
+            _LARGEST,
+        )
         mass += 1
         mass *= np.exp(theta * innovation[:, None] - np.square(theta) / 2).astype(np.float32)
         is_alarm = mass.mean(axis=(2, 3)) > bounds

@@ -49,8 +49,17 @@ class Evidence:
         """Return the evidence for the store. NaN and infinity are omitted, because JSON does not have them."""
         levels = {series: level for series, level in self.levels.items() if math.isfinite(level)}
         alarms = {"alarms": list(self.alarms), "accepted": list(self.accepted)}
-        outcomes = {key: [_finite(part) for part in astuple(outcome)] for key, outcome in self.outcomes.items()}
-        return {"basis": self.basis, "levels": levels, **alarms, "shifts": dict(self.shifts), "outcomes": outcomes}
+        outcomes = {
+            key: [_finite(part) for part in astuple(outcome)]
+            for key, outcome in self.outcomes.items()
+        }
+        return {
+            "basis": self.basis,
+            "levels": levels,
+            **alarms,
+            "shifts": dict(self.shifts),
+            "outcomes": outcomes,
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evidence":
@@ -58,10 +67,15 @@ class Evidence:
         Windows that were stored by earlier releases have no outcomes."""
         try:
             levels = {series: float(level) for series, level in document["levels"].items()}
-            shifts = {series: datetime.fromisoformat(since).isoformat() for series, since in document["shifts"].items()}
+            shifts = {
+                series: datetime.fromisoformat(since).isoformat()
+                for series, since in document["shifts"].items()
+            }
             alarms = tuple(map(str, document["alarms"]))
             accepted = tuple(map(str, document.get("accepted", ())))
-            outcomes = {key: _stored_outcome(*parts) for key, parts in document.get("outcomes", {}).items()}
+            outcomes = {
+                key: _stored_outcome(*parts) for key, parts in document.get("outcomes", {}).items()
+            }
             return cls(str(document["basis"]), levels, alarms, shifts, accepted, outcomes)
         except (AttributeError, KeyError, TypeError, ValueError):
             return cls()
@@ -73,7 +87,11 @@ def alarm_key(subject: str, segment: str = "") -> str:
 
 
 def _stored_outcome(check: object, state: object, *numbers: Any) -> Outcome:
-    return Outcome(str(check), str(state), *(None if number is None else float(number) for number in numbers))
+    return Outcome(
+        str(check),
+        str(state),
+        *(None if number is None else float(number) for number in numbers),
+    )
 
 
 def _finite(part: str | float | None) -> str | float | None:

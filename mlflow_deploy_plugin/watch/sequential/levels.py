@@ -19,7 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces, profiles_at
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    DriftReference,
+    ReferencePieces,
+    profiles_at,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, shown_name
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
@@ -82,17 +86,30 @@ def reference_levels(
     is_rolling = bool(reference.pieces.grid.lag_windows)
     later, earlier = reference.pieces.pairs() if is_rolling else (np.arange(len(starts)),) * 2
     rows = np.minimum(rows[later], rows[earlier])
-    is_full = (rows > 0) & (2 * rows >= np.median(rows[rows > 0])) if rows.any() else np.zeros(len(rows), bool)
+    is_full = (
+        (rows > 0) & (2 * rows >= np.median(rows[rows > 0]))
+        if rows.any()
+        else np.zeros(len(rows), bool)
+    )
     kept: dict[FigureSeries, Array] = {}
     for segment, own in {"": reference, **segments}.items():
-        for series, figure in _figures(own, profiles_at(times, *_windows(own.pieces)), columns, segment):
+        for series, figure in _figures(
+            own,
+            profiles_at(times, *_windows(own.pieces)),
+            columns,
+            segment,
+        ):
             values = (figure[later] - figure[earlier] if is_rolling else figure)[is_full]
-            if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(len(values), 1):
+            if series.figure in figures and np.isfinite(values).sum() >= _MOSTLY * max(
+                len(values),
+                1,
+            ):
                 kept[series] = values
     scales = {
         series: bins.scale
         for series in kept
-        if series.figure == "level" and isinstance(bins := reference.bins[series.column], OrderedBins)
+        if series.figure == "level"
+        and isinstance(bins := reference.bins[series.column], OrderedBins)
     }
     return ReferenceLevels(
         starts_us=starts[later][is_full],
@@ -111,24 +128,36 @@ def _windows(pieces: ReferencePieces) -> tuple[Sequence[int], Sequence[Profile]]
 
 
 def window_levels(
-    reference: DriftReference, window: Profile, columns: Sequence[str], segment: str
+    reference: DriftReference,
+    window: Profile,
+    columns: Sequence[str],
+    segment: str,
 ) -> dict[FigureSeries, float]:
     """Return the known figures of a judged window."""
     is_rolling = reference.pieces.grid.lag_windows
     profiles = [window, reference.pieces.others] if is_rolling else [window]
     figures = _figures(reference, profiles, columns, segment)
-    values = {series: float(both[0] - both[1] if is_rolling else both[0]) for series, both in figures}
+    values = {
+        series: float(both[0] - both[1] if is_rolling else both[0]) for series, both in figures
+    }
     return {series: value for series, value in values.items() if np.isfinite(value)}
 
 
 def _figures(
-    reference: DriftReference, profiles: Sequence[Profile], columns: Sequence[str], segment: str
+    reference: DriftReference,
+    profiles: Sequence[Profile],
+    columns: Sequence[str],
+    segment: str,
 ) -> Iterator[tuple[FigureSeries, Array]]:
     for name in columns:
         if name in reference.bins:
             bins, total = reference.bins[name], reference.pieces.total.columns.get(name)
             counts = column_counts(profiles, name, bins)
-            usual = total.counts[:-1] if total is not None and len(total.counts) == bins.size + 1 else counts[0, :-1]
+            usual = (
+                total.counts[:-1]
+                if total is not None and len(total.counts) == bins.size + 1
+                else counts[0, :-1]
+            )
             for figure, values in _column_figures(bins, counts, usual):
                 if name not in PROJECTIONS or figure == "spread":
                     yield FigureSeries(segment, name, figure), values

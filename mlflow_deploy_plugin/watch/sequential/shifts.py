@@ -15,7 +15,13 @@ from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, sho
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.result import Finding, WindowRequest
 from mlflow_deploy_plugin.watch.sequential import budget
-from mlflow_deploy_plugin.watch.sequential.detector import Shift, Tracking, Windows, limit_for, track
+from mlflow_deploy_plugin.watch.sequential.detector import (
+    Shift,
+    Tracking,
+    Windows,
+    limit_for,
+    track,
+)
 from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, LevelSeries, Onset
 from mlflow_deploy_plugin.watch.sequential.levels import (
     FLOORS,
@@ -73,7 +79,12 @@ def judge_shifts(
     figures = (MISSING,) if request.spec.kind == "data_quality" else FLOORS
     basis = request.spec.reference if request.spec.is_rolling else reference.bins_key
     evidence = Evidence(basis, {str(series): value for series, value in current.items()})
-    levels = reference_levels(reference, columns, {name: own for name, (own, _) in segments.items()}, figures)
+    levels = reference_levels(
+        reference,
+        columns,
+        {name: own for name, (own, _) in segments.items()},
+        figures,
+    )
     per_year = request.false_per_year
     try:
         budget.require_windows(reference, levels, request.spec)
@@ -88,7 +99,9 @@ def judge_shifts(
     charts = tuple(_charts(course, plain or shifts[:1], drifted))
     if per_year is None:
         return ShiftVerdict(evidence, charts=charts)
-    since = {str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts}
+    since = {
+        str(course.series[shift.series]): course.starts[shift.onset].isoformat() for shift in shifts
+    }
     notes = [
         f"budget of this monitor: false alarms per year {per_year:.2g}, of which {budget.LASTING_SHARE:.0%} for "
         "lasting shifts and the rest for single windows",
@@ -109,7 +122,11 @@ def follow(
     """Follow the windows until the judged window. Return None if the window is a part of the reference, or if no series
     can be compared."""
     start_us = request.window.start_us
-    past = [one for one in request.past if one.evidence.basis == basis and one.start < request.window.start]
+    past = [
+        one
+        for one in request.past
+        if one.evidence.basis == basis and one.start < request.window.start
+    ]
     judged = np.array([*(microseconds(one.start) for one in past), start_us], np.int64)
     if request.spec.is_rolling:  # The reference contains all windows before this window.
         older = levels.starts_us < judged[0]
@@ -119,13 +136,25 @@ def follow(
     outside = ~np.isin(judged, levels.starts_us)
     if not outside[-1] or not levels.series:
         return None
-    rows = [one.evidence.levels for one in past] + [{str(name): value for name, value in current.items()}]
-    values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[outside]
+    rows = [one.evidence.levels for one in past] + [
+        {str(name): value for name, value in current.items()},
+    ]
+    values = np.array([[row.get(str(name), np.nan) for name in levels.series] for row in rows])[
+        outside
+    ]
     windows = budget.detector_windows(levels, request.spec, judged[outside], values)
-    starts = [EPOCH + timedelta(microseconds=int(start)) for start in (*levels.starts_us, *judged[outside])]
+    starts = [
+        EPOCH + timedelta(microseconds=int(start))
+        for start in (*levels.starts_us, *judged[outside])
+    ]
     for key, since in request.baseline.items():
-        begin = next((place for place in range(windows.reference, len(starts)) if starts[place] >= since), len(starts))
-        windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = begin
+        begin = next(
+            (place for place in range(windows.reference, len(starts)) if starts[place] >= since),
+            len(starts),
+        )
+        windows.restarts[[place for place, name in enumerate(levels.series) if name.key == key]] = (
+            begin
+        )
     per_year = request.false_per_year
     lasting_rate = budget.LASTING_SHARE * (per_year or 0) / request.spec.windows_per_year
     limit = limit_for(windows, lasting_rate) if per_year else np.inf
@@ -172,12 +201,18 @@ def _change(course: Course, series: FigureSeries, before: float, now: float) -> 
     is_up = now > before
     if course.request.spec.is_rolling:
         lag = course.request.spec.reference.removeprefix("rolling:")
-        return f"change of the {_name(course, series)} from {lag} before: {before:+.3g} → {now:+.3g}"
+        return (
+            f"change of the {_name(course, series)} from {lag} before: {before:+.3g} → {now:+.3g}"
+        )
     if series.figure == "level":
         return f"mean {before:.4g} → {now:.4g}, {'higher' if is_up else 'lower'}"
     if series.figure == "spread":
         return f"deviation {np.exp(before):.3g} → {np.exp(now):.3g}, {'wider' if is_up else 'narrower'}"
-    direction = ("more" if is_up else "fewer") if series.figure == MISSING else f"{'more' if is_up else 'less'} often"
+    direction = (
+        ("more" if is_up else "fewer")
+        if series.figure == MISSING
+        else f"{'more' if is_up else 'less'} often"
+    )
     return f"{_name(course, series)} {before:.1%} → {now:.1%}, {direction}"
 
 
@@ -190,7 +225,10 @@ def _measure(course: Course, series: FigureSeries) -> str:
 
 def _name(course: Course, series: FigureSeries) -> str:
     if series.figure != "frequent":
-        return {"level": "mean", "spread": "logarithm of the deviation"}.get(series.figure, series.figure)
+        return {"level": "mean", "spread": "logarithm of the deviation"}.get(
+            series.figure,
+            series.figure,
+        )
     bins = course.reference.bins[series.column]
     if isinstance(bins, CategoryBins) and bins.codes:
         value = next(iter(bins.codes))
@@ -198,7 +236,11 @@ def _name(course: Course, series: FigureSeries) -> str:
     return "share of the most frequent value"
 
 
-def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -> Iterator[LevelSeries]:
+def _charts(
+    course: Course,
+    shifts: Sequence[Shift],
+    drifted: Collection[str],
+) -> Iterator[LevelSeries]:
     """Yield the charts of the shifts, then of the first figure of each drifted column. The windows are in the order of
     time, because judged windows may be between windows of the reference."""
     in_time = sorted(range(len(course.starts)), key=course.starts.__getitem__)
@@ -207,7 +249,11 @@ def _charts(course: Course, shifts: Sequence[Shift], drifted: Collection[str]) -
     chosen: dict[int, Shift | None] = {shift.series: shift for shift in shifts}
     shown = {course.series[place].key for place in chosen}
     for key in drifted:
-        own = [place for place, series in enumerate(course.series) if series.key == key and series.figure != MISSING]
+        own = [
+            place
+            for place, series in enumerate(course.series)
+            if series.key == key and series.figure != MISSING
+        ]
         if own and key not in shown:
             chosen[own[0]] = None
     for place, shift in [*chosen.items()][:_MOST_CHARTS]:

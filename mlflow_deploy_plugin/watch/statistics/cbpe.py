@@ -109,15 +109,26 @@ class CbpeEstimate:
         if name not in self.errors:
             return Refused(
                 f"estimated {value:.4g}, but {self.windows} earlier windows with labels are too few to confirm it; "
-                f"{MIN_LABELLED_WINDOWS} are needed"
+                f"{MIN_LABELLED_WINDOWS} are needed",
             )
         half = self.errors[name].half_width(confidence)
         high = value + half if name == "log_loss" else min(value + half, 1.0)
-        return MetricInterval(name, value, max(value - half, 0.0), high, rows, "prediction interval", rows)
+        return MetricInterval(
+            name,
+            value,
+            max(value - half, 0.0),
+            high,
+            rows,
+            "prediction interval",
+            rows,
+        )
 
 
 def estimate(
-    answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
+    answers: ClassPredictions,
+    earlier: Sequence[LabelledWindow],
+    names: Sequence[str] = CLASSIFICATION,
+    seed: int = 0,
 ) -> CbpeEstimate | Refused:
     """Return the expected metrics of predictions, with errors for `names` from labelled windows of the same version."""
     if answers.probabilities is None:
@@ -127,11 +138,18 @@ def estimate(
     errors: dict[str, EstimateError] = {}
     if windows >= MIN_LABELLED_WINDOWS:
         errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
-    values, error = expected_metrics(answers, chances), fitted.calibration_error if windows else None
+    values, error = (
+        expected_metrics(answers, chances),
+        fitted.calibration_error if windows else None,
+    )
     return CbpeEstimate(values, errors, windows, error, fitted.is_corrected)
 
 
-def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], confidence: float) -> LabelTrust:
+def trust_labels(
+    judged: LabelledWindow,
+    earlier: Sequence[LabelledWindow],
+    confidence: float,
+) -> LabelTrust:
     """Return the trust in the labels of a window in which some rows have no label.
 
     Labels fit the probabilities if the numbers of labels per class and of correct answers are as expected. The margin
@@ -143,7 +161,11 @@ def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], conf
         earlier: earlier windows, the latest first. Windows with nearly all labels calibrate the probabilities.
     """
     windows = [judged, *earlier]
-    excess, margin = _excesses(windows, [window for window in earlier if window.share >= COMPLETE], confidence)
+    excess, margin = _excesses(
+        windows,
+        [window for window in earlier if window.share >= COMPLETE],
+        confidence,
+    )
     direction = np.where(np.abs(excess) > margin, np.sign(excess), 0)
     if not direction[0].any():
         return LabelTrust("fits", 0)
@@ -162,7 +184,9 @@ def trust_labels(judged: LabelledWindow, earlier: Sequence[LabelledWindow], conf
 
 
 def _excesses(
-    windows: Sequence[LabelledWindow], complete: Sequence[LabelledWindow], confidence: float
+    windows: Sequence[LabelledWindow],
+    complete: Sequence[LabelledWindow],
+    confidence: float,
 ) -> tuple[Array, Array]:
     """Return how far the share of each class and of correct answers exceeds the expected share, and the margin of this
     excess: [windows, k] each. `complete` windows calibrate the probabilities."""
@@ -174,14 +198,19 @@ def _excesses(
         labels, called = window.truth, window.answers.predicted
         expected = np.column_stack([chances[:, classes], chances[np.arange(len(labels)), called]])
         actual = np.column_stack([labels[:, None] == classes, labels == called])
-        return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(labels)
+        return (actual - expected).mean(axis=0), (expected * (1 - expected)).mean(axis=0) / len(
+            labels,
+        )
 
     judged = [off(window, fitted.curve(_probabilities(window))) for window in windows]
     excess, variance = (np.stack(side) for side in zip(*judged, strict=True))
     level = 1 - (1 - confidence) / (2 * excess.shape[1])
     quantile = float(ndtri(level))
     if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
-        before = [off(window, chances) for window, chances in zip(fitted.windows, fitted.chances, strict=True)]
+        before = [
+            off(window, chances)
+            for window, chances in zip(fitted.windows, fitted.chances, strict=True)
+        ]
         errors, variances = (np.stack(side) for side in zip(*before, strict=True))
         variance = _prediction_variance(errors, variances, variance)
         quantile = float(stdtrit(len(before), level))
@@ -189,7 +218,9 @@ def _excesses(
 
 
 def expected_metrics(
-    answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
+    answers: ClassPredictions,
+    chances: Array,
+    names: Sequence[str] = CLASSIFICATION,
 ) -> dict[str, "float | Refused"]:
     """Return the expected metrics of N predictions if row i has class k with probability chances[i, k]."""
     return {name: _expected_metric(name, answers, chances) for name in names}
@@ -207,19 +238,29 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         label_indices = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
         total = HITS_DIVISORS[name](true[label_indices], called[label_indices])
         if not (total > 0).any():
-            return Refused(f"no row was predicted as {answers.classes[1 if answers.is_binary else -1]!r}")
+            return Refused(
+                f"no row was predicted as {answers.classes[1 if answers.is_binary else -1]!r}",
+            )
         return float(mean_over_labels(hits[label_indices], total))
     assert scores is not None
     if name == "log_loss":
         return float((chances * log_losses(scores)).sum(axis=1).mean())
     if name == "brier":
-        return float((chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean() / 2)
+        return float(
+            (chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean()
+            / 2,
+        )
     areas = []
     for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        above, below = chances[:, label], 1 - chances[:, label]  # Each row is partly positive and partly negative.
+        above, below = (
+            chances[:, label],
+            1 - chances[:, label],
+        )  # Each row is partly positive and partly negative.
         if (total := above.sum() * below.sum()) > 0:
             areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
-    return float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
+    return (
+        float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
+    )
 
 
 def _probabilities(window: LabelledWindow) -> Array:
@@ -240,7 +281,9 @@ class _Calibrated:
     def calibration_error(self) -> float:
         """The calibration error of the predicted class, over ten bins with the same number of rows."""
         pairs = list(zip(self.windows, self.chances, strict=True))
-        own = np.concatenate([used[np.arange(len(used)), window.answers.predicted] for window, used in pairs])
+        own = np.concatenate(
+            [used[np.arange(len(used)), window.answers.predicted] for window, used in pairs],
+        )
         hit = np.concatenate([window.truth == window.answers.predicted for window, _ in pairs])
         bins = np.empty(len(own), np.int64)
         bins[np.argsort(own, kind="stable")] = np.arange(len(own)) * 10 // len(own)
@@ -250,7 +293,11 @@ class _Calibrated:
 
 
 def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
-    usable = [window for window in earlier if window.answers.probabilities is not None and len(window.truth)]
+    usable = [
+        window
+        for window in earlier
+        if window.answers.probabilities is not None and len(window.truth)
+    ]
     raw = [_probabilities(window) for window in usable]
     if len(usable) > 1:
         fits = [_fit(usable[:index] + usable[index + 1 :]) for index in range(len(usable))]
@@ -269,14 +316,19 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     classes = probability_rows.shape[1]
     labels = [1] if classes == 2 else list(range(classes))
     curves = []
-    for label in labels:  # The points of the curve are ascending probabilities; equal probabilities are merged.
+    for label in (
+        labels
+    ):  # The points of the curve are ascending probabilities; equal probabilities are merged.
         values, inverse = np.unique(probability_rows[:, label], return_inverse=True)
         weights = np.bincount(inverse).astype(np.float64)
         shares = np.bincount(inverse, (truth == label).astype(np.float64)) / weights
         curves.append((values, isotonic_regression(shares, weights=weights).x))
 
     def corrected(probabilities: Array) -> Array:
-        parts = [np.interp(probabilities[:, label], *curve) for label, curve in zip(labels, curves, strict=True)]
+        parts = [
+            np.interp(probabilities[:, label], *curve)
+            for label, curve in zip(labels, curves, strict=True)
+        ]
         if classes == 2:
             return np.stack([1 - parts[0], parts[0]], axis=1)
         stacked = np.stack(parts, axis=1)
@@ -296,7 +348,11 @@ def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> fl
 
 
 def _errors(
-    answers: ClassPredictions, chances: Array, fitted: _Calibrated, names: Sequence[str], rng: np.random.Generator
+    answers: ClassPredictions,
+    chances: Array,
+    fitted: _Calibrated,
+    names: Sequence[str],
+    rng: np.random.Generator,
 ) -> Iterator[tuple[str, EstimateError]]:
     now = _sampling_variances(answers, chances, names, rng)
     off: dict[str, list[float]] = {name: [] for name in names}
@@ -307,25 +363,40 @@ def _errors(
         variances = _sampling_variances(window.answers, guess, names, rng)
         for name in names:
             actual, expected = real[name], guessed[name]
-            if not isinstance(actual, Refused) and not isinstance(expected, Refused) and name in variances:
+            if (
+                not isinstance(actual, Refused)
+                and not isinstance(expected, Refused)
+                and name in variances
+            ):
                 off[name].append(actual - expected)
                 before[name].append(variances[name])
     for name in names:
         if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
-            variance = float(_prediction_variance(np.array(off[name]), np.array(before[name]), now[name]))
-            yield name, EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name]))
+            variance = float(
+                _prediction_variance(np.array(off[name]), np.array(before[name]), now[name]),
+            )
+            yield (
+                name,
+                EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name])),
+            )
 
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
     """Return the squared standard error of a window's estimate from the errors and sampling variances of earlier
     windows, [k, …]. The result is at least the mean sampling variance, because a few errors may be small by chance."""
     usual = sampling.mean(axis=0)
-    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
+    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(
+        now - usual,
+        0.0,
+    )
     return variance
 
 
 def _sampling_variances(
-    answers: ClassPredictions, chances: Array, names: Sequence[str], rng: np.random.Generator
+    answers: ClassPredictions,
+    chances: Array,
+    names: Sequence[str],
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """Return the sampling variance of each figure: the mean squared difference from the figure's expected value if
     labels are drawn by their probabilities. Figures that are undefined in most draws are skipped."""
@@ -343,4 +414,8 @@ def _sampling_variances(
             if not isinstance(value, Refused) and not isinstance(middle, Refused):
                 apart[name].append(value - middle)
     scale = len(chances) / rows
-    return {name: float(np.square(gaps).mean()) * scale for name, gaps in apart.items() if len(gaps) > _DRAWS // 2}
+    return {
+        name: float(np.square(gaps).mean()) * scale
+        for name, gaps in apart.items()
+        if len(gaps) > _DRAWS // 2
+    }

@@ -38,7 +38,14 @@ from mlflow_deploy_plugin.watch.result import Finding, State, WindowRequest
 from mlflow_deploy_plugin.wrap.evaluation.metrics import resamples, weight_below_scores
 from mlflow_deploy_plugin.wrap.evaluation.proportions import clopper_pearson_bounds, wilson_bounds
 
-Method = Literal["Wilson", "Clopper-Pearson", "bootstrap", "DeLong", "prediction interval", "worst case"]
+Method = Literal[
+    "Wilson",
+    "Clopper-Pearson",
+    "bootstrap",
+    "DeLong",
+    "prediction interval",
+    "worst case",
+]
 
 RESAMPLES = 400
 _TAIL = 10
@@ -84,7 +91,11 @@ class Sampling:
     def of(self, rows: Array) -> "Sampling":
         """Return the sampling of the chosen `rows`, a mask [N]."""
         times = None if self.times is None else self.times[rows]
-        return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
+        return replace(
+            self,
+            times=times,
+            weights=None if self.weights is None else self.weights[rows],
+        )
 
     def shares(self, count: int) -> Array:
         """Return the weights of `count` rows, [N], normalised to mean 1."""
@@ -100,7 +111,10 @@ class Sampling:
             return float(count)
         ordered = influence[np.argsort(self.times, kind="stable")]
         decay = dependence(_sums(ordered, pieces))
-        length = max(decay.block_length, _TIMES_A_STRETCH * decay.correlation_time if decay.correlation_time > 1 else 1)
+        length = max(
+            decay.block_length,
+            _TIMES_A_STRETCH * decay.correlation_time if decay.correlation_time > 1 else 1,
+        )
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
         together = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2
@@ -123,7 +137,10 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     effective_n = independent * kish_effective_n(weights) / count
     if sampling.weights is not None and 0 < part < 1:
         # If rows with large weights miss more often, the variance is larger than the weights imply.
-        effective_n = min(effective_n, independent * part * (1 - part) / float(np.square(influence).mean()))
+        effective_n = min(
+            effective_n,
+            independent * part * (1 - part) / float(np.square(influence).mean()),
+        )
     return wilson_interval(name, part * count, count, sampling.confidence, effective_n)
 
 
@@ -133,7 +150,11 @@ def kish_effective_n(weights: Array) -> float:
 
 
 def wilson_interval(
-    name: str, hits: float, total: int, confidence: float, effective_n: float | None = None
+    name: str,
+    hits: float,
+    total: int,
+    confidence: float,
+    effective_n: float | None = None,
 ) -> MetricInterval:
     """Return a share of `total` > 0 rows with its interval; `effective_n` is by default `total` (independent rows)."""
     part = hits / total
@@ -142,10 +163,23 @@ def wilson_interval(
     if confidence <= _WILSON_UP_TO or not math.isfinite(count):
         return MetricInterval(name, part, low, high, total, "Wilson", count)
     exact_low, exact_high = clopper_pearson_bounds(part * count, count, confidence)
-    return MetricInterval(name, part, min(low, exact_low), max(high, exact_high), total, "Clopper-Pearson", count)
+    return MetricInterval(
+        name,
+        part,
+        min(low, exact_low),
+        max(high, exact_high),
+        total,
+        "Clopper-Pearson",
+        count,
+    )
 
 
-def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
+def bootstrap_interval(
+    name: str,
+    rows: Array,
+    figure: Callable[[Array], Array],
+    sampling: Sampling,
+) -> MetricInterval:
     """Return a figure of the means over `rows`, [N > 0, k], with its interval. A resample has `effective_n` rows.
     `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, a normal approximation is used."""
     count = len(rows)
@@ -161,21 +195,40 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     drawn_rows = np.hstack([weights * rows, weights])
     if size > _BOOTSTRAP_ROWS:
         covariance = np.atleast_2d(np.cov(drawn_rows, rowvar=False)) / size
-        means = rng.multivariate_normal(drawn_rows.mean(axis=0), covariance, RESAMPLES, method="eigh")
+        means = rng.multivariate_normal(
+            drawn_rows.mean(axis=0),
+            covariance,
+            RESAMPLES,
+            method="eigh",
+        )
     else:
-        means = np.stack([times @ drawn_rows / size for times in resamples(rng, count, size, RESAMPLES)])
+        means = np.stack(
+            [times @ drawn_rows / size for times in resamples(rng, count, size, RESAMPLES)],
+        )
     means = means[:, :-1] / means[:, -1:]
     worth = effective_n * kish_effective_n(weights) / count
     return _percentiles(name, mean, means, figure, count, worth, sampling.confidence)
 
 
 def bootstrap_counts_interval(
-    name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
+    name: str,
+    counts: Array,
+    figure: Callable[[Array], Array],
+    effective_n: float,
+    sampling: Sampling,
 ) -> MetricInterval:
     """Return a figure with its interval. `figure` maps shares of K kinds of rows, [.., K], to [..]; `counts` is [K]."""
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
-    return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)
+    return _percentiles(
+        name,
+        counts / counts.sum(),
+        drawn,
+        figure,
+        total,
+        effective_n,
+        sampling.confidence,
+    )
 
 
 def _percentiles(
@@ -198,7 +251,15 @@ def _percentiles(
         low, middle, high = np.quantile(drawn, [known, 0.5, 1 - known])
         scale = float(ndtri(tail) / ndtri(known))
         low, high = middle - scale * (middle - low), middle + scale * (high - middle)
-    return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", effective_n)
+    return MetricInterval(
+        name,
+        value,
+        min(float(low), value),
+        max(float(high), value),
+        count,
+        "bootstrap",
+        effective_n,
+    )
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
@@ -245,12 +306,26 @@ def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) ->
 
 
 def criterion_finding(
-    requirement: Requirement, measured: MetricInterval | Refused, confidence: float, segment: str = "", prefix: str = ""
+    requirement: Requirement,
+    measured: MetricInterval | Refused,
+    confidence: float,
+    segment: str = "",
+    prefix: str = "",
 ) -> Finding:
     """Return the finding of a requirement; `prefix` precedes the name of the figure, such as `estimated `."""
-    subject = f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
+    subject = (
+        f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
+    )
     if isinstance(measured, Refused):
-        return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)
+        return Finding(
+            subject,
+            "criterion",
+            "not judged",
+            measured.reason,
+            None,
+            requirement.value,
+            segment,
+        )
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     is_less = measured.effective_n < 0.9 * measured.rows
@@ -278,7 +353,9 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
     kept = [finding for finding in findings if finding.state == "kept"]
     unknown = [finding for finding in findings if finding.state == "cannot tell"]
     if kept or unknown:
-        unknown += [finding for finding in findings if finding.state == "not judged" and not finding.segment]
+        unknown += [
+            finding for finding in findings if finding.state == "not judged" and not finding.segment
+        ]
     if unknown:
         return "cannot tell", _shown(unknown)
     if kept:
@@ -288,4 +365,6 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
 
 def _shown(findings: Sequence[Finding]) -> str:
     first, more = findings[0], f", and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.account}{more}"
+    return (
+        f"{first.subject}{f' of {first.segment}' if first.segment else ''}: {first.account}{more}"
+    )

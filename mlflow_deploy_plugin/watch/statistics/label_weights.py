@@ -23,8 +23,16 @@ from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.segments import as_texts
-from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling, kish_effective_n
-from mlflow_deploy_plugin.watch.statistics.metrics import Metrics, classification_metrics, regression_metrics
+from mlflow_deploy_plugin.watch.statistics.intervals import (
+    MetricInterval,
+    Sampling,
+    kish_effective_n,
+)
+from mlflow_deploy_plugin.watch.statistics.metrics import (
+    Metrics,
+    classification_metrics,
+    regression_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON
 
@@ -79,10 +87,19 @@ class LabelWeights:
     @property
     def effective_n(self) -> float:
         """The number of equally weighted rows that the labelled rows are worth."""
-        return float(self.rows.sum()) if self.weights is None else kish_effective_n(self.weights[self.rows])
+        return (
+            float(self.rows.sum())
+            if self.weights is None
+            else kish_effective_n(self.weights[self.rows])
+        )
 
 
-def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
+def weigh_labels(
+    table: pa.Table,
+    predictions: Predictions,
+    columns: Sequence[str],
+    rate: float,
+) -> LabelWeights:
     """Return the weights with which labelled rows represent unlabelled rows. Missing segment columns are skipped. If
     labels are missing at random, a difference is reported with probability `rate`."""
     labelled, no_row = predictions.is_labelled, np.zeros(len(table), bool)
@@ -96,11 +113,18 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
         if p_value < rate / len(traits):
             differing.append(name)
             is_selected |= name != _EVENT_TIME and strength >= _MATERIAL
-    weights, unknown = _weights([traits[name] for name in differing], labelled) if differing else (None, no_row)
+    weights, unknown = (
+        _weights([traits[name] for name in differing], labelled) if differing else (None, no_row)
+    )
     return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
 
 
-def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
+def _traits(
+    table: pa.Table,
+    predictions: Predictions,
+    columns: Sequence[str],
+    rarer: int,
+) -> Mapping[str, Array]:
     """Return, for each trait that varies between rows, the group of each row, [N] int64. `rarer` is the smaller of the
     numbers of labelled and unlabelled rows."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
@@ -112,7 +136,10 @@ def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], r
     else:
         if classified.probabilities is not None:
             probabilities = classified.probabilities
-            traits["score"] = _cut(probabilities[:, 1] if classified.is_binary else probabilities.max(axis=1), bins)
+            traits["score"] = _cut(
+                probabilities[:, 1] if classified.is_binary else probabilities.max(axis=1),
+                bins,
+            )
         traits["answer"] = _largest(classified.predicted)
     for column in columns:
         texts = as_texts(table.column(column)) if column in table.column_names else None
@@ -144,7 +171,9 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
     """Return the p-value of the chi-square test, and Cramér's V. Groups with few rows are merged."""
     from scipy.stats import chi2_contingency  # The import takes 0.8 s and 48 MB.
 
-    counts = np.stack([np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)])
+    counts = np.stack(
+        [np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)],
+    )
     expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
     rare = expected < _FEWEST_LIKE
     parts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
@@ -164,7 +193,10 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
     weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~is_rare)
     if not len(spoken_for):
         return None, ~labelled
-    strata = _strata(_propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]), labelled[spoken_for])
+    strata = _strata(
+        _propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]),
+        labelled[spoken_for],
+    )
     rows, with_label = np.bincount(strata), np.bincount(strata, labelled[spoken_for])
     weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
     if kish_effective_n(weights[labelled]) < _LEAST_WORTH:
@@ -183,9 +215,18 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
     rows, hits = np.bincount(inverse).astype(np.float64), np.bincount(inverse, labelled)
     parts = OneHotEncoder(drop="first", sparse_output=False).fit_transform(cells)
     design = np.column_stack([np.ones(len(cells)), parts])
-    model = LogisticRegression(C=1 / _RIDGE, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    model = LogisticRegression(
+        C=1 / _RIDGE,
+        fit_intercept=False,
+        solver="newton-cholesky",
+        tol=1e-8,
+    )
     is_hit = np.repeat([True, False], len(cells))
-    model.fit(np.vstack([design, design]), is_hit, sample_weight=np.concatenate([hits, rows - hits]))
+    model.fit(
+        np.vstack([design, design]),
+        is_hit,
+        sample_weight=np.concatenate([hits, rows - hits]),
+    )
     chances: Array = model.predict_proba(design)[inverse, 1]
     return chances
 
@@ -206,21 +247,40 @@ def _strata(propensities: Array, labelled: Array) -> Array:
 
 
 def weighted_metrics(
-    predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
+    predictions: Predictions,
+    labelled: LabelWeights,
+    rows: Array,
+    names: Sequence[str],
+    sampling: Sampling,
 ) -> Metrics:
     """Return the metrics of the chosen `rows`, [N] bool, from their labels and weights."""
     chosen, unknown = rows & labelled.rows, rows & labelled.unknown
     weighted, truth = replace(sampling, weights=labelled.weights), predictions.truth
     if predictions.classified is not None:
-        if labelled.weights is None:  # Only bounds are known. They also exist for answers without a labelled row.
-            chosen, truth = chosen | unknown, np.where(unknown, predictions.classified.predicted, truth)
-        metrics = classification_metrics(truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen))
+        if (
+            labelled.weights is None
+        ):  # Only bounds are known. They also exist for answers without a labelled row.
+            chosen, truth = (
+                chosen | unknown,
+                np.where(unknown, predictions.classified.predicted, truth),
+            )
+        metrics = classification_metrics(
+            truth[chosen],
+            predictions.classified.take(chosen),
+            names,
+            weighted.of(chosen),
+        )
     else:
         assert predictions.numbers is not None
         chosen &= np.isfinite(predictions.numbers)
         if not chosen.any():
             return dict.fromkeys(names, Refused("no labelled row has a numeric answer"))
-        metrics = regression_metrics(truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
+        metrics = regression_metrics(
+            truth[chosen],
+            predictions.numbers[chosen],
+            names,
+            weighted.of(chosen),
+        )
     if not unknown.any():
         return metrics
     both = chosen | unknown  # The interval covers all possible labels of the unknown rows.
@@ -234,7 +294,11 @@ def weighted_metrics(
 
 
 def _possible_range(
-    name: str, predictions: Predictions, weighted: Sampling, rows: Array, unknown: Array
+    name: str,
+    predictions: Predictions,
+    weighted: Sampling,
+    rows: Array,
+    unknown: Array,
 ) -> tuple[float, float]:
     """Return the range of a metric of `rows` over all possible labels of the `unknown` rows."""
     answers, truth = predictions.classified, predictions.truth
@@ -246,7 +310,10 @@ def _possible_range(
     elif name in _BY_CALL and answers.is_binary:
         worst, best = 1 - answers.predicted, answers.predicted
     elif name == "accuracy":
-        worst, best = answers.predicted + 1, answers.predicted  # Any class except the predicted class is wrong.
+        worst, best = (
+            answers.predicted + 1,
+            answers.predicted,
+        )  # Any class except the predicted class is wrong.
     else:
         return _RANGES.get(name, (0.0, 1.0))
     chosen, drawn = answers.take(rows), weighted.of(rows)

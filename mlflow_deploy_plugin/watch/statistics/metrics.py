@@ -17,7 +17,12 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.statistics import intervals
-from mlflow_deploy_plugin.wrap.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
+from mlflow_deploy_plugin.wrap.evaluation.metrics import (
+    EPSILON,
+    HITS_DIVISORS,
+    log_losses,
+    mean_over_labels,
+)
 
 _LARGEST = 1e75  # A bootstrap's variance needs the fourth power of a value, which must be finite.
 MOST_CLASSES = 200
@@ -55,16 +60,27 @@ class ClassPredictions:
 
 
 def classification_metrics(
-    truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: intervals.Sampling
+    truth: Array,
+    answers: ClassPredictions,
+    names: Sequence[str],
+    sampling: intervals.Sampling,
 ) -> Metrics:
     """Return the metrics of N > 0 rows; `truth` is [N] int64, indices into `answers.classes`."""
     return {name: _classification_metric(name, truth, answers, sampling) for name in names}
 
 
-def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: intervals.Sampling) -> Metrics:
+def regression_metrics(
+    truth: Array,
+    predicted: Array,
+    names: Sequence[str],
+    sampling: intervals.Sampling,
+) -> Metrics:
     """Return the metrics of N > 0 rows; both arrays are [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
-        return dict.fromkeys(names, Refused(f"labels or answers above {_LARGEST:g} are too large to square"))
+        return dict.fromkeys(
+            names,
+            Refused(f"labels or answers above {_LARGEST:g} are too large to square"),
+        )
     off, centred = truth - predicted, truth - truth.mean()
 
     def root(means: Array) -> Array:
@@ -91,7 +107,10 @@ def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sam
 
 
 def _classification_metric(
-    name: str, truth: Array, answers: ClassPredictions, sampling: intervals.Sampling
+    name: str,
+    truth: Array,
+    answers: ClassPredictions,
+    sampling: intervals.Sampling,
 ) -> intervals.MetricInterval | Refused:
     if name == "accuracy":
         return intervals.share_interval(name, truth == answers.predicted, sampling)
@@ -103,20 +122,38 @@ def _classification_metric(
     if name == "roc_auc":
         seen = np.unique(truth)
         if len(seen) < 2:
-            return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels")
-        classes = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
+            return Refused(
+                f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels",
+            )
+        classes = (
+            np.array([1])
+            if answers.is_binary
+            else seen[seen < len(answers.classes) - answers.unknown]
+        )
         if not np.isin(classes, seen).all():
             return Refused(f"no label is {answers.classes[1]!r}")
-        return intervals.auc_interval(truth[:, None] == classes, probabilities[:, classes], sampling)
+        return intervals.auc_interval(
+            truth[:, None] == classes,
+            probabilities[:, classes],
+            sampling,
+        )
     if name == "log_loss":
         losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:
-        losses = np.square(probabilities - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
+        losses = (
+            np.square(probabilities - (truth[:, None] == np.arange(len(answers.classes)))).sum(
+                axis=1,
+            )
+            / 2
+        )
     return intervals.bootstrap_interval(name, losses[:, None], _first, sampling)
 
 
 def _confusion_metric(
-    name: str, truth: Array, answers: ClassPredictions, sampling: intervals.Sampling
+    name: str,
+    truth: Array,
+    answers: ClassPredictions,
+    sampling: intervals.Sampling,
 ) -> intervals.MetricInterval | Refused:
     """Return the metric for the larger label if there are two labels, otherwise the mean over the existing labels."""
     if answers.is_binary:
@@ -124,7 +161,10 @@ def _confusion_metric(
         rows, none = {
             "precision": (called, f"no row was predicted as {positive}"),
             "recall": (true, f"no label is {positive}"),
-            "f1": (true | called, f"no label is {positive}, and no row was predicted as {positive}"),
+            "f1": (
+                true | called,
+                f"no label is {positive}, and no row was predicted as {positive}",
+            ),
         }[name]
         if not rows.any():
             return Refused(none)
@@ -132,13 +172,18 @@ def _confusion_metric(
             return intervals.share_interval(name, (true & called)[rows], sampling.of(rows))
     classes = len(answers.classes)
     if classes > MOST_CLASSES:
-        return Refused(f"there are more than {MOST_CLASSES} different labels, the limit for a mean over labels")
+        return Refused(
+            f"there are more than {MOST_CLASSES} different labels, the limit for a mean over labels",
+        )
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
     true, called = cells // classes, cells % classes
     seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
-    is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
+    is_true, is_called = (
+        (true[:, None] == seen).astype(np.float64),
+        (called[:, None] == seen).astype(np.float64),
+    )
     below = HITS_DIVISORS[name](is_true, is_called)
 
     def figure(shares: Array) -> Array:
@@ -146,8 +191,14 @@ def _confusion_metric(
 
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
-    slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    effective_n = sampling.effective_n(weights * slopes[inverse]) * intervals.kish_effective_n(weights) / len(truth)
+    slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(
+        axis=1,
+    )
+    effective_n = (
+        sampling.effective_n(weights * slopes[inverse])
+        * intervals.kish_effective_n(weights)
+        / len(truth)
+    )
     return intervals.bootstrap_counts_interval(name, counts, figure, effective_n, sampling)
 
 

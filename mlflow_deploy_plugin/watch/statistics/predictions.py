@@ -58,7 +58,9 @@ class Predictions:
         """Yield notes on labels and labelled rows that are skipped, and on classes that the model does not have."""
         if self.unusable:
             yield f"{self.unusable:,} labels are not numbers and are skipped"
-        if self.numbers is not None and (unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())):
+        if self.numbers is not None and (
+            unanswered := int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
+        ):
             yield f"{unanswered:,} labelled rows have a non-numeric answer and are skipped"
         if self.classified is not None and self.classified.unknown and not self.label_mismatch:
             own = len(self.classified.classes) - self.classified.unknown
@@ -66,7 +68,11 @@ class Predictions:
             yield f"{int((self.truth >= own).sum()):,} labels are classes that {named}; each counts as a wrong answer"
 
 
-def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
+def read_predictions(
+    table: pa.Table,
+    artifact: Artifact | None,
+    masked: Collection[str] = (),
+) -> Predictions | Refused:
     """Return the predictions and labels from rows of the log with summarised lists. Without an artifact, the column
     types distinguish labels from numbers. `masked` columns contain hashes, which are not used as answers."""
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
@@ -80,7 +86,11 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        answers = [name for name in table.column_names if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))]
+        answers = [
+            name
+            for name in table.column_names
+            if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))
+        ]
         why = f": it has {quote_names(answers)}" if answers else ""
         if hashed:
             why = f": capture.mask replaces {', '.join(hashed)} with hashes"
@@ -108,14 +118,22 @@ class _Columns:
             base = self._base(output)
             column = self._named(base if base in self._table.column_names else f"{base}.0")
             if column is not None:
-                return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
+                return (
+                    column
+                    if _may_be_label(column.type) or pa.types.is_floating(column.type)
+                    else None
+                )
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
         if PREDICTION in self._table.column_names or self._outputs:
             names = [PREDICTION]
         else:  # If outputs are not described, the output without fractions is the label.
             names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
-        columns = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
+        columns = [
+            column
+            for name in names
+            if (column := self._named(name)) is not None and _may_be_label(column.type)
+        ]
         return columns[0] if len(columns) == 1 else None
 
     def probabilities(self) -> Array | None:
@@ -134,27 +152,42 @@ class _Columns:
         """Return the predicted numbers, [N] float64: the prediction, or the only output with one number per row."""
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
-        columns = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
+        columns = [
+            parts[0]
+            for output in self._outputs
+            if len(parts := self._parts(self._base(output))) == 1
+        ]
         return columns[0] if len(columns) == 1 else None
 
     def _base(self, output: Output) -> str:
-        is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
+        is_prediction = (
+            self._prediction == (output.name,) and PREDICTION in self._table.column_names
+        )
         return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
 
     def _named(self, name: str) -> pa.Array | None:
-        return decoded(self._table.column(name)).combine_chunks() if name in self._table.column_names else None
+        return (
+            decoded(self._table.column(name)).combine_chunks()
+            if name in self._table.column_names
+            else None
+        )
 
     def _parts(self, base: str) -> list[Array]:
         """Return the columns of the vector `base` in order, or the column `base` itself if it is not a vector."""
         if base in self._table.column_names:
             return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
-        positions = sorted(int(match[1]) for name in self._table.column_names if (match := pattern.match(name)))
+        positions = sorted(
+            int(match[1]) for name in self._table.column_names if (match := pattern.match(name))
+        )
         return [as_numbers(self._table, f"{base}.{position}") for position in positions]
 
 
 def _classified(
-    table: pa.Table, labels: pa.Array, probabilities: Array | None, classes_in_files: tuple[object, ...]
+    table: pa.Table,
+    labels: pa.Array,
+    probabilities: Array | None,
+    classes_in_files: tuple[object, ...],
 ) -> Predictions:
     """Return the predictions of a classifier with the predicted `labels`, [N], and `probabilities`, [N, C], in the
     order of `classes_in_files`, the classes in the model's files (may be empty)."""
@@ -177,14 +210,30 @@ def _classified(
     indices = {name: index for index, name in enumerate(every)}
     ordered: Array | None = None
     if probabilities is not None and in_files:
-        probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
+        probabilities = np.where(
+            (probabilities >= 0) & (probabilities <= _LARGEST),
+            probabilities,
+            np.nan,
+        )
         total = probabilities.sum(axis=1, keepdims=True)
         ordered = np.zeros((len(probabilities), len(classes)))
-        ordered[:, [indices[name] for name in in_files]] = probabilities / np.where(total > 0, total, 1)
+        ordered[:, [indices[name] for name in in_files]] = probabilities / np.where(
+            total > 0,
+            total,
+            1,
+        )
         ordered = ordered if np.isfinite(ordered).all() else None
-    called, true = _places(predicted, indices), np.minimum(_places(truth, indices), len(classes) - 1)
+    called, true = (
+        _places(predicted, indices),
+        np.minimum(_places(truth, indices), len(classes) - 1),
+    )
     mismatch = ""
-    if _is_other_alphabet(called, true, np.array([indices[name] for name in own], np.int64), bool(in_files)):
+    if _is_other_alphabet(
+        called,
+        true,
+        np.array([indices[name] for name in own], np.int64),
+        bool(in_files),
+    ):
         mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
         mismatch += "; they must be the same"
     classified = ClassPredictions(called, ordered, tuple(classes), unknown)
@@ -253,7 +302,11 @@ def as_numbers(table: pa.Table, name: str) -> Array:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    return as_floats(column) if any(test(column.type) for test in tests) else np.full(len(table), np.nan)
+    return (
+        as_floats(column)
+        if any(test(column.type) for test in tests)
+        else np.full(len(table), np.nan)
+    )
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:

@@ -88,7 +88,10 @@ class Batch:
     @property
     def has_rows(self) -> bool:
         """True if all tensors have the same first dimension. In a graph network, nodes and edges differ in number."""
-        return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
+        return (
+            isinstance(self.data, pd.DataFrame)
+            or len({array.shape[:1] for array in self.data.values()}) == 1
+        )
 
     @property
     def row_size(self) -> int:
@@ -114,7 +117,9 @@ class Batch:
             # Read columns of the same type at once. Otherwise, each takes 10 µs, or a full scan of a row-major table.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
-        return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
+        return schema.from_columns(
+            {str(name): column_values(table[name]) for name in table.columns},
+        )
 
     def digest(self) -> str:
         """Return the first 16 digits of a SHA-256 over names, types and values, which is the same on all machines."""
@@ -133,38 +138,56 @@ class Batch:
         return summary.hexdigest()[:16]
 
     def signature(
-        self, prediction: Array | dict[str, Array], inputs: Sequence[Input] = (), outputs: Sequence[Output] = ()
+        self,
+        prediction: Array | dict[str, Array],
+        inputs: Sequence[Input] = (),
+        outputs: Sequence[Output] = (),
     ) -> ModelSignature:
         """Return the signature. Tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free."""
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
         if predicted.is_tensor_spec():
             specs = predicted.inputs
-            shapes = [declared.get(spec.name, outputs[0].shape if len(outputs) == 1 else spec.shape) for spec in specs]
+            shapes = [
+                declared.get(spec.name, outputs[0].shape if len(outputs) == 1 else spec.shape)
+                for spec in specs
+            ]
             predicted = SignatureSchema(
-                [TensorSpec(spec.type, shape, spec.name) for spec, shape in zip(specs, shapes, strict=True)]
+                [
+                    TensorSpec(spec.type, shape, spec.name)
+                    for spec, shape in zip(specs, shapes, strict=True)
+                ],
             )
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
         """Return the signature of an ONNX graph, with its types and sizes. Strings have the type of the batch."""
-        answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
+        answers = SignatureSchema(
+            [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs],
+        )
         batch = self
-        if isinstance(self.data, dict):  # MLflow reads an example from JSON, in which all floats have 64 bits.
+        if isinstance(
+            self.data,
+            dict,
+        ):  # MLflow reads an example from JSON, in which all floats have 64 bits.
             types = {entry.name: numpy_dtype(entry.dtype) for entry in inputs}
             only = next(iter(types.values()))
             batch = Batch(
                 {
-                    name: array if array.dtype.kind in "OUT" else array.astype(types.get(name, only))
+                    name: array
+                    if array.dtype.kind in "OUT"
+                    else array.astype(types.get(name, only))
                     for name, array in self.data.items()
-                }
+                },
             )
         return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
         """Return the input schema. `declared` are the inputs of an existing graph, with their sizes."""
         if isinstance(self.data, pd.DataFrame):
-            return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)])
+            return SignatureSchema(
+                [ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)],
+            )
         shapes = {entry.name: entry.shape for entry in declared}
         tensors = []
         for name, array in self.data.items():
@@ -177,7 +200,10 @@ class Batch:
         return SignatureSchema(tensors)
 
     def free_axes(
-        self, others: Iterable[Mapping[str, Array]], argument: str, signature: ModelSignature | None = None
+        self,
+        others: Iterable[Mapping[str, Array]],
+        argument: str,
+        signature: ModelSignature | None = None,
     ) -> dict[str, tuple[int, ...]]:
         """Return the free axes of each tensor, except axis 0.
 
@@ -188,26 +214,36 @@ class Batch:
         for tensors in others:
             for name, array in tensors.items():
                 shapes[name].append(array.shape)
-        for spec in () if signature is None or signature.inputs is None else signature.inputs.inputs:
-            if (name := spec.name or "") in shapes and len(getattr(spec, "shape", ())) == len(shapes[name][0]):
+        for spec in (
+            () if signature is None or signature.inputs is None else signature.inputs.inputs
+        ):
+            if (name := spec.name or "") in shapes and len(getattr(spec, "shape", ())) == len(
+                shapes[name][0],
+            ):
                 shapes[name].append(spec.shape)
         for name, (first, *differing) in shapes.items():
             if wrong := [shape for shape in differing if len(shape) != len(first)]:
                 raise InvalidConfig(
-                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example has {list(first)}"
+                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example has {list(first)}",
                 )
         return {
-            name: tuple(axis for axis, sizes in enumerate(zip(*known, strict=True)) if axis and len({*sizes}) > 1)
+            name: tuple(
+                axis
+                for axis, sizes in enumerate(zip(*known, strict=True))
+                if axis and len({*sizes}) > 1
+            )
             for name, known in shapes.items()
         }
 
     def check_as_example(self) -> None:
         """Raise InvalidConfig for an example without rows or values, and ConversionError for a reserved name."""
         names = [str(name) for name in self.data]
-        if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
+        if reserved := [
+            name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))
+        ]:
             raise ConversionError(
                 f"input_example: the name {reserved[0]!r} is reserved: in the inference log, {PREDICTION!r} and names "
-                f"with the prefix {OUTPUT_PREFIX!r} are model outputs, and names with the prefix '_' are log fields"
+                f"with the prefix {OUTPUT_PREFIX!r} are model outputs, and names with the prefix '_' are log fields",
             )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             doubled = self.data.columns[self.data.columns.duplicated()][0]
@@ -215,9 +251,11 @@ class Batch:
         if (isinstance(self.data, pd.DataFrame) and self.data.empty) or not len(self):
             raise InvalidConfig("input_example has no rows")
         columns = [column for _, column in self.data.items()]
-        if all(column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns):
+        if all(
+            column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns
+        ):
             raise InvalidConfig(
-                "input_example contains only missing values (NaN); the parity check needs a few real rows"
+                "input_example contains only missing values (NaN); the parity check needs a few real rows",
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
@@ -238,9 +276,17 @@ class Batch:
         if not isinstance(self.data, pd.DataFrame):
             _check_tensors(self.data, signature.inputs)
             return self
-        return self if signature.inputs == NAMELESS_TEXT else Batch(_cast_table(self.data, signature.inputs))
+        return (
+            self
+            if signature.inputs == NAMELESS_TEXT
+            else Batch(_cast_table(self.data, signature.inputs))
+        )
 
-    def nameless_signature(self, origin: object, signature: ModelSignature | None) -> ModelSignature | None:
+    def nameless_signature(
+        self,
+        origin: object,
+        signature: ModelSignature | None,
+    ) -> ModelSignature | None:
         """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only column has a name."""
         texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
         is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
@@ -249,7 +295,9 @@ class Batch:
         if signature is None or signature.inputs is None:
             return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
         spec, *others = signature.inputs.inputs
-        is_text = spec.type == DataType.string or (isinstance(spec, TensorSpec) and spec.type.kind in "OU")
+        is_text = spec.type == DataType.string or (
+            isinstance(spec, TensorSpec) and spec.type.kind in "OU"
+        )
         if others or spec.name or not is_text:
             return signature
         return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
@@ -258,26 +306,38 @@ class Batch:
 def as_pandas(data: ModelData) -> ModelData:
     """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and decimals to numbers."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
-    if isinstance(data, pd.DataFrame) and any(_plain_column(column) is not column for _, column in data.items()):
+    if isinstance(data, pd.DataFrame) and any(
+        _plain_column(column) is not column for _, column in data.items()
+    ):
         return data.apply(_plain_column)
     return data
 
 
 def _plain_column(column: pd.Series) -> pd.Series:
     is_object = pd.api.types.is_object_dtype(column.dtype)
-    if str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal"):
+    if str(column.dtype).startswith("decimal") or (
+        is_object and pd.api.types.infer_dtype(column) == "decimal"
+    ):
         return pd.to_numeric(column.astype(object))
-    return column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
+    return (
+        column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
+    )
 
 
 def column_values(series: pd.Series) -> Array:
     """Return the values of a column for the schema: numbers unchanged, text as objects, NaN or None if missing."""
     if isinstance(series.dtype, pd.CategoricalDtype):
-        series = series.astype(series.cat.categories.dtype) if not series.hasnans else series.astype(object)
+        series = (
+            series.astype(series.cat.categories.dtype)
+            if not series.hasnans
+            else series.astype(object)
+        )
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
         return series.to_numpy()
     if pd.api.types.is_float_dtype(series.dtype) or (
-        pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype) and series.hasnans
+        pd.api.types.is_numeric_dtype(series.dtype)
+        and not pd.api.types.is_bool_dtype(series.dtype)
+        and series.hasnans
     ):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     values: Array = series.to_numpy(dtype=object, copy=series.hasnans)
@@ -288,7 +348,11 @@ def column_values(series: pd.Series) -> Array:
 
 def missing_value(series: pd.Series) -> float | None:
     """Return None if an object column contains None, otherwise NaN: scikit-learn encoders distinguish None and NaN."""
-    return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
+    return (
+        None
+        if pd.api.types.is_object_dtype(series) and any(value is None for value in series)
+        else np.nan
+    )
 
 
 def unseen_category(series: pd.Series) -> pd.Series | None:
@@ -314,7 +378,11 @@ def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
 
 def column_type(series: pd.Series) -> ColumnType:
     """Return MLflow's type of a column. Raises ConversionError if ONNX does not support the type."""
-    dtype = series.cat.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
+    dtype = (
+        series.cat.categories.dtype
+        if isinstance(series.dtype, pd.CategoricalDtype)
+        else series.dtype
+    )
     types = pd.api.types
     if types.is_bool_dtype(dtype):
         return "boolean"
@@ -332,11 +400,18 @@ def column_type(series: pd.Series) -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    values = next((f" (with values of {type(item).__name__})" for item in present if not isinstance(item, str)), "")
+    values = next(
+        (
+            f" (with values of {type(item).__name__})"
+            for item in present
+            if not isinstance(item, str)
+        ),
+        "",
+    )
     raise ConversionError(
         f"column {str(series.name)!r} has the type {dtype}{values if types.is_object_dtype(dtype) else ''}, "
         "which an ONNX model cannot read: convert it to numbers, booleans or strings, or drop it if the model does not "
-        "use it"
+        "use it",
     )
 
 
@@ -350,19 +425,25 @@ def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
         raise ConversionError(
             f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot read; "
-            f"supported types: {', '.join(COLUMN_TYPES)}"
+            f"supported types: {', '.join(COLUMN_TYPES)}",
         )
     have = {column.name: column.type for column in columns_of(table[names])}
     if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
-        raise InvalidConfig(f"signature: column {wrong[0]!r} is a string, but a {have[wrong[0]]} in the example")
+        raise InvalidConfig(
+            f"signature: column {wrong[0]!r} is a string, but a {have[wrong[0]]} in the example",
+        )
     changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
     try:
-        cast = table[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
+        cast = table[names].astype(
+            {name: object if dtype == "str" else dtype for name, dtype in changed.items()},
+        )
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"signature: the example does not match it: {error}") from None
     for name in changed:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
-            raise InvalidConfig(f"signature: column {name!r} is a {types[name]}, but has other numbers in the example")
+            raise InvalidConfig(
+                f"signature: column {name!r} is a {types[name]}, but has other numbers in the example",
+            )
     return cast
 
 
@@ -371,8 +452,12 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
     names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
     if set(names) - set(tensors):
         what = "tensors" if inputs.is_tensor_spec() else "columns"
-        described = "one unnamed tensor" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
-        raise InvalidConfig(f"signature: it has the {what} {names}, and the example has {described}")
+        described = (
+            "one unnamed tensor" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
+        )
+        raise InvalidConfig(
+            f"signature: it has the {what} {names}, and the example has {described}",
+        )
     if not inputs.is_tensor_spec():
         return
     for spec in inputs.inputs:
@@ -386,7 +471,9 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
             wrong = f"the type {spec.type}, but {array.dtype}"
         else:
             continue
-        raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")
+        raise InvalidConfig(
+            f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example",
+        )
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
@@ -395,9 +482,14 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
     if declared is None or len(declared) != len(inferred.outputs):
         return
     for spec, actual in zip(declared.inputs, inferred.outputs.inputs, strict=True):
-        is_text = [(s.type.to_numpy() if isinstance(s, ColSpec) else s.type).kind in "OUS" for s in (spec, actual)]
+        is_text = [
+            (s.type.to_numpy() if isinstance(s, ColSpec) else s.type).kind in "OUS"
+            for s in (spec, actual)
+        ]
         if is_text[0] != is_text[1]:
             output = f"output {spec.name!r}" if spec.name else "output"
             predicted = "strings" if is_text[1] else "numbers"
             kind = getattr(spec.type, "name", str(spec.type))
-            raise InvalidConfig(f"signature: the {output} is a {kind}, but the model predicts {predicted}")
+            raise InvalidConfig(
+                f"signature: the {output} is a {kind}, but the model predicts {predicted}",
+            )

@@ -20,7 +20,12 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Agreement, Tolerance, largest_of_rows
+from mlflow_deploy_plugin.serve.runtime.agreement import (
+    LABELS,
+    Agreement,
+    Tolerance,
+    largest_of_rows,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import Role
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_values
@@ -87,7 +92,9 @@ def top_margins(probabilities: Array) -> Array:
 
 
 def changes_within_one_step(
-    batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
+    batch: Batch,
+    answers_otherwise: Callable[[Batch, Array], Array],
+    is_net: bool = False,
 ) -> Array:
     """Return [N] booleans: True for a row if a small change of its numbers changes the original's prediction.
 
@@ -116,7 +123,9 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
                 yield Batch(table.assign(**{str(name): moved.array}))
     else:
         name, matrix = next(iter(table.items()))
-        for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
+        for column in range(
+            matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0,
+        ):
             for values in _stepped(matrix[:, column]):
                 copy = matrix.copy()
                 copy[:, column] = values
@@ -131,7 +140,12 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
             if not all(map(pd.api.types.is_numeric_dtype, table.dtypes)):
                 yield batch  # Only the weights of a text model can be moved.
                 continue
-            yield Batch(pd.DataFrame(moved_by_roundings(table.to_numpy(np.float32), random), columns=table.columns))
+            yield Batch(
+                pd.DataFrame(
+                    moved_by_roundings(table.to_numpy(np.float32), random),
+                    columns=table.columns,
+                ),
+            )
         else:
             yield Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
 
@@ -159,9 +173,13 @@ def _stepped_integers(series: pd.Series) -> Iterator[pd.Series]:
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     if not (np.abs(numbers) > _EXACT).any():
         return
-    dtype = np.dtype(str(series.dtype).split("[")[0].lower())  # "Int64" and "int64[pyarrow]" hold int64.
+    dtype = np.dtype(
+        str(series.dtype).split("[")[0].lower(),
+    )  # "Int64" and "int64[pyarrow]" hold int64.
     bounds = np.iinfo(dtype)
-    steps = np.rint(_step_sizes(numbers))  # The step of a small integer is below one half, and becomes zero.
+    steps = np.rint(
+        _step_sizes(numbers),
+    )  # The step of a small integer is below one half, and becomes zero.
     yield series - np.where(numbers - steps >= bounds.min, steps, 0).astype(dtype)
     yield series + np.where(numbers + steps < bounds.max, steps, 0).astype(dtype)
 

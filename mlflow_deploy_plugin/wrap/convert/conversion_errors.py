@@ -12,8 +12,29 @@ from mlflow_deploy_plugin.wrap.convert.converted import TrainedModel
 from mlflow_deploy_plugin.wrap.convert.converters import is_onnx, packages_of
 
 _FLAVORS = {
-    **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},
-    **{name: name for name in ("tensorflow", "transformers", "sentence_transformers", "pmdarima", "h2o", "paddle")},
+    **{
+        name: name
+        for name in (
+            "sklearn",
+            "xgboost",
+            "lightgbm",
+            "catboost",
+            "statsmodels",
+            "prophet",
+            "spacy",
+        )
+    },
+    **{
+        name: name
+        for name in (
+            "tensorflow",
+            "transformers",
+            "sentence_transformers",
+            "pmdarima",
+            "h2o",
+            "paddle",
+        )
+    },
     **{name: name for name in ("keras", "johnsnowlabs")},
     "torch": "pytorch",
     "pyspark": "spark",
@@ -22,15 +43,20 @@ _FLAVORS = {
 _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
 """The format in which a flavor can save every model. The default format fails for functions and control flow."""
 
-_ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
+_ISSUE = re.compile(
+    r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+",
+    re.IGNORECASE,
+)
 _URL = re.compile(r"\s*\(?https?://\S+")
 _CLASS = re.compile(r"<class '([^']+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
-_INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
+_INPUTS = re.compile(
+    r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)",
+)
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
 _NO_OPERATOR = re.compile(  # messages of tf2onnx, torch's dynamo exporter, and its legacy exporter
     r"No Op registered for (?P<tf>\w+)|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
-    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported"
+    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported",
 )
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _REASONS = {
@@ -44,11 +70,18 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_flavor(
-    model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
+    model: TrainedModel,
+    predict_fn: str = "predict",
+    input_example: ModelData = None,
 ) -> tuple[str, dict[str, str]] | None:
     """Return the MLflow flavor for the model and its options, or None. For unknown libraries, the flavor is sklearn."""
-    if predict_fn != "predict":  # Only the sklearn flavor, which also logs the estimators of boosters, has this option.
-        options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
+    if (
+        predict_fn != "predict"
+    ):  # Only the sklearn flavor, which also logs the estimators of boosters, has this option.
+        options = {
+            "serialization_format": _SERIALIZATION["sklearn"],
+            "pyfunc_predict_fn": predict_fn,
+        }
         return ("sklearn", options) if hasattr(model, predict_fn) else None
     packages = packages_of(model)
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
@@ -57,13 +90,22 @@ def pyfunc_flavor(
     if flavor is None and input_example is not None:
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
-    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # No flavor saves a tf.function.
+    is_function = flavor == "tensorflow" and hasattr(
+        model,
+        "python_function",
+    )  # No flavor saves a tf.function.
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
-    return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
+    return flavor, {
+        "serialization_format": _SERIALIZATION[flavor],
+    } if flavor in _SERIALIZATION else {}
 
 
-def with_alternative(error: ModelError, model: TrainedModel, predict_fn: str = "predict") -> ModelError:
+def with_alternative(
+    error: ModelError,
+    model: TrainedModel,
+    predict_fn: str = "predict",
+) -> ModelError:
     """Return the error with advice on how to serve the model without ONNX."""
     if is_onnx(model):
         return error
@@ -80,23 +122,35 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """Return the message for a failed conversion or a graph that cannot be loaded, with the step and the reason."""
     part: object = None
     unread = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):  # Find the estimator that skl2onnx was converting.
+    for frame, _ in traceback.walk_tb(
+        error.__traceback__,
+    ):  # Find the estimator that skl2onnx was converting.
         part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
         if frame.f_code.co_name == "__dir__":  # An attribute of the estimator raises an error.
             part = frame.f_locals["self"]
             unread = f"there is no converter for {type(part).__module__}.{type(part).__qualname__}"
     if not part:  # Find the part that the error names, except a pipeline.
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
-        part = next((candidate for _, candidate in _parts(model) if type(candidate).__name__ in words), None)
+        part = next(
+            (candidate for _, candidate in _parts(model) if type(candidate).__name__ in words),
+            None,
+        )
     cause = error.__cause__ or error  # skl2onnx wraps the error.
-    reason = unread or plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
-    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in {unread, *_REASONS.values()}:
+    reason = (
+        unread or plain_reason(str(cause)) or f"its converter failed with {type(cause).__name__}"
+    )
+    if isinstance(cause, LookupError | AttributeError | TypeError) and reason not in {
+        unread,
+        *_REASONS.values(),
+    }:
         reason = f"its converter does not support this variant ({type(cause).__name__}: {reason})"
     location = ""
     if part is not None and type(part) is not type(model):
         kind = getattr(part, "stands_for", type(part).__name__)
         way = next((name for name, candidate in _parts(model) if type(candidate) is type(part)), "")
-        location = f"its step {' → '.join(way.split('__'))!r} ({kind}): " if way else f"its {kind}: "
+        location = (
+            f"its step {' → '.join(way.split('__'))!r} ({kind}): " if way else f"its {kind}: "
+        )
     return f"{type(model).__name__} cannot be converted to ONNX: {location}{reason}"
 
 

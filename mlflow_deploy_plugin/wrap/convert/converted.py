@@ -12,9 +12,22 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import onnx
 import pandas as pd
-from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
-from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, pass_exit
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    InvalidConfig,
+    OnnxserveError,
+    pass_exit,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output, TokenizerSpec
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -105,7 +118,11 @@ Forms: TypeAlias = list[Callable[[], ConvertedModel]]
 
 
 def bind_graph(
-    proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
+    proto: ModelProto,
+    batch: ModelInput | None,
+    framework: str,
+    framework_version: str,
+    original: OriginalModel | None,
 ) -> ConvertedModel:
     """Bind the inputs of a graph to the columns or tensors of the batch, and return the converted model.
 
@@ -121,7 +138,7 @@ def bind_graph(
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             raise ConversionError(
                 f"the graph does not declare the shape of its input {value.name!r}: add it, with a name for each free "
-                "size (onnx.helper.make_tensor_value_info)"
+                "size (onnx.helper.make_tensor_value_info)",
             )
     _refuse_empty_sequences(proto.graph)
     try:
@@ -135,13 +152,26 @@ def bind_graph(
     names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
         columns = tuple(str(column) for column in batch.columns)
-        is_matrix = len(inputs) == 1 and (len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns)))
+        is_matrix = len(inputs) == 1 and (
+            len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns))
+        )
         if not is_matrix and not set(names) <= set(columns):
             argument = "input_example" if len(batch) else "signature"
-            raise InvalidConfig(f"{argument}: its columns {list(columns)} are not the graph's inputs {names}")
-        inputs = [replace(entry, columns=(entry.name,) if entry.name in columns else columns) for entry in inputs]
-    elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
-        raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
+            raise InvalidConfig(
+                f"{argument}: its columns {list(columns)} are not the graph's inputs {names}",
+            )
+        inputs = [
+            replace(entry, columns=(entry.name,) if entry.name in columns else columns)
+            for entry in inputs
+        ]
+    elif (
+        batch is not None
+        and set(batch) != set(names)
+        and not (set(batch) == {""} and len(names) == 1)
+    ):
+        raise InvalidConfig(
+            f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}",
+        )
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
     outputs = tuple(Output(value.name, *served_type(value, original)) for value in served)
     return ConvertedModel(
@@ -187,14 +217,17 @@ def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     return [value for value in graph.input if value.name not in weights]
 
 
-def served_type(value: ValueInfoProto, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
+def served_type(
+    value: ValueInfoProto,
+    original: OriginalModel | None,
+) -> tuple[str, tuple[int, ...]]:
     """Return the dtype and shape of a graph's input or output. Raises ConversionError if the type cannot be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
         raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
-            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the batch"
+            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the batch",
         )
     return dtype, shape
 
@@ -232,43 +265,73 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
     return proto
 
 
-def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
+def require_example(
+    batch: ModelInput | None,
+    predict_fn: str,
+    what: str,
+    method: str,
+) -> ModelInput:
     """Return the example of a model whose only method is `method`. Messages call the model `what`.
 
     Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if tensors differ in rows.
     """
     if batch is None:
-        raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")
+        raise InvalidConfig(
+            f"input_example: {what} needs an example for the shapes and types of its inputs",
+        )
     if predict_fn != "predict":
-        raise InvalidConfig(f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'")
+        raise InvalidConfig(
+            f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'",
+        )
     for name, values in Batch(batch).tensors.items():
         if not values.ndim:
             what = f"the tensor {name!r}" if name else "the array"
             raise InvalidConfig(
                 f"input_example: {what} is a single number without a dimension, but the first dimension must be the "
-                "batch: pass an array with a number per row, or make the number an attribute of the model"
+                "batch: pass an array with a number per row, or make the number an attribute of the model",
             )
     if not Batch(batch).has_rows:
         shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
-        raise ConversionError(f"its inputs differ in their first dimension, which must be the batch: {shapes}")
+        raise ConversionError(
+            f"its inputs differ in their first dimension, which must be the batch: {shapes}",
+        )
     return batch
 
 
-def call_original(original: OriginalModel, batch: ModelInput, argument: str = "input_example") -> dict[str, Array]:
+def call_original(
+    original: OriginalModel,
+    batch: ModelInput,
+    argument: str = "input_example",
+) -> dict[str, Array]:
     """Return the original's predictions for rows. Raises InvalidConfig if the model refuses the rows."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Originals warn about unseen categories in generated rows.
+            warnings.simplefilter(
+                "ignore",
+            )  # Originals warn about unseen categories in generated rows.
             return original(batch)
     except OnnxserveError:
         raise
     except BaseException as error:
         pass_exit(error)
         reason = one_line(error, 300)
-        raise InvalidConfig(f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}") from error
+        raise InvalidConfig(
+            f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}",
+        ) from error
 
 
-_SAME_NAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_SAME_NAME = (
+    "float16",
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+)
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -290,7 +353,12 @@ class Converter(Protocol):
     def matches(self, model: TrainedModel) -> bool:
         """Return True for supported models. The method is called for each model and must not import heavy modules."""
 
-    def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
+    def convert(
+        self,
+        model: TrainedModel,
+        example: ModelInput | None,
+        **options: object,
+    ) -> ConvertedModel:
         """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.
 
         Args:

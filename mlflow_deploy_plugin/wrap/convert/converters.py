@@ -21,7 +21,18 @@ GROUP = "onnxserve.converters"
 _FOLDER = "mlflow_deploy_plugin.wrap.convert"
 _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
-    **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch", "transformers")},
+    **{
+        name: name
+        for name in (
+            "keras",
+            "onnx",
+            "sklearn",
+            "statsmodels",
+            "tensorflow",
+            "torch",
+            "transformers",
+        )
+    },
     "sentence_transformers": "transformers",
 }
 """The pip extra for each package of model classes. The converter module has the same name, except in `_RENAMED`."""
@@ -44,7 +55,11 @@ class FrameworkConverter(Protocol):
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...
 
     def forms(
-        self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+        self,
+        model: TrainedModel,
+        batch: ModelInput | None,
+        predict_fn: str,
+        dynamic_axes: DynamicAxes,
     ) -> Forms: ...
 
 
@@ -65,7 +80,13 @@ class _Registered:
             return batch
         return Batch.read(data).data
 
-    def forms(self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    def forms(
+        self,
+        model: TrainedModel,
+        batch: ModelInput | None,
+        predict_fn: str,
+        dynamic_axes: DynamicAxes,
+    ) -> Forms:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
@@ -76,7 +97,7 @@ class _Registered:
             raise
         except Exception as error:
             raise ConversionError(
-                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {one_line(error, 300)}"
+                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {one_line(error, 300)}",
             ) from error
 
 
@@ -101,7 +122,9 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     packages = packages_of(model)
     if "torch" in packages and "sentence_transformers" not in packages:
-        packages = [name for name in packages if name != "transformers"]  # A net without its pipeline reads token ids.
+        packages = [
+            name for name in packages if name != "transformers"
+        ]  # A net without its pipeline reads token ids.
     known = (name for name in packages if name in _MODULES or name in _NEVER)
     framework = "onnx" if is_onnx(model) else next(known, None)
     if framework is None or framework in _NEVER:
@@ -112,7 +135,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
-            f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'"
+            f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'",
         ) from None
 
 
@@ -128,21 +151,29 @@ def packages_of(model: TrainedModel) -> list[str]:
 
 def check_installed(error: BaseException, what: str) -> None:
     """Raise NotInstalled, with the pip command, if the error is caused by a framework that is not installed."""
-    package = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    package = (
+        error.name.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name
+        else ""
+    )
     if extra := _MODULES.get(package):
         booster = "" if extra == package else f" {package}"
         raise NotInstalled(
-            f"{what} needs {package}, which is not installed here: pip install 'mlflow-onnxserve[{extra}]'{booster}"
+            f"{what} needs {package}, which is not installed here: pip install 'mlflow-onnxserve[{extra}]'{booster}",
         ) from None
 
 
 def _unknown_framework(what: str) -> ConversionError:
     known = ", ".join(sorted(_MODULES))
-    return ConversionError(f"{what} cannot be converted to ONNX: its framework is not supported; supported are {known}")
+    return ConversionError(
+        f"{what} cannot be converted to ONNX: its framework is not supported; supported are {known}",
+    )
 
 
 def _described(entry: EntryPoint) -> str:
-    return f"{entry.name} = {entry.value}" + (f" ({entry.dist.name} {entry.dist.version})" if entry.dist else "")
+    return f"{entry.name} = {entry.value}" + (
+        f" ({entry.dist.name} {entry.dist.version})" if entry.dist else ""
+    )
 
 
 _LOADERS: dict[str, tuple[str, str]] = {
@@ -171,6 +202,10 @@ def load_file(model: TrainedModel) -> TrainedModel:
         is_backend = framework == "keras" and error.name != "keras"
         another = "; to use another backend, set KERAS_BACKEND=torch or jax" if is_backend else ""
         extra = error.name if is_backend else framework
-        raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}") from None
+        raise ConversionError(
+            f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}",
+        ) from None
     except Exception as error:
-        raise ConversionError(f"{path} is not a model of {framework}: {one_line(error, 300)}") from error
+        raise ConversionError(
+            f"{path} is not a model of {framework}: {one_line(error, 300)}",
+        ) from error

@@ -27,7 +27,12 @@ from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.comparison import moved_by_roundings
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    OriginalModel,
+)
 
 TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
 _UNNAMED = "input"
@@ -45,13 +50,22 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
     return {"": data if isinstance(data, np.ndarray) else np.asarray(data)}
 
 
-def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: keras.Model,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
     batch = converted.require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {
-        name: tuple(axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in varied[name]))
+        name: tuple(
+            axis
+            for axis, size in enumerate(tensor.shape)
+            if axis and (size is None or axis in varied[name])
+        )
         for name, tensor in zip(names, _inputs(model), strict=False)
     }
     free = [declared, varied] if declared and declared != varied else [varied]
@@ -61,7 +75,13 @@ def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic
     return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
 
 
-def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
+def _export(
+    model: keras.Model,
+    batch: ModelInput,
+    names: list[str],
+    axes: DynamicAxes,
+    legacy: bool,
+) -> ConvertedModel:
     original = original_model(model)
     arrays = _arrays(model, batch, names)
     outputs = list(converted.call_original(original, batch))
@@ -83,7 +103,9 @@ def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: Dynam
         raise
     except Exception as error:
         reason = plain_reason(str(error)) or type(error).__name__
-        raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
+        raise ConversionError(
+            f"{type(model).__name__} cannot be converted to ONNX: {reason}",
+        ) from error
     bound = converted.bind_graph(proto, batch, "keras", str(keras.__version__), original)
     return replace(bound, move_weights=partial(_move_weights, model))
 
@@ -99,7 +121,11 @@ def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[N
 
 
 def _by_torch(
-    model: keras.Model, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool
+    model: keras.Model,
+    arrays: dict[str, Array],
+    axes: DynamicAxes,
+    original: OriginalModel,
+    legacy: bool,
 ) -> ModelProto:
     import torch
 
@@ -117,7 +143,12 @@ def _by_torch(
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 
-def _by_jax(function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> ModelProto:
+def _by_jax(
+    function: TensorFunction,
+    arrays: dict[str, Array],
+    outputs: list[str],
+    axes: DynamicAxes,
+) -> ModelProto:
     import jax
     import jax2onnx
 
@@ -134,7 +165,13 @@ def _by_jax(function: TensorFunction, arrays: dict[str, Array], outputs: list[st
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.onnx"
         names = [f"x{position}" for position in range(len(specs))]
-        jax2onnx.to_onnx(function, inputs=specs, input_names=names, return_mode="file", output_path=str(path))
+        jax2onnx.to_onnx(
+            function,
+            inputs=specs,
+            input_names=names,
+            return_mode="file",
+            output_path=str(path),
+        )
         return converted.rename_values(onnx.load(str(path)), list(arrays), outputs)
 
 
@@ -156,7 +193,9 @@ def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     """Return the input names in their order. Raises InvalidConfig if the batch has other names."""
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
-        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # Keras generates these names.
+        is_named = names and not names[0].startswith(
+            ("keras_tensor", "input_layer"),
+        )  # Keras generates these names.
         only = names[0] if is_named else _UNNAMED
         return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
     batch_names = [str(name) for name in batch]
@@ -182,7 +221,10 @@ def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str
     return arrays
 
 
-def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
+def _call(
+    model: keras.Model,
+    tensors: dict[str, keras.KerasTensor],
+) -> dict[str, keras.KerasTensor]:
     """Return the outputs by name: keys of a mapping, the model's `output_names` if they are unique, or `output`."""
     if inputs := _inputs(model):
         form = getattr(model, "input", inputs[0])

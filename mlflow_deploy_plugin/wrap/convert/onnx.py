@@ -13,11 +13,20 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.session import (
+    describe_error,
+    import_onnxruntime,
+    session_options,
+)
 from mlflow_deploy_plugin.serve.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    TrainedModel,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,10 +42,17 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return Batch.read(data).data
 
 
-def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: TrainedModel,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return one form, a copy of the graph with its weights inline. Raises InvalidConfig for `predict_proba`."""
     if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible")
+        raise InvalidConfig(
+            "pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible",
+        )
 
     def load() -> ConvertedModel:
         try:
@@ -48,11 +64,15 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         except Exception as error:  # noqa: BLE001 - protobuf and the file system raise errors of many classes.
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         for node in proto.graph.node:
-            is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
-            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 updates the statistics.
+            is_training = any(
+                attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+            )
+            if (
+                node.op_type == "BatchNormalization" and is_training
+            ):  # ONNX Runtime 1.31 updates the statistics.
                 raise ConversionError(
                     f"the graph's BatchNormalization {node.output[0]!r} is in training mode, so predictions depend "
-                    "on other rows and earlier requests; export the model in evaluation mode"
+                    "on other rows and earlier requests; export the model in evaluation mode",
                 )
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
@@ -62,7 +82,8 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             return bound
         ((probabilities, labels),) = classes.items()
         roles = [
-            replace(item, role="probabilities" if item.name == probabilities else "label") for item in bound.outputs
+            replace(item, role="probabilities" if item.name == probabilities else "label")
+            for item in bound.outputs
         ]
         label = next(output.name for output in roles if output.role == "label")
         return replace(bound, outputs=tuple(roles), prediction=(label,), classes=labels)
@@ -77,16 +98,24 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
     for node in graph.node:
         if node.op_type == "ZipMap":
             if len(node.attribute) != 1:
-                raise ConversionError(f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes")
+                raise ConversionError(
+                    f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes",
+                )
             labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(label.decode() if isinstance(label, bytes) else label for label in labels)
+            classes[node.output[0]] = tuple(
+                label.decode() if isinstance(label, bytes) else label for label in labels
+            )
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
-        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost omits the domain of Identity.
+        proto.opset_import.append(
+            helper.make_opsetid("", _OLDEST_OPSET),
+        )  # CatBoost omits the domain of Identity.
     for output in graph.output:
         if output.name in classes:
             shape = [None, len(classes[output.name])]
-            output.CopyFrom(helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape))
+            output.CopyFrom(
+                helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, shape),
+            )
     return classes
 
 
@@ -99,7 +128,10 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
         known = onnx.shape_inference.infer_shapes(proto).graph
     except Exception as error:  # noqa: BLE001 - protobuf and the inference raise errors of many classes.
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
-    shapes = {value.name: converted.dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
+    shapes = {
+        value.name: converted.dtype_and_shape(value)[1]
+        for value in (*known.input, *known.value_info)
+    }
     parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}
     nodes = {name: node for node in graph.node for name in node.output}
     taken = {*nodes, *(value.name for value in (*graph.input, *graph.initializer))}
@@ -116,14 +148,19 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
             while not taken.isdisjoint({name, f"{name}.place"}):
                 name += "_"
             graph.initializer.append(numpy_helper.from_array(np.array(index), f"{name}.place"))
-            graph.node.append(helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]))
+            graph.node.append(
+                helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]),
+            )
             outputs.append(onnx.ValueInfoProto(name=name))
     del graph.output[:]
     graph.output.extend(outputs)
 
 
 def _sequence_length(
-    name: str, nodes: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
+    name: str,
+    nodes: Mapping[str, NodeProto],
+    shapes: Mapping[str, tuple[int, ...]],
+    parts: Mapping[str, int],
 ) -> int | None:
     """Return the number of tensors in a sequence, or None if the number depends on the input."""
     node = nodes.get(name)
@@ -139,28 +176,50 @@ def _sequence_length(
         case "SequenceInsert":
             length = _sequence_length(node.input[0], nodes, shapes, parts)
             return None if length is None else length + 1
-        case "SplitToSequence" if len(node.input) > 1:  # The second input contains the size of each tensor.
+        case "SplitToSequence" if (
+            len(node.input) > 1
+        ):  # The second input contains the size of each tensor.
             return parts.get(node.input[1])
         case "SplitToSequence":  # Without sizes, each slice has size 1.
             shape = shapes.get(node.input[0])
-            size = shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)] if shape else -1
+            size = (
+                shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)]
+                if shape
+                else -1
+            )
             return None if size == -1 else size
     return None
 
 
 def _declare_outputs(proto: ModelProto) -> None:
     """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError if it cannot load the graph."""
-    tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
-    bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}
+    tensors = [
+        output
+        for output in proto.graph.output
+        if output.type.WhichOneof("value") in (None, "tensor_type")
+    ]
+    bare = {
+        output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")
+    }
     if not bare:
         return
     ort = import_onnxruntime()
     try:
         options = session_options(ort, 1)
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            proto.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
-        raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
-    known = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
+        raise ConversionError(
+            f"ONNX Runtime cannot load the graph: {describe_error(error)}",
+        ) from None
+    known = {
+        node.name: node
+        for node in session.get_outputs()
+        if node.name in bare and node.type.startswith("tensor(")
+    }
     shapes: dict[str, Sizes] = {name: node.shape for name, node in known.items()}
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
@@ -170,10 +229,14 @@ def _declare_outputs(proto: ModelProto) -> None:
 
 
 def _computed_shapes(
-    session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
+    session: "onnxruntime.InferenceSession",
+    outputs: list[str],
+    graph: GraphProto,
 ) -> dict[str, Sizes]:
     """Return the output shapes of runs with two and with three rows of zeros. Sizes that differ are None."""
-    inputs = {value.name: converted.served_type(value, None) for value in converted.fed_inputs(graph)}
+    inputs = {
+        value.name: converted.served_type(value, None) for value in converted.fed_inputs(graph)
+    }
 
     def zeros(rows: int) -> dict[str, Array]:
         feeds = {}
@@ -187,9 +250,12 @@ def _computed_shapes(
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
             f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with zeros failed: "
-            f"{describe_error(error)}"
+            f"{describe_error(error)}",
         ) from None
     return {
-        name: [size if size == other else None for size, other in zip(two.shape, three.shape, strict=True)]
+        name: [
+            size if size == other else None
+            for size, other in zip(two.shape, three.shape, strict=True)
+        ]
         for name, (two, three) in zip(outputs, pairs, strict=True)
     }

@@ -33,7 +33,9 @@ def check_graph(proto: ModelProto) -> None:
         return
     graph = _without_weights(proto)
     for weights in graph.graph.initializer:  # Check the weights as inputs, which need no data.
-        graph.graph.input.append(onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims))
+        graph.graph.input.append(
+            onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims),
+        )
     del graph.graph.initializer[:]
     onnx.checker.check_model(graph)
 
@@ -59,7 +61,9 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
     try:
         content = proto.SerializeToString()
     except Exception as error:  # noqa: BLE001 - the error classes of protobuf's implementations differ
-        raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
+        raise ConversionError(
+            f"the model does not fit into one ONNX file of 2 GB: {error}",
+        ) from None
     (folder / ONNX_FILE).write_bytes(content)
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
 
@@ -67,7 +71,10 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
 def _without_weights(proto: ModelProto) -> ModelProto:
     """Return a copy in which large initializers refer to `DATA_FILE`. Their bytes are not copied."""
     slim = onnx.ModelProto()
-    for source, target, left_out in ((proto, slim, "graph"), (proto.graph, slim.graph, "initializer")):
+    for source, target, left_out in (
+        (proto, slim, "graph"),
+        (proto.graph, slim.graph, "initializer"),
+    ):
         for field, value in source.ListFields():
             name = field.name
             if name == left_out:
@@ -82,7 +89,11 @@ def _without_weights(proto: ModelProto) -> ModelProto:
         if len(weights.raw_data) < _LEAST_BYTES:
             slim.graph.initializer.append(weights)
             continue
-        external = slim.graph.initializer.add(name=weights.name, data_type=weights.data_type, dims=weights.dims)
+        external = slim.graph.initializer.add(
+            name=weights.name,
+            data_type=weights.data_type,
+            dims=weights.dims,
+        )
         external.data_location = onnx.TensorProto.EXTERNAL
         external.external_data.add(key="location", value=DATA_FILE)
     return slim

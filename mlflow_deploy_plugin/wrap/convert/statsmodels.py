@@ -18,8 +18,17 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    TrainedModel,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    SAMPLE_ROWS,
+    Traced,
+    TracedArray,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import OPSETS, Subgraph
 
 _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
@@ -32,30 +41,59 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
         return {"": np.asarray(data, dtype=np.float64)}
     if getattr(model.model, "formula", None) is None:
         return data
-    read = {name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")}
+    read = {
+        name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")
+    }
     return data[[name for name in data if name in read]] if read and read <= set(data) else data
 
 
-def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: TrainedModel,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return one form, the linear predictor with its link. Raises the errors of `require_example`."""
-    return [partial(_convert, model, converted.require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
+    return [
+        partial(
+            _convert,
+            model,
+            converted.require_example(batch, predict_fn, "a model of statsmodels", "predict"),
+        ),
+    ]
 
 
 def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
-    link, graph, original = _inverse_link(results.model), Subgraph(Scope("statsmodels")), original_model(results)
-    has_formula, is_table = getattr(results.model, "formula", None) is not None, isinstance(batch, pd.DataFrame)
+    link, graph, original = (
+        _inverse_link(results.model),
+        Subgraph(Scope("statsmodels")),
+        original_model(results),
+    )
+    has_formula, is_table = (
+        getattr(results.model, "formula", None) is not None,
+        isinstance(batch, pd.DataFrame),
+    )
     if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; pass a table with its columns")
-    converted.call_original(original, Batch(batch).take(slice(0, 1)).data)  # The call checks the columns.
+    converted.call_original(
+        original,
+        Batch(batch).take(slice(0, 1)).data,
+    )  # The call checks the columns.
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
-    inputs, outputs = ((TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]) for array in (rows, answer))
+    inputs, outputs = (
+        (TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]) for array in (rows, answer)
+    )
     body = graph.finish({"columns": inputs}, {"prediction": outputs})
-    proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10)
+    proto = helper.make_model(
+        body,
+        opset_imports=[helper.make_opsetid("", OPSETS[""])],
+        ir_version=10,
+    )
     return converted.bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
@@ -63,19 +101,28 @@ def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]
     """Return the linear predictor for the columns. Raises ConversionError if Python computes a term."""
     terms = list(model.exog_names)
     factors = {index: term.split(":") for index, term in enumerate(terms) if term != "Intercept"}
-    if computed := [terms[index] for index, names in factors.items() if not set(names) <= set(columns)]:
+    if computed := [
+        terms[index] for index, names in factors.items() if not set(names) <= set(columns)
+    ]:
         raise ConversionError(
             f"{type(model).__name__} cannot be converted to ONNX: its term {computed[0]!r} is computed by "
-            "Python; add it to the table as a column"
+            "Python; add it to the table as a column",
         )
     parts = []
-    for count in sorted(set(map(len, factors.values()))):  # Terms with equally many columns are computed together.
+    for count in sorted(
+        set(map(len, factors.values())),
+    ):  # Terms with equally many columns are computed together.
         indices = [index for index, names in factors.items() if len(names) == count]
         levels = zip(*(factors[index] for index in indices), strict=True)
-        product = reduce(np.multiply, [rows[:, [columns.index(name) for name in names]] for names in levels])
+        product = reduce(
+            np.multiply,
+            [rows[:, [columns.index(name) for name in names]] for names in levels],
+        )
         parts.append(product @ weights[indices])
     linear = reduce(np.add, parts or [np.zeros_like(rows[:, :1]) @ weights[:1]])
-    return linear + weights[[index for index in range(len(terms)) if index not in factors]].sum(axis=0)
+    return linear + weights[[index for index in range(len(terms)) if index not in factors]].sum(
+        axis=0,
+    )
 
 
 def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
@@ -86,12 +133,14 @@ def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
         if kind == "GLM":
             link = type(model.family.link).__name__
             if link not in _INVERSE_LINKS:
-                raise ConversionError(f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX")
+                raise ConversionError(
+                    f"GLM cannot be converted to ONNX: its link {link} is not supported in ONNX",
+                )
         if link:
             return _INVERSE_LINKS[link]
     raise ConversionError(
         f"{kind} cannot be converted to ONNX: only models with a linear predictor and a link are supported: "
-        f"{', '.join([*_LINEAR, 'GLM', *_DISCRETE])}"
+        f"{', '.join([*_LINEAR, 'GLM', *_DISCRETE])}",
     )
 
 

@@ -19,7 +19,12 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    TrainedModel,
+)
 
 TensorFunction = Callable[..., Sequence[tf.Tensor]]
 _OPSET = 18
@@ -31,7 +36,12 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return Batch.read(data).data
 
 
-def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: TrainedModel,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return one form: the graph of the signature `serving_default` or of the call. Errors: see `require_example`."""
     batch = converted.require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
@@ -58,7 +68,11 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
 
 def export(
-    function: TensorFunction, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, display_name: str
+    function: TensorFunction,
+    arrays: dict[str, Array],
+    outputs: list[str],
+    axes: DynamicAxes,
+    display_name: str,
 ) -> ModelProto:
     """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
 
@@ -68,12 +82,15 @@ def export(
         import tf2onnx  # tf2onnx is slow to import, and only in the extra `tensorflow`.
     except ModuleNotFoundError as error:
         raise ConversionError(
-            f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'"
+            f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'",
         ) from None
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     specs = [
         tf.TensorSpec(
-            [None if not axis or axis in axes[name] else size for axis, size in enumerate(array.shape)],
+            [
+                None if not axis or axis in axes[name] else size
+                for axis, size in enumerate(array.shape)
+            ],
             tf.string if array.dtype.kind in "OU" else array.dtype,
             name=f"x{position}",
         )
@@ -83,9 +100,13 @@ def export(
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
         proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
-        onnx.checker.check_model(proto)  # The checker finds unsupported operations, which remain in the graph.
+        onnx.checker.check_model(
+            proto,
+        )  # The checker finds unsupported operations, which remain in the graph.
     except Exception as error:
-        raise ConversionError(f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}") from error
+        raise ConversionError(
+            f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}",
+        ) from error
     captured = {inner.name: outer for outer, inner in captures}
     for value in [value for value in proto.graph.input if value.name in captured]:
         constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
@@ -108,7 +129,11 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for parameters of a call."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         return dict(signature.structured_input_signature[1])
-    function = getattr(model if hasattr(model, "python_function") else type(model).__call__, "python_function", None)
+    function = getattr(
+        model if hasattr(model, "python_function") else type(model).__call__,
+        "python_function",
+        None,
+    )
     function = function or type(model).__call__
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
@@ -119,7 +144,9 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
     if "" not in batch and (
         missing := [name for name, spec in specs.items() if name not in batch and spec is not None]
     ):
-        raise InvalidConfig(f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}")
+        raise InvalidConfig(
+            f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}",
+        )
     names = [next(iter(specs))] if "" in batch else [name for name in specs if name in batch]
     arrays = {}
     for name in names:

@@ -36,13 +36,22 @@ from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.comparison import ROUNDINGS
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    TrainedModel,
+)
 
 _EXAMPLE_ROWS = 3
 """The minimum number of traced rows: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
 
-_FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
-_NO_BFLOAT16 = "which numpy and requests do not support; convert the module to float32 with model.float()"
+_FIXED_SIZE = re.compile(
+    r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)",
+)
+_NO_BFLOAT16 = (
+    "which numpy and requests do not support; convert the module to float32 with model.float()"
+)
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -52,16 +61,25 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     if isinstance(data, dict):
         return {str(name): _array(values) for name, values in data.items()}
     if isinstance(data, tuple):
-        return {name: _array(values) for name, values in zip(_parameters(model), data, strict=False)}
+        return {
+            name: _array(values) for name, values in zip(_parameters(model), data, strict=False)
+        }
     return {"": _array(data)}
 
 
-def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: TrainedModel,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return one form, the exported module. Raises the errors of `require_example`."""
     batch = converted.require_example(batch, predict_fn, "a torch module", "forward")
-    if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
+    if not isinstance(batch, pd.DataFrame) and any(
+        array.dtype.kind in "OUT" for array in batch.values()
+    ):
         raise ConversionError(
-            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer"
+            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer",
         )
     return [partial(_export, model, batch, dynamic_axes)]
 
@@ -76,7 +94,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
         if unknown := [name for name in batch if name not in names]:
             raise InvalidConfig(
                 f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
-                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a mapping or list"
+                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a mapping or list",
             )
     original = original_model(model, of_tensors=True)
     with _eval_mode(model):
@@ -87,7 +105,11 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
 @contextmanager
 def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
-    weights = [tensor.data for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    weights = [
+        tensor.data
+        for tensor in (*module.parameters(), *module.buffers())
+        if tensor.is_floating_point()
+    ]
     kept = [tensor.clone() for tensor in weights]
     try:
         for weight in weights:
@@ -119,17 +141,23 @@ def export(
     if both := [name for name in answers if name in names]:
         raise ConversionError(
             f"{_shown_name(model)} returns {both[0]!r}, which is also the name of an input: names in a graph are "
-            "unique; rename the output"
+            "unique; rename the output",
         )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
         longer = dict(some)
         for name, free in dynamic_axes.items():
             for axis in free:
-                longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
+                longer[name] = longer[name].take(
+                    np.arange(longer[name].shape[axis] + 1),
+                    axis,
+                    mode="wrap",
+                )
         with suppress(InvalidConfig):  # The model may not accept this size.
             others = converted.call_original(original, longer)
-            for value in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
+            for (
+                value
+            ) in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
                 dimensions = value.type.tensor_type.shape.dim
                 sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
                 for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
@@ -156,21 +184,43 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
         embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
         if node.op_type == "Gather" and embeds and table in sizes:
             flat, shape = ids, ""
-            while (maker := makers.get(ids)) and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
+            while (
+                (maker := makers.get(ids))
+                and maker.op_type == "Reshape"
+                and sizes.get(maker.input[1]) == 1
+            ):
                 ids, shape = maker.input  # An EmbeddingBag flattens all rows.
             if ids in values and values[ids].shape.dim[:1] == batch:
                 last = sizes[table] - 1
-                marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
+                marks.append(
+                    _mark_ids(
+                        graph,
+                        ids,
+                        values[ids].elem_type,
+                        last,
+                        f"{REFUSED_ROWS}_{len(marks)}",
+                    ),
+                )
                 node.input[1] = f"{marks[-1]}_ids"
                 if ids != flat:
                     node.input[1] = f"{marks[-1]}_all"
-                    graph.node.append(onnx.helper.make_node("Reshape", [f"{marks[-1]}_ids", shape], [node.input[1]]))
+                    graph.node.append(
+                        onnx.helper.make_node(
+                            "Reshape",
+                            [f"{marks[-1]}_ids", shape],
+                            [node.input[1]],
+                        ),
+                    )
                 is_sent = any(entry.name == ids for entry in graph.input)
-                reasons.append(f"{repr(ids) if is_sent else 'an embedding'} accepts the ids 0 to {last}")
+                reasons.append(
+                    f"{repr(ids) if is_sent else 'an embedding'} accepts the ids 0 to {last}",
+                )
         graph.node.append(node)
     if marks:
         graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
-        graph.output.append(onnx.helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]))
+        graph.output.append(
+            onnx.helper.make_tensor_value_info(REFUSED_ROWS, TensorProto.FLOAT, ["batch"]),
+        )
         onnx.helper.set_model_props(proto, {REFUSED_ROWS: ", and ".join(dict.fromkeys(reasons))})
     return proto
 
@@ -178,8 +228,14 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
 def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
     """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`; `{mark}_ids` are the clipped ids."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-    constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
-    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
+    constants = {
+        f"{mark}_least": np.array(0, dtype),
+        f"{mark}_most": np.array(last, dtype),
+        f"{mark}_axis": [1],
+    }
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+    )
     for operator, inputs, output, options in (
         ("Clip", (ids, f"{mark}_least", f"{mark}_most"), f"{mark}_ids", {}),
         ("Sub", (ids, f"{mark}_ids"), f"{mark}_excess", {}),
@@ -210,7 +266,9 @@ def _silenced() -> Iterator[None]:
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-        torch._C._jit_onnx_log = lambda *words: None  # The exporter prints even without `verbose` (torch 2.13).
+        torch._C._jit_onnx_log = lambda *words: (
+            None
+        )  # The exporter prints even without `verbose` (torch 2.13).
         yield
 
 
@@ -229,7 +287,12 @@ def _to_onnx(
 ) -> ModelProto:
     """Return the ModelProto with inline weights. Raises ConversionError with the first line of the exporter's error."""
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
-    options: dict[str, object] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
+    options: dict[str, object] = {
+        "input_names": names,
+        "output_names": outputs,
+        "verbose": False,
+        "dynamo": not legacy,
+    }
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
         # The exporter replaces kernels for free lengths, but not the kernels cached by an earlier export (torch 2.13).
         operator._dispatch_cache.clear()
@@ -237,7 +300,10 @@ def _to_onnx(
         with _silenced():
             if legacy:
                 axes = {
-                    name: {0: "batch", **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}}
+                    name: {
+                        0: "batch",
+                        **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())},
+                    }
                     for name in names
                 }
                 buffer = io.BytesIO()
@@ -246,8 +312,13 @@ def _to_onnx(
             options["custom_translation_table"] = _TRANSLATIONS
             if not isinstance(model, ExportedProgram):
                 rows = Dim("batch")
-                shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
-                is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in _signature(model).values())
+                shapes = tuple(
+                    {0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)}
+                    for name in names
+                )
+                is_variadic = any(
+                    entry.kind is entry.VAR_POSITIONAL for entry in _signature(model).values()
+                )
                 options["args"] = arguments
                 options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
                 if _by_keyword(model, names):
@@ -257,7 +328,9 @@ def _to_onnx(
             # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(program.model)  # An output may have the same name as an exporter's value (`var`, `trunc`).
+            NameFixPass()(
+                program.model,
+            )  # An output may have the same name as an exporter's value (`var`, `trunc`).
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
@@ -265,12 +338,24 @@ def _to_onnx(
         reason = plain_reason(lines[0]) if lines else type(error).__name__
         if fixed := _FIXED_SIZE.search(str(cause)):
             reason = f"its forward fixes a size that varies in the data ({fixed['size']} of {fixed['place']})"
-        if any(isinstance(exception, GuardOnDataDependentSymNode) for exception in (cause, cause.__cause__)):
+        if any(
+            isinstance(exception, GuardOnDataDependentSymNode)
+            for exception in (cause, cause.__cause__)
+        ):
             reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
-        raise ConversionError(f"{_shown_name(model)} cannot be converted to ONNX: {reason}") from error
+        raise ConversionError(
+            f"{_shown_name(model)} cannot be converted to ONNX: {reason}",
+        ) from error
 
 
-def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    *options: Any,
+    **named: Any,
+) -> Any:
     """Translate attention. For a row without allowed positions, the exporter returns a mean instead of 0."""
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
@@ -287,14 +372,20 @@ def _log_sigmoid(values: Any) -> Any:
 def _one_hot(ids: Any, num_classes: int) -> Any:
     """Translate `one_hot`, which refuses invalid ids; the exporter's translation returns zeros (torch 2.13)."""
     classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
-    return op.Cast(op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes), to=ir.DataType.INT64)
+    return op.Cast(
+        op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes),
+        to=ir.DataType.INT64,
+    )
 
 
 def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
     """Translate `gather`, which refuses negative indices (such as length 0 minus 1); ONNX counts them from the end."""
     if not (values.shape and index.shape):
         return aten_gather(values, dim, index)
-    is_negative, beyond = op.Less(index, op.Constant(value_int=0)), op.Constant(value_int=np.iinfo(np.int64).max)
+    is_negative, beyond = (
+        op.Less(index, op.Constant(value_int=0)),
+        op.Constant(value_int=np.iinfo(np.int64).max),
+    )
     return op.GatherElements(values, op.Where(is_negative, beyond, index), axis=dim)
 
 
@@ -361,10 +452,14 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {}
     else:
         kind = type(answer).__name__
-        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # from transformers
+        way = (
+            "; set model.config.use_cache = False" if kind.endswith("Cache") else ""
+        )  # from transformers
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     return {
-        key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()
+        key: tensor
+        for part_name, part in parts.items()
+        for key, tensor in by_name(part, of_tensors, part_name).items()
     }
 
 
@@ -381,7 +476,9 @@ def _parameters(model: TrainedModel) -> list[str]:
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, torch.jit.ScriptModule):
-        return [argument.name for argument in model.forward.schema.arguments[1:]]  # The first argument is self.
+        return [
+            argument.name for argument in model.forward.schema.arguments[1:]
+        ]  # The first argument is self.
     return list(_signature(model))
 
 

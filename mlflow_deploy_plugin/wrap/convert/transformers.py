@@ -30,7 +30,13 @@ from mlflow_deploy_plugin.serve.runtime.values import short_repr
 from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert import torch as torch_converter
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData, ModelInput
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, Settings, TrainedModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    Settings,
+    TrainedModel,
+)
 
 _FILE = "tokenizer.json"
 _ARRAYS = ("input_ids", "attention_mask", "token_type_ids")
@@ -56,13 +62,22 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     table: pd.DataFrame = data
     if not isinstance(data, pd.DataFrame):
         texts = [data] if isinstance(data, str) else list(data)
-        table = pd.DataFrame({getattr(data, "name", None) or "text": pd.Series(texts, dtype=object)})
+        table = pd.DataFrame(
+            {getattr(data, "name", None) or "text": pd.Series(texts, dtype=object)},
+        )
     if table.shape[1] != 1 or not all(isinstance(text, str) for text in table.iloc[:, 0]):
-        raise InvalidConfig(f"input_example: {type(model).__name__} needs a list of texts, or a table with one column")
+        raise InvalidConfig(
+            f"input_example: {type(model).__name__} needs a list of texts, or a table with one column",
+        )
     return table
 
 
-def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: TrainedModel,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return one form, the exported net. Raises InvalidConfig or ConversionError if the model is not supported."""
     net: _Classifier | _Encoder
     if isinstance(model, transformers.TextClassificationPipeline):
@@ -73,13 +88,13 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
         raise ConversionError(
             f"a {getattr(model, 'task', type(model).__name__)} model cannot be converted to ONNX: supported are "
             "text-classification pipelines and SentenceTransformer; for embeddings, "
-            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling"
+            "SentenceTransformer(modules=[Transformer(path), Pooling(size)]) defines the pooling",
         )
     method = "predict" if net.output == "probabilities" else predict_fn
     table = converted.require_example(batch, method, type(model).__name__, "predict")
     if not getattr(net.tokenizer, "is_fast", False):
         raise ConversionError(
-            f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True"
+            f"its {type(net.tokenizer).__name__} is not a fast tokenizer of transformers: load it with use_fast=True",
         )
     sides = ["right"]
     if net.tokenizer.padding_side == "left":
@@ -102,19 +117,25 @@ def asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Trai
     return model  # `forms` refuses such a model.
 
 
-def _pipeline_asked_with(pipeline: TrainedModel, given: dict[str, Any], predict_fn: str) -> TrainedModel:
+def _pipeline_asked_with(
+    pipeline: TrainedModel,
+    given: dict[str, Any],
+    predict_fn: str,
+) -> TrainedModel:
     most = given.pop("top_k", 1)
     if most != 1 and predict_fn == "predict":
         raise ConversionError(
             f"it is asked with top_k={most}, so it returns several labels per text, and `predict` of an ONNX form "
             "returns one: use --predict-fn predict_proba (in Python pyfunc_predict_fn=) for the probabilities of all "
-            "labels, or log the version without top_k"
+            "labels, or log the version without top_k",
         )
     try:
         preprocess, _, postprocess = pipeline._sanitize_parameters(**given)
     except Exception as error:
         described = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ConversionError(f"its pipeline refuses the arguments {described}: {one_line(error)}") from error
+        raise ConversionError(
+            f"its pipeline refuses the arguments {described}: {one_line(error)}",
+        ) from error
     pipeline._preprocess_params |= preprocess
     pipeline._postprocess_params |= postprocess
     return pipeline
@@ -129,7 +150,7 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
     for name, value in given.items():
         if _ENCODER_DEFAULTS.get(name) != value:
             raise ConversionError(
-                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the version without {name}"
+                f"it is asked with {name}={value!r}, which an ONNX form cannot contain: log the version without {name}",
             )
     if prompt is not None:
         model.prompts["asked"] = prompt
@@ -138,7 +159,7 @@ def _encoder_asked_with(model: TrainedModel, given: dict[str, Any]) -> TrainedMo
         if prompt_name not in model.prompts:
             known = ", ".join(map(repr, model.prompts)) or "none"
             raise ConversionError(
-                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts ({known})"
+                f"it is asked with prompt_name={prompt_name!r}, which is not one of its prompts ({known})",
             )
         model.default_prompt_name = prompt_name
     if size is not None:
@@ -179,23 +200,43 @@ class _Classifier(torch.nn.Module):  # type: ignore[misc]
         function = getattr(pipeline._postprocess_params.get("function_to_apply"), "value", "")
         if not function:  # The rules of TextClassificationPipeline.postprocess.
             is_multiple = config.problem_type == "multi_label_classification" or is_single
-            function = "none" if config.problem_type == "regression" else "sigmoid" if is_multiple else "softmax"
-        activate = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid, "none": torch.nn.Identity()}
+            function = (
+                "none"
+                if config.problem_type == "regression"
+                else "sigmoid"
+                if is_multiple
+                else "softmax"
+            )
+        activate = {
+            "softmax": partial(torch.softmax, dim=-1),
+            "sigmoid": torch.sigmoid,
+            "none": torch.nn.Identity(),
+        }
         self._activate = activate[function]
-        self.output = "score" if is_single else "probabilities" if function == "softmax" else "scores"
+        self.output = (
+            "score" if is_single else "probabilities" if function == "softmax" else "scores"
+        )
         self.labels = () if is_single else self.all_labels
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        scores = self._activate(self.net(**dict(zip(self.names, tensors, strict=True))).logits.float())
+        scores = self._activate(
+            self.net(**dict(zip(self.names, tensors, strict=True))).logits.float(),
+        )
         return {self.output: scores if self.labels else scores[:, 0]}
 
     def predict(self, texts: list[str]) -> dict[str, Array]:
         answers = self.original(texts, top_k=None, batch_size=1)
         by_label = [{part["label"]: part["score"] for part in parts} for parts in answers]
-        scores = np.array([[scores[label] for label in self.all_labels] for scores in by_label], np.float32)
+        scores = np.array(
+            [[scores[label] for label in self.all_labels] for scores in by_label],
+            np.float32,
+        )
         if not self.labels:
             return {self.output: scores[:, 0]}
-        return {"label": object_array([parts[0]["label"] for parts in answers]), self.output: scores}
+        return {
+            "label": object_array([parts[0]["label"] for parts in answers]),
+            self.output: scores,
+        }
 
     def tokenize(self, texts: list[str]) -> Mapping[str, Any]:
         options = {**self.options, "padding": True, "return_tensors": "np"}
@@ -218,7 +259,9 @@ class _Encoder(torch.nn.Module):  # type: ignore[misc]
         self.net, self.tokenizer = model, model.tokenizer
         self.prefix: str = model.prompts.get(model.default_prompt_name) or ""
         if self.prefix and any(not getattr(module, "include_prompt", True) for module in model):
-            raise ConversionError("its pooling leaves out the prompt (include_prompt=False), which a graph cannot do")
+            raise ConversionError(
+                "its pooling leaves out the prompt (include_prompt=False), which a graph cannot do",
+            )
 
     def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         embedding = self.net(dict(zip(self.names, tensors, strict=True)))["sentence_embedding"]
@@ -244,7 +287,11 @@ def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
 
 
 def _convert(
-    model: TrainedModel, net: "_Classifier | _Encoder", batch: Any, predict_fn: str, side: str
+    model: TrainedModel,
+    net: "_Classifier | _Encoder",
+    batch: Any,
+    predict_fn: str,
+    side: str,
 ) -> ConvertedModel:
     column, texts = str(batch.columns[0]), batch.iloc[:, 0].tolist()
     with _padding_side(net.tokenizer, side):
@@ -254,11 +301,21 @@ def _convert(
     arrays = {name: np.asarray(array) for name, array in tokens.items() if name in names}
     if arrays["input_ids"].shape[1] == 1:  # The exporter would fix the length 1.
         arrays = {name: np.repeat(array, 2, axis=1) for name, array in arrays.items()}
-    proto = torch_converter.export(net, arrays, names, dict.fromkeys(names, (1,)), torch_converter.original_model(net))
+    proto = torch_converter.export(
+        net,
+        arrays,
+        names,
+        dict.fromkeys(names, (1,)),
+        torch_converter.original_model(net),
+    )
     if net.labels:  # Add the output `label` [N], the class with the highest score.
         graph, string = proto.graph, TensorProto.STRING
-        graph.initializer.append(numpy_helper.from_array(np.array(net.labels, object), "class_names"))
-        graph.node.append(helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0))
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(net.labels, object), "class_names"),
+        )
+        graph.node.append(
+            helper.make_node("ArgMax", [net.output], ["class_index"], axis=-1, keepdims=0),
+        )
         graph.node.append(helper.make_node("Gather", ["class_names", "class_index"], ["label"]))
         graph.output.insert(0, helper.make_tensor_value_info("label", string, ["batch"]))
 
@@ -266,14 +323,19 @@ def _convert(
         given = pd.DataFrame(batch).iloc[:, 0].tolist()
         if not all(isinstance(text, str) for text in given):
             raise InvalidConfig("a text is missing")
-        places = {text: index for index, text in enumerate(dict.fromkeys(given))}  # The example is repeated.
+        places = {
+            text: index for index, text in enumerate(dict.fromkeys(given))
+        }  # The example is repeated.
         tokens = net.tokenizer([net.prefix + text for text in places], verbose=False)["input_ids"]
         if empty := [text for text, ids in zip(places, tokens, strict=True) if not ids]:
             raise ValueError(
                 f"the text {short_repr(empty[0])} has no tokens, because the tokenizer adds no special tokens; leave "
-                "it out"
+                "it out",
             )
-        return {name: array[[places[text] for text in given]] for name, array in net.predict(list(places)).items()}
+        return {
+            name: array[[places[text] for text in given]]
+            for name, array in net.predict(list(places)).items()
+        }
 
     package = type(model).__module__.partition(".")[0]
     bound = converted.bind_graph(proto, None, package, version(package.replace("_", "-")), original)
@@ -281,7 +343,9 @@ def _convert(
     return replace(
         bound,
         inputs=(Input(column, "str", (-1,), (column,)),),
-        outputs=tuple(replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs),
+        outputs=tuple(
+            replace(entry, role=roles.get(entry.name, "values")) for entry in bound.outputs
+        ),
         prediction=(net.output if predict_fn == "predict_proba" else bound.outputs[0].name,),
         classes=net.labels,
         boundary_values=converted.BoundaryValues(texts={column: tuple(_HOSTILE)}),
@@ -291,35 +355,52 @@ def _convert(
     )
 
 
-def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple[TokenizerSpec, str]:
+def _saved_tokenizer(
+    model: "_Classifier | _Encoder",
+    texts: list[str],
+) -> tuple[TokenizerSpec, str]:
     """Return the description of the tokenizer and the content of its file.
 
     Raises ConversionError if the saved tokenizer does not return the same arrays as the original for hostile texts.
     """
     tokenizer = model.tokenizer
     if tokenizer.pad_token is None:
-        raise ConversionError("it has no padding token: set tokenizer.pad_token and model.config.pad_token_id")
+        raise ConversionError(
+            "it has no padding token: set tokenizer.pad_token and model.config.pad_token_id",
+        )
     arrays = model.tokenize(texts)  # This call sets truncation and padding in the tokenizer.
     names = [name for name in _ARRAYS if name in arrays]
     if others := [name for name in arrays if name not in (*_ARRAYS, "modality", "prompt_length")]:
-        raise ConversionError(f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are")
-    content, truncation = tokenizer.backend_tokenizer.to_str(), tokenizer.backend_tokenizer.truncation or {}
+        raise ConversionError(
+            f"its tokenizer returns {others[0]!r}, which is not supported: {', '.join(_ARRAYS)} are",
+        )
+    content, truncation = (
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.backend_tokenizer.truncation or {},
+    )
     config = getattr(model.net, "config", None) or getattr(model.net[0], "config", None)
     positions = getattr(config, "max_position_embeddings", None) or 0
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             positions -= module.padding_idx + 1  # RoBERTa and MPNet do not use the first positions.
     limits = (truncation.get("max_length"), positions, tokenizer.model_max_length)
     most = next((limit for limit in limits if limit and 0 < limit < 10**6), 0)
     if not most:  # The `model_max_length` of such a tokenizer is 1e30.
-        raise ConversionError("its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512")
+        raise ConversionError(
+            "its tokenizer does not limit the length of texts: set tokenizer.model_max_length = 512",
+        )
     spec = TokenizerSpec(Path(_FILE), names, most, model.prefix)
     with temporary_folder("onnxserve-tokenizer-") as folder:
         (folder / _FILE).write_text(content, encoding="utf-8")
         saved = TextTokenizer(replace(spec, file=folder / _FILE))
     random, words = np.random.default_rng(0), [*_HOSTILE, *texts]
     for _ in range(2_000):
-        text = "".join(words[index] for index in random.integers(0, len(words), random.integers(1, 5)))
+        text = "".join(
+            words[index] for index in random.integers(0, len(words), random.integers(1, 5))
+        )
         try:
             got = saved.feeds([text, texts[0]])
         except SchemaMismatch:  # The text has too many tokens for a model that does not truncate.
@@ -327,9 +408,11 @@ def _saved_tokenizer(model: "_Classifier | _Encoder", texts: list[str]) -> tuple
         want = model.tokenize([text, texts[0]])
         for name in names:
             if not np.array_equal(got[name], np.asarray(want[name])):
-                options = ", ".join(f"{option}={value!r}" for option, value in model.options.items())
+                options = ", ".join(
+                    f"{option}={value!r}" for option, value in model.options.items()
+                )
                 raise ConversionError(
                     f"{_FILE} yields other {name} for {short_repr(text)}: the model calls its tokenizer with an option "
-                    f"that this file does not contain{f' ({options})' if options else ''}"
+                    f"that this file does not contain{f' ({options})' if options else ''}",
                 )
     return spec, content

@@ -42,14 +42,18 @@ def predict_file(model: OnnxModel, path: Path) -> tuple[Columns, Columns]:
         body = _excel_to_csv(path) if path.suffix.lower() == ".xlsx" else path.read_bytes()
         header = body.partition(b"\n")[0]
         if b";" in header and b"," not in header:
-            raise InvalidRequest("semicolons separate its columns; save it with commas, or as .xlsx")
+            raise InvalidRequest(
+                "semicolons separate its columns; save it with commas, or as .xlsx",
+            )
     except Exception as error:  # noqa: BLE001 - openpyxl raises errors of many classes for a broken file
         reason = one_line(getattr(error, "strerror", None) or error, 200)
         raise InvalidRequest(f"{path.name} cannot be read: {reason}") from None
     try:
         return predict_csv(model, body)
     except OnnxserveError as error:
-        raise InvalidRequest(_ROW.sub(lambda row: str(int(row[0]) + 2), error.message, count=1)) from None
+        raise InvalidRequest(
+            _ROW.sub(lambda row: str(int(row[0]) + 2), error.message, count=1),
+        ) from None
 
 
 def _excel_to_csv(path: Path) -> bytes:
@@ -72,17 +76,25 @@ def predict_csv(model: OnnxModel, body: bytes) -> tuple[Columns, Columns]:
     feeds = mlflow_protocol.decode(CSV, body, schema)
     outputs = model.run(feeds)
     header, *records = (record.fields for record in csv_records(io.BytesIO(body)))
-    inputs, predictions = dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True)), Columns()
+    inputs, predictions = (
+        dict(zip(header, map(list[object], zip(*records, strict=True)), strict=True)),
+        Columns(),
+    )
     for name, array in schema.to_columns(feeds).items() if schema.columns else ():
         if array.dtype != object:
             inputs[name] = _json_values(array)
-    for output in sorted(artifact.outputs, key=lambda output: output.name not in artifact.prediction):
+    for output in sorted(
+        artifact.outputs,
+        key=lambda output: output.name not in artifact.prediction,
+    ):
         array = outputs[output.name]
         if array.shape[:1] != (len(records),):  # Some outputs are a summary of all rows.
             array = np.broadcast_to(array, (len(records), *array.shape))
         columns = array.reshape(len(records), -1).T
         name = "prediction" if artifact.prediction == (output.name,) else output.name
-        names = [name] if len(columns) == 1 else [f"{name} {index}" for index in range(len(columns))]
+        names = (
+            [name] if len(columns) == 1 else [f"{name} {index}" for index in range(len(columns))]
+        )
         if output.role == "probabilities" and len(artifact.classes) == len(columns):
             names = [f"probability of {label}" for label in artifact.classes]
         predictions |= zip(names, map(_json_values, columns), strict=True)
@@ -99,7 +111,10 @@ def save_columns(path: Path, columns: Columns) -> None:
 
     Raises InvalidRequest if the file cannot be written. An existing file is replaced only by a complete file.
     """
-    rows = ([_quoted(value) for value in row] for row in ([*columns], *zip(*columns.values(), strict=True)))
+    rows = (
+        [_quoted(value) for value in row]
+        for row in ([*columns], *zip(*columns.values(), strict=True))
+    )
     if path.suffix.lower() == ".xlsx":
         workbook, file = openpyxl.Workbook(write_only=True), io.BytesIO()
         sheet = workbook.create_sheet("predictions")

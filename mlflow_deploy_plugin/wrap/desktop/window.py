@@ -21,10 +21,21 @@ from mlflow_deploy_plugin.serve.protocols import mlflow as mlflow_protocol
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_text
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
-from mlflow_deploy_plugin.wrap.desktop.tables import Columns, csv_text, predict_csv, predict_file, save_columns
+from mlflow_deploy_plugin.wrap.desktop.tables import (
+    Columns,
+    csv_text,
+    predict_csv,
+    predict_file,
+    save_columns,
+)
 
 Bars = Sequence[tuple[str, float]]
-_WORDS = {"string": "text", "boolean": "true or false", "integer": "whole number", "long": "whole number"}
+_WORDS = {
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "whole number",
+    "long": "whole number",
+}
 _FILES = [("CSV or Excel", "*.csv *.xlsx"), ("All files", "*")]
 _SERVER_FIELDS = {
     "host": ("127.0.0.1", "127.0.0.1: only this machine; 0.0.0.0: also other machines"),
@@ -61,7 +72,11 @@ class ProgramWindow:
         style.configure(".", background=_PAPER)
         style.configure("Treeview", rowheight=24)
         self.status, self.url = tk.StringVar(root), tk.StringVar(root)
-        ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(anchor="w", padx=16, pady=(10, 0))
+        ttk.Label(root, text=root.title(), font=("TkDefaultFont", 18, "bold")).pack(
+            anchor="w",
+            padx=16,
+            pady=(10, 0),
+        )
         self._status_line = ttk.Label(root, textvariable=self.status, wraplength=1120)
         self._status_line.pack(side="bottom", fill="x", padx=16, pady=10)
         self.tabs = ttk.Notebook(root)
@@ -100,7 +115,11 @@ class ProgramWindow:
     def open_file(self, path: str = "") -> None:
         """Predict the rows of a CSV or Excel file; without a path, the user selects a file."""
         if path := path or filedialog.askopenfilename(filetypes=_FILES):
-            self._start(f"predicting {Path(path).name}", lambda: predict_file(self.model, Path(path)), self._show)
+            self._start(
+                f"predicting {Path(path).name}",
+                lambda: predict_file(self.model, Path(path)),
+                self._show,
+            )
 
     def save(self, path: str = "") -> None:
         """Write the rows of the last result with their predictions to a CSV or Excel file."""
@@ -108,17 +127,31 @@ class ProgramWindow:
         if not columns:
             self._report("There are no predictions yet; predict a row, or open a file.", _RED)
         # The dialog asks before it returns an existing file.
-        elif path := path or filedialog.asksaveasfilename(filetypes=_FILES, defaultextension=".csv"):
-            self._start("saving", lambda: save_columns(Path(path), columns), lambda _: self._report(f"Saved {path}"))
+        elif path := path or filedialog.asksaveasfilename(
+            filetypes=_FILES,
+            defaultextension=".csv",
+        ):
+            self._start(
+                "saving",
+                lambda: save_columns(Path(path), columns),
+                lambda _: self._report(f"Saved {path}"),
+            )
 
     def toggle_server(self) -> None:
         """Start the server with the settings of its form, or stop it."""
         if self.url.get():
             self._start("stopping the server", self._server.close, lambda _: self._show_server(""))
             return
-        settings = [field.get().strip() or _SERVER_FIELDS[name][0] for name, field in self.server_fields.items()]
+        settings = [
+            field.get().strip() or _SERVER_FIELDS[name][0]
+            for name, field in self.server_fields.items()
+        ]
         server = local_server(self._folder, self._facts["name"], self._facts["version"], *settings)
-        self._start("starting the server", lambda: self._server.enter_context(server), self._show_server)
+        self._start(
+            "starting the server",
+            lambda: self._server.enter_context(server),
+            self._show_server,
+        )
 
     def _start(self, doing: str, work: Callable[[], Any], show: Callable[[Any], object]) -> None:
         """Call `work` in the thread, and then show its result or its error. Only one call runs at a time."""
@@ -146,14 +179,19 @@ class ProgramWindow:
 
     def _show(self, result: tuple[Columns, Columns]) -> None:
         self.inputs, self.predictions = result
-        columns = self.predictions | {name: values for name, values in self.inputs.items() if name not in result[1]}
+        columns = self.predictions | {
+            name: values for name, values in self.inputs.items() if name not in result[1]
+        }
         self.table.delete(*self.table.get_children())
         self.table.configure(columns=list(range(len(columns))))
         for index, name in enumerate(columns):
             self.table.heading(index, text=name, anchor="w")
             self.table.column(index, width=min(max(90, 9 * len(name)), 220), stretch=False)
         for row in islice(zip(*columns.values(), strict=True), _SHOWN_ROWS):
-            texts = [f"{value:.6g}" if isinstance(value, float) else as_text(value) or "" for value in row]
+            texts = [
+                f"{value:.6g}" if isinstance(value, float) else as_text(value) or ""
+                for value in row
+            ]
             self.table.insert("", "end", values=texts)
         count = len(next(iter(columns.values())))
         shown = f"; the table shows the first {_SHOWN_ROWS:,}" if count > _SHOWN_ROWS else ""
@@ -167,21 +205,46 @@ class ProgramWindow:
         self.chart.delete("all")
         self.chart.create_text(left, 16, text=title, anchor="w", font="TkHeadingFont")
         self.chart.create_line(left, bottom, right, bottom)
-        step, highest = (right - left) / max(len(bars), 1), max((value for _, value in bars), default=0)
+        step, highest = (
+            (right - left) / max(len(bars), 1),
+            max((value for _, value in bars), default=0),
+        )
         for index, (label, value) in enumerate(bars):
-            x, y = left + step * (index + 0.5), bottom - (bottom - 48) * (value / highest if value > 0 else 0)
-            self.chart.create_rectangle(x - 0.4 * step, y, x + 0.4 * step, bottom, fill=_BLUE, width=0)
-            self.chart.create_text(x, y - 9, text=f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+            x, y = (
+                left + step * (index + 0.5),
+                bottom - (bottom - 48) * (value / highest if value > 0 else 0),
+            )
+            self.chart.create_rectangle(
+                x - 0.4 * step,
+                y,
+                x + 0.4 * step,
+                bottom,
+                fill=_BLUE,
+                width=0,
+            )
+            self.chart.create_text(
+                x,
+                y - 9,
+                text=f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
+            )
             self.chart.create_text(x, bottom + 4, text=label, width=step, anchor="n")
 
     def _show_server(self, url: str) -> None:
         self.url.set(url)
         self._server_button.configure(text="Stop (Enter)" if url else "Start (Enter)")
-        self._report(f"The server runs; its documentation is at {url}/docs" if url else "The server is stopped")
+        self._report(
+            f"The server runs; its documentation is at {url}/docs"
+            if url
+            else "The server is stopped",
+        )
 
     def _add_form(self, tab: ttk.Frame) -> dict[str, tk.StringVar]:
         """Add one field per column, with the first row of the input example, and return the texts of the fields."""
-        artifact, schema, example = self.model.artifact, self.model.schema, self._folder / INPUT_EXAMPLE
+        artifact, schema, example = (
+            self.model.artifact,
+            self.model.schema,
+            self._folder / INPUT_EXAMPLE,
+        )
         form, rows, fields = ttk.Frame(tab), dict[str, np.ndarray](), dict[str, tk.StringVar]()
         form.pack(side="left", fill="y", padx=(0, 16))
         _add_button(form, "Save … (Ctrl+S)", self.save)
@@ -191,13 +254,30 @@ class ProgramWindow:
         page = _add_page(form)
         if schema.columns and example.is_file():
             rows = schema.to_columns(mlflow_protocol.decode(JSON, example.read_bytes(), schema))
-        choices: dict[str, Sequence[object]] = {**artifact.categories, **artifact.refusals.categories}
-        choices |= {column.name: (True, False) for column in schema.columns if column.type == "boolean"}
-        for name, note in ((column.name, _WORDS.get(column.type, "number")) for column in schema.columns):
+        choices: dict[str, Sequence[object]] = {
+            **artifact.categories,
+            **artifact.refusals.categories,
+        }
+        choices |= {
+            column.name: (True, False) for column in schema.columns if column.type == "boolean"
+        }
+        for name, note in (
+            (column.name, _WORDS.get(column.type, "number")) for column in schema.columns
+        ):
             text = as_text(rows[name][0]) if name in rows else None
-            fields[name] = _add_field(page, self.predict, name, note, text or "", choices.get(name, ()))
+            fields[name] = _add_field(
+                page,
+                self.predict,
+                name,
+                note,
+                text or "",
+                choices.get(name, ()),
+            )
         if not fields:
-            page.insert("end", "This model takes tensors, for which there is no form. Start the server.")
+            page.insert(
+                "end",
+                "This model takes tensors, for which there is no form. Start the server.",
+            )
         return fields
 
     def _add_results(self, tab: ttk.Frame) -> None:
@@ -217,19 +297,33 @@ def _chart_of(predictions: Columns) -> tuple[str, Bars]:
     The bars are the largest numbers of a single row, or the number of rows per label or per interval of numbers.
     """
     name, values = next(iter(predictions.items()))
-    row = Counter({label: column[0] for label, column in predictions.items() if isinstance(column[0], float)})
+    row = Counter(
+        {label: column[0] for label, column in predictions.items() if isinstance(column[0], float)},
+    )
     if len(values) == 1 and row:
         return "Predictions for this row", row.most_common(_MOST_BARS)
     floats = [value for value in values if isinstance(value, float)]
     if len(set(floats)) > _MOST_BARS:
         counts, edges = np.histogram(floats, _MOST_BARS)
-        return f"Rows by {name}", [*zip((f"≥ {edge:.3g}" for edge in edges), counts.tolist(), strict=False)]
-    return f"Rows by {name}", Counter(as_text(value) or "missing" for value in values).most_common(_MOST_BARS)
+        return f"Rows by {name}", [
+            *zip((f"≥ {edge:.3g}" for edge in edges), counts.tolist(), strict=False),
+        ]
+    return f"Rows by {name}", Counter(as_text(value) or "missing" for value in values).most_common(
+        _MOST_BARS,
+    )
 
 
 def _add_page(parent: ttk.Frame) -> tk.Text:
     """Add a read-only text that scrolls, in which fields are embedded."""
-    page = tk.Text(parent, width=28, padx=8, wrap="word", relief="flat", font="TkDefaultFont", takefocus=False)
+    page = tk.Text(
+        parent,
+        width=28,
+        padx=8,
+        wrap="word",
+        relief="flat",
+        font="TkDefaultFont",
+        takefocus=False,
+    )
     page.tag_configure("note", foreground=_GREY)
     page.after_idle(lambda: page.configure(state="disabled"))  # The caller first adds the fields.
     _pack_with_scrollbar(page)
@@ -250,16 +344,31 @@ def _add_button(parent: ttk.Frame, text: str, command: Callable[[], None]) -> tt
 
 
 def _add_field(
-    page: tk.Text, enter: Callable[[], None], name: str, note: str, text: str, choices: Sequence[object] = ()
+    page: tk.Text,
+    enter: Callable[[], None],
+    name: str,
+    note: str,
+    text: str,
+    choices: Sequence[object] = (),
 ) -> tk.StringVar:
     """Add a field below its name and a note about its values, and return its text. The Enter key calls `enter`."""
     field = tk.StringVar(page, text)
     values = [as_text(choice) or "" for choice in choices]
-    widget = ttk.Combobox(page, textvariable=field, values=values) if choices else ttk.Entry(page, textvariable=field)
+    widget = (
+        ttk.Combobox(page, textvariable=field, values=values)
+        if choices
+        else ttk.Entry(page, textvariable=field)
+    )
     widget.bind("<Return>", lambda event: enter())
-    widget.bind("<FocusIn>", lambda event: page.see(str(widget)))  # The Tab key may reach a hidden field.
+    widget.bind(
+        "<FocusIn>",
+        lambda event: page.see(str(widget)),
+    )  # The Tab key may reach a hidden field.
     for wheel in ("<Button-4>", "<Button-5>", "<MouseWheel>"):
-        widget.bind(wheel, lambda event: "break")  # A list would change its value while the form scrolls.
+        widget.bind(
+            wheel,
+            lambda event: "break",
+        )  # A list would change its value while the form scrolls.
     page.insert("end", f"{name}\n", "", f"{note}\n", "note")
     page.window_create("end", window=widget)
     page.insert("end", "\n\n")

@@ -30,20 +30,37 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.wrap.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.wrap.evaluation.metrics import argmax_labels
-from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
+from mlflow_deploy_plugin.wrap.evaluation.model import (
+    LoadedModel,
+    ModelPredictions,
+    chunk_rows,
+    downloaded_version,
+)
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function from N rows and a random generator to the loss of each row, [N], and the gradients by array."""
 _STEPS = 10
-_STEP_SIZE = 2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
+_STEP_SIZE = (
+    2.5  # All step lengths add up to 2.5 times the strength, enough to reach any corner (Madry).
+)
 _DIRECTIONS = 8
 
 
-def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+def fgsm(
+    rows: NamedArrays,
+    strength: float,
+    gradient: LossGradient,
+    rng: np.random.Generator,
+) -> NamedArrays:
     return _moved(rows, rows, gradient(rows, rng)[1], strength, strength)
 
 
-def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+def pgd(
+    rows: NamedArrays,
+    strength: float,
+    gradient: LossGradient,
+    rng: np.random.Generator,
+) -> NamedArrays:
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
     moved = _moved(rows, rows, start, strength, strength, by_sign=False)
     worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
@@ -61,30 +78,46 @@ def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.rand
 
 
 def _moved(
-    rows: NamedArrays, current: NamedArrays, along: NamedArrays, step: float, strength: float, by_sign: bool = True
+    rows: NamedArrays,
+    current: NamedArrays,
+    along: NamedArrays,
+    step: float,
+    strength: float,
+    by_sign: bool = True,
 ) -> NamedArrays:
     """Return the current rows, moved by a step and clipped to within the strength of `rows`."""
     moved = dict(current)
     for name, direction in along.items():
         values, unit = rows[name].astype(np.float64), _unit(rows[name])
-        change = current[name] + step * unit * np.nan_to_num(np.sign(direction) if by_sign else direction)
+        change = current[name] + step * unit * np.nan_to_num(
+            np.sign(direction) if by_sign else direction,
+        )
         change = np.clip(change, values - strength * unit, values + strength * unit)
         moved[name] = within_type(
-            np.clip(change, *value_range(values)) if values.ndim > 2 else change, rows[name].dtype
+            np.clip(change, *value_range(values)) if values.ndim > 2 else change,
+            rows[name].dtype,
         )
     return moved
 
 
 def _unit(values: Array) -> Array:
     low, high = value_range(values)
-    return np.asarray(high - low if values.ndim > 2 else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
+    return np.asarray(
+        high - low
+        if values.ndim > 2
+        else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)),
+    )
 
 
 def _floats(rows: NamedArrays) -> NamedArrays:
     return {name: values for name, values in rows.items() if values.dtype.kind == "f"}
 
 
-def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
+def estimated_gradient(
+    model: LoadedModel,
+    rows: NamedArrays,
+    truth: Array,
+) -> LossGradient | Refused:
     """Return a gradient that is estimated from predictions at steps of 0.1 standard deviations (SPSA, Spall 1992)."""
     if not _floats(rows):
         return Refused("the model has no floating-point inputs")
@@ -98,7 +131,8 @@ def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> L
 
     def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
         steps_of = {
-            name: (changed[name] + steps[name] * sign).astype(changed[name].dtype) for name, sign in signs.items()
+            name: (changed[name] + steps[name] * sign).astype(changed[name].dtype)
+            for name, sign in signs.items()
         }
         return changed | steps_of
 
@@ -127,9 +161,13 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
         return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
     if argmax_labels(truth, predictions) is not predictions:  # The predictions are class scores.
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-        return np.asarray(np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)])
+        return np.asarray(
+            np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)],
+        )
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
-        return Refused("the model returns neither probabilities nor numbers that can be compared with the target")
+        return Refused(
+            "the model returns neither probabilities nor numbers that can be compared with the target",
+        )
     return np.square(scores.astype(np.float64) - truth)
 
 
@@ -156,7 +194,12 @@ def torch_gradient(
     return gradient
 
 
-def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
+def torch_original(
+    model: ResolvedModel,
+    folder: Path,
+    original: str = "",
+    has_consent: bool = False,
+) -> Any:
     """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. An
     optimized version has the original of its base. `original` is the URI of a torch model whose code the caller
     consents to run. If empty, the URI is read from the model, and the code runs only with `has_consent`."""
@@ -167,7 +210,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
         if not uri:
             return Refused(
                 "the version has no torch original, which is needed for gradients; set --original URI or "
-                f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
+                f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})",
             )
         resolved = None if uri == model.source else resolve(uri)
         if resolved is not None:
@@ -175,10 +218,12 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
         if "pytorch" not in flavors:
             had = ", ".join(sorted(flavors))
             return Refused(
-                f"the original {uri} is not a torch module, which is needed for gradients; its flavors are {had}"
+                f"the original {uri} is not a torch module, which is needed for gradients; its flavors are {had}",
             )
         if not (original or has_consent):
-            return Refused(f"loading the torch original {uri} runs its own code; to consent, set --original {uri}")
+            return Refused(
+                f"loading the torch original {uri} runs its own code; to consent, set --original {uri}",
+            )
         if resolved is None:
             return _load_torch(folder)
         with downloaded_version(resolved) as downloaded:
@@ -188,7 +233,10 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
 
 
 def _original_uri(
-    model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
+    model: ResolvedModel,
+    flavors: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    follows_base: bool = True,
 ) -> str:
     """Return the URI of the torch model from which a version or its base was made; empty if unknown."""
     named = str(metadata.get(WRAPPED_FROM_TAG, ""))
@@ -209,7 +257,9 @@ def _load_torch(folder: Path) -> Any:
 
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
-        return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
+        return Refused(
+            f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'",
+        )
     except Exception as error:  # noqa: BLE001 - MLflow and the model may raise any exception.
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
@@ -227,7 +277,9 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
             for name, values in rows.items()
         }
         if artifact.columns:
-            arguments = [torch.stack([leaves[column.name] for column in artifact.columns], dim=1).float()]
+            arguments = [
+                torch.stack([leaves[column.name] for column in artifact.columns], dim=1).float(),
+            ]
         else:
             arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
         answer = module(*arguments)
@@ -256,7 +308,13 @@ def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:
-        return (numbers - torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1))).square().sum(dim=1)
-    is_probability = bool(((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item())
+        return (
+            (numbers - torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1)))
+            .square()
+            .sum(dim=1)
+        )
+    is_probability = bool(
+        ((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item(),
+    )
     logs = numbers.clamp_min(1e-30).log() if is_probability else torch.log_softmax(numbers, dim=1)
     return -logs[torch.arange(len(truth)), torch.from_numpy(truth.astype(np.int64))]

@@ -54,7 +54,9 @@ class FormAgreement:
     def __str__(self) -> str:
         parts = [] if self.equal is None else [f"{self.equal:.2%} equal labels"]
         if self.max_difference is not None:
-            parts.append(f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of the spread)")
+            parts.append(
+                f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of the spread)",
+            )
         if self.metric:
             parts.append(f"{self.metric} {self.form_metric:.4f}, base {self.base_metric:.4f}")
         return f"{', '.join(parts)} on {self.rows:,} rows"
@@ -77,11 +79,18 @@ def compare_with_base(
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
-    agreements = {name: _agreement(name, expected, got.get(name)) for name, expected in want.items()}
+    agreements = {
+        name: _agreement(name, expected, got.get(name)) for name, expected in want.items()
+    }
     numbers = {name: agreement for name, agreement in agreements.items() if agreement.are_numbers}
     means = {name: _mean(agreement.differences) for name, agreement in numbers.items()}
-    relative = max((mean / max(spread(want[name]), 1e-12) for name, mean in means.items()), default=0.0)
-    labels = [agreement.by_row().same for agreement in agreements.values() if not agreement.are_numbers]
+    relative = max(
+        (mean / max(spread(want[name]), 1e-12) for name, mean in means.items()),
+        default=0.0,
+    )
+    labels = [
+        agreement.by_row().same for agreement in agreements.values() if not agreement.are_numbers
+    ]
     same_labels = np.logical_and.reduce(labels) if labels else None
     ours, theirs = predictions_of(form.artifact, got), predictions_of(base.artifact, want)
     baseline, after = None, float("nan")
@@ -111,7 +120,9 @@ def compare_with_base(
 def _agreement(name: str, expected: Array, actual: Array | None) -> Agreement:
     """Compare an output of a form with the output of its base. Raises InvalidConfig if their shapes differ."""
     if actual is None or actual.shape != expected.shape:
-        raise InvalidConfig(f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not")
+        raise InvalidConfig(
+            f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not",
+        )
     return compare(expected, actual)
 
 
@@ -120,7 +131,10 @@ def _mean(values: Array) -> float:
 
 
 def check_outputs(
-    expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance, what: str
+    expected: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    tolerance: Tolerance,
+    what: str,
 ) -> float:
     """Return the largest difference of outputs, [N, …] by name, from the outputs of the served model.
 
@@ -129,7 +143,10 @@ def check_outputs(
     largest = 0.0
     for name, want in expected.items():
         got = outputs.get(name, np.empty(0))  # A missing output has no values.
-        if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
+        if (want.dtype.kind, want.shape) != (
+            got.dtype.kind,
+            got.shape,
+        ):  # LiteRT may return int32 for int64.
             shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
             raise ParityError(f"{what}: output {name!r}, {shapes}")
         agreement = compare(want, got, tolerance)

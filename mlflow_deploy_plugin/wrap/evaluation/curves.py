@@ -16,14 +16,31 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidConfig,
+    NotInstalled,
+    Refused,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.core.logs import ProgressCallback
 from mlflow_deploy_plugin.core.messages import join_names
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.registry.runs import LoggedRun, run_of_model
-from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, MetricName, check_metric, check_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import (
+    DISTURBANCES,
+    MetricName,
+    check_metric,
+    check_strengths,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
-from mlflow_deploy_plugin.wrap.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.wrap.evaluation.adversarial import (
+    LossGradient,
+    estimated_gradient,
+    fgsm,
+    pgd,
+    torch_gradient,
+)
 from mlflow_deploy_plugin.wrap.evaluation.dataset import (
     LabelledRows,
     NamedArrays,
@@ -92,12 +109,20 @@ class RobustnessReport:
             yield name, [point for point in self.points if point.disturbance == name]
 
     def table(self) -> list[tuple[str, ...]]:
-        lines: list[tuple[str, ...]] = [("disturbance", "strength", self.metric, "loss", "no number", "worst at")]
+        lines: list[tuple[str, ...]] = [
+            ("disturbance", "strength", self.metric, "loss", "no number", "worst at"),
+        ]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
-            cells = ("refused", "") if point.value is None else (f"{point.value:.4f}", f"{point.loss:+.4f}")
+            cells = (
+                ("refused", "")
+                if point.value is None
+                else (f"{point.value:.4f}", f"{point.loss:+.4f}")
+            )
             no_number = f"{point.no_number:.1%}" if point.no_number else ""
-            lines.append((point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant))
+            lines.append(
+                (point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant),
+            )
         return lines
 
     def figures(self) -> list[tuple[str, float, int]]:
@@ -109,8 +134,13 @@ class RobustnessReport:
                 for point in points
                 if point.value is not None and point.loss is not None
             ]
-            metrics += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
-            metrics += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+            metrics += [
+                (f"robustness/{name}", value, round(strength * 1000))
+                for strength, value, _ in known
+            ]
+            metrics += (
+                [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+            )
         return [figure for figure in metrics if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
@@ -124,18 +154,32 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
+        from matplotlib.backends.backend_agg import (
+            FigureCanvasAgg,
+        )  # The import takes half a second.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
         known = [(point.strength, point.value) for point in points if point.value is not None]
-        panel.plot([strength for strength, _ in known], [value for _, value in known], color=_LINE, marker="o")
+        panel.plot(
+            [strength for strength, _ in known],
+            [value for _, value in known],
+            color=_LINE,
+            marker="o",
+        )
         panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
         refused = [point.strength for point in points if point.value is None]
         foot = panel.get_xaxis_transform()
         if refused:
-            panel.scatter(refused, [0.03] * len(refused), marker="x", color="#dc2626", transform=foot, label="refused")
+            panel.scatter(
+                refused,
+                [0.03] * len(refused),
+                marker="x",
+                color="#dc2626",
+                transform=foot,
+                label="refused",
+            )
         if name == "scale":
             panel.set_xscale("log")
         else:
@@ -192,12 +236,27 @@ def robustness(
         model = load_version(folder)
         rows, source = read_data(data, model.artifact)
         labelled = labelled_rows(rows, source, target, model.artifact, seed, max_rows)
-        run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
+        run = (
+            run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
+        )
         # A user who requests an attack consents to run the original's code, which the attack needs.
         find_gradient = partial(
-            torch_gradient, resolved, folder, model.artifact, original, has_consent=chosen is not None
+            torch_gradient,
+            resolved,
+            folder,
+            model.artifact,
+            original,
+            has_consent=chosen is not None,
         )
-        measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
+        measured = measure_robustness(
+            model,
+            labelled,
+            metric,
+            chosen,
+            seed,
+            find_gradient,
+            progress,
+        )
     report = replace(measured, model=model_uri, dataset=source, target=target)
     if run is None:
         return report
@@ -224,13 +283,17 @@ def measure_robustness(
     """
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
-        raise InvalidConfig("the data has one row with a known target; a standard deviation needs at least two")
+        raise InvalidConfig(
+            "the data has one row with a known target; a standard deviation needs at least two",
+        )
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width > _MAX_VALUES:
         picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
         rows, truth = take_rows(rows, picked), truth[picked]
     baseline = Baseline.of(model.predict(rows), truth, metric)
-    selected = strengths or {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
+    selected = strengths or {
+        name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default
+    }
     of_original = cache(lambda: find_gradient(rows, truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
@@ -241,7 +304,9 @@ def measure_robustness(
         if refusals and len(refusals) < len(rows):
             changed = {column: values for column, values in rows.items() if column not in refusals}
             columns = join_names(refusals)
-            notes.append(f"missing: no values of {columns} are removed, because the model rejects such rows")
+            notes.append(
+                f"missing: no values of {columns} are removed, because the model rejects such rows",
+            )
         variants = _disturber(name, model, changed, truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
@@ -254,13 +319,25 @@ def measure_robustness(
                 _point(baseline, model, name, strength, variant, {**rows, **disturbed})
                 for variant, disturbed in variants(strength, np.random.default_rng(stream))
             ]
-            points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
+            points.append(
+                max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss),
+            )
     if not points:
         raise InvalidConfig(
-            "no disturbance can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items())
+            "no disturbance can be measured: "
+            + "; ".join(f"{name}: {why}" for name, why in cannot.items()),
         )
     return RobustnessReport(
-        "", "", "", baseline.metric, len(truth), seed, baseline.value, tuple(points), cannot, tuple(notes)
+        "",
+        "",
+        "",
+        baseline.metric,
+        len(truth),
+        seed,
+        baseline.value,
+        tuple(points),
+        cannot,
+        tuple(notes),
     )
 
 
@@ -276,7 +353,11 @@ def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
 
 
 def _disturber(
-    name: str, model: LoadedModel, rows: NamedArrays, truth: Array, of_original: Callable[[], LossGradient | Refused]
+    name: str,
+    model: LoadedModel,
+    rows: NamedArrays,
+    truth: Array,
+    of_original: Callable[[], LossGradient | Refused],
 ) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
     """Return a function that takes strength and generator and yields the disturbed rows, each with a variant name."""
     if reason := unfit_reason(name, rows):
@@ -291,16 +372,34 @@ def _disturber(
 
 
 def _point(
-    baseline: Baseline, model: LoadedModel, name: str, strength: float, variant: str, rows: NamedArrays
+    baseline: Baseline,
+    model: LoadedModel,
+    name: str,
+    strength: float,
+    variant: str,
+    rows: NamedArrays,
 ) -> RobustnessPoint:
     try:
         answers = model.predict(rows)
         value = baseline.value_of(answers)
     except (SchemaMismatch, InferenceError, InvalidConfig) as error:
-        return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
+        return RobustnessPoint(
+            name,
+            strength,
+            None,
+            variant=variant,
+            refusal=f"refused: {error.message}",
+        )
     if not math.isfinite(value):
         reason = f"{baseline.metric} is {value}: the answers are not numbers"
-        return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
+        return RobustnessPoint(
+            name,
+            strength,
+            None,
+            variant=variant,
+            no_number=answers.no_number,
+            refusal=reason,
+        )
     return RobustnessPoint(name, strength, value, baseline.loss(value), variant, answers.no_number)
 
 

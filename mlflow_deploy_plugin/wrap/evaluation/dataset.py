@@ -45,14 +45,25 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
     return {name: array[positions] for name, array in rows.items()}
 
 
-def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
+def load_dataset(
+    dataset: str,
+    target: str,
+    artifact: Artifact,
+    seed: int,
+    max_rows: int,
+) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the file or the target is missing,
     NotFound if the run is missing, and RegistryUnavailable if MLflow does not answer."""
     return labelled_rows(read_dataset(dataset, artifact), dataset, target, artifact, seed, max_rows)
 
 
 def labelled_rows(
-    rows: NamedArrays, source: str, target: str, artifact: Artifact, seed: int, max_rows: int
+    rows: NamedArrays,
+    source: str,
+    target: str,
+    artifact: Artifact,
+    seed: int,
+    max_rows: int,
 ) -> LabelledRows:
     """Return at most `max_rows` rows with a known target. `source` names the dataset, and is empty for rows in memory.
     Raises InvalidConfig without such rows, or if the target is an input."""
@@ -76,7 +87,10 @@ def labelled_rows(
 def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
     """Return at most `most` rows of a dataset, labelled or not; raise the errors of `load_dataset`."""
     rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
-    return cast_to_signature(artifact, take_rows(rows, sample_positions(row_count(rows), most, seed)))
+    return cast_to_signature(
+        artifact,
+        take_rows(rows, sample_positions(row_count(rows), most, seed)),
+    )
 
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
@@ -101,7 +115,10 @@ def known_rows(artifact: Artifact, schema: Schema, most: int) -> NamedArrays:
     made_up = {}
     for name, dtype in schema.dtypes.items():
         shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
-        sizes = [min(64, most) if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
+        sizes = [
+            min(64, most) if axis == 0 and size == -1 else max(size, 1)
+            for axis, size in enumerate(shape)
+        ]
         kind = numpy_dtype(dtype).kind
         values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
         made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
@@ -123,7 +140,11 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def _column_dtypes(artifact: Artifact) -> dict[str, str]:
-    return {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
+    return {
+        column.name: COLUMN_TYPES[column.type]
+        for column in artifact.columns
+        if column.type in COLUMN_TYPES
+    }
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
@@ -136,7 +157,7 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     if names == {""} and len(own) > 1:
         raise InvalidConfig(
             f"the model has one unnamed tensor, and the data contains {join_names(own)}: name the target, "
-            "and remove all other arrays"
+            "and remove all other arrays",
         )
     return own
 
@@ -146,12 +167,19 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
     types of CSV columns follow from the signature of `artifact`. Raises InvalidConfig if the file cannot be read."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InvalidConfig(f"the dataset {shown} has more than {MAX_BYTES:,} bytes; use a sample")
+            raise InvalidConfig(
+                f"the dataset {shown} has more than {MAX_BYTES:,} bytes; use a sample",
+            )
         if (ending := path.suffix.lower()) not in (".csv", ".parquet", ".npz"):
-            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; supported are .csv, .parquet and .npz")
+            raise InvalidConfig(
+                f"the dataset {shown} ends in {ending!r}; supported are .csv, .parquet and .npz",
+            )
         if ending == ".npz":
             return _read_arrays(path, shown)
-        table = read_table(path, {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()})
+        table = read_table(
+            path,
+            {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()},
+        )
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:
@@ -174,11 +202,16 @@ def read_data(data: object, artifact: Artifact) -> tuple[NamedArrays, str]:
 def frame_rows(data: object) -> NamedArrays:
     """Return the rows of a DataFrame or of a mapping of arrays [N, …]. Raises InvalidConfig for other or empty data."""
     if isinstance(data, Mapping):
-        return _of_one_length({str(name): np.asarray(values) for name, values in data.items()}, "the data")
+        return _of_one_length(
+            {str(name): np.asarray(values) for name, values in data.items()},
+            "the data",
+        )
     try:
         table = pa.Table.from_pandas(data, preserve_index=False)
     except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
-        raise InvalidConfig(f"data: a file, a DataFrame or a mapping of arrays is expected ({error})") from None
+        raise InvalidConfig(
+            f"data: a file, a DataFrame or a mapping of arrays is expected ({error})",
+        ) from None
     return _of_one_length(_table_rows(table, "the data"), "the data")
 
 
@@ -200,7 +233,9 @@ def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
     lengths = {array.shape[:1] for array in rows.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
-        raise InvalidConfig(f"{shown} needs non-empty arrays of equal length; its arrays are {shapes[:300]}")
+        raise InvalidConfig(
+            f"{shown} needs non-empty arrays of equal length; its arrays are {shapes[:300]}",
+        )
     return rows
 
 
@@ -208,12 +243,21 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
     try:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
-                raise InvalidConfig(f"the dataset {shown} contains more than {MAX_BYTES:,} bytes; use a sample")
+                raise InvalidConfig(
+                    f"the dataset {shown} contains more than {MAX_BYTES:,} bytes; use a sample",
+                )
         with np.load(path, allow_pickle=False) as arrays:
             rows = {
-                name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
+                name: arrays[name].astype(object)
+                if arrays[name].dtype.kind == "U"
+                else arrays[name]
+                for name in arrays
             }
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: arrays of objects, which need pickle
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        EOFError,
+    ) as error:  # ValueError: arrays of objects, which need pickle
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 
@@ -222,7 +266,9 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise the errors of `load_dataset`."""
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
-            raise InvalidConfig("the model has no reference; log the model with mlflow_deploy_plugin.log_model")
+            raise InvalidConfig(
+                "the model has no reference; log the model with mlflow_deploy_plugin.log_model",
+            )
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
         return _read_logged_dataset(dataset, artifact)
@@ -263,11 +309,18 @@ def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if not datasets:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    sources = map(get_source, datasets)  # Only files and URLs are read; all other sources run code or return no file.
-    readable = [source for source in sources if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)]
+    sources = map(
+        get_source,
+        datasets,
+    )  # Only files and URLs are read; all other sources run code or return no file.
+    readable = [
+        source
+        for source in sources
+        if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)
+    ]
     if not readable:
         raise InvalidConfig(
             f"the dataset {dataset} was logged without a readable source; log it with source=FILE, "
-            "or specify the file instead"
+            "or specify the file instead",
         )
     return read_rows(Path(readable[-1].load()), dataset, artifact)

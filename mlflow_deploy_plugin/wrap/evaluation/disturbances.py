@@ -24,13 +24,20 @@ def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
     """Add normal noise of `share` standard deviations of the column or image. Integers remain integers."""
 
     def disturb(values: Array) -> Array:
-        scale = np.array([spread(column) for column in values.T]) if values.ndim == 2 else spread(values)
+        scale = (
+            np.array([spread(column) for column in values.T])
+            if values.ndim == 2
+            else spread(values)
+        )
         noise = rng.normal(size=values.shape) * share * scale
         if values.dtype.kind == "f":
             return (values + noise).astype(values.dtype)
         return within_type(values.astype(np.float64) + np.round(noise), values.dtype)
 
-    return {name: disturb(values) if values.dtype.kind in "iuf" else values for name, values in rows.items()}
+    return {
+        name: disturb(values) if values.dtype.kind in "iuf" else values
+        for name, values in rows.items()
+    }
 
 
 def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
@@ -54,7 +61,10 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
         moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
         if values.dtype.kind == "O":
             changed = values.copy()
-            changed[moved & np.array([isinstance(value, str) for value in values.flat]).reshape(values.shape)] = UNSEEN
+            changed[
+                moved
+                & np.array([isinstance(value, str) for value in values.flat]).reshape(values.shape)
+            ] = UNSEEN
             return changed
         numbers = values.astype(np.float64)
         known = numbers[np.isfinite(numbers)]
@@ -71,9 +81,15 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
 def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "f":
         limits = np.finfo(dtype)
-        return np.where(np.isfinite(numbers), np.clip(numbers, limits.min, limits.max), numbers).astype(dtype)
+        return np.where(
+            np.isfinite(numbers),
+            np.clip(numbers, limits.min, limits.max),
+            numbers,
+        ).astype(dtype)
     bounds = np.iinfo(dtype)
-    return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(dtype)
+    return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(
+        dtype,
+    )
 
 
 def unfit_reason(name: str, rows: NamedArrays) -> str:
@@ -84,7 +100,9 @@ def unfit_reason(name: str, rows: NamedArrays) -> str:
         return "the model has no text inputs"
     if name in ("noise", "scale") and not any(kind in "iuf" for kind, _ in kinds):
         return "the model has no numeric inputs"
-    if name in ("brightness", "occlusion") and not any(kind in "iuf" and rank > 2 for kind, rank in kinds):
+    if name in ("brightness", "occlusion") and not any(
+        kind in "iuf" and rank > 2 for kind, rank in kinds
+    ):
         return "the model has no image inputs (tensors with more than two dimensions)"
     if name in ("missing", "swap") and not any(rank <= 2 for _, rank in kinds):
         return "the model has image inputs and no columns"
@@ -130,7 +148,11 @@ def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> Na
     return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
 
 
-def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+def scaled_columns(
+    rows: NamedArrays,
+    factor: float,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, NamedArrays]]:
     """Yield the rows with one column multiplied by the factor; an image is scaled as one column."""
     columns = [
         (name, column)
@@ -139,7 +161,10 @@ def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -
         for column in (range(values.shape[1]) if values.ndim == 2 else [None])
     ]
     if len(columns) > _MAX_SCALED:
-        columns = [columns[index] for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))]
+        columns = [
+            columns[index]
+            for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))
+        ]
     for name, column in columns:
         chosen = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
@@ -147,13 +172,20 @@ def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -
         yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
 
 
-def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+def brightened(
+    rows: NamedArrays,
+    share: float,
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, NamedArrays]]:
     """Yield brighter images, then darker images, by this share of the value range; values stay in the range."""
     for name, sign in (("brighter", 1.0), ("darker", -1.0)):
 
         def shifted(values: Array, sign: float = sign) -> Array:
             low, high = value_range(values)
-            return within_type(np.clip(values + sign * share * (high - low), low, high), values.dtype)
+            return within_type(
+                np.clip(values + sign * share * (high - low), low, high),
+                values.dtype,
+            )
 
         yield name, _of_pictures(rows, shifted)
 
@@ -162,7 +194,13 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
     """Cover a box of this share of each image, at a random position, with the mean of all values."""
 
     def covered(values: Array) -> Array:
-        first = 2 if values.ndim == 4 and values.shape[1] <= values.shape[3] else 1 if values.ndim <= 4 else -2
+        first = (
+            2
+            if values.ndim == 4 and values.shape[1] <= values.shape[3]
+            else 1
+            if values.ndim <= 4
+            else -2
+        )
         changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # The result is a view.
         sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
         corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
@@ -197,7 +235,9 @@ def _of_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArray
 
 
 def _is_text(values: Array) -> Array:
-    return np.array([isinstance(value, str) for value in values.flat], dtype=bool).reshape(values.shape)
+    return np.array([isinstance(value, str) for value in values.flat], dtype=bool).reshape(
+        values.shape,
+    )
 
 
 _Disturb = Callable[[NamedArrays, float, np.random.Generator], Iterator[tuple[str, NamedArrays]]]

@@ -117,10 +117,18 @@ class Explanation:
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        header = ("column", "mean |SHAP|", *((f"{self.metric} lost if permuted",) if self.metric else ()))
+        header = (
+            "column",
+            "mean |SHAP|",
+            *((f"{self.metric} lost if permuted",) if self.metric else ()),
+        )
         lines = [header]
         for entry in self.importance[:_SHOWN_COLUMNS]:
-            lost = () if entry.permutation is None else (f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}",)
+            lost = (
+                ()
+                if entry.permutation is None
+                else (f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}",)
+            )
             lines.append((entry.column, f"{entry.mean_abs:.4g}", *lost))
         return lines
 
@@ -133,7 +141,9 @@ class Explanation:
             "_output": [str(name) for name in self.outputs] * count,
             "_base_value": np.tile(self.base_values, count),
         }
-        return pa.table({**columns, **{name: flat[:, index] for index, name in enumerate(self.columns)}})
+        return pa.table(
+            {**columns, **{name: flat[:, index] for index, name in enumerate(self.columns)}},
+        )
 
     def write_contributions(self, path: str) -> None:
         """Write the contributions in the format of the file's ending; raise InvalidConfig if writing fails."""
@@ -149,7 +159,9 @@ class Explanation:
         """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled if matplotlib is missing."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")
+        (folder / "explain.json").write_text(
+            json.dumps(self.as_dict(), indent=2, default=str) + "\n",
+        )
         self.write_contributions(str(folder / "contributions.parquet"))
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
@@ -160,7 +172,9 @@ class Explanation:
 
         # Texts have no position on the colour scale, so they are drawn in grey.
         unknown = np.full(len(self.values), np.nan)
-        numbers = [values if values.dtype.kind in "biuf" else unknown for values in self.data.values()]
+        numbers = [
+            values if values.dtype.kind in "biuf" else unknown for values in self.data.values()
+        ]
         drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
         for index in drawn:
             explained = shap.Explanation(
@@ -169,7 +183,9 @@ class Explanation:
                 data=np.stack(numbers, axis=1).astype(np.float64),
                 feature_names=list(self.columns),
             )
-            suffix = "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[index]))
+            suffix = (
+                "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[index]))
+            )
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
                 figure = plt.figure()
                 try:
@@ -222,11 +238,17 @@ def explain(
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
         if artifact.flavor == PYTHON_FUNCTION:
-            raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained")
+            raise InvalidArtifact(
+                f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained",
+            )
         model = OnnxModel.load(folder)
         run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
         rows, source = read_data(data, model.artifact)
-        labelled = labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS) if target else None
+        labelled = (
+            labelled_rows(rows, source, target, model.artifact, seed, _LABELLED_ROWS)
+            if target
+            else None
+        )
         positions = sample_positions(row_count(rows), max_rows, seed)
         inputs = {name: values for name, values in rows.items() if name != target}
         explained = take_rows(own_columns(model.artifact, inputs), positions)
@@ -234,16 +256,26 @@ def explain(
         shap_values, background, evals = contributions(model, feeds, max_evals, seed, progress)
         lost: list[tuple[float, float]] = []
         if labelled is not None:
-            progress(f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows")
-            metric, lost = _permutation_importance(load_version(folder), labelled, metric, shap_values.features, seed)
+            progress(
+                f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows",
+            )
+            metric, lost = _permutation_importance(
+                load_version(folder),
+                labelled,
+                metric,
+                shap_values.features,
+                seed,
+            )
     known = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not known.any():
-        raise InvalidConfig(f"the model returns no finite numbers for these rows or for {background}")
+        raise InvalidConfig(
+            f"the model returns no finite numbers for these rows or for {background}",
+        )
     columns = tuple(feature.name for feature in shap_values.features)
     importance = [
         ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
         for index, (name, mean) in enumerate(
-            zip(columns, np.abs(shap_values.values[known]).mean(axis=(0, 2)), strict=True)
+            zip(columns, np.abs(shap_values.values[known]).mean(axis=(0, 2)), strict=True),
         )
     ]
     explanation = Explanation(
@@ -270,17 +302,27 @@ def explain(
 
 
 def contributions(
-    model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
+    model: OnnxModel,
+    feeds: Feeds,
+    max_evals: int | None,
+    seed: int,
+    progress: ProgressCallback,
 ) -> "tuple[RowContributions, str, int]":
     """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if
     `max_evals` is too small, or if the model does not return numbers for each row."""
     config: Any = SimpleNamespace(DISABLE_JIT=0)
-    with contextlib.suppress(ModuleNotFoundError):  # numba may be missing, because shap 0.54 does not need it.
+    with contextlib.suppress(
+        ModuleNotFoundError,
+    ):  # numba may be missing, because shap 0.54 does not need it.
         from numba import config
     # Otherwise numba compiles shap for 20 s (`serve/pyfunc/__main__.py`).
     before, config.DISABLE_JIT = config.DISABLE_JIT, 1
     try:
-        from mlflow_deploy_plugin.serve.pyfunc.explainer import explain_rows, most_background_rows, read_background
+        from mlflow_deploy_plugin.serve.pyfunc.explainer import (
+            explain_rows,
+            most_background_rows,
+            read_background,
+        )
     finally:
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)
@@ -292,7 +334,9 @@ def contributions(
     once = 2 * len(explained_features(model.artifact, feeds)) + 1
     evals = _PERMUTATIONS * once if max_evals is None else max_evals
     if evals < once:
-        raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once} (2 × columns + 1)")
+        raise InvalidConfig(
+            f"max_evals is {evals}; {once // 2} columns need at least {once} (2 × columns + 1)",
+        )
     progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
     shap_values = explain_rows(model, against, feeds, evals, seed)
     return shap_values, f"{shap_values.background_rows} rows of {kind}", evals
@@ -301,7 +345,9 @@ def contributions(
 def contributions_format(path: str) -> FileFormat:
     """Return the file format for contributions; raise InvalidConfig if the ending is unknown."""
     if (kind := format_of(path)) is None:
-        raise InvalidConfig(f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet")
+        raise InvalidConfig(
+            f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet",
+        )
     return kind
 
 
@@ -311,7 +357,11 @@ def require_shap() -> None:
 
 
 def _permutation_importance(
-    model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, features: "list[ExplainedFeature]", seed: int
+    model: LoadedModel,
+    labelled: LabelledRows,
+    metric: MetricName | None,
+    features: "list[ExplainedFeature]",
+    seed: int,
 ) -> tuple[MetricName, list[tuple[float, float]]]:
     """Return the metric, and the mean and standard deviation of the loss for each feature."""
     rows = own_columns(model.artifact, labelled.rows)
@@ -319,13 +369,20 @@ def _permutation_importance(
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
     lost = []
     for number, feature in enumerate(features):
-        (entry, position), rng = feature.places[0], np.random.default_rng([seed, number, len(labelled.truth)])
-        name = feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
+        (entry, position), rng = (
+            feature.places[0],
+            np.random.default_rng([seed, number, len(labelled.truth)]),
+        )
+        name = (
+            feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
+        )
         losses = []
         for _ in range(_REPEATS):
             changed, order = rows[name].copy(), rng.permutation(len(labelled.truth))
             cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
             changed[cells] = changed[order][cells]
-            losses.append(sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))))
+            losses.append(
+                sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))),
+            )
         lost.append((float(np.mean(losses)), float(np.std(losses))))
     return baseline.metric, lost

@@ -20,7 +20,14 @@ from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
 WeightedMetric = Callable[[Array], float]
 """A function from the row weights, [N], to the metric."""
 
-HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
+HIGHER_IS_BETTER = {
+    "accuracy": True,
+    "f1": True,
+    "roc_auc": True,
+    "log_loss": False,
+    "rmse": False,
+    "mae": False,
+}
 RELATIVE_METRICS = ("rmse", "mae")
 """Metrics in the unit of the target. Their differences are shares of the current version's value."""
 
@@ -58,7 +65,11 @@ class MetricComparison:
     def figures(self) -> dict[str, float]:
         """Return the numbers by their names in reports."""
         sides = {f"{self.metric}_candidate": self.candidate, f"{self.metric}_current": self.current}
-        return sides | {"difference": self.difference, "difference_low": self.low, "difference_high": self.high}
+        return sides | {
+            "difference": self.difference,
+            "difference_low": self.low,
+            "difference_high": self.high,
+        }
 
 
 def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
@@ -80,7 +91,9 @@ class Baseline:
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
-            raise InvalidConfig(f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers")
+            raise InvalidConfig(
+                f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers",
+            )
         return cls(metric, truth, predicted, value)
 
     def value_of(self, predictions: ModelPredictions) -> float:
@@ -92,7 +105,9 @@ class Baseline:
         baseline's error or the predictions' standard deviation, whichever is larger: tiny errors double easily."""
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
-        scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0
+        scale = (
+            max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0
+        )
         return sign * (self.value - value) / scale
 
 
@@ -112,15 +127,23 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
     return ModelPredictions(scores.argmax(axis=1), True) if is_place.all() else predictions
 
 
-def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+def weighted_metric(
+    metric: MetricName,
+    truth: Array,
+    predictions: ModelPredictions,
+) -> WeightedMetric:
     """Return the metric as a function of row weights; raise InvalidConfig if the predictions do not fit."""
     if metric in ("rmse", "mae"):
         try:
             expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
         except (TypeError, ValueError):
-            raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
+            raise InvalidConfig(
+                f"{metric} needs numbers; the model or the target has labels",
+            ) from None
         if expected.shape != actual.shape:
-            raise InvalidConfig(f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}")
+            raise InvalidConfig(
+                f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}",
+            )
         errors = (expected - actual).reshape(len(expected), -1)
         if metric == "mae":
             return _weighted_mean(np.abs(errors).mean(axis=1))
@@ -145,14 +168,27 @@ def paired_bootstrap(
 
     def difference(weights: Array) -> float:
         ours, theirs = candidate(weights), current(weights)
-        return sign * (ours - theirs) / (max(abs(theirs), EPSILON) if metric in RELATIVE_METRICS else 1.0)
+        return (
+            sign
+            * (ours - theirs)
+            / (max(abs(theirs), EPSILON) if metric in RELATIVE_METRICS else 1.0)
+        )
 
     ones = np.ones(rows)
     rng = np.random.default_rng(seed)
     drawn = np.array([difference(weights) for weights in resamples(rng, rows, rows, count)])
     drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
-    low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
-    return MetricComparison(metric, candidate(ones), current(ones), difference(ones), float(low), float(high))
+    low, high = (
+        np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
+    )
+    return MetricComparison(
+        metric,
+        candidate(ones),
+        current(ones),
+        difference(ones),
+        float(low),
+        float(high),
+    )
 
 
 def resamples(rng: np.random.Generator, rows: int, size: int, count: int) -> Iterator[Array]:
@@ -175,13 +211,16 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
         raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
     predicted = predictions.prediction
     if predicted.shape != truth.shape:
-        raise InvalidConfig(f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}")
+        raise InvalidConfig(
+            f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}",
+        )
     examples = [
-        side.flat[0].item() if isinstance(side.flat[0], np.generic) else side.flat[0] for side in (truth, predicted)
+        side.flat[0].item() if isinstance(side.flat[0], np.generic) else side.flat[0]
+        for side in (truth, predicted)
     ]
     if isinstance(examples[0], str) != isinstance(examples[1], str):
         raise InvalidConfig(
-            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; only one is text"
+            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; only one is text",
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
@@ -189,7 +228,11 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
-    hit = np.where(predicted == truth, true, len(labels))  # The last index counts rows without a hit.
+    hit = np.where(
+        predicted == truth,
+        true,
+        len(labels),
+    )  # The last index counts rows without a hit.
 
     def f1(weights: Array) -> float:
         counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))
@@ -199,14 +242,20 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     return f1
 
 
-def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
+def _of_probabilities(
+    metric: MetricName,
+    truth: Array,
+    predictions: ModelPredictions,
+) -> WeightedMetric:
     if predictions.probabilities is None:
         raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities, labels = predictions.probabilities.astype(np.float64), np.unique(truth)
-    classes = list(predictions.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
+    classes = list(predictions.classes) or (
+        labels.tolist() if len(labels) == probabilities.shape[1] else []
+    )
     if unknown := [label for label in labels.tolist() if label not in classes]:
         raise InvalidConfig(
-            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model ({classes or 'unknown'})"
+            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model ({classes or 'unknown'})",
         )
     columns = [classes.index(label) for label in labels.tolist()]
     if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
@@ -214,7 +263,10 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
     if metric == "log_loss":
         known = probabilities[:, columns]
         sums = known.sum(axis=1, keepdims=True)
-        own = (known / np.where(sums > 0, sums, 1))[np.arange(len(truth)), np.searchsorted(labels, truth)]
+        own = (known / np.where(sums > 0, sums, 1))[
+            np.arange(len(truth)),
+            np.searchsorted(labels, truth),
+        ]
         return _weighted_mean(log_losses(own))
     if len(labels) < 2:
         raise InvalidConfig("roc_auc needs two different labels; the target has one")

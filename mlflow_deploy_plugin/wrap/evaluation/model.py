@@ -49,7 +49,11 @@ class ModelPredictions:
     def no_number(self) -> float:
         """The share of rows with NaN or infinity in the prediction or the probabilities."""
         sides = (side for side in (self.prediction, self.probabilities) if side is not None)
-        bad = [~np.isfinite(side).reshape(len(side), -1).all(axis=1) for side in sides if side.dtype.kind == "f"]
+        bad = [
+            ~np.isfinite(side).reshape(len(side), -1).all(axis=1)
+            for side in sides
+            if side.dtype.kind == "f"
+        ]
         return float(np.any(bad, axis=0).mean()) if bad else 0.0
 
 
@@ -85,7 +89,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     if not allow_pyfunc:
         raise CodeRefused(
             "a version without an ONNX form would run its own code, which is not allowed on this server; "
-            "run `onnxserve gate MODEL VERSION` on your machine"
+            "run `onnxserve gate MODEL VERSION` on your machine",
         )
     return _LoadedPyfunc(artifact)
 
@@ -112,7 +116,9 @@ class LoadedOnnx:
         total = len(next(iter(rows.values()))) if rows else 0
         size = chunk_rows(rows)
         starts = range(0, max(total, 1), size)
-        chunks = ({name: array[start : start + size] for name, array in rows.items()} for start in starts)
+        chunks = (
+            {name: array[start : start + size] for name, array in rows.items()} for start in starts
+        )
         parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -123,7 +129,9 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     for output in (output for output in artifact.outputs if output.name in outputs):
         values = outputs[output.name]
         role: str = output.role
-        if artifact.flavor != "onnxserve":  # For MLflow's `onnx` flavor, infer the role from the type.
+        if (
+            artifact.flavor != "onnxserve"
+        ):  # For MLflow's `onnx` flavor, infer the role from the type.
             is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
             is_label = values.dtype.kind in "OUib" and values.ndim == 1
             role = "label" if is_label else "probabilities" if is_matrix else "values"
@@ -134,8 +142,17 @@ def predictions_of(artifact: Artifact, outputs: Mapping[str, Array]) -> ModelPre
     label = by_role.get("label")
     if label is not None:
         return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
-    values = _flat(outputs[next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))])
-    return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
+    values = _flat(
+        outputs[
+            next((name for name in artifact.prediction if name in outputs), next(iter(outputs)))
+        ],
+    )
+    return ModelPredictions(
+        values,
+        values.dtype.kind == "O",
+        probabilities,
+        artifact.classes,
+    )  # A text is a label.
 
 
 class _LoadedPyfunc:
@@ -149,22 +166,33 @@ class _LoadedPyfunc:
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - The model may raise any exception.
-            raise InferenceError(f"mlflow.pyfunc cannot load the model: {one_line(error, 200)}") from None
+            raise InferenceError(
+                f"mlflow.pyfunc cannot load the model: {one_line(error, 200)}",
+            ) from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         import pandas as pd  # The import takes half a second, and only this class needs it.
 
         columns, tensors = self.artifact.columns, self.artifact.tensors
-        if missing := [column.name for column in columns if column.required and column.name not in rows]:
+        if missing := [
+            column.name for column in columns if column.required and column.name not in rows
+        ]:
             raise SchemaMismatch(f"column {missing[0]!r} is missing")
         try:
             if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
                 named = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-                data: Mapping[str, Array] | Array | pd.DataFrame = named or next(iter(rows.values()))
+                data: Mapping[str, Array] | Array | pd.DataFrame = named or next(
+                    iter(rows.values()),
+                )
             else:
                 types = {column.name: column.type for column in columns}
-                inputs = {name: values for name, values in rows.items() if not types or name in types}
-                for name, values in inputs.items():  # MLflow rejects 64-bit integers in float columns.
+                inputs = {
+                    name: values for name, values in rows.items() if not types or name in types
+                }
+                for (
+                    name,
+                    values,
+                ) in inputs.items():  # MLflow rejects 64-bit integers in float columns.
                     if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
                         inputs[name] = values.astype(np.float64)
                 data = pd.DataFrame(inputs)
@@ -172,13 +200,17 @@ class _LoadedPyfunc:
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
             array = np.asarray(prediction)
-            if array.dtype.kind == "O" and all(isinstance(value, int | float) for value in array.flat):
+            if array.dtype.kind == "O" and all(
+                isinstance(value, int | float) for value in array.flat
+            ):
                 array = np.array(array.tolist())
             return ModelPredictions(_flat(array), array.dtype.kind in "OUib")
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - The model may raise any exception.
-            raise InferenceError(f"the model cannot compute this input: {one_line(error, 200)}") from None
+            raise InferenceError(
+                f"the model cannot compute this input: {one_line(error, 200)}",
+            ) from None
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
         """Run the model's code in a thread with a timeout. A model that timed out is not called again."""

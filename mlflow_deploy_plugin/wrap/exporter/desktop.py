@@ -19,10 +19,36 @@ from mlflow_deploy_plugin.wrap.desktop import FACTS, MODEL
 _SECONDS, _NAME = 1800, "predict"
 _PACKAGE = Path(__file__).parents[2]
 _LIBRARIES = {
-    *("_yaml", "annotated_types", "blinker", "click", "cronsim", "csimdjson", "deprecated", "ecs_logging"),
+    *(
+        "_yaml",
+        "annotated_types",
+        "blinker",
+        "click",
+        "cronsim",
+        "csimdjson",
+        "deprecated",
+        "ecs_logging",
+    ),
     *("et_xmlfile", "flask", "h11", "itsdangerous", "jinja2", "limits", "markupsafe"),
-    *("mlflow_deploy_plugin", "numpy", "onnxruntime", "openpyxl", "orjson", "packaging", "prometheus_client", "psutil"),
-    *("pydantic", "pydantic_core", "simdjson", "typing_extensions", "typing_inspection", "uvicorn", "werkzeug"),
+    *(
+        "mlflow_deploy_plugin",
+        "numpy",
+        "onnxruntime",
+        "openpyxl",
+        "orjson",
+        "packaging",
+        "prometheus_client",
+        "psutil",
+    ),
+    *(
+        "pydantic",
+        "pydantic_core",
+        "simdjson",
+        "typing_extensions",
+        "typing_inspection",
+        "uvicorn",
+        "werkzeug",
+    ),
     *("wrapt", "yaml", "zstandard"),
 }
 """The libraries that the program imports. The other installed libraries would add up to gigabytes."""
@@ -33,20 +59,49 @@ def write_desktop(artifact: Artifact, described: Mapping[str, Any], folder: Path
 
     Raises NotInstalled if PyInstaller, openpyxl or tkinter is missing, and ConversionError if PyInstaller fails.
     """
-    if missing := [name for name in ("PyInstaller", "openpyxl", "_tkinter") if find_spec(name) is None]:
-        remedy = "pip install 'mlflow-onnxserve[desktop]', and for tkinter the Debian package python3-tk"
-        raise NotInstalled(f"a desktop program needs {', '.join(missing).replace('_', '')}: {remedy}")
+    if missing := [
+        name for name in ("PyInstaller", "openpyxl", "_tkinter") if find_spec(name) is None
+    ]:
+        remedy = (
+            "pip install 'mlflow-onnxserve[desktop]', and for tkinter the Debian package python3-tk"
+        )
+        raise NotInstalled(
+            f"a desktop program needs {', '.join(missing).replace('_', '')}: {remedy}",
+        )
     data = folder / "data"
     # The reference sample has rows of the training data, which are not given away.
-    shutil.copytree(artifact.folder, data / MODEL, ignore=shutil.ignore_patterns(Path(artifact.reference or "").name))
-    facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")} | {**artifact.provenance}
+    shutil.copytree(
+        artifact.folder,
+        data / MODEL,
+        ignore=shutil.ignore_patterns(Path(artifact.reference or "").name),
+    )
+    facts = {key: described[key] for key in ("name", "version", "source", "run_id", "parity")} | {
+        **artifact.provenance,
+    }
     facts |= {"onnxserve": __version__, "platform": f"{platform.system()} {platform.machine()}"}
-    (data / FACTS).write_text(json.dumps({key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}))
-    options = {"name": _NAME, "add-data": f"{data}:.", "paths": _PACKAGE.parent, "log-level": "ERROR"}
+    (data / FACTS).write_text(
+        json.dumps({key.replace("_", " "): str(fact) for key, fact in facts.items() if fact}),
+    )
+    options = {
+        "name": _NAME,
+        "add-data": f"{data}:.",
+        "paths": _PACKAGE.parent,
+        "log-level": "ERROR",
+    }
     options |= {f"{kind}path": folder / kind for kind in ("dist", "work", "spec")}
-    options |= {"collect-all": _PACKAGE.name}  # PyInstaller cannot find modules that are imported by a name in a text.
-    unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {"zstandard._cffi"}
-    command = ["env", f"PYINSTALLER_CONFIG_DIR={folder / 'config'}", sys.executable, "-m", "PyInstaller"]
+    options |= {
+        "collect-all": _PACKAGE.name,
+    }  # PyInstaller cannot find modules that are imported by a name in a text.
+    unused = packages_distributions().keys() - _LIBRARIES - sys.stdlib_module_names | {
+        "zstandard._cffi",
+    }
+    command = [
+        "env",
+        f"PYINSTALLER_CONFIG_DIR={folder / 'config'}",
+        sys.executable,
+        "-m",
+        "PyInstaller",
+    ]
     command += [f"--{option}={value}" for option, value in options.items()]
     command += [f"--exclude-module={module}" for module in unused]
     try:

@@ -41,7 +41,12 @@ from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, roundi
 from mlflow_deploy_plugin.wrap.evaluation.dataset import cast_to_signature, known_rows
 from mlflow_deploy_plugin.wrap.exporter.desktop import write_desktop
 from mlflow_deploy_plugin.wrap.exporter.package import RUNNER, write_bundle, write_wheel
-from mlflow_deploy_plugin.wrap.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
+from mlflow_deploy_plugin.wrap.exporter.tflite import (
+    LITERT,
+    converter_python,
+    refuse_unconvertible,
+    write_tflite,
+)
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "conda", "tflite", "pmml", "desktop"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -103,7 +108,11 @@ def export(
     if the predictions of the export differ, NotInstalled for PMML without Java, and InvalidConfig, NotFound or
     RegistryUnavailable if the version, its original or the rows cannot be loaded. No file is written then.
     """
-    options_of = {"bundle": bool(wheels or download_wheels), "wheel": name is not None, "pmml": bool(original)}
+    options_of = {
+        "bundle": bool(wheels or download_wheels),
+        "wheel": name is not None,
+        "pmml": bool(original),
+    }
     _check_format(format, options_of)
     target = absolute_path(path)
     if not (format == "wheel" and target.is_dir()):
@@ -114,15 +123,19 @@ def export(
         folder = download(resolved.source, work / "source")
         fitted = None
         if format == "pmml":
-            from mlflow_deploy_plugin.wrap.exporter.pmml import fitted_model  # Importing MLflow is slow.
+            from mlflow_deploy_plugin.wrap.exporter.pmml import (
+                fitted_model,
+            )  # Importing MLflow is slow.
 
             fitted, folder = fitted_model(resolved, folder, work / "converted", original)
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-            raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
+            raise ConversionError(
+                f"{model_uri} has no ONNX form; convert it first with onnxserve wrap",
+            )
         model = OnnxModel.load(folder)
         if model.artifact.tokenizer is not None:
             raise ConversionError(
-                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead"
+                f"{model_uri} is a text model, whose tokenizer cannot be exported; use onnxserve build-docker instead",
             )
         reason = ""
         for data in _proof_rows(model, rows):
@@ -134,9 +147,17 @@ def export(
                 reason = error.message
         else:
             raise InvalidConfig(
-                f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
+                f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)",
             )
-        version = _LoadedVersion(model, _describe(resolved, model), data, feeds, expected, work / "model.onnx", fitted)
+        version = _LoadedVersion(
+            model,
+            _describe(resolved, model),
+            data,
+            feeds,
+            expected,
+            work / "model.onnx",
+            fitted,
+        )
         _write_graph(model.artifact.onnx_file, version.graph, version.described)
         written, largest = _write(format, version, name, wheels, download_wheels, progress)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
@@ -186,17 +207,32 @@ def _write(
             return wheel, version.prove(runner, runner.with_name(graph.name))
         case "bundle" | "conda":
             has_rows = version.model.schema.has_rows
-            example = {name: array[:1] if has_rows else array for name, array in version.feeds.items()}
-            write_bundle(folder, graph, described, example, wheels, download_wheels, format == "conda")
+            example = {
+                name: array[:1] if has_rows else array for name, array in version.feeds.items()
+            }
+            write_bundle(
+                folder,
+                graph,
+                described,
+                example,
+                wheels,
+                download_wheels,
+                format == "conda",
+            )
             return folder, version.prove(folder / "predict.py", folder / graph.name)
         case "tflite":
             return _write_tflite(version, folder, progress)
         case "desktop":
             progress("building the program with PyInstaller, which takes about a minute")
             program = write_desktop(version.model.artifact, described, folder)
-            size, started = sum(file.lstat().st_size for file in program.parent.rglob("*")), time.monotonic()
+            size, started = (
+                sum(file.lstat().st_size for file in program.parent.rglob("*")),
+                time.monotonic(),
+            )
             outputs = _answers(["env", "-i", str(program), "--check"], version.rows)
-            progress(f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s")
+            progress(
+                f"the program has {size / 1e6:,.0f} MB, and started in {time.monotonic() - started:.1f} s",
+            )
             return program.parent, _difference(version.expected, outputs, EXACT)
         case "pmml":
             from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs, write_pmml
@@ -214,9 +250,15 @@ def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
     """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
-    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is"), ("pmml", "an original is")):
+    for other, what in (
+        ("bundle", "wheels are"),
+        ("wheel", "a package name is"),
+        ("pmml", "an original is"),
+    ):
         if options_of[other] and format != other:
-            raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
+            raise InvalidConfig(
+                f"{what} only supported for the format {other}, but the format is {format}",
+            )
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
@@ -235,7 +277,9 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
         "refused": {
             "missing": sorted(artifact.refusals.missing),
             "infinite": sorted(artifact.refusals.infinite),
-            "categories": {name: list(values) for name, values in artifact.refusals.categories.items()},
+            "categories": {
+                name: list(values) for name, values in artifact.refusals.categories.items()
+            },
         },
         "outputs": [asdict(output) for output in artifact.outputs],
         "prediction": list(artifact.prediction),
@@ -247,11 +291,20 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
     """Write the graph, its weights and the metadata to one file. Raises ConversionError if the file is too large."""
     import onnx  # Importing onnx is slow.
 
-    if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
-        raise ConversionError(f"{described['name']} has more than two gigabytes, too large for one ONNX file")
+    if (
+        sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file())
+        > _LARGEST_PROTOBUF
+    ):
+        raise ConversionError(
+            f"{described['name']} has more than two gigabytes, too large for one ONNX file",
+        )
     model = onnx.load(str(source))
     onnx.helper.set_model_props(
-        model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
+        model,
+        {
+            **{entry.key: entry.value for entry in model.metadata_props},
+            METADATA_KEY: json.dumps(described),
+        },
     )
     onnx.save(model, str(target))
 
@@ -269,7 +322,9 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     try:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
-        raise ConversionError(f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}") from None
+        raise ConversionError(
+            f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}",
+        ) from None
     return target
 
 
@@ -278,14 +333,18 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     random, schema = np.random.default_rng(0), model.schema
     try:
         if isinstance(user_rows, str | Path):
-            from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows  # Importing MLflow is slow.
+            from mlflow_deploy_plugin.wrap.flavor.example_rows import (
+                read_rows,
+            )  # Importing MLflow is slow.
 
             user_rows = read_rows(Path(user_rows))
         if user_rows is None:
             rows = known_rows(model.artifact, model.schema, _GIVEN_ROWS)
         else:
             if hasattr(user_rows, "keys"):
-                feeds = schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})
+                feeds = schema.from_columns(
+                    {str(name): np.asarray(user_rows[name]) for name in user_rows},
+                )
             else:
                 feeds = schema.from_array(user_rows)
             rows = cast_to_signature(model.artifact, schema.to_columns(feeds))
@@ -297,7 +356,10 @@ def _proof_rows(model: OnnxModel, user_rows: Any) -> list[Rows]:
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
         if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
-            factors = 1 + random.normal(0, 0.1, array.shape) * random.choice([0, 1, 1000], array.shape)
+            factors = 1 + random.normal(0, 0.1, array.shape) * random.choice(
+                [0, 1, 1000],
+                array.shape,
+            )
             drawn[name] = (array * factors).astype(array.dtype)
     known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
     return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
@@ -312,7 +374,11 @@ pickle.dump(outputs, open(outputs_file, "wb"))
 """
 
 
-def _write_tflite(version: _LoadedVersion, folder: Path, progress: ProgressCallback) -> tuple[Path, float]:
+def _write_tflite(
+    version: _LoadedVersion,
+    folder: Path,
+    progress: ProgressCallback,
+) -> tuple[Path, float]:
     """Return a checked file and its largest error. If batches fail the check, the file accepts one row per call."""
     refuse_unconvertible(version.graph)
     python = converter_python(progress)
@@ -320,7 +386,11 @@ def _write_tflite(version: _LoadedVersion, folder: Path, progress: ProgressCallb
 
     def attempt(one_row: bool) -> tuple[Path, float]:
         file = write_tflite(python, version.graph, folder / f"tflite-{one_row}", one_row)
-        return file, _difference(version.expected, _run(LITERT, file, version.feeds, python), _TFLITE_TOLERANCE)
+        return file, _difference(
+            version.expected,
+            _run(LITERT, file, version.feeds, python),
+            _TFLITE_TOLERANCE,
+        )
 
     try:
         return attempt(one_row=False)
@@ -328,11 +398,18 @@ def _write_tflite(version: _LoadedVersion, folder: Path, progress: ProgressCallb
         if not version.model.schema.has_rows:
             raise
         result = attempt(one_row=True)
-    progress("the file supports one row per call, because its answers for several rows differ from the model's")
+    progress(
+        "the file supports one row per call, because its answers for several rows differ from the model's",
+    )
     return result
 
 
-def _run(runner: Path, model: Path, rows: Rows, python: Path | str = sys.executable) -> dict[str, Array]:
+def _run(
+    runner: Path,
+    model: Path,
+    rows: Rows,
+    python: Path | str = sys.executable,
+) -> dict[str, Array]:
     """Return the outputs of an export for the rows, from a process without onnxserve. Raises ParityError."""
     return _answers([str(python), "-I", "-c", _PROOF, str(runner), str(model)], rows)
 
@@ -345,13 +422,24 @@ def _answers(command: list[str], rows: Rows) -> dict[str, Array]:
         try:
             run_to_end([*command, str(rows_file), str(outputs_file)], _PROOF_SECONDS)
         except CommandFailed as failure:
-            raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
+            raise ParityError(
+                f"the exported model cannot run and was discarded: {failure.message}",
+            ) from None
         outputs: dict[str, Array] = pickle.loads(outputs_file.read_bytes())  # The command is ours.
     return outputs
 
 
-def _difference(expected: Mapping[str, Array], outputs: Mapping[str, Array], tolerance: Tolerance) -> float:
-    return check_outputs(expected, outputs, tolerance, "the exported model gives other answers and was discarded")
+def _difference(
+    expected: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    tolerance: Tolerance,
+) -> float:
+    return check_outputs(
+        expected,
+        outputs,
+        tolerance,
+        "the exported model gives other answers and was discarded",
+    )
 
 
 def _place(source: Path, target: Path) -> None:

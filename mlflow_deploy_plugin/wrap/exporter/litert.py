@@ -24,12 +24,18 @@ class LiteRTModel:
     def __init__(self, path: str, threads: int = 1) -> None:
         self._run = _interpreter(path, threads).get_signature_runner()
         details = self._run.get_input_details()
-        self._sizes = {name: tuple(detail["shape_signature"][:1]) for name, detail in details.items()}
+        self._sizes = {
+            name: tuple(detail["shape_signature"][:1]) for name, detail in details.items()
+        }
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
         """Return all outputs for the rows. The rows are divided into calls with one, few and many rows."""
         # An input that already has the file's fixed size is not divided, because its first axis is not the rows.
-        parted = {name: len(array) for name, array in rows.items() if array.shape[:1] not in ((), self._sizes[name])}
+        parted = {
+            name: len(array)
+            for name, array in rows.items()
+            if array.shape[:1] not in ((), self._sizes[name])
+        }
         if not parted:
             return dict(self._run(**rows))
         count = min(parted.values())
@@ -37,7 +43,12 @@ class LiteRTModel:
         ends = sorted({1, min(1 + _FEW_ROWS, count), count}) if takes_many else range(1, count + 1)
         parts, start = [], 0
         for end in ends:
-            outputs = self._run(**{name: array[start:end] if name in parted else array for name, array in rows.items()})
+            outputs = self._run(
+                **{
+                    name: array[start:end] if name in parted else array
+                    for name, array in rows.items()
+                },
+            )
             parts.append({name: array.copy() for name, array in outputs.items()})
             start = end
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -98,7 +109,9 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 def _unroll(graph: onnx.GraphProto) -> None:
     """Unroll LSTM and GRU layers, because LiteRT's layers keep state between calls and have a fixed batch size."""
-    values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
+    values = {
+        value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)
+    }
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
@@ -106,10 +119,20 @@ def _unroll(graph: onnx.GraphProto) -> None:
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
         # Layers with other options, which torch and Keras never write, are not unrolled.
-        plain = not any(name in attributes for name in ("activations", "clip")) and not inputs[4] and not inputs[7]
-        plain = plain and not any(name in attributes and attributes[name].i for name in ("layout", "input_forget"))
+        plain = (
+            not any(name in attributes for name in ("activations", "clip"))
+            and not inputs[4]
+            and not inputs[7]
+        )
+        plain = plain and not any(
+            name in attributes and attributes[name].i for name in ("layout", "input_forget")
+        )
         if node.op_type == "GRU":
-            plain = plain and "linear_before_reset" in attributes and attributes["linear_before_reset"].i == 1
+            plain = (
+                plain
+                and "linear_before_reset" in attributes
+                and attributes["linear_before_reset"].i == 1
+            )
         if node.op_type in ("LSTM", "GRU") and plain and steps and inputs[3]:
             _unroll_layer(graph, node, inputs, steps, attributes["hidden_size"].i)
         else:
@@ -135,12 +158,25 @@ class _Operations:
     def parts(self, name: str, count: int, size: int) -> list[str]:
         """Split a value [rows, count * size] into its parts."""
         return [
-            self.add("Slice", name, self.constant([start]), self.constant([start + size]), self.constant([1]))
+            self.add(
+                "Slice",
+                name,
+                self.constant([start]),
+                self.constant([start + size]),
+                self.constant([1]),
+            )
             for start in range(0, count * size, size)
         ]
 
 
-def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
+def _add_lstm_step(
+    ops: _Operations,
+    taken: str,
+    kept: str,
+    state: str,
+    cell: str,
+    size: int,
+) -> tuple[str, str]:
     """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html). "" stands for a cell of zeros."""
     *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
     enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
@@ -149,7 +185,14 @@ def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: st
     return ops.add("Mul", leave, ops.add("Tanh", cell)), cell
 
 
-def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
+def _add_gru_step(
+    ops: _Operations,
+    taken: str,
+    kept: str,
+    state: str,
+    cell: str,
+    size: int,
+) -> tuple[str, str]:
     """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). "" stands for a state of zeros."""
     update, reset, new = ops.parts(taken, 3, size)
     update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
@@ -160,28 +203,52 @@ def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str
     return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
 
 
-_STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # number of gates, and the function that adds a step
-_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # per value of `direction`
+_STEPS = {
+    "LSTM": (4, _add_lstm_step),
+    "GRU": (3, _add_gru_step),
+}  # number of gates, and the function that adds a step
+_IS_REVERSE = {
+    b"forward": [False],
+    b"reverse": [True],
+    b"bidirectional": [False, True],
+}  # per value of `direction`
 
 
-def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str], steps: int, size: int) -> None:
+def _unroll_layer(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    inputs: list[str],
+    steps: int,
+    size: int,
+) -> None:
     ops = _Operations(graph, node.output[0] or node.output[1])
     gates, add_step = _STEPS[node.op_type]
-    directions = next((attribute.s for attribute in node.attribute if attribute.name == "direction"), b"forward")
+    directions = next(
+        (attribute.s for attribute in node.attribute if attribute.name == "direction"),
+        b"forward",
+    )
     every, last, last_cells = [], [], []
     for number, is_reverse in enumerate(_IS_REVERSE[directions]):
         side = ops.constant(number)
         weights, recurrent = (
-            ops.add("Transpose", ops.add("Gather", name, side, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
+            ops.add("Transpose", ops.add("Gather", name, side, axis=0), perm=[1, 0])
+            for name in (inputs[1], inputs[2])
         )
         biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], side, axis=0), ops.constant([0]))
         bias, recurrent_bias = ops.parts(biases, 2, gates * size)
-        state, cell = ("" if _is_zero(graph, name) else ops.add("Gather", name, side, axis=0) for name in inputs[5:7])
+        state, cell = (
+            "" if _is_zero(graph, name) else ops.add("Gather", name, side, axis=0)
+            for name in inputs[5:7]
+        )
         answers = []
         for step in range(steps)[:: -1 if is_reverse else 1]:
             now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
             taken = ops.add("Add", ops.add("MatMul", now, weights), bias)
-            kept = ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias) if state else recurrent_bias
+            kept = (
+                ops.add("Add", ops.add("MatMul", state, recurrent), recurrent_bias)
+                if state
+                else recurrent_bias
+            )
             state, cell = add_step(ops, taken, kept, state, cell, size)
             answers.append(ops.add("Unsqueeze", state, ops.constant([0, 1])))
         every.append(ops.add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
@@ -195,14 +262,20 @@ def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str
 
 def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
     """Return True if a value is omitted or all zeros. torch expands such a constant to the batch size."""
-    constant = next((initializer for initializer in graph.initializer if initializer.name == name), None)
+    constant = next(
+        (initializer for initializer in graph.initializer if initializer.name == name),
+        None,
+    )
     if constant is not None or not name:
         return constant is None or not numpy_helper.to_array(constant).any()
     node = next((candidate for candidate in graph.node if name in candidate.output), None)
     if node is None:
         return False
     if node.op_type in ("Constant", "ConstantOfShape"):
-        return all(entry.HasField("t") and not numpy_helper.to_array(entry.t).any() for entry in node.attribute)
+        return all(
+            entry.HasField("t") and not numpy_helper.to_array(entry.t).any()
+            for entry in node.attribute
+        )
     keeps = ("Expand", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze", "Identity")
     return node.op_type in keeps and _is_zero(graph, node.input[0])
 

@@ -87,22 +87,36 @@ _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
 _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
-_CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_CPP_TYPES |= {
+    f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 """The C++ type for each numpy dtype. Standard C++ has no half-precision float."""
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def write_wheel(folder: Path, graph: Path, described: Mapping[str, Any], name: str | None) -> tuple[Path, Path]:
+def write_wheel(
+    folder: Path,
+    graph: Path,
+    described: Mapping[str, Any],
+    name: str | None,
+) -> tuple[Path, Path]:
     """Write the wheel, and return its path and its unpacked runner. Raises InvalidConfig for an invalid name."""
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
-        raise InvalidConfig(f"{name or described['name']!r} is not a valid name of a Python package; set --name")
+        raise InvalidConfig(
+            f"{name or described['name']!r} is not a valid name of a Python package; set --name",
+        )
     version = wheel_version(described["version"])
     summary = f"The model {described['name']}, version {described['version']}."
     docstring = summary.replace("\\", r"\\").replace('"', r"\"")
     distinfo = f"{package}-{version}.dist-info"
-    texts = {"package": package, "version": version, "summary": summary, "distribution": package.replace("_", "-")}
+    texts = {
+        "package": package,
+        "version": version,
+        "summary": summary,
+        "distribution": package.replace("_", "-"),
+    }
     files = {
         f"{package}/__init__.py": _INIT.format(**texts, docstring=docstring).encode(),
         f"{package}/__main__.py": f"from {package}._runner import main\n\nmain()\n".encode(),
@@ -110,7 +124,9 @@ def write_wheel(folder: Path, graph: Path, described: Mapping[str, Any], name: s
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
         f"{distinfo}/METADATA": _METADATA.format(
-            **texts, python=_PYTHON, requirements="".join(f"Requires-Dist: {line}\n" for line in REQUIREMENTS)
+            **texts,
+            python=_PYTHON,
+            requirements="".join(f"Requires-Dist: {line}\n" for line in REQUIREMENTS),
         ).encode(),
         f"{distinfo}/WHEEL": _WHEEL.encode(),
     }
@@ -162,15 +178,23 @@ def write_bundle(
     for name, array in example.items():
         dtype = array.dtype.name
         if dtype not in _CPP_TYPES:
-            raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples do not support")
+            raise ConversionError(
+                f"the input {name!r} is a {dtype}, which the bundle's examples do not support",
+            )
         kind = "string" if dtype == "object" else dtype  # the type name in JavaScript
         data = array.reshape(-1).tolist()  # JSON has no NaN or infinity, so write strings.
-        data = [_NOT_FINITE.get(str(value), value) if isinstance(value, float) else value for value in data]
+        data = [
+            _NOT_FINITE.get(str(value), value) if isinstance(value, float) else value
+            for value in data
+        ]
         document[name] = {"type": kind, "dims": array.shape, "data": data}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{column['name']}` ({column['type']})" for column in described["columns"]]
-    tensors = [f"`{item['name'] or 'the tensor'}` ({item['dtype']} {item['shape']})" for item in described["tensors"]]
+    tensors = [
+        f"`{item['name'] or 'the tensor'}` ({item['dtype']} {item['shape']})"
+        for item in described["tensors"]
+    ]
     texts = {
         "name": described["name"],
         "version": described["version"],
@@ -180,13 +204,22 @@ def write_bundle(
         "columns": ", ".join(columns or tensors),
         "outputs": ", ".join(f"`{name}`" for name in outputs),
         "python": _PYTHON,
-        "install": " ".join(["pip install", *offline, *(f"'{requirement}'" for requirement in REQUIREMENTS)]),
+        "install": " ".join(
+            ["pip install", *offline, *(f"'{requirement}'" for requirement in REQUIREMENTS)],
+        ),
     }
     if has_environment:
         environment = re.sub(r"[^\w.-]", "-", f"{described['name']}-{described['version']}")
         packages = [f"onnxruntime=={import_onnxruntime().__version__}", f"numpy=={np.__version__}"]
-        tools = [f"python={platform.python_version()}", *(f"pip={pip.version}" for pip in distributions(name="pip"))]
-        content = {"name": environment, "channels": ["conda-forge"], "dependencies": [*tools, {"pip": packages}]}
+        tools = [
+            f"python={platform.python_version()}",
+            *(f"pip={pip.version}" for pip in distributions(name="pip")),
+        ]
+        content = {
+            "name": environment,
+            "channels": ["conda-forge"],
+            "dependencies": [*tools, {"pip": packages}],
+        }
         (folder / "environment.yml").write_text(yaml.safe_dump(content, sort_keys=False))
         texts["install"] = f"conda env create -f environment.yml\nconda activate {environment}"
     for template in sorted(_TEMPLATES.iterdir()):
@@ -203,7 +236,17 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
         for wheel in wheel_files:
             shutil.copy(wheel, folder)
     if download:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            str(folder),
+        ]
         try:
             run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
         except CommandFailed as error:
@@ -220,6 +263,8 @@ def _cpp_input(name: str, array: Array) -> str:
             limit = "quiet_NaN" if math.isnan(value) else "infinity"
             values.append(f"{'-' if value < 0 else ''}std::numeric_limits<{kind}>::{limit}()")
         else:
-            values.append(f"{value!r}f" if kind == "float" else json.dumps(value, ensure_ascii=False))
+            values.append(
+                f"{value!r}f" if kind == "float" else json.dumps(value, ensure_ascii=False),
+            )
     shape = ", ".join(map(str, array.shape))
     return f"  add_input<{kind}>(inputs, {json.dumps(name)}, {{{', '.join(values)}}}, {{{shape}}});"

@@ -23,7 +23,12 @@ from mlflow_deploy_plugin.wrap.flavor.registered import load_folder, onnx_form
 _CONVERSION_SECONDS = 600
 
 
-def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, original_uri: str) -> tuple[Any, Path]:
+def fitted_model(
+    resolved: ResolvedModel,
+    folder: Path,
+    target: Path,
+    original_uri: str,
+) -> tuple[Any, Path]:
     """Return the fitted model of a version or of its original, and the folder with its ONNX form (`target` if new).
 
     Raises NotInstalled, InvalidConfig if the version has only its ONNX form and `original_uri` is empty, CodeRefused if
@@ -37,10 +42,12 @@ def fitted_model(resolved: ResolvedModel, folder: Path, target: Path, original_u
     if not original_uri:
         uri = str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
         if uri := uri or wrapped_from(resolved.name, resolved.version):
-            raise CodeRefused(f"loading the original {uri} runs its own code; to consent, set --original {uri}")
+            raise CodeRefused(
+                f"loading the original {uri} runs its own code; to consent, set --original {uri}",
+            )
         raise InvalidConfig(
             f"{resolved.model_uri} has only its ONNX form, but PMML is made from the fitted model: log that model with "
-            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version or set --original URI"
+            "its MLflow flavor, such as mlflow.sklearn.log_model, and export its version or set --original URI",
         )
     with downloaded_version(resolve(original_uri)) as downloaded:
         return load_folder(downloaded, original_uri).model, folder
@@ -68,9 +75,15 @@ def write_pmml(model: Any, columns: list[str], folder: Path) -> Path:
         # sklearn2pmml refuses patch releases that are newer than itself, although they have the same attributes.
         sklearn.base.__version__ = re.sub(r"^(\d+\.\d+)\..*", r"\1.0", version)
         joblib.dump(_escape(model, escape_func=_escape), pickled)
-        run_to_end([java, "-cp", jars, "com.sklearn2pmml.Main", *options], _CONVERSION_SECONDS, _reason)
+        run_to_end(
+            [java, "-cp", jars, "com.sklearn2pmml.Main", *options],
+            _CONVERSION_SECONDS,
+            _reason,
+        )
     except Exception as error:  # noqa: BLE001 - The objects of a pipeline may raise any error.
-        raise ConversionError(f"sklearn2pmml cannot convert the model: {one_line(error, 500)}") from None
+        raise ConversionError(
+            f"sklearn2pmml cannot convert the model: {one_line(error, 500)}",
+        ) from None
     finally:
         sklearn.base.__version__ = version
     # The same version must yield the same bytes.
@@ -86,7 +99,9 @@ def _reason(output: str) -> str:
 
 
 def served_outputs(
-    fields: Mapping[str, Array], roles: Mapping[str, str], expected: Mapping[str, Array]
+    fields: Mapping[str, Array],
+    roles: Mapping[str, str],
+    expected: Mapping[str, Array],
 ) -> dict[str, Array]:
     """Return the fields [N] of a PMML file as served outputs by name. A PMML file may lack some of the outputs."""
     probabilities = [array for name, array in fields.items() if name.startswith("probability(")]
@@ -98,7 +113,11 @@ def served_outputs(
         if roles[name] == "probabilities" or (roles[name] == "values" and probabilities):
             values = probabilities if width == len(probabilities) else probabilities[-1:]
         if len(values) == width:
-            named[name] = np.array([array.tolist() for array in values]).T.reshape(want.shape).astype(want.dtype)
+            named[name] = (
+                np.array([array.tolist() for array in values])
+                .T.reshape(want.shape)
+                .astype(want.dtype)
+            )
     if not named:
         raise ConversionError("the PMML file has none of the outputs of the served model")
     return named

@@ -27,8 +27,16 @@ import onnxruntime
 
 Array = npt.NDArray[Any]
 METADATA_KEY = "onnxserve.model"
-_REFUSED_ROWS = "onnxserve_refused_rows"  # the output that marks the rows, and the metadata key of the reason
-_COLUMN_TYPES = {"double": "float64", "float": "float32", "integer": "int32", "long": "int64", "boolean": "bool"}
+_REFUSED_ROWS = (
+    "onnxserve_refused_rows"  # the output that marks the rows, and the metadata key of the reason
+)
+_COLUMN_TYPES = {
+    "double": "float64",
+    "float": "float32",
+    "integer": "int32",
+    "long": "int64",
+    "boolean": "bool",
+}
 
 
 class Model:
@@ -46,7 +54,10 @@ class Model:
     """
 
     def __init__(
-        self, path: str | Path | None = None, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
+        self,
+        path: str | Path | None = None,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+        threads: int = 0,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -55,7 +66,9 @@ class Model:
         self._session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
         known = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if known is None:
-            raise ValueError(f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}")
+            raise ValueError(
+                f"{file} was not created by `onnxserve export`: its metadata has no {METADATA_KEY}",
+            )
         self._known: dict[str, Any] = json.loads(known)
         self.name, self.version = str(self._known["name"]), str(self._known["version"])
         self.source = str(self._known["source"])
@@ -80,7 +93,9 @@ class Model:
             refused = arrays.pop(names.index(_REFUSED_ROWS))
             names.remove(_REFUSED_ROWS)
             if np.count_nonzero(refused):
-                raise ValueError(f"row {int(np.flatnonzero(refused)[0])}: {metadata.get(_REFUSED_ROWS)}")
+                raise ValueError(
+                    f"row {int(np.flatnonzero(refused)[0])}: {metadata.get(_REFUSED_ROWS)}",
+                )
         return {  # A sequence, such as a mapping per row, is converted to an object array.
             name: np.fromiter(values, object) if isinstance(values, list) else values
             for name, values in zip(names, arrays, strict=True)
@@ -100,16 +115,25 @@ class Model:
                 data = {self._known["inputs"][0]["name"]: next(iter(data.values()))}
             for entry in self._known["inputs"]:
                 if entry["name"] not in data:
-                    raise ValueError(f"the tensor {entry['name']!r} is missing; the model needs {_quoted(tensors)}")
+                    raise ValueError(
+                        f"the tensor {entry['name']!r} is missing; the model needs {_quoted(tensors)}",
+                    )
                 feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
-                self._check(tensors[0]["name"] if len(tensors) == 1 else entry["name"], feeds[entry["name"]])
+                self._check(
+                    tensors[0]["name"] if len(tensors) == 1 else entry["name"],
+                    feeds[entry["name"]],
+                )
             return feeds
         count = max((len(values) for values in data.values()), default=0)
         arrays = {}
         for column in columns:
             if column["name"] not in data and column["required"]:
-                raise ValueError(f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}")
-        missing = {name: entry["missing"] for entry in self._known["inputs"] for name in entry["columns"]}
+                raise ValueError(
+                    f"the column {column['name']!r} is missing; the model needs {_quoted(columns)}",
+                )
+        missing = {
+            name: entry["missing"] for entry in self._known["inputs"] for name in entry["columns"]
+        }
         for column in columns:
             name = column["name"]
             arrays[name] = _column(column, data.get(name, [None] * count), missing.get(name))
@@ -123,17 +147,30 @@ class Model:
         """Raise ValueError for missing numbers, infinite numbers and categories that the original model refuses."""
         refused = self._known.get("refused", {})
         for kind, test, reason in (
-            ("missing", np.isnan, "the number is missing (NaN), but the model does not accept missing values"),
-            ("infinite", np.isinf, "the number is infinite, but the model accepts only finite numbers"),
+            (
+                "missing",
+                np.isnan,
+                "the number is missing (NaN), but the model does not accept missing values",
+            ),
+            (
+                "infinite",
+                np.isinf,
+                "the number is infinite, but the model accepts only finite numbers",
+            ),
         ):
             if array.dtype.kind == "f" and name in refused.get(kind, ()) and test(array).any():
                 raise ValueError(f"{name!r}, row {int(np.argwhere(test(array))[0][0])}: {reason}")
         known = refused.get("categories", {}).get(name)
         if known is not None:
-            known = {*known, *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"])}
+            known = {
+                *known,
+                *(entry["missing"] for entry in self._known["inputs"] if name in entry["columns"]),
+            }
             for row, value in enumerate(array.tolist()):
                 if value not in known:
-                    raise ValueError(f"column {name!r}, row {row}: {value!r} is not a category of the model")
+                    raise ValueError(
+                        f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                    )
 
     def _named(self, rows: Any) -> Mapping[str, Any]:
         """Return the columns or tensors by name."""
@@ -142,9 +179,15 @@ class Model:
             named = {str(name): rows[name].to_numpy() for name in rows.columns}
             return named if self.columns or len(names) > 1 else {names[0]: rows.to_numpy()}
         if isinstance(rows, Mapping):
-            is_record = not any(isinstance(value, (list, tuple, np.ndarray)) for value in rows.values())
+            is_record = not any(
+                isinstance(value, (list, tuple, np.ndarray)) for value in rows.values()
+            )
             return {name: [value] for name, value in rows.items()} if is_record else rows
-        if isinstance(rows, (list, tuple)) and rows and all(isinstance(row, Mapping) for row in rows):
+        if (
+            isinstance(rows, (list, tuple))
+            and rows
+            and all(isinstance(row, Mapping) for row in rows)
+        ):
             seen = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in seen}
         if self.columns:
@@ -158,8 +201,14 @@ def _table(rows: Any, width: int) -> Array:
     """Return rows without names as an array [rows, width]."""
     for row, values in enumerate(rows):
         if not isinstance(values, (list, tuple, np.ndarray)):
-            raise ValueError(f"row {row} is {values!r}; expected a record or a list of {width} values")
-    table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
+            raise ValueError(
+                f"row {row} is {values!r}; expected a record or a list of {width} values",
+            )
+    table = (
+        rows
+        if isinstance(rows, np.ndarray)
+        else np.array([list(row) for row in rows], dtype=object)
+    )
     if table.ndim != 2 or table.shape[1] != width:
         raise ValueError(f"the array has the shape {list(table.shape)}; expected [rows, {width}]")
     return table
@@ -189,7 +238,9 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
 def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """Return the values of a column with its type. A missing number is NaN, and a missing string is `missing`."""
     name, kind = column["name"], column["type"]
-    listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
+    listed = (
+        values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
+    )
     if kind == "string":
         texts = [missing if value is None or value != value else value for value in listed]
         for row, text in enumerate(texts):
@@ -210,7 +261,9 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     if np.any(unfit):
         row = int(np.flatnonzero(unfit)[0])
         value = np.asarray(listed[row]).item()
-        raise ValueError(f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}")
+        raise ValueError(
+            f"column {name!r}, row {row}: {value!r}; expected a value of the type {kind}",
+        )
     return array.astype(_COLUMN_TYPES[kind])
 
 
@@ -221,14 +274,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("usage: ROWS.csv or ROWS.json")
     file, model = command_line[0], Model()
     try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:  # Spreadsheets may write a byte order mark.
+        with open(
+            file,
+            newline="",
+            encoding="utf-8-sig",
+        ) as lines:  # Spreadsheets may write a byte order mark.
             rows = (
                 json.load(lines)
                 if file.endswith(".json")
                 else [model.parse_texts(row) for row in csv.DictReader(lines)]
             )
     except (OSError, ValueError) as error:
-        sys.exit(f"Error: the file {file} cannot be read: {getattr(error, 'strerror', None) or error}")
+        sys.exit(
+            f"Error: the file {file} cannot be read: {getattr(error, 'strerror', None) or error}",
+        )
     if not rows:
         sys.exit(f"Error: the file {file} has no rows")
     try:
@@ -239,7 +298,9 @@ def main(arguments: list[str] | None = None) -> None:
         for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
             sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
+    except (
+        BrokenPipeError
+    ):  # The reader of the pipe, such as `head`, has ended. Avoid a second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -23,8 +23,24 @@ _SIZE = "310 MB"
 _INSTALL_SECONDS = 1800
 _CONVERSION_SECONDS = 600
 # onnx2tf declares Python 3.12 as its minimum, but it also runs on 3.11.
-_PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "--quiet")
-_PIP_OPTIONS = ("--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--no-cache-dir", "--no-compile")
+_PIP = (
+    "-m",
+    "pip",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--retries",
+    "1",
+    "install",
+    "--quiet",
+)
+_PIP_OPTIONS = (
+    "--no-deps",
+    "--ignore-requires-python",
+    "--only-binary",
+    ":all:",
+    "--no-cache-dir",
+    "--no-compile",
+)
 
 
 def refuse_unconvertible(graph: Path) -> None:
@@ -35,13 +51,13 @@ def refuse_unconvertible(graph: Path) -> None:
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise ConversionError(
-                f"cannot export tflite, because {value.name!r} contains strings, which tflite does not support"
+                f"cannot export tflite, because {value.name!r} contains strings, which tflite does not support",
             )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
                 f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not supported: tflite is "
-                "for neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle"
+                "for neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle",
             )
 
 
@@ -56,31 +72,46 @@ def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
 def converter_python(progress: ProgressCallback) -> Path:
     """Return the Python of the converter's environment, created on first use. Raises ConversionError."""
     requirements = _REQUIREMENTS.read_bytes()
-    digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[
+        :16
+    ]
     folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
     python = folder / "bin" / "python"
     try:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # left by killed processes
+                for abandoned in folder.parent.glob(
+                    f"{folder.name}.*.unfinished",
+                ):  # left by killed processes
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
-                pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
+                pip = [
+                    str(unfinished / "bin" / "python"),
+                    *_PIP,
+                    *_PIP_OPTIONS,
+                    "-r",
+                    str(_REQUIREMENTS),
+                ]
                 try:
                     run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
                     run_to_end(pip, _INSTALL_SECONDS)
                 except BaseException:
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
-                os.replace(unfinished, folder)  # The move is safe: bin/python locates its packages relative to itself.
+                os.replace(
+                    unfinished,
+                    folder,
+                )  # The move is safe: bin/python locates its packages relative to itself.
     except CommandFailed as error:
         raise ConversionError(
             f"the tflite converter cannot be installed: {error.message}; it needs venv and a package index "
-            "(PIP_INDEX_URL, PIP_FIND_LINKS)"
+            "(PIP_INDEX_URL, PIP_FIND_LINKS)",
         ) from None
     except OSError as error:
-        raise ConversionError(f"the tflite converter cannot be installed into {folder}: {error.strerror}") from None
+        raise ConversionError(
+            f"the tflite converter cannot be installed into {folder}: {error.strerror}",
+        ) from None
     return python
 
 
@@ -88,7 +119,14 @@ def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path
     """Write the TensorFlow Lite file and return its path. Raises ConversionError with the unsupported operator."""
     folder.mkdir()
     try:
-        command = [str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"]
+        command = [
+            str(python),
+            "-I",
+            str(LITERT),
+            str(graph),
+            str(folder),
+            "1" if one_row else "FREE",
+        ]
         run_to_end(command, _CONVERSION_SECONDS)
     except CommandFailed as error:
         raise ConversionError(f"cannot export tflite, because {error.message}") from None

@@ -38,16 +38,26 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         "csv": pd.read_csv,
         "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
-        "jsonl": lambda path: pd.DataFrame(map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))),
+        "jsonl": lambda path: pd.DataFrame(
+            map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines())),
+        ),
     }
     if kind is None:
         raise InvalidConfig(f"{path}: the file name must end with .csv, .json, .jsonl or .parquet")
     try:
         rows = readers[kind](path)
     except OSError as error:
-        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
-    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow and orjson raise ValueError.
-        raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
+        raise InvalidConfig(
+            f"the file {path} cannot be read: {error.strerror or first_line(error)}",
+        ) from None
+    except (
+        ValueError,
+        TypeError,
+        MlflowException,
+    ) as error:  # pandas, pyarrow and orjson raise ValueError.
+        raise InvalidConfig(
+            f"the file {path} cannot be read as {kind}: {first_line(error)}",
+        ) from None
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")
     return rows
@@ -55,14 +65,22 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
 
 def _from_json(document: JsonValue) -> ModelData:
     if isinstance(document, list):
-        return pd.DataFrame(document) if document and isinstance(document[0], dict) else np.asarray(document)
+        return (
+            pd.DataFrame(document)
+            if document and isinstance(document[0], dict)
+            else np.asarray(document)
+        )
     if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
         known = {"instances", "inputs", "dataframe_records"} & set(document)
         return infer_and_parse_data(document) if known else pd.DataFrame(document)
     return infer_and_parse_data(document)
 
 
-def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
+def fit_to_signature(
+    rows: ModelData,
+    signature: ModelSignature | None,
+    names: list[str] | None = None,
+) -> ModelData:
     """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig for a mismatch.
 
     `names` are the columns of a model without a signature; all other columns are dropped.
@@ -78,21 +96,36 @@ def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: l
         return rows if inputs.has_input_names() else rows.to_numpy()
     tensors = inputs.inputs
     if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
-        raise InvalidConfig(f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name")
+        raise InvalidConfig(
+            f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name",
+        )
     try:
-        named = {spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type) for spec in tensors if spec.name}
-        return named or rows.to_numpy().astype(tensors[0].type).reshape(len(rows), *tensors[0].shape[1:])
+        named = {
+            spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type)
+            for spec in tensors
+            if spec.name
+        }
+        return named or rows.to_numpy().astype(tensors[0].type).reshape(
+            len(rows),
+            *tensors[0].shape[1:],
+        )
     except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"the rows cannot be converted to the signature's tensors: {first_line(error)}") from None
+        raise InvalidConfig(
+            f"the rows cannot be converted to the signature's tensors: {first_line(error)}",
+        ) from None
 
 
 def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     """Return the input example in the model's folder, or None if there is no example or its file is damaged."""
     info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
     try:
-        is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
+        is_array = info.get("type") == "ndarray" and not (
+            schema and "inputs" in schema.input_names()
+        )
         document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
-        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
+        if (
+            isinstance(document, dict) and "inputs" in document
+        ):  # MLflow 3.17 cannot read the examples of 2.9 and 2.14.
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))
@@ -106,13 +139,20 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
         tensors = {
-            spec.name or "": _made_up_tensor(spec.type, [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]])
+            spec.name or "": _made_up_tensor(
+                spec.type,
+                [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]],
+            )
             for spec in signature.inputs.inputs
         }
         return tensors.get("", tensors)
     names = [str(name) for name in signature.inputs.input_names()]
     converter = converter_for(model)
-    known = converter.known_values(model, names) if hasattr(converter, "known_values") else BoundaryValues()
+    known = (
+        converter.known_values(model, names)
+        if hasattr(converter, "known_values")
+        else BoundaryValues()
+    )
     columns = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
@@ -129,7 +169,7 @@ def _only_column(rows: pd.DataFrame) -> Array:
     if rows.shape[1] != 1:
         raise InvalidConfig(
             f"the rows have the columns {', '.join(map(repr, rows))}, and the signature has a single string without a "
-            "name: keep only the column of texts"
+            "name: keep only the column of texts",
         )
     return rows.iloc[:, 0].to_numpy(dtype=object)
 
@@ -140,20 +180,32 @@ def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:
     return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)
 
 
-def _made_up_column(dtype: str, name: str, known: BoundaryValues, random: np.random.Generator) -> Array:
-    categories = [value for value in known.categories.get(name, ()) if value is not None and value == value]
+def _made_up_column(
+    dtype: str,
+    name: str,
+    known: BoundaryValues,
+    random: np.random.Generator,
+) -> Array:
+    categories = [
+        value for value in known.categories.get(name, ()) if value is not None and value == value
+    ]
     if categories:
         return np.asarray(categories, dtype=object if dtype == "str" else dtype)[
             random.integers(0, len(categories), MADE_UP_ROWS)
         ]
     if dtype == "str":
         terms = np.asarray(known.texts.get(name, ("a", "b", "c")), dtype=object)
-        return np.array([" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)], dtype=object)
+        return np.array(
+            [" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)],
+            dtype=object,
+        )
     edges = np.asarray(known.edges.get(name, ()), dtype=np.float64)
     edges = edges[np.isfinite(edges)]
     low, high = (float(edges.min()), float(edges.max())) if len(edges) else (-3.0, 3.0)
     if dtype in ("bool", "int32", "int64"):
-        low, high = (0.0, 1.0) if dtype == "bool" else (np.floor(min(low, 0)), np.ceil(max(high, 10)))
+        low, high = (
+            (0.0, 1.0) if dtype == "bool" else (np.floor(min(low, 0)), np.ceil(max(high, 10)))
+        )
         return np.round(random.uniform(low, high, MADE_UP_ROWS)).astype(dtype)
     reach = (high - low) / 4 or 1.0
     return random.uniform(low - reach, high + reach, MADE_UP_ROWS).astype(dtype)

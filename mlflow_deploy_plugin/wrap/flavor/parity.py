@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import JsonValue
 
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidConfig,
+    ParityError,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.serve.runtime.agreement import compare
 from mlflow_deploy_plugin.serve.runtime.artifact import Output, ParityState
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -111,14 +116,21 @@ class ParityReport:
         """Return a subset of the report for the MLmodel file."""
         short = self.as_dict()
         return {
-            name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short
+            name: short[name]
+            for name in ("state", "rows", "repair", "problem", "unproven", "outputs")
+            if name in short
         }
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics for the MLflow run, with names that MLflow accepts."""
-        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
+        named = {
+            "onnxserve.parity.rows": float(self.rows),
+            "onnxserve.parity.beyond_tolerance": self.beyond_tolerance,
+        }
         for output in self.outputs:
-            name = "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name)[:100]
+            name = "".join(
+                letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name
+            )[:100]
             prefix = f"onnxserve.parity.{name}"
             named[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
@@ -150,7 +162,10 @@ class RowGroup:
     compared: bool = True
 
 
-def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
+def ask_original(
+    original: OriginalModel,
+    groups: Iterable[RowGroup],
+) -> Iterator[tuple[RowGroup, Answers | None]]:
     """Yield groups with the original's predictions. A group with refused rows is split; refused parts have None."""
     for group in groups:
         if (answers := _ask(original, group)) is not None:
@@ -214,15 +229,27 @@ class _WorstRow(NamedTuple):
             "output": self.output,
             "original": _plain(self.original),
             "onnx": _plain(self.onnx),
-            "input": {str(name) or "input": _plain(np.asarray(values)[0]) for name, values in self.input.data.items()},
+            "input": {
+                str(name) or "input": _plain(np.asarray(values)[0])
+                for name, values in self.input.data.items()
+            },
         }
 
 
 class _ParityProof:
-    def __init__(self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        converted: ConvertedModel,
+        original: OriginalModel,
+    ) -> None:
         self._model, self._converted, self._original = model, converted, original
         self._figures = {
-            output.name: OutputFigures(output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"]))
+            output.name: OutputFigures(
+                output.name,
+                output.role,
+                _TOLERANCES.get(output.role, _TOLERANCES["values"]),
+            )
             for output in converted.outputs
         }
         self._worst: list[_WorstRow] = []
@@ -271,7 +298,9 @@ class _ParityProof:
             answers.append(self._answers(part))
             for name, array in answers[-1].items():
                 if array.shape[:1] != (rows := len(part),):
-                    raise InferenceError(f"output {name!r} has the shape {list(array.shape)} for {rows} rows")
+                    raise InferenceError(
+                        f"output {name!r} has the shape {list(array.shape)} for {rows} rows",
+                    )
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
@@ -300,7 +329,9 @@ class _ParityProof:
             self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread for all later groups.
+        if (
+            len(want) >= comparison.ENOUGH_ROWS
+        ):  # The first large group sets the spread for all later groups.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         tolerance = comparison.parity_tolerance(output.role, want, spread)
@@ -319,21 +350,33 @@ class _ParityProof:
                     answers = self._original(moved.data)[output.name]
                 return ~compare(expected[origin], answers, tolerance).by_row().same
 
-            ties[beyond] |= comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
+            ties[beyond] |= comparison.changes_within_one_step(
+                rows,
+                answers_otherwise,
+                move_weights is not None,
+            )
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
         figures.ties += int(ties.sum())
         relative = comparison.relative_errors(agreement, want)
-        figures.max_absolute_error = max(figures.max_absolute_error, float(by_row.differences[~ties].max(initial=0)))
-        figures.max_relative_error = max(figures.max_relative_error, float(relative[~ties].max(initial=0)))
+        figures.max_absolute_error = max(
+            figures.max_absolute_error,
+            float(by_row.differences[~ties].max(initial=0)),
+        )
+        figures.max_relative_error = max(
+            figures.max_relative_error,
+            float(relative[~ties].max(initial=0)),
+        )
         excess = np.where(ties, 0.0, by_row.excess)
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
                 single = group.batch.take([row])
                 error = float(excess[row])
-                self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], single))
+                self._worst.append(
+                    _WorstRow(error, group.source, output.name, want[row], got[row], single),
+                )
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
@@ -351,7 +394,10 @@ class _ParityProof:
             return tied
         if margin is not None:
             scores = margin(batch.data)
-            return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
+            return comparison.top_margins(scores) < TIE_MARGIN * min(
+                1.0,
+                float(np.abs(scores).max()),
+            )
         return np.zeros(len(batch), dtype=bool)
 
     def _beyond(self) -> int:
@@ -375,7 +421,11 @@ class _ParityProof:
             sources=dict(self._sources),
             refused_by_original=dict(self._refused),
             refused_columns={
-                source: sorted(name for kind, name in self._refused_columns - self._answered_columns if kind == source)
+                source: sorted(
+                    name
+                    for kind, name in self._refused_columns - self._answered_columns
+                    if kind == source
+                )
                 for source in sorted({kind for kind, _ in self._refused_columns})
             },
             batch_sizes=sorted(self._sizes),
@@ -398,14 +448,23 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     categories: dict[str, list[JsonValue]] = {}
     for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
         learned = boundary_values.categories.get(name, ())
-        known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
+        known = list(
+            dict.fromkeys(
+                _plain(value) for value in learned if value is not None and value == value
+            ),
+        )
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
         numbers = [number for number in known if not isinstance(number, str)]
         # The graph's 32-bit floats represent integers exactly up to 2**24.
-        are_codes = all(isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code) for code in numbers)
+        are_codes = all(
+            isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code)
+            for code in numbers
+        )
         if known and is_whole and are_codes:
             categories[name] = known
-    refusals: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    refusals: dict[str, object] = {
+        kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")
+    }
     return {name: entry for name, entry in (refusals | {"categories": categories}).items() if entry}
 
 
@@ -423,7 +482,9 @@ def _plain(value: object) -> JsonValue:
 def parity_error(report: ParityReport) -> ParityError:
     """Return the error for a model whose predictions differ from the original's, with a table of the worst rows."""
     if report.problem:
-        return ParityError(f"the ONNX form cannot predict rows that the original predicts: {report.problem}")
+        return ParityError(
+            f"the ONNX form cannot predict rows that the original predicts: {report.problem}",
+        )
     if report.unproven:
         return ParityError(report.unproven)
     wrong = ", ".join(
@@ -438,7 +499,7 @@ def parity_error(report: ParityReport) -> ParityError:
     table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
     return ParityError(
         f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
-        'To log the model anyway, set parity="warn"; the version is then marked as warned.'
+        'To log the model anyway, set parity="warn"; the version is then marked as warned.',
     )
 
 

@@ -17,7 +17,12 @@ from onnx import ModelProto
 
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.convert.batch import Batch, column_type, missing_value, unseen_category
+from mlflow_deploy_plugin.wrap.convert.batch import (
+    Batch,
+    column_type,
+    missing_value,
+    unseen_category,
+)
 from mlflow_deploy_plugin.wrap.convert.converted import BoundaryValues, Category
 from mlflow_deploy_plugin.wrap.flavor.parity import RowGroup
 
@@ -29,7 +34,18 @@ _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
 _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
-_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
+_FAR = (
+    -1e6,
+    -3e4,
+    -1e3,
+    -30.0,
+    -3.0,
+    3.0,
+    30.0,
+    1e3,
+    3e4,
+    1e6,
+)  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _SENTINELS = (-999.0, -9999.0, 9999.0, 999_999_999.0, -1e9, 1e9, -1e12, 1e12, -1e15, 1e15)
 """Numbers that people use for a missing value, and numbers whose squares have more digits than a 32-bit float."""
@@ -52,7 +68,9 @@ def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
     return {
         name: {
-            axis: size.dim_param or f"{name}_{axis}" for axis, size in enumerate(sizes) if axis and not size.dim_value
+            axis: size.dim_param or f"{name}_{axis}"
+            for axis, size in enumerate(sizes)
+            if axis and not size.dim_value
         }
         for name, sizes in shapes.items()
     }
@@ -79,7 +97,13 @@ def parity_rows(
         for part in [data] if data.is_table else data.chunks(_chunk_rows(data)):
             given_count += len(part)
             yield RowGroup(source, part, generated=False)
-    for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given_count, sizes or {}, random):
+    for name, draw in _generators(
+        example,
+        boundary_values,
+        MIN_PARITY_ROWS - given_count,
+        sizes or {},
+        random,
+    ):
         try:
             yield from draw()
         except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any error.
@@ -105,7 +129,10 @@ def _generators(
     name, array = next(iter(example.tensors.items()))
     if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
         yield "ranges", lambda: _tensor_rows(example, random, max(row_count, 200))
-        yield "far together", lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)]
+        yield (
+            "far together",
+            lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)],
+        )
         return
     table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
 
@@ -115,7 +142,9 @@ def _generators(
             yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
 
     for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
-        if source != "missing" or array.dtype.kind not in "OUT":  # A tensor of strings cannot have missing values.
+        if (
+            source != "missing" or array.dtype.kind not in "OUT"
+        ):  # A tensor of strings cannot have missing values.
             yield source, partial(as_matrices, draw)
 
 
@@ -134,9 +163,17 @@ class _TableRows:
 
     def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
         yield "ranges", lambda: [RowGroup("ranges", Batch(self.by_column(600, self.in_range)))]
-        yield "observed", lambda: [RowGroup("observed", Batch(self.by_column(max(row_count, 400), self.observed)))]
+        yield (
+            "observed",
+            lambda: [
+                RowGroup("observed", Batch(self.by_column(max(row_count, 400), self.observed))),
+            ],
+        )
         if boundary_values.edges:
-            yield "thresholds", lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))]
+            yield (
+                "thresholds",
+                lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))],
+            )
         yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
         yield "categories", lambda: self.at_categories(boundary_values.categories)
         yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
@@ -151,21 +188,38 @@ class _TableRows:
         yield RowGroup("halfway", Batch(self.learned(learned, halfway=True)), may_tie=True)
 
     def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
-        texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
+        texts = [
+            *("", " ", "\t\n  ", "!", "é"),
+            *(self.sentence(terms, number) for number in range(_TEXT_ROWS)),
+        ]
         table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
         return RowGroup("vocabulary", Batch(table), alone=True)
 
     def changed(
-        self, source: str, fits: Callable[[pd.Series], bool], count: int, change: _Change, compared: bool
+        self,
+        source: str,
+        fits: Callable[[pd.Series], bool],
+        count: int,
+        change: _Change,
+        compared: bool,
     ) -> Iterator[RowGroup]:
         """Yield rows in which one column is changed. The arguments are the fields of an entry of `_CHANGES`."""
         if names := self.some_columns(fits, count):
             table = self.one_changed(dict.fromkeys(names, count), change)
-            yield RowGroup(source, Batch(table), block=count, columns=tuple(map(str, names)), compared=compared)
+            yield RowGroup(
+                source,
+                Batch(table),
+                block=count,
+                columns=tuple(map(str, names)),
+                compared=compared,
+            )
 
     def unseen_categories(self) -> Iterator[RowGroup]:
         """Yield a table per categorical column, with an unknown category in each row: XGBoost refuses such a table."""
-        for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
+        for name in self.some_columns(
+            lambda series: isinstance(series.dtype, pd.CategoricalDtype),
+            _UNSEEN_ROWS,
+        ):
             table = self.some(_UNSEEN_ROWS)
             if (unseen := unseen_category(table[name])) is not None:
                 table[name] = unseen
@@ -173,7 +227,10 @@ class _TableRows:
 
     def far(self) -> Iterator[RowGroup]:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
-            yield RowGroup("far", Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)))
+            yield RowGroup(
+                "far",
+                Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)),
+            )
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def sentinels(self, farthest: float) -> Iterator[RowGroup]:
@@ -194,14 +251,23 @@ class _TableRows:
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column contains a known category, or a value that is similar to a category."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
-        allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
+        allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(
+            len(names),
+            1,
+        )
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
         if learned and most < _CATEGORY_ROWS:  # In a wide table, set all columns at once.
             table = self.some(_CATEGORY_ROWS)
             for name, values in learned.items():
                 if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
-                    with contextlib.suppress(TypeError, ValueError):  # The column's type may not allow the values.
-                        table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
+                    with contextlib.suppress(
+                        TypeError,
+                        ValueError,
+                    ):  # The column's type may not allow the values.
+                        table[name] = _as(
+                            list(islice(cycle(chosen), len(table))),
+                            table[name].dtype,
+                        )
             yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series] = {}
@@ -209,9 +275,14 @@ class _TableRows:
                 chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
                 with contextlib.suppress(TypeError, ValueError):
-                    changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
+                    changed[name] = _as(
+                        list(islice(cycle(chosen), whole)),
+                        self.example[name].dtype,
+                    )
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
-                columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
+                columns = [
+                    str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)
+                ]
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - the lambda runs at once
                 yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
@@ -236,7 +307,9 @@ class _TableRows:
         return table
 
     def some(self, count: int) -> pd.DataFrame:
-        return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
+        return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(
+            drop=True,
+        )
 
     def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
         """Return the columns that fit, in order. A wide table is sampled, because each column adds `rows` rows."""
@@ -244,11 +317,16 @@ class _TableRows:
         most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
         if len(names) <= most:
             return names
-        return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
+        return [
+            names[position]
+            for position in np.sort(self.random.choice(len(names), most, replace=False))
+        ]
 
     def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
         """Draw each column independently, which yields new combinations of values."""
-        return pd.DataFrame({name: draw(self.example[name], count) for name in self.example.columns})
+        return pd.DataFrame(
+            {name: draw(self.example[name], count) for name in self.example.columns},
+        )
 
     def observed(self, series: pd.Series, count: int) -> pd.Series:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
@@ -258,7 +336,9 @@ class _TableRows:
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
             if abs(only) <= reach:  # Infinite and very large constants are excluded.
-                return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
+                return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(
+                    series.dtype,
+                )
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
         if pd.api.types.is_integer_dtype(series.dtype):
@@ -272,7 +352,10 @@ class _TableRows:
 
     def sentence(self, terms: tuple[str, ...], number: int) -> str:
         """Return a text of random terms, one of which is changed, for example its case or its adjacent characters."""
-        words = [terms[index] for index in self.random.integers(0, len(terms), self.random.integers(1, 6))]
+        words = [
+            terms[index]
+            for index in self.random.integers(0, len(terms), self.random.integers(1, 6))
+        ]
         spoilt = self.random.integers(0, len(words))
         words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
         return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
@@ -292,7 +375,9 @@ class _TableRows:
             else:
                 single = chosen.astype(np.float32)
                 steps = [
-                    np.nextafter(edge, edge.dtype.type(end)) for edge in (chosen, single) for end in (np.inf, -np.inf)
+                    np.nextafter(edge, edge.dtype.type(end))
+                    for edge in (chosen, single)
+                    for end in (np.inf, -np.inf)
                 ]
                 ways = [chosen, single, chosen / 2 + single / 2, *steps]
                 moved = np.choose(self.random.integers(0, len(ways), count), ways)
@@ -317,8 +402,15 @@ class _TableRows:
         for name in self.example:
             if _is_number(self.example[name]):
                 reach = _reach(self.example[name])
-                numbers = np.clip(table[name].to_numpy(dtype=np.float64, na_value=np.nan), -reach, reach)
-                table[name] = _as(np.where(np.isnan(numbers), reach, numbers) * factors, self.example[name].dtype)
+                numbers = np.clip(
+                    table[name].to_numpy(dtype=np.float64, na_value=np.nan),
+                    -reach,
+                    reach,
+                )
+                table[name] = _as(
+                    np.where(np.isnan(numbers), reach, numbers) * factors,
+                    self.example[name].dtype,
+                )
         return table
 
 
@@ -333,9 +425,21 @@ def _near(categories: Iterable[Category]) -> list[Category]:
     similar: list[Category] = []
     for value in categories:
         if isinstance(value, str):
-            similar += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
+            similar += [
+                value.upper(),
+                value.lower(),
+                f"{value} ",
+                f" {value}",
+                f"{value}é",
+                value[:-1],
+            ]
         elif isinstance(value, float | np.floating) and np.isfinite(value):
-            similar += [np.nextafter(value, -np.inf), np.nextafter(value, np.inf), value + 0.5, -value]
+            similar += [
+                np.nextafter(value, -np.inf),
+                np.nextafter(value, np.inf),
+                value + 0.5,
+                -value,
+            ]
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
             similar += [value + 1, -value]
     return similar
@@ -379,17 +483,25 @@ def _as(values: Any, dtype: Any) -> pd.Series:
     if pd.api.types.is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
-            np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
+            np.nan_to_num(np.asarray(values, dtype=np.float64)),
+            max(bounds.min, -(2**53)),
+            min(bounds.max, 2**53),
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
     if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
-        return pd.Series(pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype))
+        return pd.Series(
+            pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype),
+        )
     # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
-    return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
+    return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(
+        dtype,
+    )
 
 
 def _is_number(series: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(
+        series.dtype,
+    )
 
 
 _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...] = (
@@ -403,7 +515,9 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
     ),
     (
         "unseen",
-        lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
+        lambda series: (
+            column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype)
+        ),
         _UNSEEN_ROWS,
         lambda column, _: pd.Series("never seen", column.index).astype(column.dtype),
         True,
@@ -426,7 +540,9 @@ def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) ->
         count = min(chunk, row_count - start)
         rows = random.integers(0, len(example), count)
         is_around = position % 2 == 0
-        noisy = {name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()}
+        noisy = {
+            name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()
+        }
         yield RowGroup("ranges", Batch(noisy))
 
 
@@ -441,7 +557,9 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
         low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
     if around:
         with np.errstate(over="ignore"):
-            return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)
+            return np.asarray(
+                array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2,
+            ).astype(array.dtype)
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
 
 
@@ -462,17 +580,26 @@ def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
 
 
 def _other_sizes(
-    example: Batch, sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
+    example: Batch,
+    sizes: Mapping[str, Mapping[int, str]],
+    random: np.random.Generator,
 ) -> Iterator[RowGroup]:
     """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has one size in all tensors."""
-    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # A single tensor may be unnamed.
+    only = (
+        next(iter(sizes.values()), {}) if len(sizes) == 1 else {}
+    )  # A single tensor may be unnamed.
     free = {name: sizes.get(name, only) for name in example.tensors}
     most = {
-        symbol: 2 * example.tensors[name].shape[axis] for name, axes in free.items() for axis, symbol in axes.items()
+        symbol: 2 * example.tensors[name].shape[axis]
+        for name, axes in free.items()
+        for axis, symbol in axes.items()
     }
     for _ in range(_OTHER_SIZES if most else 0):
         chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
-        drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
+        drawn = {
+            symbol: np.arange(random.integers(1, size, endpoint=True))
+            for symbol, size in most.items()
+        }
         changed = dict(example.take(chosen).tensors)
         for name, axes in free.items():
             for axis, symbol in axes.items():

@@ -27,9 +27,13 @@ _INPUT_TYPES = _TYPES | {"integer": "double"}
 def require_java() -> str:
     """Return the path of Java. Raises NotInstalled if Java or the extra `pmml` is missing."""
     if not (find_spec("jpmml_evaluator") and find_spec("sklearn2pmml")):
-        raise NotInstalled("PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'")
+        raise NotInstalled(
+            "PMML needs jpmml-evaluator and sklearn2pmml: pip install 'mlflow-onnxserve[pmml]'",
+        )
     if (java := shutil.which("java")) is None:
-        raise NotInstalled("PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless")
+        raise NotInstalled(
+            "PMML needs Java 11 or newer on the PATH: apt-get install default-jre-headless",
+        )
     return java
 
 
@@ -45,11 +49,17 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     from mlflow_deploy_plugin.wrap.flavor.pmml_model import PmmlModel
 
     try:
-        make_backend("jpype")  # This starts Java, which would print each error of the XML to the standard output.
-        jpype.java.lang.System.setOut(jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()))
+        make_backend(
+            "jpype",
+        )  # This starts Java, which would print each error of the XML to the standard output.
+        jpype.java.lang.System.setOut(
+            jpype.java.io.PrintStream(jpype.java.io.OutputStream.nullOutputStream()),
+        )
         model = PmmlModel(str(path))
         if not (sides := model.fields())[1]:
-            raise InvalidArtifact(f"{path} has no named target and no output field; add an Output element to its model")
+            raise InvalidArtifact(
+                f"{path} has no named target and no output field; add an Output element to its model",
+            )
         schemas = (
             Schema([ColSpec(types.get(kind, "string"), name) for name, kind in fields.items()])
             for types, fields in zip((_INPUT_TYPES, _TYPES), sides, strict=True)
@@ -61,9 +71,19 @@ def read_pmml(path: Path, data: ModelData) -> tuple[str, LogOptions]:
     except OnnxserveError:
         raise
     except Exception as error:  # noqa: BLE001 - The errors of Java and of Python have no common class.
-        text = "a field has no valid dataType" if isinstance(error, AttributeError) else str(error).rpartition("\n")[2]
-        reason = re.sub(r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$", "", text or repr(error))
-        raise InvalidArtifact(f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}") from None
+        text = (
+            "a field has no valid dataType"
+            if isinstance(error, AttributeError)
+            else str(error).rpartition("\n")[2]
+        )
+        reason = re.sub(
+            r"^\[?([\w.$]+(Error|Exception)[:;] )+|\. Expected elements.*|\]$",
+            "",
+            text or repr(error),
+        )
+        raise InvalidArtifact(
+            f"{path} cannot be evaluated as PMML: {one_line(reason, 300)}",
+        ) from None
     return str(model.evaluator.javaEvaluator.getSummary()), {
         "python_model": str(PMML_MODEL),
         "signature": signature,

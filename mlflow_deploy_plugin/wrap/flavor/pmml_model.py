@@ -24,7 +24,12 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.evaluator = make_evaluator(context.artifacts["pmml"])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+    def predict(
+        self,
+        context: Any,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> Any:
         """Return the fields of each row as a DataFrame. Raises ValueError with the first row that the file refuses."""
         # PMML has missing values, but not NaN.
         rows = model_input.astype(object).where(model_input.notna(), None).reset_index(drop=True)
@@ -33,7 +38,9 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
             row = int(errors.notna().to_numpy().argmax())
             raise ValueError(f"row {row}: {str(errors.iloc[row]).rpartition('Exception: ')[2]}")
         types = {name: kind for name, kind in self.fields()[1].items() if name in answers}
-        return answers[[*types]].astype({name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS})
+        return answers[[*types]].astype(
+            {name: _NUMBERS[kind] for name, kind in types.items() if kind in _NUMBERS},
+        )
 
     def fields(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the types of the input fields, and the types of the target fields and output fields, by name.
@@ -44,7 +51,11 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
         # jpmml_evaluator fails for output fields without optype, which is optional.
         sides = model.getInputFields(), [*model.getTargetFields(), *model.getOutputFields()]
         inputs, outputs = (
-            {str(field.getName()): str(field.getDataType().value()) for field in side if field.getName() is not None}
+            {
+                str(field.getName()): str(field.getDataType().value())
+                for field in side
+                if field.getName() is not None
+            }
             for side in sides
         )
         return inputs, outputs
@@ -58,7 +69,10 @@ class PmmlModel(PythonModel):  # type: ignore[misc]
             rows = {f"x{index + 1}": column for index, column in enumerate(tensor.T)}
         # LightGBM replaces the spaces in the names of its features.
         columns = {name.replace(" ", "_"): array for name, array in rows.items()} | dict(rows)
-        answers = self.predict(None, pd.DataFrame({name: columns[name] for name in self.fields()[0]}))
+        answers = self.predict(
+            None,
+            pd.DataFrame({name: columns[name] for name in self.fields()[0]}),
+        )
         if (missing := answers.isna().any(axis=1)).any():
             raise ValueError(f"row {int(missing.to_numpy().argmax())} has no answer")
         return {str(name): answers[name].to_numpy() for name in answers}

@@ -37,7 +37,13 @@ from mlflow_deploy_plugin.core.registry.runs import log_flavor
 from mlflow_deploy_plugin.core.registry.tags import FALLBACK_TAG, MAX_TAG_LENGTH
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, column_type, column_values, unseen_category
+from mlflow_deploy_plugin.wrap.convert.batch import (
+    Batch,
+    ModelData,
+    column_type,
+    column_values,
+    unseen_category,
+)
 from mlflow_deploy_plugin.wrap.convert.converted import TrainedModel, call_original
 from mlflow_deploy_plugin.wrap.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, own_requirement
@@ -88,7 +94,8 @@ def log_as_pyfunc(
             _Example(rows if rows is not None else {})
         except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any error.
             _logger.warning(
-                "the model is logged without its input_example, because MLflow cannot save it: %s", one_line(problem)
+                "the model is logged without its input_example, because MLflow cannot save it: %s",
+                one_line(problem),
             )
             arguments["input_example"] = None
     else:
@@ -102,26 +109,38 @@ def log_as_pyfunc(
         f". It needs your own modules for serving: log them with code_paths={code}" if code else "",
     )
     module = import_module(f"mlflow.{flavor}")
-    accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
+    accepted = [
+        *inspect.signature(module.save_model).parameters,
+        *inspect.signature(Model.log).parameters,
+    ]
     tag = error.message[:MAX_TAG_LENGTH]
     options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
-    arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
+    arguments |= {
+        name: value for name, value in options.items() if value is not None or name not in arguments
+    }
     if own is None:
         arguments[accepted[0]] = model
-    info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
+    info = log_flavor(
+        module,
+        **{name: value for name, value in arguments.items() if name in accepted or value},
+    )
     if info.run_id:
         mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
     if info.signature is None or info.signature.inputs is None:
         _logger.warning(
             "The model is logged without a signature, so its columns have no types, and the answer for a missing value "
-            "may depend on the other rows of the request: pass signature= or an input_example= that the model predicts"
+            "may depend on the other rows of the request: pass signature= or an input_example= that the model predicts",
         )
     return info
 
 
 def _records_as_table(input_example: ModelData) -> ModelData:
     """Return a list of records as a table, and other examples unchanged."""
-    if isinstance(input_example, list) and input_example and all(isinstance(row, dict) for row in input_example):
+    if (
+        isinstance(input_example, list)
+        and input_example
+        and all(isinstance(row, dict) for row in input_example)
+    ):
         return pd.DataFrame(input_example)
     return input_example
 
@@ -156,11 +175,15 @@ def _own_code(model: TrainedModel) -> list[str]:
         with suppress(Exception):  # The model may not be picklable.
             finder.dump(model)
     stdlib, own_paths = sysconfig.get_path("stdlib"), []
-    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value.
+    for name in sorted(
+        finder.modules - {__name__.partition(".")[0], "__main__"},
+    ):  # `__main__` is pickled by value.
         module = sys.modules.get(name)
         paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
         path = Path(paths[0] or stdlib)  # A built-in module has no file.
-        if not path.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*path.parts}:
+        if not path.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {
+            *path.parts,
+        }:
             own_paths.append(os.path.relpath(path))
     return own_paths
 
@@ -222,22 +245,40 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
     _skip_type_hint_validation = True  # Avoid MLflow's warning at each import of this module.
 
-    def __init__(self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
+    def __init__(
+        self,
+        model: TrainedModel,
+        predict_fn: str,
+        dtypes: dict[str, Any],
+        closed: list[str],
+    ) -> None:
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
         """Return the model's prediction. Raises SchemaMismatch for an unknown category in a column of `closed`."""
         for name in self.closed:
             values = model_input[name].reset_index(drop=True)
-            for row, value in values[values.notna() & ~values.isin(self.dtypes[name].categories)].items():
-                raise SchemaMismatch(f"column {name!r}, row {row}: {value!r} is not a category of the model")
+            for row, value in values[
+                values.notna() & ~values.isin(self.dtypes[name].categories)
+            ].items():
+                raise SchemaMismatch(
+                    f"column {name!r}, row {row}: {value!r} is not a category of the model",
+                )
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
-def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData) -> tuple[str, LogOptions] | None:
+def typed_columns_options(
+    model: TrainedModel,
+    predict_fn: str,
+    table: ModelData,
+) -> tuple[str, LogOptions] | None:
     """Return flavor and arguments for a model that needs categorical or duration columns; None for other models."""
     rows = table.head(_COMPARED_ROWS) if isinstance(table, pd.DataFrame) else pd.DataFrame()
-    dtypes = {str(name): dtype for name, dtype in rows.dtypes.items() if dtype.name == "category" or dtype.kind == "m"}
+    dtypes = {
+        str(name): dtype
+        for name, dtype in rows.dtypes.items()
+        if dtype.name == "category" or dtype.kind == "m"
+    }
     if not dtypes:
         return None
     try:
@@ -250,12 +291,18 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, table: ModelData
         if np.array_equal(answer(plain.head(_COMPARED_ROWS)), expected):
             return None
     few = rows.head(EXAMPLE_ROWS)
-    closed = [name for name, dtype in dtypes.items() if dtype.name == "category" and _refuses(answer, few, name)]
+    closed = [
+        name
+        for name, dtype in dtypes.items()
+        if dtype.name == "category" and _refuses(answer, few, name)
+    ]
     arguments: LogOptions = {
         "python_model": TypedColumnsModel(model, predict_fn, dtypes, closed),
         "input_example": plain.head(EXAMPLE_ROWS),
     }
-    with suppress(Exception):  # MLflow may raise any error for predictions that a signature cannot describe.
+    with suppress(
+        Exception,
+    ):  # MLflow may raise any error for predictions that a signature cannot describe.
         arguments["signature"] = _table_signature(plain, expected)
     return "pyfunc", arguments
 
@@ -325,7 +372,10 @@ def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name:
 
 
 def net_options(
-    flavor: str, model: TrainedModel, input_example: ModelData, *others: ModelData
+    flavor: str,
+    model: TrainedModel,
+    input_example: ModelData,
+    *others: ModelData,
 ) -> tuple[str, LogOptions] | None:
     """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` can log the network.
 
@@ -337,9 +387,14 @@ def net_options(
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # The converter is from another distribution.
         return None
-    original, example = converter.original_model(model), Batch(converter.read_batch(model, input_example))
+    original, example = (
+        converter.original_model(model),
+        Batch(converter.read_batch(model, input_example)),
+    )
     if isinstance(example.data, pd.DataFrame):
-        example = Batch(example.data.rename(columns=str))  # Signatures have strings as column names.
+        example = Batch(
+            example.data.rename(columns=str),
+        )  # Signatures have strings as column names.
     head = slice(0, EXAMPLE_ROWS if example.has_rows else None)
     rows = example.take(head)
     answers = call_original(original, rows.data)
@@ -350,14 +405,27 @@ def net_options(
         what = "parity_data, reference_data"
         inputs = [Input(*entry) for entry in _sizes(what, rows, more)]
         answered = [call_original(original, tensors) for tensors in more]
-        outputs = [Output(*entry) for entry in _sizes(f"the model's predictions for {what}", Batch(answers), answered)]
+        outputs = [
+            Output(*entry)
+            for entry in _sizes(f"the model's predictions for {what}", Batch(answers), answered)
+        ]
         signature = rows.signature(prediction, inputs, outputs)
     is_single_input = rows.is_table or "" in rows.tensors
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # Keras calls the class `Model`.
+    is_logged = {"Module", "Model"} & {
+        kind.__name__ for kind in type(model).__mro__
+    }  # Keras calls the class `Model`.
     # Omit torch's local version (+cpu). Read versions from modules, since the distribution may be tensorflow-cpu.
-    used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
-    installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: a dict has names
+    used = (
+        [framework]
+        if framework != "keras"
+        else [framework, import_module(framework).backend.backend()]
+    )
+    installed = [
+        f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used
+    ]
+    is_single_output = len(answers) == 1 and (
+        framework != "torch" or "output" in answers
+    )  # torch: a dict has names
     if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None
@@ -372,9 +440,16 @@ def net_options(
     }
 
 
-def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _sizes(
+    what: str,
+    tensors: Batch,
+    others: list[dict[str, Array]],
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Yield the name, dtype and shape of each tensor, with -1 for the rows and for each free axis."""
     free = tensors.free_axes(others, what)
     for name, array in tensors.tensors.items():
-        shape = (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))
+        shape = (
+            -1,
+            *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis),
+        )
         yield name, str(array.dtype), shape

@@ -27,7 +27,13 @@ from mlflow.pyfunc import MODEL_CONFIG
 from mlflow.tracking.fluent import _get_experiment_id
 
 from mlflow_deploy_plugin.core import errors
-from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES, FLAVOR, MLMODEL, PYTHON_FUNCTION, read_mlmodel
+from mlflow_deploy_plugin.core.mlmodel import (
+    COLUMN_TYPES,
+    FLAVOR,
+    MLMODEL,
+    PYTHON_FUNCTION,
+    read_mlmodel,
+)
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.model_files import download
 from mlflow_deploy_plugin.core.registry.model_uri import parse_model_uri
@@ -39,16 +45,28 @@ from mlflow_deploy_plugin.core.registry.resolution import (
     resolve,
 )
 from mlflow_deploy_plugin.core.registry.runs import has_logged_models, log_flavor
-from mlflow_deploy_plugin.core.registry.tags import WRAPPED_FROM_TAG, kept_tags, with_description_section
+from mlflow_deploy_plugin.core.registry.tags import (
+    WRAPPED_FROM_TAG,
+    kept_tags,
+    with_description_section,
+)
 from mlflow_deploy_plugin.core.settings import absolute_path
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
-from mlflow_deploy_plugin.serve.pyfunc.process import error_summary, load_failure, version_differences
+from mlflow_deploy_plugin.serve.pyfunc.process import (
+    error_summary,
+    load_failure,
+    version_differences,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import Input, Output
 from mlflow_deploy_plugin.wrap.convert import converters
 from mlflow_deploy_plugin.wrap.convert.batch import ModelData
 from mlflow_deploy_plugin.wrap.convert.converted import Settings, TrainedModel
 from mlflow_deploy_plugin.wrap.convert.converters import is_onnx
-from mlflow_deploy_plugin.wrap.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
+from mlflow_deploy_plugin.wrap.flavor.example_rows import (
+    fit_to_signature,
+    made_up_rows,
+    saved_example,
+)
 from mlflow_deploy_plugin.wrap.flavor.parity import ParityReport
 from mlflow_deploy_plugin.wrap.flavor.pmml import read_pmml
 from mlflow_deploy_plugin.wrap.flavor.save import log_wrapped
@@ -57,9 +75,26 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import ParityPolicy, PredictFunction,
 
 _PICKLES = (".joblib", ".pkl", ".pickle")
 _FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS, ".pmml")
-_FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
+_FRAMEWORKS = (
+    "scikit-learn",
+    "xgboost",
+    "lightgbm",
+    "catboost",
+    "torch",
+    "keras",
+    "tensorflow",
+    "statsmodels",
+)
 """The distributions that cause a warning if another version is installed, even if the model can be loaded."""
-_WITHOUT_SETTINGS = ("sklearn", "lightgbm", "catboost", "statsmodels", "tensorflow", "keras", "onnx")
+_WITHOUT_SETTINGS = (
+    "sklearn",
+    "lightgbm",
+    "catboost",
+    "statsmodels",
+    "tensorflow",
+    "keras",
+    "onnx",
+)
 """The flavors whose pyfunc ignores `params`, and has no `model_config`."""
 
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
@@ -132,13 +167,21 @@ def wrap_registered(
     without `allow_pickle`, NotInstalled for a PMML file without Java, NotFound, and RegistryUnavailable.
     """
     check_new_name(register or "")
-    path = absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)  # for error messages
+    path = (
+        absolute_path(model_uri) if model_uri.startswith("~") else Path(model_uri)
+    )  # for error messages
     is_file = path.is_file() or (path.suffix.lower() in _FILE_ENDINGS and ":" not in model_uri)
     if is_file and not path.exists():
         raise errors.NotFound(f"the file {path} does not exist")
-    resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
+    resolved = (
+        ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri())
+        if is_file
+        else resolve(model_uri)
+    )
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
-        raise errors.InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
+        raise errors.InvalidConfig(
+            f"{model_uri} is not registered; set --register NAME (in Python register=)",
+        )
     if is_file and path.suffix.lower() == ".pmml":
         return _wrap_pmml(path, resolved, register or resolved.name, data, dry_run, progress)
     with temporary_folder("onnxserve-wrap-") as temporary:
@@ -173,7 +216,12 @@ def wrap_registered(
 
 
 def _wrap_pmml(
-    path: Path, resolved: ResolvedModel, name: str, data: ModelData, dry_run: bool, progress: Callable[[str], None]
+    path: Path,
+    resolved: ResolvedModel,
+    name: str,
+    data: ModelData,
+    dry_run: bool,
+    progress: Callable[[str], None],
 ) -> WrappedVersion:
     progress(f"reading {path}")
     kind, options = read_pmml(path, data)
@@ -182,7 +230,9 @@ def _wrap_pmml(
         source=str(path),
         name=name,
         model=f"{kind} in PMML",
-        inputs=tuple(Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs),
+        inputs=tuple(
+            Input(spec.name, COLUMN_TYPES[spec.type.name], (-1,), (spec.name,)) for spec in inputs
+        ),
         outputs=tuple(Output(spec.name, COLUMN_TYPES[spec.type.name], (-1,)) for spec in outputs),
         prediction=tuple(outputs.input_names()),
         report=ParityReport("no-original"),
@@ -206,18 +256,28 @@ def onnx_form(original: Original, folder: Path, source: str, target: Path) -> Pa
 
 
 def _convert(
-    original: Original, folder: Path, source: str, data: ModelData, parity: ParityPolicy
+    original: Original,
+    folder: Path,
+    source: str,
+    data: ModelData,
+    parity: ParityPolicy,
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
     signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
     settings = {} if mlmodel is None else _settings(mlmodel, folder)
     if signature is not None and signature.params:
         defaults = ", ".join(f"{spec.name}={spec.default!r}" for spec in signature.params)
-        effect = "the model always uses their defaults" if settings else "they have no effect on this model"
+        effect = (
+            "the model always uses their defaults"
+            if settings
+            else "they have no effect on this model"
+        )
         notes.append(f"requests to an ONNX form have no params ({defaults}); {effect}")
         signature = ModelSignature(signature.inputs, signature.outputs)
     # Drop outputs that were inferred from another method, or from MLflow's table of labels and scores.
-    if signature is not None and (original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)):
+    if signature is not None and (
+        original.predict_fn != "predict" or (mlmodel and "transformers" in mlmodel.flavors)
+    ):
         signature = ModelSignature(signature.inputs)
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
@@ -225,18 +285,28 @@ def _convert(
     if is_made_up:
         if signature is None or signature.inputs is None:
             raise errors.InvalidConfig(
-                f"{source} has neither an input example nor a signature; pass rows with --data FILE (data=)"
+                f"{source} has neither an input example nor a signature; pass rows with --data FILE (data=)",
             )
         rows = made_up_rows(signature, model)
         notes.append(
-            "it has no input example: it is compared on rows generated from its signature; pass real rows with --data"
+            "it has no input example: it is compared on rows generated from its signature; pass real rows with --data",
         )
     names = getattr(model, "feature_names_in_", None)
-    rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
+    rows = fit_to_signature(
+        rows,
+        signature,
+        None if names is None else [str(name) for name in names],
+    )
     versions = "".join(f"; {note}" for note in original.warnings)
     try:
         model = _asked_with(model, settings, original.predict_fn)
-        wrapped = wrap(model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity)
+        wrapped = wrap(
+            model,
+            rows,
+            signature=signature,
+            predict_fn=original.predict_fn,
+            parity=parity,
+        )
     except (errors.ConversionError, errors.ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         alternative = ""
@@ -244,10 +314,18 @@ def _convert(
             alternative = f"; {source} can be served as pyfunc without conversion"
         raise type(error)(f"{reason}{alternative}{versions}") from error
     except errors.InvalidConfig as error:
-        made_up = " (rows generated from the signature; pass real rows with --data FILE)" if is_made_up else ""
+        made_up = (
+            " (rows generated from the signature; pass real rows with --data FILE)"
+            if is_made_up
+            else ""
+        )
         raise errors.InvalidConfig(f"{error.message}{made_up}{versions}") from error
     if is_made_up:
-        provenance = {name: value for name, value in wrapped.provenance.items() if not name.startswith("dataset_")}
+        provenance = {
+            name: value
+            for name, value in wrapped.provenance.items()
+            if not name.startswith("dataset_")
+        }
         wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
     elif example is not None:
         wrapped = replace(wrapped, example=example)
@@ -264,15 +342,19 @@ def _settings(mlmodel: Model, folder: Path) -> Settings:
     if not flavors or flavors[0] in _WITHOUT_SETTINGS:
         return {}
     config = sections.get(PYTHON_FUNCTION, {}).get(MODEL_CONFIG) or {}
-    older = folder / "components" / "inference_config.txt"  # The `inference_config` of MLflow before 2.10.
+    older = (
+        folder / "components" / "inference_config.txt"
+    )  # The `inference_config` of MLflow before 2.10.
     if flavors[0] == "transformers" and older.is_file():
         try:
             config = json.loads(older.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise errors.InvalidArtifact(f"the model's file components/{older.name} is damaged: {error}") from None
+            raise errors.InvalidArtifact(
+                f"the model's file components/{older.name} is damaged: {error}",
+            ) from None
     if not isinstance(config, dict):
         raise errors.InvalidArtifact(
-            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or components/{older.name}"
+            f"the model_config {config!r} is not a mapping; correct it in the MLmodel file or components/{older.name}",
         )
     if flavors[0] == "pytorch":
         config = {name: value for name, value in config.items() if name != "device"}
@@ -298,13 +380,16 @@ def _asked_with(model: TrainedModel, settings: Settings, predict_fn: str) -> Tra
         if name not in parameters or not np.array_equal(parameters[name].default, value):
             raise errors.ConversionError(
                 f"MLflow asks it with {name}={value!r}, which an ONNX form cannot contain: log the version without it, "
-                "or make it the default of the model"
+                "or make it the default of the model",
             )
     return model
 
 
 def _log_next_version(
-    outcome: WrappedVersion, wrapped: WrappedModel, resolved: ResolvedModel, original: Original
+    outcome: WrappedVersion,
+    wrapped: WrappedModel,
+    resolved: ResolvedModel,
+    original: Original,
 ) -> WrappedVersion:
     """Log the model to the original's run, register it, and copy the description and tags of the original."""
     client, mlmodel = registry_client(), original.mlmodel
@@ -312,13 +397,21 @@ def _log_next_version(
     old_version = client.get_model_version(resolved.name, resolved.version) if is_version else None
     run = logged = None
     with suppress(MlflowException):  # The run may be deleted, or on another MLflow server.
-        run = client.get_run(resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "")
+        run = client.get_run(
+            resolved.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "",
+        )
         run = run if run.info.lifecycle_stage == "active" else None
     with suppress(MlflowException):
-        logged = client.get_logged_model(resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
+        logged = client.get_logged_model(
+            resolved.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "",
+        )
     run_id = run.info.run_id if run is not None else None
     origin_tags = {WRAPPED_FROM_TAG: resolved.source, PARITY_TAG: wrapped.report.state}
-    model_id = _create_logged_model(client, logged, run, origin_tags) if has_logged_models(client) else None
+    model_id = (
+        _create_logged_model(client, logged, run, origin_tags)
+        if has_logged_models(client)
+        else None
+    )
     info = log_wrapped(
         replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
         registered_model_name=outcome.name,
@@ -328,23 +421,39 @@ def _log_next_version(
         tags=kept_tags(old_version.tags if old_version else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        copied = client.get_logged_model(model_id).metrics or ()  # MLflow has already copied these metrics.
+        copied = (
+            client.get_logged_model(model_id).metrics or ()
+        )  # MLflow has already copied these metrics.
         present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
         missing = [
-            Metric(old.key, old.value, old.timestamp, old.step, model_id, old.dataset_name, old.dataset_digest, run_id)
+            Metric(
+                old.key,
+                old.value,
+                old.timestamp,
+                old.step,
+                model_id,
+                old.dataset_name,
+                old.dataset_digest,
+                run_id,
+            )
             for old in logged.metrics or ()
             if (old.key, old.timestamp, old.step) not in present
         ]
         if missing:
             client.log_batch(run_id, metrics=missing)
     version = str(info.registered_model_version)
-    if old_version is not None and (description := with_description_section(old_version.description or "", [])):
+    if old_version is not None and (
+        description := with_description_section(old_version.description or "", [])
+    ):
         client.update_model_version(outcome.name, version, description)
     return replace(outcome, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
 def _create_logged_model(
-    client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
+    client: MlflowClient,
+    logged: LoggedModel | None,
+    run: Run | None,
+    origin_tags: dict[str, str],
 ) -> str:
     if logged is not None:
         experiment_id, params = logged.experiment_id, logged.params
@@ -371,7 +480,10 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
     if commit := run.data.tags.get(GIT_COMMIT_TAG):
         kept["git_commit"] = commit
     if inputs := run.inputs.dataset_inputs:
-        kept |= {"dataset_digest": inputs[-1].dataset.digest, "dataset_name": inputs[-1].dataset.name}
+        kept |= {
+            "dataset_digest": inputs[-1].dataset.digest,
+            "dataset_name": inputs[-1].dataset.name,
+        }
     return kept
 
 
@@ -391,22 +503,28 @@ def load_folder(folder: Path, source: str) -> Original:
         raise errors.InvalidArtifact(f"{source} is not a model: {error.message}") from None
     except Exception as error:  # noqa: BLE001 - an invalid file may raise any error.
         raise errors.InvalidArtifact(
-            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}"
+            f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}",
         ) from None
     if FLAVOR in flavors:
         raise errors.InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
-    loader = str(pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"))
+    loader = str(
+        pyfunc.get("loader_module", f"mlflow.{names[0]}" if names else "mlflow.pyfunc.model"),
+    )
     if not names or not loader.startswith(f"mlflow.{names[0]}"):
-        what = "a custom Python class" if loader.startswith("mlflow.pyfunc.") else f"custom Python code for {loader}"
+        what = (
+            "a custom Python class"
+            if loader.startswith("mlflow.pyfunc.")
+            else f"custom Python code for {loader}"
+        )
         raise errors.ConversionError(
-            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc without conversion"
+            f"{source} cannot be converted to ONNX: it is {what}; it can be served as pyfunc without conversion",
         )
     predict_fn = pyfunc.get("predict_fn", "predict")
     if predict_fn not in get_args(PredictFunction):
         raise errors.ConversionError(
             f"{source} cannot be converted to ONNX: its pyfunc calls {predict_fn!r}, and an ONNX form supports only "
-            f"{' or '.join(get_args(PredictFunction))}; it can be served as pyfunc without conversion"
+            f"{' or '.join(get_args(PredictFunction))}; it can be served as pyfunc without conversion",
         )
     differences = version_differences(folder)
     try:
@@ -418,13 +536,19 @@ def load_folder(folder: Path, source: str) -> Original:
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
         converters.converter_for(model)
     except errors.ConversionError as error:
-        raise errors.ConversionError(f"{error.message}; {source} can be served as pyfunc without conversion") from error
+        raise errors.ConversionError(
+            f"{error.message}; {source} can be served as pyfunc without conversion",
+        ) from error
     except Exception as error:
         converters.check_installed(error, source)
         raise errors.ConversionError(
-            f"{source} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
+            f"{source} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}",
         ) from error
-    notes = [f"it was logged with {difference}" for difference in differences if difference.split()[0] in _FRAMEWORKS]
+    notes = [
+        f"it was logged with {difference}"
+        for difference in differences
+        if difference.split()[0] in _FRAMEWORKS
+    ]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 
 
@@ -440,12 +564,12 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
     if ending not in _PICKLES:
         raise errors.InvalidConfig(
             f"{path} is not a model: the file name must end with {', '.join(_FILE_ENDINGS)}; alternatively name a "
-            "model in MLflow, or the folder of an MLmodel file"
+            "model in MLflow, or the folder of an MLmodel file",
         )
     if not allow_pickle:
         raise errors.CodeRefused(
             f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
-            "allow_pickle=True)"
+            "allow_pickle=True)",
         )
     import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
@@ -456,7 +580,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         except Exception as error:
             converters.check_installed(error, str(path))
             raise errors.InvalidArtifact(
-                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
+                f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}",
             ) from error
     versions = {
         f"it was saved by scikit-learn {warning.message.original_sklearn_version} "  # type: ignore[union-attr]

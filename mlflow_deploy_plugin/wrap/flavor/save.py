@@ -22,7 +22,12 @@ from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.utils.logging_utils import eprint
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    InvalidConfig,
+    OnnxserveError,
+    ParityError,
+)
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR
 from mlflow_deploy_plugin.core.registry.model_files import open_repository
@@ -41,7 +46,13 @@ from mlflow_deploy_plugin.wrap.evaluation.explanation import require_shap
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
-from mlflow_deploy_plugin.wrap.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
+from mlflow_deploy_plugin.wrap.flavor.wrap import (
+    EventTimes,
+    ParityPolicy,
+    PredictFunction,
+    check_choice,
+    wrap,
+)
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose MLflow pyfunc returns a table for an input table."""
@@ -190,7 +201,9 @@ def log_model(
         require_shap()
         require_matplotlib()
         if input_example is None and reference_data is None:
-            raise InvalidConfig("explain: there are no rows to explain; pass input_example= or reference_data=")
+            raise InvalidConfig(
+                "explain: there are no rows to explain; pass input_example= or reference_data=",
+            )
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -219,7 +232,9 @@ def log_model(
             event_time=event_time,
         )
     except (ConversionError, ParityError) as error:
-        flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
+        flavor = (
+            pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
+        )
         if flavor is None:
             raise with_alternative(error, model, pyfunc_predict_fn) from (error.__cause__ or error)
         if explain:
@@ -231,13 +246,28 @@ def log_model(
             for data in (input_example, as_pandas(reference_data))
         )
         options = {"signature": signature, **flavor[1], **mlflow_options}
-        info = log_as_pyfunc(model, error, flavor[0], example, [as_pandas(parity_data), reference], options)
+        info = log_as_pyfunc(
+            model,
+            error,
+            flavor[0],
+            example,
+            [as_pandas(parity_data), reference],
+            options,
+        )
         _log_dataset(info.run_id, example if reference is None else reference)
         return info
     info = log_wrapped(wrapped, **mlflow_options)
     _log_dataset(info.run_id, wrapped.data)
-    logged = f"{registered_model_name} version {info.registered_model_version}" if registered_model_name else info.name
-    proof = f"{wrapped.report.state} on {wrapped.report.rows:,} rows" if wrapped.report.rows else wrapped.report.state
+    logged = (
+        f"{registered_model_name} version {info.registered_model_version}"
+        if registered_model_name
+        else info.name
+    )
+    proof = (
+        f"{wrapped.report.state} on {wrapped.report.rows:,} rows"
+        if wrapped.report.rows
+        else wrapped.report.state
+    )
     eprint(f"Logged {logged} as ONNX: {proof}.")
     if explain:
         try:
@@ -247,7 +277,11 @@ def log_model(
     return info
 
 
-def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
+def log_wrapped(
+    wrapped: WrappedModel,
+    tags: Mapping[str, object],
+    **mlflow_options: Any,
+) -> ModelInfo:
     """Log a wrapped model to MLflow, with its parity metrics. The options are those of `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
@@ -274,12 +308,19 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
             if digest in known or (known and make(batch.unnamed).digest in known):
                 return
             # Only the first rows: MLflow needs 15 s to infer the schema from 1 million rows.
-            dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
+            dataset = (
+                make(head.unnamed, name=OWN_DATASET, digest=digest)
+                ._to_mlflow_entity()
+                .to_dictionary()
+            )
         dataset["profile"] = json.dumps({"num_rows": len(batch)})
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
         client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
     except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any error.
-        _logger.warning("the data of the model could not be logged as an input of its run: %s", one_line(error))
+        _logger.warning(
+            "the data of the model could not be logged as an input of its run: %s",
+            one_line(error),
+        )
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
@@ -315,7 +356,10 @@ class PyfuncModel:
         elif isinstance(data, Mapping):
             listed = (np.ndarray, list, tuple)
             feeds = schema.from_columns(
-                {name: values if isinstance(values, listed) else np.asarray(values) for name, values in data.items()}
+                {
+                    name: values if isinstance(values, listed) else np.asarray(values)
+                    for name, values in data.items()
+                },
             )
         elif isinstance(data, list) and data and isinstance(data[0], Mapping):
             feeds = schema.from_records(data)

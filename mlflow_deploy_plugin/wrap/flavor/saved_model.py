@@ -22,7 +22,10 @@ from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
-from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
+from mlflow.utils.model_utils import (
+    _validate_and_copy_code_paths,
+    _validate_and_prepare_target_save_path,
+)
 
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.mlmodel import FLAVOR, MLMODEL
@@ -117,9 +120,14 @@ def save_model(
         onnx_session_options=None,
         code=code,
     )
-    (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
+    (folder / PARITY_FILE).write_text(
+        json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n",
+    )
     (folder / LOCK_FILE).write_text(wrapped.lock)
-    proofs: dict[str, object] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
+    proofs: dict[str, object] = {
+        "parity": wrapped.report.figures(),
+        "provenance": dict(wrapped.provenance),
+    }
     if wrapped.reference is not None:
         pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
         proofs["reference"] = {
@@ -130,8 +138,12 @@ def save_model(
     if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
         proofs["refused"] = refused
     learned = wrapped.converted.boundary_values.categories.items()
-    texts = {name: [str(value) for value in values if isinstance(value, str)] for name, values in learned}
-    if categories := {name: strings for name, strings in texts.items() if 0 < len(strings) <= _MOST_LISTED}:
+    texts = {
+        name: [str(value) for value in values if isinstance(value, str)] for name, values in learned
+    }
+    if categories := {
+        name: strings for name, strings in texts.items() if 0 < len(strings) <= _MOST_LISTED
+    }:
         proofs["categories"] = categories
     write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
@@ -140,13 +152,23 @@ def save_model(
         # Do not let MLflow infer requirements: this needs a second process, and serving needs no training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         if wrapped.converted.tokenizer is not None:
-            runtime = [own_requirement("[cpu,text]"), runtime[1], f"tokenizers=={version('tokenizers')}"]
+            runtime = [
+                own_requirement("[cpu,text]"),
+                runtime[1],
+                f"tokenizers=={version('tokenizers')}",
+            ]
         defaults = runtime if pip_requirements is None else None
-        processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
+        processed = environment._process_pip_requirements(
+            defaults,
+            pip_requirements,
+            extra_pip_requirements,
+        )
     else:
         processed = environment._process_conda_env(conda_env)
     conda, requirements, constraints = processed
-    (folder / environment._CONDA_ENV_FILE_NAME).write_text(yaml.safe_dump(conda, default_flow_style=False))
+    (folder / environment._CONDA_ENV_FILE_NAME).write_text(
+        yaml.safe_dump(conda, default_flow_style=False),
+    )
     if constraints:
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
@@ -158,20 +180,30 @@ def _event_times(reference: pa.Table) -> dict[str, str]:
     if EVENT_TIME not in reference.column_names:
         return {}
     ends = pc.min_max(reference[EVENT_TIME]).as_py()
-    return {name: ends[end].isoformat() for name, end in (("begin", "min"), ("end", "max")) if ends[end] is not None}
+    return {
+        name: ends[end].isoformat()
+        for name, end in (("begin", "min"), ("end", "max"))
+        if ends[end] is not None
+    }
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
     """Return the pip requirement of this package: its version, or its commit if it was installed from a repository."""
     name = f"mlflow-onnxserve{extras}"
-    origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
+    origin = json.loads(
+        (files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}",
+    )  # PEP 610
     if repository := origin.get("vcs_info"):
         return f"{name} @ {repository['vcs']}+{origin['url']}@{repository['commit_id']}"
     return f"{name}=={__version__}"
 
 
 def write_mlmodel(
-    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
+    folder: Path,
+    model: Model,
+    converted: ConvertedModel,
+    predict_fn: str,
+    proofs: Mapping[str, object],
 ) -> None:
     """Write the files that `serve.runtime.model.OnnxModel` reads. Raises ConversionError if the graph is too large."""
     digests = write_graph(folder, converted.proto)
@@ -193,7 +225,12 @@ def write_mlmodel(
             for entry in converted.inputs
         ],
         outputs=[
-            {"name": output.name, "dtype": output.dtype, "shape": list(output.shape), "role": output.role}
+            {
+                "name": output.name,
+                "dtype": output.dtype,
+                "shape": list(output.shape),
+                "role": output.role,
+            }
             for output in converted.outputs
         ],
         prediction=list(converted.prediction),
@@ -209,16 +246,22 @@ def environment_lock() -> str:
     """Return the installed packages in the format of `pip install -r`: sorted lines with `name==version`."""
     installed = {}
     for package in distributions():  # `version` parses the full metadata: 20 times as slow.
-        head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition(
+            "\n\n",
+        )[0]
         fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
         if len(fields) == 2:
-            installed[fields["Name"].lower().replace("_", "-")] = f"{fields['Name']}=={fields['Version']}"
+            installed[fields["Name"].lower().replace("_", "-")] = (
+                f"{fields['Name']}=={fields['Version']}"
+            )
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
 
 
 def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     """Return the git commit, the environment, and the digest of the run's dataset or, without a dataset, of `batch`."""
-    dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
+    dataset = (
+        {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
+    )
     run = mlflow.active_run()
     inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
     if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
@@ -226,7 +269,9 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     commit = _git("rev-parse", "HEAD")
     section = {
         "git_commit": commit,
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))
+        if commit
+        else None,
         **dataset,
         "environment": LOCK_FILE,
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
@@ -238,7 +283,13 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
 def _git(*arguments: str) -> str | None:
     """Return the output of git, or None if git fails or is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -256,12 +307,18 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     parts: list[dict[str, Array]] = []
     for part in data.chunks(_CHUNK):
         feeds = part.feeds(model.schema)
-        outputs = {name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(part),)}
+        outputs = {
+            name: array
+            for name, array in model.run(feeds).items()
+            if array.shape[:1] == (len(part),)
+        }
         parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
     names = [name for name in parts[0] if all(name in part for part in parts)]
     columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in names}
     if times is not None:
-        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(pa.timestamp("us", tz="UTC"))
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(
+            pa.timestamp("us", tz="UTC"),
+        )
     return pa.table(columns)
 
 

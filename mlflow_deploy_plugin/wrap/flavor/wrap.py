@@ -25,7 +25,12 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import available_cores
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, as_pandas, check_outputs
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, TrainedModel, call_original
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    TrainedModel,
+    call_original,
+)
 from mlflow_deploy_plugin.wrap.convert.converters import FrameworkConverter, converter_for, is_onnx
 from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.parity import (
@@ -36,7 +41,11 @@ from mlflow_deploy_plugin.wrap.flavor.parity import (
     parity_error,
     prove_parity,
 )
-from mlflow_deploy_plugin.wrap.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
+from mlflow_deploy_plugin.wrap.flavor.parity_rows import (
+    MIN_PARITY_ROWS,
+    parity_rows,
+    symbolic_sizes,
+)
 from mlflow_deploy_plugin.wrap.flavor.saved_model import EXAMPLE_ROWS, WrappedModel
 
 _logger = logging.getLogger("mlflow_deploy_plugin.wrap")
@@ -64,20 +73,32 @@ def wrap(
     check_choice("parity", parity, ParityPolicy)
     converter = converter_for(model)
     example, proof, reference, times, signature = _read_data(
-        converter, model, input_example, signature, parity_data, reference_data, event_time
+        converter,
+        model,
+        input_example,
+        signature,
+        parity_data,
+        reference_data,
+        event_time,
     )
     others = [data.tensors for data in (proof, reference) if data is not None]
-    axes = {} if example is None else example.free_axes(others, "parity_data, reference_data", signature)
+    axes = (
+        {}
+        if example is None
+        else example.free_axes(others, "parity_data, reference_data", signature)
+    )
     judged = reference if reference is not None else example
     sample = None
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
+        form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(
+            Path(folder),
+        )
         _check_report(form, example, parity)
         has_rows = form.runnable.schema.has_rows
         if not has_rows and (reference is not None or times is not None):
             raise InvalidConfig(
                 f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
-                f"dimension and therefore no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
+                f"dimension and therefore no rows: {no_batch_dimension_reason(form.runnable.artifact)}",
             )
         if judged is not None and has_rows:
             sample = saved_model.sample_reference(form.runnable, judged, times)
@@ -99,7 +120,10 @@ def wrap(
 def _algorithm(model: TrainedModel) -> str:
     """Return the class of the model, with the classes of the steps of a scikit-learn pipeline."""
     name = type(model).__name__
-    if not any(kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline" for kind in type(model).__mro__):
+    if not any(
+        kind.__module__ == "sklearn.pipeline" and kind.__name__ == "Pipeline"
+        for kind in type(model).__mro__
+    ):
         return name  # The attribute `steps` of other models has other values.
     return f"{name}({', '.join(_algorithm(step) for _, step in model.steps)})"
 
@@ -112,7 +136,9 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
         rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
         if not all(compare(first[name], again[name]).is_same for name in first):
-            raise ConversionError("the model's predictions are random: two calls with the same rows differ")
+            raise ConversionError(
+                "the model's predictions are random: two calls with the same rows differ",
+            )
     if report.state == "warned":
         error = parity_error(report)
         if form.converted.cause:
@@ -134,8 +160,14 @@ def _read_data(
     event_time: EventTimes,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
     """Return the example, `parity_data` and `reference_data` as batches, the event times, and the signature."""
-    input_example, parity_data, reference_data = map(as_pandas, (input_example, parity_data, reference_data))
-    times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
+    input_example, parity_data, reference_data = map(
+        as_pandas,
+        (input_example, parity_data, reference_data),
+    )
+    times, judged = _split_event_times(
+        event_time,
+        reference_data if reference_data is not None else input_example,
+    )
     if reference_data is None:
         input_example = judged
     elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
@@ -150,10 +182,20 @@ def _read_data(
         example.check_as_example()
 
     def read(data: ModelData, argument: str) -> Batch | None:
-        return None if data is None else Batch(converter.read_batch(model, data)).aligned(example, argument)
+        return (
+            None
+            if data is None
+            else Batch(converter.read_batch(model, data)).aligned(example, argument)
+        )
 
     reference = None if reference_data is None else judged
-    return example, read(parity_data, "parity_data"), read(reference, "reference_data"), times, signature
+    return (
+        example,
+        read(parity_data, "parity_data"),
+        read(reference, "reference_data"),
+        times,
+        signature,
+    )
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
@@ -161,23 +203,29 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
     if event_time is None:
         return None, data
     if data is None:
-        raise InvalidConfig("event_time: there are no rows for the times; pass input_example or reference_data")
+        raise InvalidConfig(
+            "event_time: there are no rows for the times; pass input_example or reference_data",
+        )
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         column, data = data[event_time], data.drop(columns=[event_time])
         event_time = column
     try:
-        series = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
+        series = (
+            event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
+        )
         if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
-                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, unit='s')"
+                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, unit='s')",
             )
         times = pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
     if len(times) != len(data):
-        raise InvalidConfig(f"event_time has {len(times)} values, but the reference data has {len(data)} rows")
+        raise InvalidConfig(
+            f"event_time has {len(times)} values, but the reference data has {len(data)} rows",
+        )
     if times.isna().any():
         raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
     return times.dt.tz_localize(None).to_numpy(), data
@@ -219,7 +267,9 @@ class _FormTrials:
         model, example = self.model, None if self.example is None else self.example.data
         inputs = self.signature.inputs if self.signature is not None else None
         if example is None and is_onnx(model) and inputs is not None and inputs.has_input_names():
-            example = None if inputs.is_tensor_spec() else pd.DataFrame(columns=inputs.input_names())
+            example = (
+                None if inputs.is_tensor_spec() else pd.DataFrame(columns=inputs.input_names())
+            )
         makers = self.converter.forms(model, example, self.predict_fn, self.dynamic_axes)
         for position, make in enumerate(makers):
             try:
@@ -230,7 +280,9 @@ class _FormTrials:
                 failure = failure or error
                 continue
             except InvalidArtifact as error:
-                failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
+                failure = failure or (
+                    error if is_onnx(model) else ConversionError(explain_failure(error, model))
+                )
                 continue
             except Exception:
                 raise
@@ -244,7 +296,9 @@ class _FormTrials:
             if not any(form.report.doubts):
                 break
         if best is None:
-            raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
+            raise ConversionError(
+                failure.message if failure else f"{type(model).__name__} has no ONNX form",
+            )
         return best
 
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
@@ -260,7 +314,11 @@ class _FormTrials:
             inferred = example.signature(only, converted.inputs, converted.outputs)
             check_outputs(signature, inferred)
             declared = signature or inferred
-            signature = ModelSignature(declared.inputs, declared.outputs or inferred.outputs, declared.params)
+            signature = ModelSignature(
+                declared.inputs,
+                declared.outputs or inferred.outputs,
+                declared.params,
+            )
         saved_model.write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
@@ -268,7 +326,8 @@ class _FormTrials:
         known, sizes = converted.boundary_values, symbolic_sizes(converted.proto)
         self.left_out.update(known.left_out)
         answered = self.answered or ask_original(
-            original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
+            original,
+            parity_rows(example, self.parity_data, known, sizes, self.left_out),
         )
         if example.is_table:  # Predictions for tensors may be too large to keep.
             answered = self.answered = list(answered)

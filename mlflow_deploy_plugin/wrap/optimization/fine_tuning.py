@@ -26,7 +26,13 @@ _EXAMPLE_ROWS = 100
 
 
 def pruned_and_tuned(
-    module: nn.Module, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
+    module: nn.Module,
+    base: LoadedOnnx,
+    share: float,
+    rows: NamedArrays,
+    truth: Array | None,
+    epochs: int,
+    seed: int,
 ) -> onnx.ModelProto:
     """Prune the `share` of each layer's weights in a copy of the module, train the copy, and return its ONNX graph.
 
@@ -38,18 +44,26 @@ def pruned_and_tuned(
     if truth is None:
         truth = base.outputs(rows)[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # Embeddings are not pruned.
-    weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
+    layers = [
+        layer for layer in module.modules() if not isinstance(layer, nn.Embedding)
+    ]  # Embeddings are not pruned.
+    weights = (
+        weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1
+    )
     kept = [(weight, _largest(weight, share)) for weight in weights]
     if not kept:
         raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
     torch.manual_seed(seed)
-    frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    frozen = [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
     for layer in frozen:  # Keep the statistics of the original training rows.
         layer.eval()
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
-    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
+    arguments = [
+        torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
+    ]  # in the order of `forward`
     try:
         for weight, mask in kept:
             weight.data *= mask
@@ -62,13 +76,19 @@ def pruned_and_tuned(
                 for weight, mask in kept:
                     weight.data *= mask
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise ConversionError(f"{type(module).__name__} cannot be trained on these rows: {error}") from None
+        raise ConversionError(
+            f"{type(module).__name__} cannot be trained on these rows: {error}",
+        ) from None
     some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
     names = [field.name for field in base.artifact.columns or base.artifact.tensors]
     only = next(iter(some.values()))
     example: NamedArrays | Array = {name: some[name] for name in names} if all(names) else only
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        save_model(module.eval(), folder, input_example=pd.DataFrame(example) if base.artifact.columns else example)
+        save_model(
+            module.eval(),
+            folder,
+            input_example=pd.DataFrame(example) if base.artifact.columns else example,
+        )
         saved = read_artifact(Path(folder))
         graph = onnx.load(str(saved.onnx_file))
     own, others = (
@@ -76,7 +96,9 @@ def pruned_and_tuned(
         for form in (saved, base.artifact)
     )
     if own != others:
-        raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the original version")
+        raise ConversionError(
+            f"{type(module).__name__} has other inputs or outputs than the original version",
+        )
     return graph
 
 

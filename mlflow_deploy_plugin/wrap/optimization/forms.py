@@ -27,7 +27,11 @@ from onnx import TensorProto, numpy_helper
 
 from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.serve.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.serve.runtime.session import (
+    describe_error,
+    import_onnxruntime,
+    session_options,
+)
 
 Int8 = Literal["dynamic", "static"]
 
@@ -43,7 +47,12 @@ _QUANTIZED = (
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _RECURRENT_OPS = ("LSTM", "GRU", "RNN")
 """Operators whose inputs 1 and 2 are weights, and whose other inputs are biases and states."""
-_STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
+_STATISTICS = (
+    "LayerNormalization",
+    "SimplifiedLayerNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+)
 """Operators whose means and variances need 32 bits. ONNX Runtime 1.31 also crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
 """The largest number for 16 bits: a quarter of the 16-bit maximum, since other rows may have larger numbers."""
@@ -58,7 +67,11 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
     return _quantized(
         _with_transposed_weights(proto),
         lambda ready, path: quantization.quantize_dynamic(
-            ready, path, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=_reduces_range()
+            ready,
+            path,
+            op_types_to_quantize=list(DYNAMIC_OPS),
+            per_channel=True,
+            reduce_range=_reduces_range(),
         ),
         DYNAMIC_OPS,
     )
@@ -69,7 +82,14 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = copy.deepcopy(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        flag = next((attribute for attribute in node.attribute if attribute.name == "transB" and attribute.i), None)
+        flag = next(
+            (
+                attribute
+                for attribute in node.attribute
+                if attribute.name == "transB" and attribute.i
+            ),
+            None,
+        )
         if node.op_type == "Gemm" and flag and node.input[1] in weights:
             name = f"{node.input[1]}_transposed"
             if name not in weights:
@@ -81,7 +101,11 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> onnx.ModelProto:
+def int8_static(
+    proto: onnx.ModelProto,
+    rows: Sequence[Feeds],
+    per_channel: bool = True,
+) -> onnx.ModelProto:
     """Quantize weights and activations to 8 bits, with the activation ranges on `rows` (QDQ, MinMax).
 
     Operators that add or read a mask remain in 32 bits. Activations are unsigned: with signed activations, ONNX Runtime
@@ -101,7 +125,11 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
             activation_type=quantization.QuantType.QUInt8,
             per_channel=per_channel,
             reduce_range=_reduces_range(),
-            nodes_to_exclude=_nodes_with(onnx.load(ready), rows, lambda values: np.abs(values) > _MASKED),
+            nodes_to_exclude=_nodes_with(
+                onnx.load(ready),
+                rows,
+                lambda values: np.abs(values) > _MASKED,
+            ),
         ),
         ("Conv", "MatMul", "Gemm", "LSTM"),
     )
@@ -123,38 +151,57 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_STATISTICS],
             node_block_list=_nodes_with(
-                graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
+                graph,
+                rows,
+                lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT),
             ),
         )
     except Exception as error:  # noqa: BLE001 - the converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
     if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
-        raise ConversionError(f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})")
+        raise ConversionError(
+            f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})",
+        )
     return _join_islands(half)
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     """Set the smallest `share` (0 to 1) of each layer's weights to zero. Raises ConversionError if no layer fits."""
     result = copy.deepcopy(proto)
-    used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
-    used |= {name for node in result.graph.node if node.op_type in _RECURRENT_OPS for name in node.input[1:3]}
+    used = {
+        name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input
+    }
+    used |= {
+        name
+        for node in result.graph.node
+        if node.op_type in _RECURRENT_OPS
+        for name in node.input[1:3]
+    }
     has_layers = False
     for tensor in _tensors(result.graph):
         if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
             continue
         weights = numpy_helper.to_array(tensor).copy()
         count = round(share * weights.size)
-        weights.reshape(-1)[np.argpartition(np.abs(weights).reshape(-1), count - 1)[:count] if count else []] = 0
+        weights.reshape(-1)[
+            np.argpartition(np.abs(weights).reshape(-1), count - 1)[:count] if count else []
+        ] = 0
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
         has_layers = True
     if not has_layers:
-        raise ConversionError(f"no layer has weights that could be pruned ({shown_operators(proto)})")
+        raise ConversionError(
+            f"no layer has weights that could be pruned ({shown_operators(proto)})",
+        )
     return result
 
 
 def share_of_zeros(proto: onnx.ModelProto) -> float:
     """Return the share of zeros in all weights of two or more dimensions."""
-    known = [tensor for tensor in _tensors(proto.graph) if len(tensor.dims) > 1 and tensor.data_type in _FLOATS]
+    known = [
+        tensor
+        for tensor in _tensors(proto.graph)
+        if len(tensor.dims) > 1 and tensor.data_type in _FLOATS
+    ]
     weights = [numpy_helper.to_array(tensor) for tensor in known]
     zeros = sum(int((array == 0).sum()) for array in weights)
     return zeros / max(sum(int(array.size) for array in weights), 1)
@@ -168,7 +215,9 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime 1.31's `quant_pre_process` does not support graphs in memory, and its quantizer fails for torch shapes.
     """
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # This import is slow.
+    from onnxruntime.quantization.quant_utils import (
+        add_pre_process_metadata,
+    )  # This import is slow.
 
     ort = import_onnxruntime()
     options = session_options(ort, 0)
@@ -177,7 +226,11 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         path = Path(folder) / "model.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common class
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
         graph = onnx.load(path)
@@ -192,7 +245,9 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized(
-    proto: onnx.ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
+    proto: onnx.ModelProto,
+    quantize: Callable[[str, str], None],
+    operators: Sequence[str],
 ) -> onnx.ModelProto:
     """Apply `quantize` to the file of the preprocessed graph, because the quantizer would change a graph in memory."""
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
@@ -204,10 +259,14 @@ def _quantized(
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # The quantizer logs to the root logger.
         try:
-            with np.errstate(invalid="ignore"):  # The quantizer also computes unused scales of masks.
+            with np.errstate(
+                invalid="ignore",
+            ):  # The quantizer also computes unused scales of masks.
                 quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer may raise any error.
-            raise ConversionError(f"ONNX Runtime's quantizer failed: {describe_error(error)}") from None
+            raise ConversionError(
+                f"ONNX Runtime's quantizer failed: {describe_error(error)}",
+            ) from None
         finally:
             logging.disable(disabled)
         result = onnx.load(path)
@@ -225,7 +284,11 @@ def _reduces_range() -> bool:
     return "avx2" in flags and "vnni" not in flags
 
 
-def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]) -> list[str]:
+def _nodes_with(
+    proto: onnx.ModelProto,
+    rows: Sequence[Feeds],
+    is_large: Callable[[Array], Array],
+) -> list[str]:
     """Return the names of the nodes whose inputs or outputs contain large numbers (`is_large`) for these rows."""
 
     def exceeds(values: object) -> bool:
@@ -233,17 +296,31 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
     traced = copy.deepcopy(proto)
-    floats = {v.name: v for v in traced.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats = {
+        v.name: v
+        for v in traced.graph.value_info
+        if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
     traced.graph.output.extend(floats.values())
     ort = import_onnxruntime()
     options = session_options(ort, 0)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        traced.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
     names = [output.name for output in session.get_outputs()]
-    large = {tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))}
+    large = {
+        tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))
+    }
     for feeds in rows:
         large |= {name for name, array in feeds.items() if exceeds(array)}
-        large |= {name for name, array in zip(names, session.run(names, feeds), strict=True) if exceeds(array)}
+        large |= {
+            name
+            for name, array in zip(names, session.run(names, feeds), strict=True)
+            if exceeds(array)
+        }
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
@@ -259,7 +336,9 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
             node.op_type, node.input[0] = "Identity", to_half[node.input[0]]
             del node.attribute[:]
-    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    used = {name for node in graph.node for name in node.input} | {
+        output.name for output in graph.output
+    }
     for name, node in casts.items():
         if name not in used:
             graph.node.remove(node)

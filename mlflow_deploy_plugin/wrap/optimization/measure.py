@@ -73,7 +73,11 @@ def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
     return loaded
 
 
-def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS) -> list[FormCost]:
+def measure_forms(
+    folders: Sequence[Path],
+    rows: NamedArrays,
+    rounds: int = ROUNDS,
+) -> list[FormCost]:
     """Measure the forms in `folders` on the rows. The first form is the base. Raises InferenceError if a form fails."""
     models = [OnnxModel.load(folder) for folder in folders]
     loads: list[list[float]] = [[] for _ in models]
@@ -88,14 +92,21 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         for model, arrays in zip(models, feeds, strict=True):
             model.run(arrays)
         for of_round in of_size:
-            of_round[:] = [_mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)]
+            of_round[:] = [
+                _mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)
+            ]
     ratios = times / times[..., :1]
-    figures = [np.median(times, axis=1) * 1e6, *np.quantile(ratios, (0.5, 0.75), axis=1)]  # 3 × [sizes, models]
+    figures = [
+        np.median(times, axis=1) * 1e6,
+        *np.quantile(ratios, (0.5, 0.75), axis=1),
+    ]  # 3 × [sizes, models]
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
         load = float(np.median(loads[position])) * 1e3
-        by_size = [dict(zip(SIZES, figure[:, position].tolist(), strict=True)) for figure in figures]
+        by_size = [
+            dict(zip(SIZES, figure[:, position].tolist(), strict=True)) for figure in figures
+        ]
         costs.append(FormCost(len(content), len(zlib.compress(content, 1)), load, *by_size))
     return costs
 

@@ -24,18 +24,43 @@ from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, Worker
 from mlflow_deploy_plugin.core.registry import tags
 from mlflow_deploy_plugin.core.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.core.registry.policy import choose_policy
-from mlflow_deploy_plugin.core.registry.resolution import PARITY_TAG, ResolvedModel, check_new_name, resolve
-from mlflow_deploy_plugin.core.registry.runs import get_or_create_experiment, log_flavor, log_metrics
+from mlflow_deploy_plugin.core.registry.resolution import (
+    PARITY_TAG,
+    ResolvedModel,
+    check_new_name,
+    resolve,
+)
+from mlflow_deploy_plugin.core.registry.runs import (
+    get_or_create_experiment,
+    log_flavor,
+    log_metrics,
+)
 from mlflow_deploy_plugin.core.spec.evaluation_names import MetricName
 from mlflow_deploy_plugin.core.statedir.files import temporary_folder
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count, slice_feeds
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.wrap.evaluation.adversarial import torch_original
-from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement, compare_with_base, graph_digest
-from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, load_dataset, load_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.wrap.evaluation.agreement import (
+    FormAgreement,
+    compare_with_base,
+    graph_digest,
+)
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    NamedArrays,
+    load_dataset,
+    load_rows,
+    reference_rows,
+    take_rows,
+)
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, downloaded_version
 from mlflow_deploy_plugin.wrap.optimization import forms, saved_form
-from mlflow_deploy_plugin.wrap.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
+from mlflow_deploy_plugin.wrap.optimization.measure import (
+    SIZES,
+    FormCost,
+    load_onnx,
+    measure_forms,
+    try_out,
+)
 
 MIN_ROWS = 100
 """The minimum number of rows to measure a loss of 1 %."""
@@ -62,18 +87,30 @@ class Recipe:
         if self.int8 not in (None, "dynamic", "static"):
             raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
         if self.int8 and self.fp16:
-            raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
+            raise InvalidConfig(
+                "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
+            )
         if self.prune is not None and not 0 < self.prune < 1:
             raise InvalidConfig(f"prune: {self.prune:g} is not a share between 0 and 1")
         if not (self.int8 or self.fp16 or self.prune):
-            raise InvalidConfig("set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms")
+            raise InvalidConfig(
+                "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms",
+            )
 
     def __str__(self) -> str:
-        parts = [f"prune {self.prune:g}" if self.prune else "", f"int8 {self.int8}" if self.int8 else ""]
+        parts = [
+            f"prune {self.prune:g}" if self.prune else "",
+            f"int8 {self.int8}" if self.int8 else "",
+        ]
         return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
 
 
-ALL_RECIPES: tuple[Recipe, ...] = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
+ALL_RECIPES: tuple[Recipe, ...] = (
+    Recipe(int8="dynamic"),
+    Recipe(int8="static"),
+    Recipe(fp16=True),
+    Recipe(prune=0.5),
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +199,9 @@ def optimize(
         raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
     recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
     if rows is not None and rows not in SIZES:
-        raise InvalidConfig(f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}")
+        raise InvalidConfig(
+            f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}",
+        )
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
     check_new_name(register or "")
@@ -170,13 +209,17 @@ def optimize(
     is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
     name = register or (resolved.name if is_registered else "")
     if not name:
-        raise InvalidConfig(f"{model_uri} is not a registered version: set the name of the form (register)")
+        raise InvalidConfig(
+            f"{model_uri} is not a registered version: set the name of the form (register)",
+        )
     progress(f"fetching {resolved.source}")
     with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
         base = load_onnx(folder, resolved)
         if base.artifact.optimization:
             first = base.artifact.optimization.get("base")
-            raise InvalidConfig(f"{resolved.source} is already an optimized form of {first}: optimize {first} instead")
+            raise InvalidConfig(
+                f"{resolved.source} is already an optimized form of {first}: optimize {first} instead",
+            )
         if is_registered and not data:
             own = choose_policy(resolved.name).policy.evaluation
             data, target, metric = own.dataset, target or own.target, metric or own.metric
@@ -188,10 +231,24 @@ def optimize(
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)
             ended.callback(trial.end)
-            maker = _FormMaker(base, calibration, evaluation, metric, original, epochs, drafts, trial)
+            maker = _FormMaker(
+                base,
+                calibration,
+                evaluation,
+                metric,
+                original,
+                epochs,
+                drafts,
+                trial,
+            )
             created, impossible = maker.make_all(recipes, progress)
-        progress(f"measuring {', '.join(created)} and the base" if created else "measuring the base")
-        of_base, *costs = measure_forms([folder, *(draft.folder for draft in created.values())], evaluation.rows)
+        progress(
+            f"measuring {', '.join(created)} and the base" if created else "measuring the base",
+        )
+        of_base, *costs = measure_forms(
+            [folder, *(draft.folder for draft in created.values())],
+            evaluation.rows,
+        )
         measured = {
             form: MeasuredForm(form, cost, draft.agreement, draft.note)
             for (form, draft), cost in zip(created.items(), costs, strict=True)
@@ -203,7 +260,14 @@ def optimize(
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
-        version = _log_form(base, resolved, created[done.chosen], measured[done.chosen], of_base, name)
+        version = _log_form(
+            base,
+            resolved,
+            created[done.chosen],
+            measured[done.chosen],
+            of_base,
+            name,
+        )
         return replace(done, model=name, version=version)
 
 
@@ -219,7 +283,9 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
     """Return the rows for calibration and for measurement. Raises InvalidConfig if there are too few rows."""
     truth: Array | None = None
     if target and not data:
-        raise InvalidConfig("target: set data that contains the label column; a model's reference has no labels")
+        raise InvalidConfig(
+            "target: set data that contains the label column; a model's reference has no labels",
+        )
     if target:
         labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
         rows, truth = labelled.rows, labelled.truth
@@ -230,10 +296,12 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
     if total < MIN_ROWS:
         where = data or "the model's reference"
         raise InvalidConfig(
-            f"{where} has {total} rows, which are too few to measure a loss; use data with at least {MIN_ROWS}"
+            f"{where} has {total} rows, which are too few to measure a loss; use data with at least {MIN_ROWS}",
         )
     halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
-    first, rest = (_Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves)
+    first, rest = (
+        _Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves
+    )
     return first, rest
 
 
@@ -269,11 +337,15 @@ class _FormMaker:
     def feeds(self) -> list[Feeds]:
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds, count = self.base.feeds(rows), row_count(rows)
-        parts = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+        parts = [
+            slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)
+        ]
         return [self.base.model.graph_feeds(part) for part in parts]
 
     def make_all(
-        self, recipes: Iterable[Recipe], progress: ProgressCallback
+        self,
+        recipes: Iterable[Recipe],
+        progress: ProgressCallback,
     ) -> tuple[dict[str, _Draft], dict[str, str]]:
         """Return the created forms, and the reasons why other forms cannot be created, both by name."""
         created, impossible = {}, {}
@@ -315,10 +387,17 @@ class _FormMaker:
         """Return the int8 form with the smaller loss: scales per channel (which fail for some Gemms) or per tensor."""
         candidates: list[tuple[float, _Draft]] = []
         failures = []
-        for per_channel, scales in ((True, "one scale per channel"), (False, "one scale per tensor")):
+        for per_channel, scales in (
+            (True, "one scale per channel"),
+            (False, "one scale per tensor"),
+        ):
             try:
                 quantized = forms.int8_static(graph, self.feeds, per_channel)
-                draft = self.draft(quantized, f"{name}, {scales}", ", ".join(filter(None, [note, scales])))
+                draft = self.draft(
+                    quantized,
+                    f"{name}, {scales}",
+                    ", ".join(filter(None, [note, scales])),
+                )
             except ConversionError as error:
                 failures.append(error)
                 continue
@@ -339,21 +418,33 @@ class _FormMaker:
         except OnnxserveError as error:
             raise ConversionError(
                 f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): the converters are for "
-                "neural networks. Serve the version without optimization, or try its other forms (auto)"
+                "neural networks. Serve the version without optimization, or try its other forms (auto)",
             ) from error
         form = LoadedOnnx(OnnxModel.load(folder))
-        agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
+        agreement = compare_with_base(
+            self.base,
+            form,
+            half.rows,
+            half.truth,
+            self.metric,
+            self.answers,
+        )
         return _Draft(graph, folder, agreement, note)
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
     """Return the outcome with the chosen form. The form is within the limit and, if `is_auto`, the fastest form."""
-    within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
+    within = [
+        form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss
+    ]
     if is_auto:
         if faster := [form for form in within if form.cost.is_faster(rows)]:
             return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
         of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
-        return replace(done, reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}")
+        return replace(
+            done,
+            reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}",
+        )
     if within:
         return replace(done, chosen=within[0].name)
     if done.impossible:
@@ -369,7 +460,12 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
 
 
 def _log_form(
-    base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, form: MeasuredForm, base_cost: FormCost, name: str
+    base: LoadedOnnx,
+    resolved: ResolvedModel,
+    draft: _Draft,
+    form: MeasuredForm,
+    base_cost: FormCost,
+    name: str,
 ) -> str:
     """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable if this fails."""
     client, agreement = registry_client(), draft.agreement
@@ -407,7 +503,12 @@ def _log_form(
             record=record,
             parity=parity,
         )
-        log_metrics(client, run_id, info.model_id, [(f"onnxserve.optimize.{key}", figures[key]) for key in figures])
+        log_metrics(
+            client,
+            run_id,
+            info.model_id,
+            [(f"onnxserve.optimize.{key}", figures[key]) for key in figures],
+        )
         if is_new:
             client.set_terminated(run_id, "FINISHED")
     return str(info.registered_model_version)
@@ -421,4 +522,6 @@ def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
             if client.get_run(run_id).info.lifecycle_stage == "active":
                 return run_id, False
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
-    return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True
+    return str(
+        client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id,
+    ), True

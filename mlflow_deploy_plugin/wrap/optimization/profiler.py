@@ -32,8 +32,22 @@ _WARM_UP, _RUNS = 5, 30
 _SECONDS = 10.0
 _TREES = ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _LOOPS = ("Loop", "Scan", "If", "SequenceMap")
-_LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "Attention")
-_UNFUSED = {"BatchNormalization": "the Conv before it", "Erf": "a Gelu", "ReduceMean": "a LayerNormalization"}
+_LAYERS = (
+    "Conv",
+    "FusedConv",
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "FusedGemm",
+    "LSTM",
+    "GRU",
+    "Attention",
+)
+_UNFUSED = {
+    "BatchNormalization": "the Conv before it",
+    "Erf": "a Gelu",
+    "ReduceMean": "a LayerNormalization",
+}
 _WORTH_OPTIMIZING_US = 50
 _DISPATCH_US = 3.0
 """Below this time, most of a node's time is overhead: reading the inputs and allocating the output."""
@@ -103,9 +117,15 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         raise NotFound(f"{resolved.source} has no run in MLflow to log the profile to")
     with downloaded_version(resolved) as folder:
         base = load_onnx(folder, resolved)
-        dataset_rows = load_rows(data, base.artifact, rows, 0) if data else reference_rows(base.artifact, rows, 0)
+        dataset_rows = (
+            load_rows(data, base.artifact, rows, 0)
+            if data
+            else reference_rows(base.artifact, rows, 0)
+        )
         if dataset_rows:
-            feeds = base.feeds(take_rows(dataset_rows, np.resize(np.arange(row_count(dataset_rows)), rows)))
+            feeds = base.feeds(
+                take_rows(dataset_rows, np.resize(np.arange(row_count(dataset_rows)), rows)),
+            )
         else:
             feeds = repeat_row(base.model.example_feeds(), 0, rows)
         times = _repeat(lambda: base.model.run(feeds))
@@ -128,7 +148,9 @@ def _repeat(work: Callable[[], object]) -> list[float]:
     """Return the seconds of each call after a warm-up. Long calls are repeated less often."""
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
-    while len(times) < _WARM_UP + _RUNS and (len(times) < _WARM_UP + 3 or time.perf_counter() < end):
+    while len(times) < _WARM_UP + _RUNS and (
+        len(times) < _WARM_UP + 3 or time.perf_counter() < end
+    ):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
@@ -142,7 +164,11 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
     options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(model.artifact.onnx_file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(model.artifact.onnx_file),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
         arrays = dict(model.graph_feeds(feeds))
         runs = len(_repeat(lambda: session.run(None, arrays)))
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -150,7 +176,11 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
     begin = starts[-runs]
     node_runs: list[_NodeRun] = []
     enclosing: list[tuple[int, _NodeRun]] = []
-    timed = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
+    timed = (
+        event
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+    )
     for event in sorted(timed, key=lambda event: (event["ts"], -event["dur"])):
         if event["ts"] < begin:
             continue
@@ -173,7 +203,11 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
     return node_runs, runs
 
 
-def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+def _sum_by(
+    events: list[_NodeRun],
+    runs: int,
+    name_of: Callable[[_NodeRun], str],
+) -> tuple[NodeTime, ...]:
     groups: dict[tuple[str, str], list[_NodeRun]] = {}
     for event in events:
         groups.setdefault((name_of(event), event.operator), []).append(event)
@@ -182,21 +216,31 @@ def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str
         of_runs: dict[int, float] = {}
         for event in group:
             of_runs[event.run] = of_runs.get(event.run, 0.0) + event.us
-        medians[node] = float(np.median(list(of_runs.values())))  # The median ignores interrupted runs.
+        medians[node] = float(
+            np.median(list(of_runs.values())),
+        )  # The median ignores interrupted runs.
     total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
         us = medians[name, operator]
         types = tuple(sorted({kind for event in group for kind in event.types}))
-        summed.append(NodeTime(name, operator, group[0].provider, us / total, us, len(group) / runs, types))
+        summed.append(
+            NodeTime(name, operator, group[0].provider, us / total, us, len(group) / runs, types),
+        )
     return tuple(sorted(summed, key=lambda entry: -entry.us))
 
 
-def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:
+def _advise(
+    operators: tuple[NodeTime, ...],
+    nodes: tuple[NodeTime, ...],
+    run_us: float,
+) -> tuple[str, ...]:
     """Return advice that is derived from the measurements."""
 
     def share(*names: str, type_: str = "") -> float:
-        return sum(e.share for e in operators if e.operator in names and (not type_ or type_ in e.types))
+        return sum(
+            e.share for e in operators if e.operator in names and (not type_ or type_ in e.types)
+        )
 
     calls = sum(entry.calls for entry in operators)
     trees, casts = share(*_TREES), share("Cast")
@@ -204,9 +248,16 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
     layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
     # Exclude the loops of onnxserve's tree converters over blocks of rows, which need no advice.
-    loops = [entry.name for entry in nodes if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")]
+    loops = [
+        entry.name
+        for entry in nodes
+        if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")
+    ]
     steps = max((entry.calls for entry in nodes), default=0)
-    is_double, is_half = share(*_TREES, type_="double") > 0, any("float16" in entry.types for entry in operators)
+    is_double, is_half = (
+        share(*_TREES, type_="double") > 0,
+        any("float16" in entry.types for entry in operators),
+    )
     advice = (
         (
             calls > 0 and run_us / calls < _DISPATCH_US,
@@ -222,7 +273,11 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
         (
             casts >= 0.1,
             f"{casts:.0%} is in Cast: "
-            + ("a CPU computes 16-bit floats in 32 bits" if is_half else "the types of inputs and nodes differ"),
+            + (
+                "a CPU computes 16-bit floats in 32 bits"
+                if is_half
+                else "the types of inputs and nodes differ"
+            ),
         ),
         (
             bool(unfused),
@@ -254,12 +309,20 @@ def draw(done: GraphProfile) -> "Figure":
     """Return a figure with the share of each operator and the longest nodes."""
     from matplotlib.figure import Figure  # matplotlib is only in the extra `monitoring`.
 
-    figure = Figure(figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))))
+    figure = Figure(
+        figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))),
+    )
     for axes, entries, title in zip(
-        figure.subplots(1, 2), (done.operators, done.nodes), ("operators", "nodes"), strict=True
+        figure.subplots(1, 2),
+        (done.operators, done.nodes),
+        ("operators", "nodes"),
+        strict=True,
     ):
         longest = entries[:12][::-1]
-        bars = axes.barh([entry.name[-32:] for entry in longest], [100 * entry.share for entry in longest])
+        bars = axes.barh(
+            [entry.name[-32:] for entry in longest],
+            [100 * entry.share for entry in longest],
+        )
         axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in longest], padding=2, fontsize=8)
         axes.margins(x=0.2)
         axes.set_xlabel("% of the time of all nodes")

@@ -38,7 +38,12 @@ def save_model(
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
-    weight_files = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
+    weight_files = {
+        entry.value
+        for tensor in original
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
     left_out = shutil.ignore_patterns(artifact.onnx_file.name, *weight_files)
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=left_out)
     digests = write_graph(folder, graph)
@@ -46,13 +51,25 @@ def save_model(
     section = base_model.flavors[artifact.flavor]
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
-        kept = {name: digest for name, digest in section.get("digests", {}).items() if (folder / name).is_file()}
+        kept = {
+            name: digest
+            for name, digest in section.get("digests", {}).items()
+            if (folder / name).is_file()
+        }
         section["digests"] = kept | digests
         section["parity"] = dict(parity or {})
-        proof = {**section["parity"], "optimization": section["optimization"], "parity_of_base": dict(artifact.parity)}
+        proof = {
+            **section["parity"],
+            "optimization": section["optimization"],
+            "parity_of_base": dict(artifact.parity),
+        }
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
     model = mlflow_model if mlflow_model is not None else Model()
-    model.flavors, model.signature, model.metadata = base_model.flavors, base_model.signature, base_model.metadata
+    model.flavors, model.signature, model.metadata = (
+        base_model.flavors,
+        base_model.signature,
+        base_model.metadata,
+    )
     model.saved_input_example_info = base_model.saved_input_example_info
     model.save(str(folder / MLMODEL))
     if record is None:
@@ -61,7 +78,12 @@ def save_model(
         form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference
         table = pq.read_table(path)
         rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
-        columns = log_columns(form.model.schema, form.artifact.prediction, form.feeds(rows), form.outputs(rows))
+        columns = log_columns(
+            form.model.schema,
+            form.artifact.prediction,
+            form.feeds(rows),
+            form.outputs(rows),
+        )
         for position, name in enumerate(table.column_names):
             if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
                 values = pa.array(columns[name].tolist(), type=table.column(name).type)

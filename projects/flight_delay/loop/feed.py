@@ -60,10 +60,16 @@ class Feed:
                 if answer is None:
                     continue
                 version = answer.headers.get("X-Model-Version", "")
-                self.counts.by_version[version] = self.counts.by_version.get(version, 0) + len(batch)
+                self.counts.by_version[version] = self.counts.by_version.get(version, 0) + len(
+                    batch,
+                )
                 answered.append(_Asked(answer.headers["X-Prediction-Id"], batch[LABEL].tolist()))
                 predictions = np.asarray(answer.json()["predictions"]).astype(bool)
-                tables.append(pd.DataFrame({"prediction": predictions, "version": version}, index=batch.index))
+                tables.append(
+                    pd.DataFrame(
+                        {"prediction": predictions, "version": version}, index=batch.index
+                    ),
+                )
         self.answers.extend(tables)
         self._unlabelled.append(answered)
         if len(self._unlabelled) > 1:
@@ -83,7 +89,10 @@ class Feed:
         headers = {**_JSON, "X-Event-Time": batch[EVENT_TIME].iloc[0].isoformat()}
         try:
             answer = self._session.post(
-                f"{self._url}/invocations", data=request_body(batch), headers=headers, timeout=TIMEOUT_SECONDS
+                f"{self._url}/invocations",
+                data=request_body(batch),
+                headers=headers,
+                timeout=TIMEOUT_SECONDS,
             )
         except requests.RequestException:
             self.counts.lost += 1
@@ -104,7 +113,11 @@ class Feed:
         for start in range(0, len(entries), _MOST_LABELS):
             some = entries[start : start + _MOST_LABELS]
             try:
-                answer = self._session.post(f"{self._url}/feedback", json={"feedback": some}, timeout=TIMEOUT_SECONDS)
+                answer = self._session.post(
+                    f"{self._url}/feedback",
+                    json={"feedback": some},
+                    timeout=TIMEOUT_SECONDS,
+                )
                 accepted = int(answer.json()["accepted"]) if answer.ok else 0
             except (requests.RequestException, ValueError, KeyError):
                 accepted = 0

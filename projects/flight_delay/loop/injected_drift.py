@@ -48,6 +48,6 @@ def parse_injection(text: str) -> Injection | None:
     kind, _, month = text.partition(":")
     if kind not in KINDS or not month.isdigit() or not 1 <= int(month) <= 12:
         raise InvalidConfig(
-            f"inject {text!r}: KIND:MONTH is expected, e.g. celsius:7; the kinds are {', '.join(KINDS)}"
+            f"inject {text!r}: KIND:MONTH is expected, e.g. celsius:7; the kinds are {', '.join(KINDS)}",
         )
     return Injection(kind, int(month))

@@ -52,7 +52,10 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
     rows = []
     for month, of_month in of_year.groupby(of_year[DAY].dt.month):
         delayed = of_month[LABEL]
-        loop, still = (of_month["prediction"] == delayed).mean(), (of_month["still"] == delayed).mean()
+        loop, still = (
+            (of_month["prediction"] == delayed).mean(),
+            (of_month["still"] == delayed).mean(),
+        )
         rows.append(
             {
                 "month": int(month),
@@ -64,7 +67,7 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
                 "standard_error": _standard_error(of_month),
                 "always_on_time": float(1 - delayed.mean()),
                 "versions": " ".join(sorted(of_month["version"].unique(), key=int)),
-            }
+            },
         )
     table = pd.DataFrame(rows)
     if injection is not None:
@@ -74,7 +77,10 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
 
 def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None) -> pd.DataFrame:
     """Return a row per window. With an injection, a column marks the changed windows."""
-    table = pd.DataFrame([vars(window) for window in judged], columns=[field.name for field in fields(JudgedWindow)])
+    table = pd.DataFrame(
+        [vars(window) for window in judged],
+        columns=[field.name for field in fields(JudgedWindow)],
+    )
     if injection is not None:
         table["injected"] = np.where(table["end"] > injection.begins, injection.kind, "")
     return table
@@ -82,7 +88,9 @@ def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None)
 
 def _standard_error(flights: pd.DataFrame) -> float:
     """Return the standard error of the difference of accuracies, by day, because flights of a day share the weather."""
-    right = (flights["prediction"] == flights[LABEL]).astype(float) - (flights["still"] == flights[LABEL]).astype(float)
+    right = (flights["prediction"] == flights[LABEL]).astype(float) - (
+        flights["still"] == flights[LABEL]
+    ).astype(float)
     days = pd.DataFrame({"day": flights[DAY], "right": right}).groupby("day")["right"]
     sums, counts = days.sum(), days.count()
     if len(sums) < 2:
@@ -94,7 +102,10 @@ def _standard_error(flights: pd.DataFrame) -> float:
 def served_version_changes(flights: pd.DataFrame) -> list[ServedVersionChange]:
     """Return the changes of the served version, with their times."""
     changes, last = [], ""
-    for version, of_version in sorted(flights.groupby("version"), key=lambda item: int(str(item[0]))):
+    for version, of_version in sorted(
+        flights.groupby("version"),
+        key=lambda item: int(str(item[0])),
+    ):
         later = flights[flights[EVENT_TIME] >= of_version[EVENT_TIME].min()]
         alone = later[later["version"] == version]
         if last:
@@ -114,16 +125,31 @@ def draw_plot(
     figure, axes = pyplot.subplots(figsize=(8.6, 4.2), dpi=90)
     middle = [pd.Timestamp(YEAR, int(month), 15) for month in months["month"]]
     axes.plot(middle, months["accuracy_with_loop"], "o-", color=_LOOP, label="with the loop")
-    axes.plot(middle, months["accuracy_without"], "s--", color=_STILL, label="first version all year")
+    axes.plot(
+        middle,
+        months["accuracy_without"],
+        "s--",
+        color=_STILL,
+        label="first version all year",
+    )
     axes.plot(middle, months["always_on_time"], ":", color="#cbd2d9", label="always “on time”")
     _draw_verdicts(axes, months, judged)
     for change in promoted:
         axes.axvline(change.at.tz_localize(None), color=_LOOP, alpha=0.25, linewidth=1)
     if injection is not None:
         begins, (_, end) = matplotlib.dates.date2num(injection.begins), axes.get_xlim()
-        axes.axvspan(begins, max(begins, end), color=_INJECTED, alpha=0.2, linewidth=0, label="injected drift")
+        axes.axvspan(
+            begins,
+            max(begins, end),
+            color=_INJECTED,
+            alpha=0.2,
+            linewidth=0,
+            label="injected drift",
+        )
         axes.set_title(f"{injection}", fontsize=8, color=_ALARM)
-    figure.suptitle("Flights of 2013, accuracy by month" + (", with INJECTED drift" if injection else ""))
+    figure.suptitle(
+        "Flights of 2013, accuracy by month" + (", with INJECTED drift" if injection else ""),
+    )
     axes.set(ylabel="accuracy")
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%b"))
     axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
@@ -141,12 +167,31 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWind
     accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
     low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
     for window in judged:
-        middle = matplotlib.dates.date2num(window.start.tz_localize(None) + (window.end - window.start) / 2)
+        middle = matplotlib.dates.date2num(
+            window.start.tz_localize(None) + (window.end - window.start) / 2,
+        )
         color = _ALARM if window.verdict in ("drift", "violated") else _CALM
-        shape = "s" if window.verdict in ("drift", "no drift", "violated", "kept", "cannot tell") else "x"
-        axes.plot([middle], [low - _HEIGHT[window.monitor] * span], shape, color=color, markersize=4)
+        shape = (
+            "s"
+            if window.verdict in ("drift", "no drift", "violated", "kept", "cannot tell")
+            else "x"
+        )
+        axes.plot(
+            [middle],
+            [low - _HEIGHT[window.monitor] * span],
+            shape,
+            color=color,
+            markersize=4,
+        )
     for name, height in _HEIGHT.items():
-        axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+        axes.text(
+            1.01,
+            low - height * span,
+            name,
+            transform=axes.get_yaxis_transform(),
+            fontsize=8,
+            va="center",
+        )
 
 
 def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
@@ -162,13 +207,20 @@ def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
         lines.append(
             f"without the loop: accuracy {early['accuracy_without'].mean():.4f} in the training months, "
             f"{later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); always `on time`: "
-            f"{early['always_on_time'].mean():.4f} and {later['always_on_time'].mean():.4f}"
+            f"{early['always_on_time'].mean():.4f} and {later['always_on_time'].mean():.4f}",
         )
     weights = later["flights"] / later["flights"].sum()
     gain = float((later["difference"] * weights).sum())
     error = float(np.sqrt(((later["standard_error"] * weights) ** 2).sum()))
-    lines.append(f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over days)")
+    lines.append(
+        f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over days)",
+    )
     sure = later[later["difference"].abs() > 1.96 * later["standard_error"]]
-    better, worse = sure[sure["difference"] > 0]["month"].tolist(), sure[sure["difference"] < 0]["month"].tolist()
-    lines.append(f"significantly better months: {better or 'none'}; significantly worse months: {worse or 'none'}")
+    better, worse = (
+        sure[sure["difference"] > 0]["month"].tolist(),
+        sure[sure["difference"] < 0]["month"].tolist(),
+    )
+    lines.append(
+        f"significantly better months: {better or 'none'}; significantly worse months: {worse or 'none'}",
+    )
     return lines

@@ -88,7 +88,13 @@ def train_first(setting: ReplaySettings, log: Path) -> str:
     Raises:
         OnnxserveError: the training failed; the message contains the last line of its output.
     """
-    command = [sys.executable, "-m", "projects.flight_delay.train", "--registered-model", setting.model]
+    command = [
+        sys.executable,
+        "-m",
+        "projects.flight_delay.train",
+        "--registered-model",
+        setting.model,
+    ]
     command += ["--max-iter", str(setting.max_iter)]
     with log.open("ab") as output:
         done = subprocess.run(
@@ -101,7 +107,9 @@ def train_first(setting: ReplaySettings, log: Path) -> str:
             stderr=output,
         )
     if done.returncode != 0:
-        raise OnnxserveError(f"the first version could not be trained: {log.read_text().splitlines()[-1]}")
+        raise OnnxserveError(
+            f"the first version could not be trained: {log.read_text().splitlines()[-1]}",
+        )
     client = MlflowClient()
     versions = client.search_model_versions(f"name = '{setting.model}'")
     version = str(max(int(entry.version) for entry in versions))
@@ -122,10 +130,22 @@ def deployed_endpoint(deployments: Deployments, setting: ReplaySettings) -> Iter
 @contextmanager
 def running_controller(log: Path) -> Iterator[None]:
     """Run `onnxserve controller` within the `with` block."""
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "controller",
+        "--lease-seconds",
+        "5",
+    ]
     with log.open("ab") as output:
         controller = Child(
-            command, environment=child_environment(), stdout=output, stderr=output, own_session=True, kills_group=False
+            command,
+            environment=child_environment(),
+            stdout=output,
+            stderr=output,
+            own_session=True,
+            kills_group=False,
         )
     try:
         yield

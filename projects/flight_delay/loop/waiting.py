@@ -22,7 +22,13 @@ _POLL_SECONDS = 0.3
 _BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
 
 
-def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, labels: int) -> None:
+def wait_until_logged(
+    log: InferenceLog,
+    endpoint: str,
+    window: Window,
+    rows: int,
+    labels: int,
+) -> None:
     """Wait until the log contains the numbers of rows and labels in the window. Raises NotReady."""
 
     def is_there() -> bool:
@@ -34,7 +40,11 @@ def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: in
         joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))
         return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
-    _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")
+    _wait(
+        is_there,
+        LOG_SECONDS,
+        f"{rows:,} rows of {window} in the log, {labels:,} of them labelled",
+    )
 
 
 def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> list[MonitorWindow]:
@@ -61,7 +71,10 @@ def wait_for_retraining(store: Store, endpoint: str) -> Retraining | None:
 
     def is_done() -> bool:
         retrainings[:] = Retrainings(store).find(endpoint)
-        return all(not retraining.is_live or retraining.state not in _BEFORE_TRAFFIC for retraining in retrainings)
+        return all(
+            not retraining.is_live or retraining.state not in _BEFORE_TRAFFIC
+            for retraining in retrainings
+        )
 
     _wait(is_done, TRAINED_SECONDS, "the retraining's end")
     return retrainings[-1] if retrainings else None

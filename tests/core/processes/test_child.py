@@ -93,7 +93,11 @@ def new_child() -> Iterator[New]:
 
 
 def grandchild_of(child: Child, output: Path) -> int:
-    return int(wait_until(lambda: output.read_text().strip(), what=f"what process {child.pid} has started"))
+    return int(
+        wait_until(
+            lambda: output.read_text().strip(), what=f"what process {child.pid} has started"
+        ),
+    )
 
 
 def test_it_leads_a_group_or_a_session_of_its_own(new_child: New) -> None:
@@ -125,7 +129,9 @@ def test_killing_it_kills_what_it_has_started(new_child: New, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kills_group", [True, False])
 def test_what_is_left_of_one_that_ended_by_itself_is_killed_or_left_alone(
-    new_child: New, tmp_path: Path, kills_group: bool
+    new_child: New,
+    tmp_path: Path,
+    kills_group: bool,
 ) -> None:
     output = tmp_path / "output"
     with output.open("wb") as file:
@@ -143,7 +149,10 @@ def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_chi
     child = new_child(SLEEP)
     statuses: list[int | None] = []
     threads = [
-        threading.Thread(target=lambda seconds: statuses.append(child.wait(seconds)), args=(seconds,))
+        threading.Thread(
+            target=lambda seconds: statuses.append(child.wait(seconds)),
+            args=(seconds,),
+        )
         for seconds in (None, 60.0, None)
     ]
     for thread in threads:
@@ -162,7 +171,11 @@ def test_one_that_cannot_be_started_raises() -> None:
 @pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, code],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
@@ -171,7 +184,11 @@ def test_it_ends_with_its_parent(code: str, number: signal.Signals, system: str)
     finally:
         parent.send_signal(number)
         parent.wait(60)
-    wait_until(lambda: all(map(is_gone, pids)), 60, "the end of the child and of what it has started")
+    wait_until(
+        lambda: all(map(is_gone, pids)),
+        60,
+        "the end of the child and of what it has started",
+    )
 
 
 def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> None:
@@ -227,9 +244,15 @@ def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
     ("command", "said"),
     [
         ([sys.executable, "-c", "print('first'); print('last'); raise SystemExit(3)"], "last"),
-        ([sys.executable, "-c", "import sys; print('no'); sys.exit('ERROR: no index')"], "no index"),
+        (
+            [sys.executable, "-c", "import sys; print('no'); sys.exit('ERROR: no index')"],
+            "no index",
+        ),
         ([sys.executable, "-c", "raise SystemExit(3)"], "it ended with status 3"),
-        ([sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"], "it was killed by SIGKILL"),
+        (
+            [sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"],
+            "it was killed by SIGKILL",
+        ),
         ([sys.executable, "-c", SLEEP], "it did not end within 1 s"),
         (["/nowhere/python"], "it cannot be started: No such file or directory"),
     ],
@@ -372,8 +395,14 @@ print(number)
 """
 
 
-def test_a_process_that_was_stopped_for_longer_than_it_waits_gets_no_signal_that_nobody_sent() -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITS_FOR_SIGNALS], stdout=subprocess.PIPE, text=True) as waiting:
+def test_a_process_that_was_stopped_for_longer_than_it_waits_gets_no_signal_that_nobody_sent() -> (
+    None
+):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS_FOR_SIGNALS],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waiting:
         assert waiting.stdout is not None
         for _ in range(3):
             assert waiting.stdout.readline() == "nobody\n"
@@ -400,7 +429,14 @@ except OSError as error:
 
 
 def test_the_pause_after_failures_doubles_to_its_limit_however_many_there_were() -> None:
-    assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [1, 2, 4, 30, 30, 30]
+    assert [backoff_seconds(failures, 30) for failures in (1, 2, 3, 6, 1025, 100_000)] == [
+        1,
+        2,
+        4,
+        30,
+        30,
+        30,
+    ]
 
 
 def test_a_burst_of_signals_ends_a_process_once(new_child: New) -> None:

@@ -89,7 +89,13 @@ def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeed
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now, defects = [0.0], list[tuple[Hashable, str, int]]()
-    work = WorkRunner("test", 1, 30, lambda key, error, count: defects.append((key, str(error), count)), lambda: now[0])
+    work = WorkRunner(
+        "test",
+        1,
+        30,
+        lambda key, error, count: defects.append((key, str(error), count)),
+        lambda: now[0],
+    )
 
     fails = iter([True, True, False, True])
 

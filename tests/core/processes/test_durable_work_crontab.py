@@ -44,7 +44,12 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
         # The clocks change forward from 2:00 to 3:00, and skipped times fire at 3:00.
         ("Europe/Berlin", "30 2 * * *", "2027-03-27T12:00Z", ["28T01:00", "29T00:30"]),
         ("Europe/Berlin", "15 * * * *", "2027-03-28T00:00Z", ["28T00:15", "28T01:15", "28T02:15"]),
-        ("Europe/Berlin", "*/30 2-3 * * *", "2027-03-28T00:00Z", ["28T01:00", "28T01:30", "29T00:00"]),
+        (
+            "Europe/Berlin",
+            "*/30 2-3 * * *",
+            "2027-03-28T00:00Z",
+            ["28T01:00", "28T01:30", "29T00:00"],
+        ),
         # The clocks change forward from 0:00 to 1:00.
         ("America/Santiago", "0 0 * * *", "2026-09-05T12:00Z", ["06T04:00", "07T03:00"]),
         # The clocks change forward from 23:00 to 0:00, so skipped times fire on the next day.
@@ -54,12 +59,20 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
         ("Europe/Berlin", "30 2 * * *", "2026-10-25T01:10Z", ["26T01:30", "27T01:30"]),
         ("America/New_York", "30 1-2 * * *", "2026-11-01T06:10Z", ["01T07:30", "02T06:30"]),
         ("Europe/Berlin", "15 * * * *", "2026-10-24T23:50Z", ["25T00:15", "25T01:15", "25T02:15"]),
-        ("Europe/Berlin", "*/40 * * * *", "2026-10-25T00:00Z", ["25T00:40", "25T01:00", "25T01:40", "25T02:00"]),
+        (
+            "Europe/Berlin",
+            "*/40 * * * *",
+            "2026-10-25T00:00Z",
+            ["25T00:40", "25T01:00", "25T01:40", "25T02:00"],
+        ),
         ("UTC", "0 0 29 2 *", "2096-03-01T00:00Z", ["29T00:00"]),
     ],
 )
 def test_over_a_change_of_clocks_nothing_is_left_out_and_nothing_comes_twice(
-    zone: str, schedule: str, after: str, times: list[str]
+    zone: str,
+    schedule: str,
+    after: str,
+    times: list[str],
 ) -> None:
     time, found = datetime.fromisoformat(after), []
     for _ in times:

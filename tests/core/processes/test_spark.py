@@ -11,7 +11,10 @@ from mlflow_deploy_plugin.core.processes.spark import spark_context, spark_sessi
 
 
 @pytest.mark.parametrize("start", [spark_session, spark_context])
-def test_without_pyspark_the_extra_is_named(start: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyspark_the_extra_is_named(
+    start: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
 

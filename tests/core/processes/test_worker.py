@@ -14,8 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.core.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
+from mlflow_deploy_plugin.core.processes.worker import (
+    ProcessCrashed,
+    ProcessEnded,
+    Worker,
+    WorkerPool,
+)
 from tests.support.raising import Panic, raise_it
 from tests.support.waiting import is_gone, wait_until
 
@@ -53,7 +63,11 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
     with pytest.raises(ProcessCrashed, match="killed by SIGKILL"):
         worker.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
     with pytest.raises(ProcessCrashed, match=r"status 7$"):
-        worker.call(exec, "import os; os._exit(7)", seconds=SECONDS)  # In this process, coverage replaces os._exit.
+        worker.call(
+            exec,
+            "import os; os._exit(7)",
+            seconds=SECONDS,
+        )  # In this process, coverage replaces os._exit.
     assert worker.call(os.getpid, seconds=SECONDS) != second
 
 
@@ -85,7 +99,9 @@ def test_what_cannot_be_pickled_is_an_error_of_the_call_alone(worker: Worker) ->
     assert worker.call(os.getpid, seconds=SECONDS) == pid
 
 
-def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     worker = Worker()
 
     def refuse(*_: object, **__: object) -> None:
@@ -160,7 +176,8 @@ def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
 
 
 def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "pickle.py").write_text("raise SystemExit(9)")

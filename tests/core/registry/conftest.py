@@ -25,19 +25,34 @@ class Store:
 
 
 @pytest.fixture(scope="session")
-def built_store(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Store:
+def built_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Store:
     folder = tmp_path_factory.mktemp("registry")
     uri = new_database(folder)
     with tracking_at(uri):
-        experiment = mlflow.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
+        experiment = mlflow.create_experiment(
+            "e",
+            artifact_location=(folder / "artifacts").as_uri(),
+        )
         with mlflow.start_run(experiment_id=experiment) as run:
-            logged = mlflow.onnx.log_model(parse_graph(IDENTITY), name="model", pip_requirements=["onnxruntime"])
+            logged = mlflow.onnx.log_model(
+                parse_graph(IDENTITY),
+                name="model",
+                pip_requirements=["onnxruntime"],
+            )
         client = MlflowClient()
         client.create_registered_model("tiny")
         client.create_registered_model("empty")
         model_id = logged.model_uri.removeprefix("models:/")
         for _ in range(3):
-            client.create_model_version("tiny", logged.model_uri, run.info.run_id, model_id=model_id)
+            client.create_model_version(
+                "tiny",
+                logged.model_uri,
+                run.info.run_id,
+                model_id=model_id,
+            )
         for version in ("1", "2"):
             client.transition_model_version_stage("tiny", version, "Production")
         client.set_registered_model_alias("tiny", "live", "2")
@@ -56,4 +71,6 @@ def store(built_store: Store) -> Iterator[Store]:
 @pytest.fixture
 def artifacts(store: Store) -> Path:
     """Return the folder of the logged model's files."""
-    return Path(MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://"))
+    return Path(
+        MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://"),
+    )

@@ -99,7 +99,10 @@ def serve() -> Iterator[Callable[[Answer], str]]:
 
 
 @pytest.mark.parametrize("answer", [endless, endless_chunks, endless_until_closed, packed])
-def test_a_body_that_is_too_large_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
+def test_a_body_that_is_too_large_is_refused(
+    serve: Callable[[Answer], str],
+    answer: Answer,
+) -> None:
     with bounded_answers(MOST), refused(requests.RequestException, "100,000 bytes"):
         requests.get(serve(answer), timeout=5)
 
@@ -113,9 +116,15 @@ def test_the_body_of_a_redirection_is_bounded(serve: Callable[[Answer], str]) ->
 
 
 @pytest.mark.parametrize("answer", [slow_head, slow_body, slow_body_until_closed])
-def test_an_answer_that_is_not_complete_in_time_is_refused(serve: Callable[[Answer], str], answer: Answer) -> None:
+def test_an_answer_that_is_not_complete_in_time_is_refused(
+    serve: Callable[[Answer], str],
+    answer: Answer,
+) -> None:
     url, began = serve(answer), time.monotonic()
-    with bounded_answers(seconds=SECONDS), refused(requests.RequestException, "not complete", "0.5 s"):
+    with (
+        bounded_answers(seconds=SECONDS),
+        refused(requests.RequestException, "not complete", "0.5 s"),
+    ):
         requests.get(url, timeout=0.2)
     assert time.monotonic() - began < 5
 
@@ -135,7 +144,11 @@ def test_after_an_answer_within_the_bound_no_deadline_is_left_that_would_end_the
     url = serve(largest)
     with bounded_answers(MOST, seconds=3600):
         assert len(requests.get(url, timeout=5).content) == MOST
-        wait_until(lambda: not any(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
+        wait_until(
+            lambda: (
+                not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+            ),
+        )
 
 
 def test_outside_of_the_block_an_answer_has_no_bound(serve: Callable[[Answer], str]) -> None:

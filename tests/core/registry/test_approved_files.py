@@ -12,11 +12,26 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.core.errors import NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.core.registry.approved_files import Approval, ChangedFiles, approval_of, changed_files
+from mlflow_deploy_plugin.core.registry.approved_files import (
+    Approval,
+    ChangedFiles,
+    approval_of,
+    changed_files,
+)
 from tests.support.tracking import tracking_at
 
-APPROVED = {"is_required": True, "files": ["ab12"], "places": ["@champion"], "a_field_of_a_newer_server": 1}
-MODEL = {"registered_model": {"name": "credit", "tags": [{"key": "onnxserve.gate.policy", "value": "approvals: {}"}]}}
+APPROVED = {
+    "is_required": True,
+    "files": ["ab12"],
+    "places": ["@champion"],
+    "a_field_of_a_newer_server": 1,
+}
+MODEL = {
+    "registered_model": {
+        "name": "credit",
+        "tags": [{"key": "onnxserve.gate.policy", "value": "approvals: {}"}],
+    },
+}
 
 
 @pytest.fixture
@@ -45,19 +60,31 @@ def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def test_the_server_is_asked_for_one_version(mlflow_at: SimpleNamespace) -> None:
-    assert approval_of("credit", "6") == Approval(is_required=True, files=("ab12",), places=("@champion",))
+    assert approval_of("credit", "6") == Approval(
+        is_required=True,
+        files=("ab12",),
+        places=("@champion",),
+    )
     assert mlflow_at.path == "/onnxserve/approved?model=credit&version=6"
 
 
 def test_changed_files_are_listed(mlflow_at: SimpleNamespace) -> None:
-    entry = {"model": "credit", "version": "6", "place": "@champion", "recorded": "ab12", "now": "cd34"}
+    entry = {
+        "model": "credit",
+        "version": "6",
+        "place": "@champion",
+        "recorded": "ab12",
+        "now": "cd34",
+    }
     mlflow_at.body = [entry]
     assert changed_files() == [ChangedFiles.model_validate(entry)]
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, "text/html"), (403, "text/html")])
 def test_without_the_app_a_model_with_approvals_has_no_approved_version(
-    status: int, kind: str, mlflow_at: SimpleNamespace
+    status: int,
+    kind: str,
+    mlflow_at: SimpleNamespace,
 ) -> None:
     mlflow_at.status, mlflow_at.kind, mlflow_at.body = status, kind, "no such page"
     assert approval_of("credit", "6") == Approval(is_required=True)
@@ -67,15 +94,30 @@ def test_without_the_app_a_model_with_approvals_has_no_approved_version(
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "there is no version 6"}, NotFound),
-        (403, {"error_code": "PERMISSION_DENIED", "message": "you may not read it"}, OnnxserveError),
+        (
+            404,
+            {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "there is no version 6"},
+            NotFound,
+        ),
+        (
+            403,
+            {"error_code": "PERMISSION_DENIED", "message": "you may not read it"},
+            OnnxserveError,
+        ),
         (500, {"error_code": "INTERNAL_ERROR", "message": "a bug"}, RegistryUnavailable),
-        (503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the store is down"}, RegistryUnavailable),
+        (
+            503,
+            {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the store is down"},
+            RegistryUnavailable,
+        ),
         (502, "bad gateway", RegistryUnavailable),
     ],
 )
 def test_an_error_is_not_taken_for_an_answer(
-    status: int, body: Any, expected: type[OnnxserveError], mlflow_at: SimpleNamespace
+    status: int,
+    body: Any,
+    expected: type[OnnxserveError],
+    mlflow_at: SimpleNamespace,
 ) -> None:
     mlflow_at.status, mlflow_at.body = status, body
     with pytest.raises(expected):
@@ -83,10 +125,14 @@ def test_an_error_is_not_taken_for_an_answer(
 
 
 @pytest.mark.parametrize(
-    ("policy", "is_required"), [("approvals: {count: 2}", True), ("skip: []", False), ("[", False)]
+    ("policy", "is_required"),
+    [("approvals: {count: 2}", True), ("skip: []", False), ("[", False)],
 )
 def test_a_database_knows_only_whether_approvals_are_required(
-    policy: str, is_required: bool, tmp_path: Path, new_database: Callable[[Path], str]
+    policy: str,
+    is_required: bool,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         MlflowClient().create_registered_model("credit", tags={"onnxserve.gate.policy": policy})

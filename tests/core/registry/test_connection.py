@@ -19,7 +19,13 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EX
 from requests import HTTPError
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, NotInstalled, RegistryRefused, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    NotInstalled,
+    RegistryRefused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.registry import connection
 from mlflow_deploy_plugin.core.registry.connection import (
     login_name,
@@ -139,19 +145,28 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
         registry_client().get_registered_model("x")
 
     assert raised.value.message.endswith(
-        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is older than version 3"
+        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is older than version 3",
     )
 
 
 @pytest.mark.parametrize(
     ("error", "names"),
     [
-        (MlflowException(f"{FAILED} 403 != 200. Response body: 'Permission denied'"), ("permission",)),
+        (
+            MlflowException(f"{FAILED} 403 != 200. Response body: 'Permission denied'"),
+            ("permission",),
+        ),
         (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), ("permission",)),
-        (MlflowException(f"{FAILED} 401 != 200. Response body: ''"), ("the credentials", "MLFLOW_TRACKING_USERNAME")),
+        (
+            MlflowException(f"{FAILED} 401 != 200. Response body: ''"),
+            ("the credentials", "MLFLOW_TRACKING_USERNAME"),
+        ),
     ],
 )
-def test_what_the_account_may_not_read_is_no_outage(error: MlflowException, names: tuple[str, ...]) -> None:
+def test_what_the_account_may_not_read_is_no_outage(
+    error: MlflowException,
+    names: tuple[str, ...],
+) -> None:
     with refused(RegistryRefused, "m", "MLflow", "refuses", *names), registry_errors("m"):
         raise error
 
@@ -168,20 +183,25 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         (
             "s3://b",
             MlflowException(
-                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno"
+                f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno",
             ),
             RegistryRefused,
             rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
         ),
         (
             "s3://b",
-            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            MlflowException(
+                "Failed to list artifacts in s3://b/1: Access Denied",
+                PERMISSION_DENIED,
+            ),
             RegistryRefused,
             rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
         ),
         (
             "s3://b",
-            MlflowException(f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b"),
+            MlflowException(
+                f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b",
+            ),
             RegistryUnavailable,
             "the disk of this machine cannot be written: No space left on device",
         ),
@@ -209,16 +229,31 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             NotFound,
             r"not found in s3://b: x: An error occurred \(404\) .*",
         ),
-        ("s3://b", MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST), NotFound, "not found in s3://b: no bucket"),
+        (
+            "s3://b",
+            MlflowException("no bucket", RESOURCE_DOES_NOT_EXIST),
+            NotFound,
+            "not found in s3://b: no bucket",
+        ),
         (
             "",
-            HTTPError(ANSWER.format(403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}')),
+            HTTPError(
+                ANSWER.format(
+                    403,
+                    '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}',
+                ),
+            ),
             RegistryRefused,
             "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: Access Denied",
         ),
         (
             "",
-            HTTPError(ANSWER.replace("//m/", "//other:5000/").format(401, '{"error_code": "X", "message": "secret"}')),
+            HTTPError(
+                ANSWER.replace("//m/", "//other:5000/").format(
+                    401,
+                    '{"error_code": "X", "message": "secret"}',
+                ),
+            ),
             RegistryRefused,
             r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this host\): 401 Client .*api\.",
         ),
@@ -236,15 +271,26 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
         ),
         (
             "",
-            MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
+            MlflowException(
+                "Failed to list artifacts in s3://b/1: Access Denied",
+                PERMISSION_DENIED,
+            ),
             RegistryRefused,
             r"the artifact store refuses the credentials: Failed to list artifacts in s3://b/1: Access Denied",
         ),
-        ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer correctly: conn.*"),
+        (
+            "s3://b",
+            OSError("Connection refused"),
+            RegistryUnavailable,
+            "s3://b does not answer correctly: conn.*",
+        ),
     ],
 )
 def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
-    store: str, error: Exception, kind: type[Exception], said: str
+    store: str,
+    error: Exception,
+    kind: type[Exception],
+    said: str,
 ) -> None:
     with tracking_at("http://m"):
         failure = store_failure("the files", store, error)
@@ -254,10 +300,15 @@ def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
 
 def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflow() -> None:
     for error in (
-        S3UploadFailedError("Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"),
+        S3UploadFailedError(
+            "Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied",
+        ),
         MlflowException("Failed to list artifacts in s3://b: Access Denied", PERMISSION_DENIED),
     ):
-        with refused(RegistryRefused, "run r", "the artifact store", "the credentials"), registry_errors("run r"):
+        with (
+            refused(RegistryRefused, "run r", "the artifact store", "the credentials"),
+            registry_errors("run r"),
+        ):
             raise error
 
 
@@ -267,9 +318,7 @@ def test_an_error_of_nobody_else_is_not_taken_for_one_of_mlflow() -> None:
 
 
 PAGE = f"<html><body>{'nginx ' * 50}</body></html>"
-ASKED = (
-    "API request to http://mlflow.ops:5000/api failed with exception HTTPConnectionPool(host='mlflow.ops', port=5000): "
-)
+ASKED = "API request to http://mlflow.ops:5000/api failed with exception HTTPConnectionPool(host='mlflow.ops', port=5000): "
 RETRIED = f"{ASKED}Max retries exceeded with url: /api?alias=champion"
 CONNECTION = "HTTPConnection(host='mlflow.ops', port=5000)"
 READ_ONLY_DATABASE = {
@@ -290,7 +339,10 @@ READ_ONLY_DATABASE = {
             )
             for status in (302, 403, 413)
         ),
-        (f"{RETRIED} (Caused by ResponseError('too many 503 error responses'))", "it returns the status 503"),
+        (
+            f"{RETRIED} (Caused by ResponseError('too many 503 error responses'))",
+            "it returns the status 503",
+        ),
         (
             RestException(READ_ONLY_DATABASE),
             "BAD_REQUEST: (psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction",
@@ -327,23 +379,32 @@ READ_ONLY_DATABASE = {
     ],
 )
 def test_an_mlflow_that_does_not_answer_is_told_by_its_cause_and_what_mends_it(
-    clean: pytest.MonkeyPatch, error: str | MlflowException, said: str
+    clean: pytest.MonkeyPatch,
+    error: str | MlflowException,
+    said: str,
 ) -> None:
     clean.setenv(TIMEOUT, "7")
     with refused(RegistryUnavailable, "m", "MLflow", said), registry_errors("m"):
         raise MlflowException(error) if isinstance(error, str) else error
 
 
-def test_variables_that_contradict_each_other_are_no_model_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_contradict_each_other_are_no_model_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "/srv/ca.pem")
     with refused(InvalidConfig, "MLFLOW_TRACKING_INSECURE_TLS", "MLFLOW_TRACKING_SERVER_CERT_PATH"):
         registry_client()
 
 
-@pytest.mark.parametrize(("variable", "value"), [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MLFLOW_TRACKING_INSECURE_TLS", "yes"), (TIMEOUT, "30s")],
+)
 def test_a_variable_whose_value_mlflow_cannot_read_is_named(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(InvalidConfig, match=f"^(?=.*{variable}).*{value}"):
@@ -352,11 +413,17 @@ def test_a_variable_whose_value_mlflow_cannot_read_is_named(
 
 def test_a_certificate_that_the_user_does_not_want_checked_is_not_warned_of_at_each_call() -> None:
     with warnings.catch_warnings(record=True) as warned, registry_errors("model x"):
-        warnings.warn("Unverified HTTPS request is being made", InsecureRequestWarning, stacklevel=1)
+        warnings.warn(
+            "Unverified HTTPS request is being made",
+            InsecureRequestWarning,
+            stacklevel=1,
+        )
     assert warned == []
 
 
-def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("http_proxy", "user:secret@proxy.test:3128")
     with tracking_at("http://mlflow.test:5000"):
         for no_proxy, is_asked_through_proxy in (("", True), ("mlflow.test", False)):
@@ -364,7 +431,10 @@ def test_an_error_names_the_proxy_that_was_asked_and_not_its_password(monkeypatc
             names = ("model x", "http://mlflow.test:5000", "connection refused")
             with refused(RegistryUnavailable, *names) as raised, registry_errors("model x"):
                 raise ConnectionRefusedError("Connection refused")
-            assert mentions(raised.value.message, "proxy.test:3128", "NO_PROXY") is is_asked_through_proxy
+            assert (
+                mentions(raised.value.message, "proxy.test:3128", "NO_PROXY")
+                is is_asked_through_proxy
+            )
             assert "secret" not in raised.value.message
 
 
@@ -381,7 +451,10 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
 
 def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
     said = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
-    with tracking_at("foo://user:secret@somewhere"), pytest.raises(InvalidConfig, match=said) as raised:
+    with (
+        tracking_at("foo://user:secret@somewhere"),
+        pytest.raises(InvalidConfig, match=said) as raised,
+    ):
         registry_client()
 
     assert "secret" not in raised.value.message
@@ -399,7 +472,14 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.stdout == "False\n1\n", ended.stderr
 
 
@@ -416,7 +496,10 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
     ],
 )
 def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_own: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    location: str,
+    is_own: bool,
 ) -> None:
     for name, value in {"USERNAME": "agent", "PASSWORD": "s3cret"}.items():
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
@@ -438,10 +521,13 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
 
 
 @pytest.mark.parametrize(
-    "location", ["HTTP://{other}/api/2.0/mlflow-artifacts/artifacts/x", "mlflow-artifacts://{other}/x"]
+    "location",
+    ["HTTP://{other}/api/2.0/mlflow-artifacts/artifacts/x", "mlflow-artifacts://{other}/x"],
 )
 def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would_send_the_account(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    location: str,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
     with http_server() as (own, _), http_server() as (other, sent), tracking_at(f"http://{own}"):
@@ -455,12 +541,17 @@ def test_in_a_process_of_a_user_files_elsewhere_are_refused_because_mlflow_would
 
 
 @pytest.mark.usefixtures("own_process")
-def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_json_of_mlflow_is_bounded_and_a_file_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     class Large(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             if self.path.endswith("artifacts?path=files"):
-                body = json.dumps({"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]}).encode()
+                body = json.dumps(
+                    {"files": [{"path": "weights", "is_dir": False, "file_size": LARGE}]},
+                ).encode()
             else:
                 body = b" " * LARGE
             self.send_header("Content-Length", str(len(body)))
@@ -490,12 +581,23 @@ def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_the_account_of_azure_goes_to_azure_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_azure: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    location: str,
+    is_azure: bool,
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
-    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # An import would send a request to the host.
+    monkeypatch.setitem(
+        sys.modules,
+        "azure.storage.filedatalake",
+        None,
+    )  # An import would send a request to the host.
     refusal = NotInstalled if is_azure else InvalidConfig
-    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage "
+    said = (
+        "pip install azure-storage-file-datalake"
+        if is_azure
+        else r"^the files: \S+ is not Azure storage "
+    )
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
         fetch(location, tmp_path, "the files")
 
@@ -503,24 +605,40 @@ def test_the_account_of_azure_goes_to_azure_alone(
 @pytest.mark.usefixtures("own_process")
 @pytest.mark.parametrize("address", ["databricks://profile:prefix", "postgresql://h1:1,h2:2/db"])
 def test_an_mlflow_without_a_web_address_leaves_other_servers_of_files_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    address: str,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cret")
-    with http_server() as (other, sent), tracking_at(address), refused(NotFound, "not found", f"http://{other}"):
+    with (
+        http_server() as (other, sent),
+        tracking_at(address),
+        refused(NotFound, "not found", f"http://{other}"),
+    ):
         fetch(f"http://{other}/api/2.0/mlflow-artifacts/artifacts/x", tmp_path, "the files")
     assert set(sent) == {None}
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(b"5.7.44-log\0mysql_native_password\r\n", "error_perm"), (b"530 of staff\r\n", "error_perm 530")],
+    [
+        (b"5.7.44-log\0mysql_native_password\r\n", "error_perm"),
+        (b"530 of staff\r\n", "error_perm 530"),
+    ],
 )
-def test_what_a_server_says_that_an_author_names_stands_in_no_error(tmp_path: Path, answer: bytes, said: str) -> None:
+def test_what_a_server_says_that_an_author_names_stands_in_no_error(
+    tmp_path: Path,
+    answer: bytes,
+    said: str,
+) -> None:
     class Service(StreamRequestHandler):
         def handle(self) -> None:
             self.wfile.write(answer)
 
-    with ThreadingTCPServer(("127.0.0.1", 0), Service) as server, tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
+    with (
+        ThreadingTCPServer(("127.0.0.1", 0), Service) as server,
+        tracking_at(f"sqlite:///{tmp_path}/mlflow.db"),
+    ):
         Thread(target=server.serve_forever).start()
         try:
             with refused(RegistryUnavailable, "ftp://127.0.0.1", "does not answer", said) as raised:
@@ -555,14 +673,27 @@ for thread in threads:
 
 def test_threads_that_use_mlflow_first_at_the_same_time_get_no_error() -> None:
     """The agent polls several models and follows the change feed from its first second."""
-    done = subprocess.run([sys.executable, "-c", CONCURRENT_IMPORTS], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CONCURRENT_IMPORTS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("address", ["a server without the app", "a database", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "address",
+    ["a server without the app", "a database", "http://127.0.0.1:9"],
+)
 def test_without_a_login_the_user_has_no_name_at_mlflow(
-    address: str, mlflow_server: MlflowServer, tmp_path: Path
+    address: str,
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
 ) -> None:
-    addresses = {"a server without the app": mlflow_server.url, "a database": f"sqlite:///{tmp_path}/mlflow.db"}
+    addresses = {
+        "a server without the app": mlflow_server.url,
+        "a database": f"sqlite:///{tmp_path}/mlflow.db",
+    }
     with tracking_at(addresses.get(address, address)):
         assert login_name() == ""

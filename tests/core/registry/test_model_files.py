@@ -18,7 +18,13 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin import load_model
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import refuse_folder
-from mlflow_deploy_plugin.core.registry.model_files import download, fetch, fetch_mlmodel, refuse_links, version_digest
+from mlflow_deploy_plugin.core.registry.model_files import (
+    download,
+    fetch,
+    fetch_mlmodel,
+    refuse_links,
+    version_digest,
+)
 from tests.support.models import IDENTITY, parse_graph, write_model
 from tests.support.refusals import mentions, refused
 from tests.support.services.mlflow_server import MlflowServer
@@ -31,14 +37,22 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("source", ["models:/tiny/2", "models:/{model_id}", "runs:/{run_id}/model"])
-def test_the_files_of_a_version_are_copied(store: Any, artifacts: Path, tmp_path: Path, source: str) -> None:
+def test_the_files_of_a_version_are_copied(
+    store: Any,
+    artifacts: Path,
+    tmp_path: Path,
+    source: str,
+) -> None:
     folder = download(source.format(model_id=store.model_id, run_id=store.run_id), tmp_path)
     assert folder.is_relative_to(tmp_path)
     assert names(folder) == names(artifacts)
     assert (folder / "MLmodel").read_bytes() == (artifacts / "MLmodel").read_bytes()
 
 
-def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(artifacts: Path, tmp_path: Path) -> None:
+def test_files_that_loading_a_version_in_place_writes_are_not_of_the_version(
+    artifacts: Path,
+    tmp_path: Path,
+) -> None:
     folder = Path(shutil.copytree(artifacts, tmp_path / "model"))
     before = version_digest(str(folder))
     for name in ("registered_model_meta", "code/__pycache__/module.cpython-311.pyc"):
@@ -57,15 +71,26 @@ def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", ["..", "%2e%2E", "x/../.."])
-def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path: Path, step: str) -> None:
+def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(
+    tmp_path: Path,
+    step: str,
+) -> None:
     """A user who edits a model chooses the dataset of its gate, which MLflow's server runs with its own rights."""
     (tmp_path / "secret.csv").write_text("of this machine")
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
         client = MlflowClient()
-        run_id = client.create_run(client.create_experiment("x", f"{tmp_path}/artifacts")).info.run_id
+        run_id = client.create_run(
+            client.create_experiment("x", f"{tmp_path}/artifacts"),
+        ).info.run_id
         client.log_text(run_id, "of the run", "held_out.csv")
-        assert fetch(f"runs:/{run_id}/held_out.csv", tmp_path / "copy", "it").read_text() == "of the run"
-        for location in (f"runs:/{run_id}/{step}/../../secret.csv", f"models:/m/1/{step}/../../secret.csv"):
+        assert (
+            fetch(f"runs:/{run_id}/held_out.csv", tmp_path / "copy", "it").read_text()
+            == "of the run"
+        )
+        for location in (
+            f"runs:/{run_id}/{step}/../../secret.csv",
+            f"models:/m/1/{step}/../../secret.csv",
+        ):
             with refused(InvalidConfig, "the dataset", "segment .."):
                 fetch(location, tmp_path / "copy", "the dataset")
 
@@ -119,11 +144,18 @@ def test_a_store_that_mlflow_does_not_know_is_no_outage(tmp_path: Path) -> None:
 
 
 def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
-    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with tracking_at(mlflow_server.url):
         model = parse_graph(IDENTITY)
-        logged = mlflow.onnx.log_model(model, name="model", registered_model_name="read", pip_requirements=[])
+        logged = mlflow.onnx.log_model(
+            model,
+            name="model",
+            registered_model_name="read",
+            pip_requirements=[],
+        )
         sources = [
             logged.model_uri,
             "models:/read/1",
@@ -138,9 +170,15 @@ def test_the_mlmodel_file_of_a_server_is_read_and_no_copy_stays(
 
 
 @pytest.mark.parametrize("address", ["file:///{folder}", "FILE:{folder}", "{folder}"])
-@pytest.mark.parametrize("source", ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"])
+@pytest.mark.parametrize(
+    "source",
+    ["models:/named/1", "models:/{model_id}", "runs:/{run_id}/model"],
+)
 def test_a_folder_that_a_server_names_is_not_read(
-    mlflow_server: MlflowServer, tmp_path: Path, source: str, address: str
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
+    source: str,
+    address: str,
 ) -> None:
     """A user who may change the server could make its readers copy and serve any folder."""
     secret = tmp_path / "secret"
@@ -154,10 +192,25 @@ def test_a_folder_that_a_server_names_is_not_read(
         client = MlflowClient()
         with suppress(MlflowException):  # The other cases register the model too.
             client.create_registered_model("named")
-        version = client.create_model_version("named", logged.model_uri, run.info.run_id, model_id=logged.model_id)
+        version = client.create_model_version(
+            "named",
+            logged.model_uri,
+            run.info.run_id,
+            model_id=logged.model_id,
+        )
         source = source.replace("/named/1", f"/named/{version.version}")
-        proxy.rewrite = lambda body: re.sub(rb'("artifact_(?:uri|location)": ?)"[^"]*"', rb"\1" + forged, body)
-        with refused(InvalidConfig, "names the folder", str(secret), "MLFLOW_TRACKING_URI", "--artifacts-destination"):
+        proxy.rewrite = lambda body: re.sub(
+            rb'("artifact_(?:uri|location)": ?)"[^"]*"',
+            rb"\1" + forged,
+            body,
+        )
+        with refused(
+            InvalidConfig,
+            "names the folder",
+            str(secret),
+            "MLFLOW_TRACKING_URI",
+            "--artifacts-destination",
+        ):
             download(source, tmp_path / "copy")
         with refused(InvalidConfig, "names the folder"):
             fetch_mlmodel(source)
@@ -180,15 +233,28 @@ def test_a_folder_that_a_server_names_is_not_read(
         ("sqlite:///mlflow.db", "/etc", True),
     ],
 )
-def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(server: str, folder: str, is_read: bool) -> None:
+def test_only_a_server_of_this_machine_may_name_mlflows_own_folder(
+    server: str,
+    folder: str,
+    is_read: bool,
+) -> None:
     """The README logs a model to mlflow.db before it starts a server in the same folder."""
-    with tracking_at(server), nullcontext() if is_read else refused(InvalidConfig, "names the folder"):
+    with (
+        tracking_at(server),
+        nullcontext() if is_read else refused(InvalidConfig, "names the folder"),
+    ):
         refuse_folder(folder)
 
 
-@pytest.mark.parametrize("address", ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"])
+@pytest.mark.parametrize(
+    "address",
+    ["file://[x/y", "http://[x/y", "file:///etc%00/mlruns", "mlruns\0/a"],
+)
 def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> None:
-    with tracking_at("http://127.0.0.1:9"), refused(InvalidConfig, "names the invalid address", repr(address)):
+    with (
+        tracking_at("http://127.0.0.1:9"),
+        refused(InvalidConfig, "names the invalid address", repr(address)),
+    ):
         refuse_folder(address)
 
 
@@ -208,7 +274,11 @@ def test_an_invalid_address_of_a_server_is_refused_in_one_line(address: str) -> 
     ],
 )
 def test_a_server_may_name_the_artifact_folders_of_the_settings(
-    server: str, folder: str, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str,
+    folder: str,
+    is_read: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`mlflow server --default-artifact-root FOLDER` stores artifacts in a folder that its clients also have."""
     (tmp_path / "data" / "mlflow").mkdir(parents=True)
@@ -217,6 +287,10 @@ def test_a_server_may_name_the_artifact_folders_of_the_settings(
     listed = f"{tmp_path}/nfs/mlflow, {tmp_path}/data/other/,"
     monkeypatch.setenv("ONNXSERVE_ARTIFACT_FOLDERS", listed)
     data = tmp_path / "data"
-    outcome = nullcontext() if is_read else refused(InvalidConfig, "names the folder", "ONNXSERVE_ARTIFACT_FOLDERS")
+    outcome = (
+        nullcontext()
+        if is_read
+        else refused(InvalidConfig, "names the folder", "ONNXSERVE_ARTIFACT_FOLDERS")
+    )
     with tracking_at(server), outcome:
         refuse_folder(folder.format(data=data))

@@ -30,7 +30,10 @@ from tests.support.refusals import refused
         ("models:/name with spaces@a", ModelURI("alias", "name with spaces", "a")),
         ("runs:/abc/some/model", ModelURI("run", "abc", "some/model")),
         ("s3://bucket/a/model", ModelURI("remote", "s3://bucket/a/model")),
-        ("mlflow-artifacts:/1/models/m-1/artifacts", ModelURI("remote", "mlflow-artifacts:/1/models/m-1/artifacts")),
+        (
+            "mlflow-artifacts:/1/models/m-1/artifacts",
+            ModelURI("remote", "mlflow-artifacts:/1/models/m-1/artifacts"),
+        ),
         (
             "https://host/api/2.0/mlflow-artifacts/artifacts/1/m",
             ModelURI("remote", "https://host/api/2.0/mlflow-artifacts/artifacts/1/m"),
@@ -55,7 +58,10 @@ def test_a_tag_has_a_key_and_a_value() -> None:
     assert parse_model_uri("models:/x/tag:a.b/c=x=y").tag == ("a.b/c", "x=y")
 
 
-@pytest.mark.parametrize(("uri", "place"), [("models:/x/Production", "Production"), ("models:/x@a", "@a")])
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [("models:/x/Production", "Production"), ("models:/x@a", "@a")],
+)
 def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> None:
     assert parse_model_uri(uri).place == place
 
@@ -84,7 +90,10 @@ def test_the_audit_trail_tells_an_alias_from_a_stage(uri: str, place: str) -> No
     ],
 )
 def test_a_uri_without_a_version_is_refused_with_the_known_forms(model_uri: Any) -> None:
-    with pytest.raises(InvalidConfig, match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE"):
+    with pytest.raises(
+        InvalidConfig,
+        match=r"models:/NAME/Production|runs:/RUN_ID/PATH|models:/NAME/tag:KEY=VALUE",
+    ):
         parse_model_uri(model_uri)
 
 
@@ -108,7 +117,10 @@ def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> Non
 @pytest.mark.parametrize(
     ("address", "names"),
     [
-        ("https://host/models/m.onnx", ["MLFLOW_TRACKING_URI=https://host", "models:/NAME/VERSION"]),
+        (
+            "https://host/models/m.onnx",
+            ["MLFLOW_TRACKING_URI=https://host", "models:/NAME/VERSION"],
+        ),
         (
             "http://h:5000/#/models/flight%20delay/versions/3",
             ["MLFLOW_TRACKING_URI=http://h:5000", "models:/flight delay/3"],
@@ -116,7 +128,10 @@ def test_the_endpoint_is_named_after_the_model(model_uri: str, name: str) -> Non
         ("http://h:5000/#/models/flights", ["models:/flights/VERSION"]),
     ],
 )
-def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(address: str, names: list[str]) -> None:
+def test_a_web_address_is_refused_with_what_it_may_have_been_meant_for(
+    address: str,
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         parse_model_uri(address)
 
@@ -136,19 +151,27 @@ def test_a_folder_as_a_registered_model_is_told(uri: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("flight-delay", "; a registered model is models:/flight-delay@ALIAS, models:/flight-delay/Production or"),
+        (
+            "flight-delay",
+            "; a registered model is models:/flight-delay@ALIAS, models:/flight-delay/Production or",
+        ),
         ("flight-delay/Production", "; a registered model is models:/flight-delay/Production"),
         ("flights@champion", "; a registered model is models:/flights@champion"),
         ("model.onnx", "model.onnx is a file; a model is a folder with an MLmodel file"),
     ],
 )
 def test_a_folder_that_is_not_there_may_have_been_meant_otherwise(
-    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").touch()
     assert words in missing_folder_message(text)
-    assert words in missing_folder_message(str(tmp_path / text))  # The folder of a deployment is already absolute here.
+    assert words in missing_folder_message(
+        str(tmp_path / text),
+    )  # The folder of a deployment is already absolute here.
 
 
 @pytest.mark.parametrize("text", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])

@@ -82,7 +82,9 @@ REPLACED = [
 @pytest.mark.long
 @pytest.mark.parametrize(("code", "replaced"), [(USER, []), (OWN, REPLACED)], ids=["user", "own"])
 def test_functions_of_libraries_are_replaced_only_in_our_processes(
-    code: str, replaced: list[str], tmp_path: Path
+    code: str,
+    replaced: list[str],
+    tmp_path: Path,
 ) -> None:
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
@@ -92,7 +94,13 @@ def test_functions_of_libraries_are_replaced_only_in_our_processes(
     }
     command = [sys.executable, "-c", code]
     ended = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert ended.stdout.splitlines()[-1] == str(replaced)

@@ -40,7 +40,10 @@ def test_an_empty_policy_gates_champion_and_production_and_requires_proof() -> N
 
 def test_yaml_and_json_say_the_same() -> None:
     yaml = parse_policy("gated_aliases: [best]\nevaluation: {dataset: d.csv, target: y}", "it")
-    json = parse_policy('{"gated_aliases": ["best"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
+    json = parse_policy(
+        '{"gated_aliases": ["best"], "evaluation": {"dataset": "d.csv", "target": "y"}}',
+        "it",
+    )
     assert yaml == json
     assert yaml.digest == json.digest != GatePolicy().digest
     assert yaml.gates(StageOrAlias(alias="Best"))
@@ -54,9 +57,15 @@ def test_yaml_and_json_say_the_same() -> None:
         ("evaluaton: {}", ["evaluaton", "gated_aliases, gated_stages"]),
         ("evaluation: {margin: -1}", ["evaluation.margin"]),
         ("evaluation: {dataset: d.csv}", ["evaluation", "target"]),
-        ("robustness: {disturbances: {noise: 1}}", ["robustness.disturbances", "robustness.dataset"]),
+        (
+            "robustness: {disturbances: {noise: 1}}",
+            ["robustness.disturbances", "robustness.dataset"],
+        ),
         ("robustness: {disturbances: [noise]}", ["robustness.disturbances", "a mapping"]),
-        ("robustness: {disturbances: {noise: -1}}", ["robustness.disturbances", "noise", "strength -1"]),
+        (
+            "robustness: {disturbances: {noise: -1}}",
+            ["robustness.disturbances", "noise", "strength -1"],
+        ),
         ("evaluation: {at_least: .nan}", ["evaluation.at_least", "finite"]),
         ("robustness: {dataset: d.csv}", ["robustness", "target"]),
         ("gated_stages: [Prod]", ["gated_stages.0", "'Staging'", "'Production'", "'Archived'"]),
@@ -101,7 +110,10 @@ def test_approvals_are_required_where_the_policy_gates() -> None:
     assert approvals == ApprovalPolicy(count=1, groups=("risk",), not_author=True, valid_for="72h")
     assert policy.approvals_for(StageOrAlias(stage="Staging")) is None
     assert GatePolicy().approvals_for(StageOrAlias(stage="Production")) is None
-    assert policy.digest != parse_policy("gated_aliases: [champion]\napprovals: {groups: [law]}", "it").digest
+    assert (
+        policy.digest
+        != parse_policy("gated_aliases: [champion]\napprovals: {groups: [law]}", "it").digest
+    )
 
 
 @pytest.mark.usefixtures("registry")
@@ -128,7 +140,10 @@ def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowCl
     [
         ("{}", "dff831792ea7e412"),
         ("approvals: {count: 1}", "a5f1d2fb8f2f98bd"),
-        ("approvals: {count: 1, evaluation: required}\nunapproved: {share: 5%, for: 1h}", "a5f1d2fb8f2f98bd"),
+        (
+            "approvals: {count: 1, evaluation: required}\nunapproved: {share: 5%, for: 1h}",
+            "a5f1d2fb8f2f98bd",
+        ),
         ("approvals: {count: 1, evaluation: optional}", "958abf01030a3711"),
     ],
 )

@@ -20,15 +20,29 @@ from tests.support.refusals import refused
         ("models:/tiny/Production", "2", True, {"stage": "Production", "parity": "proven"}),
         ("models:/tiny/production", "2", True, {"stage": "Production", "parity": "proven"}),
         ("models:/tiny/None", "3", True, {}),
-        ("models:/tiny@live", "2", True, {"stage": "Production", "alias": "live", "parity": "proven"}),
-        ("models:/tiny/tag:team=blue", "2", True, {"stage": "Production", "tag": "team=blue", "parity": "proven"}),
+        (
+            "models:/tiny@live",
+            "2",
+            True,
+            {"stage": "Production", "alias": "live", "parity": "proven"},
+        ),
+        (
+            "models:/tiny/tag:team=blue",
+            "2",
+            True,
+            {"stage": "Production", "tag": "team=blue", "parity": "proven"},
+        ),
         ("models:/tiny/tag:team=it's red", "3", True, {"tag": "team=it's red"}),
         ("models:/tiny/1", "1", False, {"stage": "Production"}),
         ("models:/tiny/latest", "3", False, {}),
     ],
 )
 def test_a_registered_model_becomes_one_version(
-    store: Any, model_uri: str, version: str, followed: bool, aspects: dict[str, str]
+    store: Any,
+    model_uri: str,
+    version: str,
+    followed: bool,
+    aspects: dict[str, str],
 ) -> None:
     resolved = resolve(model_uri)
     assert (resolved.model_uri, resolved.name, resolved.version) == (model_uri, "tiny", version)
@@ -37,7 +51,9 @@ def test_a_registered_model_becomes_one_version(
     assert resolved.aspects == {"run_id": store.run_id, "model_id": store.model_id, **aspects}
 
 
-def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_the_same_numbers(store: Any) -> None:
+def test_a_model_that_is_deleted_and_registered_anew_has_other_versions_under_the_same_numbers(
+    store: Any,
+) -> None:
     identities = set()
     for place in ("before", "after", "after"):
         client = mlflow.MlflowClient()
@@ -74,10 +90,16 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
 @pytest.mark.parametrize(
     ("model_uri", "names"),
     [
-        ("models:/tiny/Staging", ["model tiny", "stage Staging", "1 (Production), 2 (Production, @live), 3 (None)"]),
+        (
+            "models:/tiny/Staging",
+            ["model tiny", "stage Staging", "1 (Production), 2 (Production, @live), 3 (None)"],
+        ),
         ("models:/tiny/9", ["model tiny", "version 9", "1 (Production)"]),
         ("models:/tiny@dead", ["model tiny", "alias dead", "1 (Production)"]),
-        ("models:/tiny/tag:team=green", ["tag team=green", "1 (Production, team=blue)", "3 (None, team=it's red)"]),
+        (
+            "models:/tiny/tag:team=green",
+            ["tag team=green", "1 (Production, team=blue)", "3 (None, team=it's red)"],
+        ),
         ("models:/empty/latest", ["model empty", "not have any versions"]),
         ("models:/tyni/Production", ["model tyni", "empty, tiny"]),
         ("models:/m-0000", ["logged model m-0000"]),
@@ -85,7 +107,11 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
         ("/no/such/folder", ["folder /no/such/folder"]),
     ],
 )
-def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, names: list[str]) -> None:
+def test_what_does_not_exist_is_said_with_what_does(
+    store: Any,
+    model_uri: str,
+    names: list[str],
+) -> None:
     with refused(NotFound, *names) as caught:
         resolve(model_uri)
     assert "\n" not in caught.value.message
@@ -102,7 +128,8 @@ def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
 
 
 def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_credentials(
-    store: Any, monkeypatch: pytest.MonkeyPatch
+    store: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Set the variables first, so that monkeypatch restores them.
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
@@ -119,7 +146,9 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
 
 
 def test_a_folder_beside_may_have_the_name_of_a_registered_model(
-    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
@@ -131,7 +160,12 @@ def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
         "import sys; from mlflow_deploy_plugin.core.registry.resolution import resolve;"
         f"r = resolve({str(tmp_path)!r}); print(r.name, r.source, 'mlflow' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert shown.split() == [tmp_path.name, str(tmp_path), "False"]
 
 

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.core.errors import (
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
@@ -38,9 +43,21 @@ def proxy(mlflow_server: MlflowServer) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize(
     ("selector", "version"),
-    [("/Production", "2"), ("/Staging", "3"), ("@old", "1"), ("@new", "3"), ("/tag:team=a", "3"), ("/tag:team=b", "2")],
+    [
+        ("/Production", "2"),
+        ("/Staging", "3"),
+        ("@old", "1"),
+        ("@new", "3"),
+        ("/tag:team=a", "3"),
+        ("/tag:team=b", "2"),
+    ],
 )
-def test_each_reference_costs_one_call(proxy: Proxy, model: str, selector: str, version: str) -> None:
+def test_each_reference_costs_one_call(
+    proxy: Proxy,
+    model: str,
+    selector: str,
+    version: str,
+) -> None:
     assert resolve(f"models:/{model}{selector}").version == version
     assert len(proxy.asked) == 1, proxy.asked
 
@@ -53,14 +70,20 @@ def test_no_look_reads_all_versions_of_a_model(proxy: Proxy, model: str) -> None
             resolve(f"models:/{model}{selector}")
     searches = [asked for asked in proxy.asked if "model-versions/search" in asked]
     assert searches
-    assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), searches
+    assert all("max_results=1&" in asked or "max_results=10&" in asked for asked in searches), (
+        searches
+    )
 
 
 def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_no_rows(
-    proxy: Proxy, model: str
+    proxy: Proxy,
+    model: str,
 ) -> None:
     client = MlflowClient(proxy.url)
-    for key, value in (("onnxserve.gate", "passed without an evaluation"), ("onnxserve.gate.digest", "ab12")):
+    for key, value in (
+        ("onnxserve.gate", "passed without an evaluation"),
+        ("onnxserve.gate.digest", "ab12"),
+    ):
         client.set_model_version_tag(model, "2", key, value)
     for policy, is_passed in (
         ("gated_stages: [Production]", True),
@@ -72,7 +95,10 @@ def test_a_version_without_an_evaluation_has_passed_as_long_as_the_policy_names_
         assert ("onnxserve gate" in found.gate_status.reason) is not is_passed
 
 
-def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy: Proxy, model: str) -> None:
+def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(
+    proxy: Proxy,
+    model: str,
+) -> None:
     client = MlflowClient(proxy.url)
     client.set_registered_model_tag(model, "onnxserve.gate.policy", "gated_stages: [Production]")
     client.set_model_version_tag(model, "1", "onnxserve.gate.digest", "ab12")
@@ -83,16 +109,25 @@ def test_a_later_verdict_on_a_version_without_an_evaluation_is_seen(proxy: Proxy
 
 @pytest.mark.parametrize(("selector", "error"), [("@dead", NotFound), ("/champion", InvalidConfig)])
 def test_a_reference_without_a_version_is_an_error(
-    proxy: Proxy, model: str, selector: str, error: type[OnnxserveError]
+    proxy: Proxy,
+    model: str,
+    selector: str,
+    error: type[OnnxserveError],
 ) -> None:
     with pytest.raises(error):
         resolve(f"models:/{model}{selector}")
 
 
 @pytest.mark.parametrize(
-    ("mood", "status"), [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)]
+    ("mood", "status"),
+    [("<html>hello</html>", 200), ("[1]", 200), ("oops", 500), ("refuse", 200)],
 )
-def test_a_registry_that_talks_nonsense_is_said_to(proxy: Proxy, model: str, mood: str, status: int) -> None:
+def test_a_registry_that_talks_nonsense_is_said_to(
+    proxy: Proxy,
+    model: str,
+    mood: str,
+    status: int,
+) -> None:
     proxy.turn(mood, status=status)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -42,22 +42,38 @@ def model_id(proxy: Proxy) -> str:
     """Log a model, and register it as version 1 of `rest` with a stage, the alias `a` and a tag."""
     with mlflow.start_run():
         model = parse_graph(IDENTITY)
-        logged = mlflow.onnx.log_model(model, name="model", registered_model_name="rest", pip_requirements=[])
+        logged = mlflow.onnx.log_model(
+            model,
+            name="model",
+            registered_model_name="rest",
+            pip_requirements=[],
+        )
     client = MlflowClient()
     version = logged.registered_model_version
-    client.transition_model_version_stage("rest", version, "Production", archive_existing_versions=True)
+    client.transition_model_version_stage(
+        "rest",
+        version,
+        "Production",
+        archive_existing_versions=True,
+    )
     client.set_registered_model_alias("rest", "a", version)
     client.set_model_version_tag("rest", version, "team", "a")
     return str(logged.model_id)
 
 
 def test_both_clients_select_the_same_versions_and_copy_the_same_files(
-    proxy: Proxy, model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy,
+    model_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_id = MlflowClient().get_logged_model(model_id).source_run_id
     version = resolve("models:/rest@a").version
     selectors = ["/Production", "/latest", "@a", "/tag:team=a", f"/{version}"]
-    uris = [f"models:/rest{selector}" for selector in selectors] + [f"models:/{model_id}", f"runs:/{run_id}/model"]
+    uris = [f"models:/rest{selector}" for selector in selectors] + [
+        f"models:/{model_id}",
+        f"runs:/{run_id}/model",
+    ]
     expected = [resolve(uri) for uri in uris]
     sources = [f"models:/{model_id}", f"models:/rest/{version}"]
     copied = [file_names(download(source, tmp_path / "mlflow")) for source in sources]
@@ -71,9 +87,15 @@ def file_names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("uri", ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"])
+@pytest.mark.parametrize(
+    "uri",
+    ["models:/rest@none", "models:/rest/999", "models:/rest/Staging", "models:/no/1"],
+)
 def test_both_clients_report_a_missing_version_in_the_same_words(
-    proxy: Proxy, model_id: str, uri: str, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy,
+    model_id: str,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     messages = []
     for imports_mlflow in (True, False):
@@ -84,7 +106,11 @@ def test_both_clients_report_a_missing_version_in_the_same_words(
     assert messages[0] == messages[1]
 
 
-def test_a_tag_is_set_and_deleted(proxy: Proxy, model_id: str, of_agent: pytest.MonkeyPatch) -> None:
+def test_a_tag_is_set_and_deleted(
+    proxy: Proxy,
+    model_id: str,
+    of_agent: pytest.MonkeyPatch,
+) -> None:
     client = MlflowClient()
     version = client.get_model_version_by_alias("rest", "a").version
     tag_version("rest", version, "onnxserve.error", "it fails")
@@ -104,7 +130,11 @@ def test_a_tag_is_set_and_deleted(proxy: Proxy, model_id: str, of_agent: pytest.
     ],
 )
 def test_the_credentials_are_those_of_mlflows_client(
-    proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], header: str | None
+    proxy: Proxy,
+    of_agent: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variables: dict[str, str],
+    header: str | None,
 ) -> None:
     of_agent.setenv("HOME", str(tmp_path))
     for name, value in variables.items():
@@ -114,7 +144,10 @@ def test_the_credentials_are_those_of_mlflows_client(
     assert set(proxy.credentials) == ({header} if header else set())
 
 
-def test_the_credentials_file_of_mlflow_is_read(of_agent: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_credentials_file_of_mlflow_is_read(
+    of_agent: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     of_agent.setenv("HOME", str(tmp_path))
     (tmp_path / ".mlflow").mkdir()
     text = "[mlflow]\nmlflow_tracking_username = agent\nmlflow_tracking_password = s3%cret\n"
@@ -129,7 +162,9 @@ def test_the_defaults_are_those_of_mlflows_client(monkeypatch: pytest.MonkeyPatc
         if name.startswith("MLFLOW_"):
             monkeypatch.delenv(name)
     for name, value in HttpSettings().model_dump().items():
-        assert (getattr(environment_variables, f"MLFLOW_{name.upper()}").get() or "") == (value or ""), name
+        assert (getattr(environment_variables, f"MLFLOW_{name.upper()}").get() or "") == (
+            value or ""
+        ), name
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"])
@@ -141,7 +176,9 @@ def test_a_plugin_of_mlflows_client_is_used(variable: str, monkeypatch: pytest.M
 
 
 def test_a_server_that_would_ignore_the_workspace_is_refused(
-    proxy: Proxy, model_id: str, of_agent: pytest.MonkeyPatch
+    proxy: Proxy,
+    model_id: str,
+    of_agent: pytest.MonkeyPatch,
 ) -> None:
     of_agent.setenv("MLFLOW_WORKSPACE", "team-a")
     with refused(RegistryUnavailable, "team-a", "does not support workspaces"):
@@ -150,7 +187,10 @@ def test_a_server_that_would_ignore_the_workspace_is_refused(
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", ".."])
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(
-    name: str, proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path
+    name: str,
+    proxy: Proxy,
+    of_agent: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     listing = b'{"files": [{"path": "%s", "is_dir": false}]}' % name.encode()
     proxy.rewrite = lambda _: listing
@@ -161,7 +201,10 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(
 
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/1/..", "mlflow-artifacts:/1/%2e%2e/model"])
 def test_an_address_that_leads_out_of_the_folder_is_refused(
-    location: str, proxy: Proxy, of_agent: pytest.MonkeyPatch, tmp_path: Path
+    location: str,
+    proxy: Proxy,
+    of_agent: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     proxy.rewrite = lambda _: b'{"files": [{"path": "file"}]}'
     with refused(InvalidConfig, "the files", "segment .."):
@@ -187,15 +230,26 @@ print((fetched.folder / "MLmodel").is_file(), "mlflow" in sys.modules)
 
 
 def test_the_agent_follows_a_model_of_a_server_without_importing_mlflow(
-    proxy: Proxy, model_id: str, tmp_path: Path
+    proxy: Proxy,
+    model_id: str,
+    tmp_path: Path,
 ) -> None:
     environment = os.environ | {"MLFLOW_TRACKING_URI": proxy.url}
     command = [sys.executable, "-c", AGENT, str(tmp_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.stdout == "True False\n", ended.stderr
 
 
-def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "11")
     with refused(InvalidConfig, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "'11'"):
         http_settings()
@@ -203,7 +257,8 @@ def test_a_setting_beyond_the_bounds_of_mlflows_client_is_refused(monkeypatch: p
 
 @pytest.mark.parametrize("text", ["s3cret\n", "s3cret\r\nHost: x", "s3cretø"])
 def test_a_token_that_no_header_can_contain_is_refused_without_its_value(
-    text: str, monkeypatch: pytest.MonkeyPatch
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", text)
     with pytest.raises(InvalidConfig) as raised:

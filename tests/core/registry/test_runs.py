@@ -24,7 +24,12 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3", "revision": "1"}, ("state", "done"))
+WINDOW = IdempotentRun(
+    "the run of the window",
+    "drift",
+    {"window": "3", "revision": "1"},
+    ("state", "done"),
+)
 
 
 @pytest.fixture
@@ -42,38 +47,57 @@ def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> Non
 
 
 def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over REST, `m-1?'` selects m-1: a path ends at the question mark. In a filter, the quote would end the text."""
     model_id = client.create_logged_model(get_or_create_experiment(client, "drift")).model_id
     find = MlflowClient.get_logged_model
-    monkeypatch.setattr(MlflowClient, "get_logged_model", lambda self, named: find(self, named.partition("?")[0]))
+    monkeypatch.setattr(
+        MlflowClient,
+        "get_logged_model",
+        lambda self, named: find(self, named.partition("?")[0]),
+    )
 
-    assert run_of_model(ResolvedModel("models:/m", "m", "", "models:/m"), "", f"{model_id}?'").model_id == model_id
+    assert (
+        run_of_model(ResolvedModel("models:/m", "m", "", "models:/m"), "", f"{model_id}?'").model_id
+        == model_id
+    )
 
 
 def test_what_is_reported_again_goes_to_the_same_run(client: MlflowClient) -> None:
     times: list[int] = []
-    runs = [WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before)) for _ in range(2)]
+    runs = [
+        WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before))
+        for _ in range(2)
+    ]
 
     assert runs[0] == runs[1]
     assert times == [0, 1]
     run = client.get_run(runs[0].run_id)
     assert run.info.status == "FINISHED"
-    assert {"window": "3", "revision": "1", "by": "a", "state": "done"}.items() <= run.data.tags.items()
+    assert {
+        "window": "3",
+        "revision": "1",
+        "by": "a",
+        "state": "done",
+    }.items() <= run.data.tags.items()
 
 
 def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowClient) -> None:
     experiment = get_or_create_experiment(client, "drift")
     tags = {"window": "3", "revision": "1"}
-    older, younger = (client.create_run(experiment, start_time=time, tags=tags).info.run_id for time in (1, 2))
+    older, younger = (
+        client.create_run(experiment, start_time=time, tags=tags).info.run_id for time in (1, 2)
+    )
 
     assert WINDOW.log("window 3", {}, lambda *_: None).run_id == older
     assert client.get_run(younger).data.tags[SUPERSEDED] == older
 
 
 def test_the_run_of_a_project_that_was_deleted_is_said_to_be(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     deleted = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
     client.delete_run(deleted)
@@ -92,7 +116,9 @@ def test_a_run_of_another_revision_is_left_alone(client: MlflowClient) -> None:
 
 @pytest.mark.parametrize("is_project", [False, True])
 def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
-    client: MlflowClient, is_project: bool, monkeypatch: pytest.MonkeyPatch
+    client: MlflowClient,
+    is_project: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = get_or_create_experiment(client, "gate")
     if is_project:
@@ -111,7 +137,12 @@ def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
 def test_more_metrics_than_one_call_takes_are_all_logged(client: MlflowClient) -> None:
     run_id = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
 
-    log_metrics(client, run_id, "m-of-another-server", ((f"m{number}", number) for number in range(1001)))
+    log_metrics(
+        client,
+        run_id,
+        "m-of-another-server",
+        ((f"m{number}", number) for number in range(1001)),
+    )
 
     assert len(client.get_run(run_id).data.metrics) == 1001
 
@@ -133,7 +164,10 @@ class TextModel:
 
 
 @pytest.fixture
-def client_of_old_server(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+def client_of_old_server(
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MlflowClient]:
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 answers with this status.
         client = MlflowClient()
@@ -142,7 +176,9 @@ def client_of_old_server(mlflow_server: MlflowServer, monkeypatch: pytest.Monkey
 
 
 def test_models_of_one_path_lie_beside_each_other_on_a_server_before_mlflow_3(
-    client_of_old_server: MlflowClient, mlflow_server: MlflowServer, tmp_path: Path
+    client_of_old_server: MlflowClient,
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
 ) -> None:
     first = log_flavor(TextModel, "deep/model", text="a")
     others = [log_flavor(TextModel, "deep/model", run_id=first.run_id, text=text) for text in "bc"]
@@ -150,7 +186,11 @@ def test_models_of_one_path_lie_beside_each_other_on_a_server_before_mlflow_3(
     assert client_of_old_server.get_run(first.run_id).info.status == "FINISHED"
     texts = [
         Path(
-            MlflowClient(mlflow_server.url).download_artifacts(one.run_id, f"{one.artifact_path}/text", str(tmp_path))
+            MlflowClient(mlflow_server.url).download_artifacts(
+                one.run_id,
+                f"{one.artifact_path}/text",
+                str(tmp_path),
+            ),
         ).read_text()
         for one in (first, *others)
     ]

@@ -30,10 +30,14 @@ def test_a_version_that_is_not_there_is_named(store: Any) -> None:
         tag_version("tiny", "77", ERROR_TAG, "x")
 
 
-def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(mlflow_server: MlflowServer) -> None:
+def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(
+    mlflow_server: MlflowServer,
+) -> None:
     with tracking_at(mlflow_server.url), pytest.raises(NotFound) as missing:
         tag_version("nobody", "77", ERROR_TAG, "x")
-    assert missing.value.message.startswith("model nobody version 77 does not exist: Registered Model ")
+    assert missing.value.message.startswith(
+        "model nobody version 77 does not exist: Registered Model ",
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,10 @@ def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(
         ({GATE_TAG: "Passed"}, GateStatus(False, "Passed", "the verdict of the gate is Passed")),
     ],
 )
-def test_a_version_has_passed_its_gate_or_was_forced_past_it(tags: dict[str, str], status: GateStatus) -> None:
+def test_a_version_has_passed_its_gate_or_was_forced_past_it(
+    tags: dict[str, str],
+    status: GateStatus,
+) -> None:
     assert gate_status_of(tags) == status
 
 
@@ -71,8 +78,14 @@ def test_the_labelled_rows_of_a_policy_are_found(policy: str, is_named: bool) ->
     assert names_dataset(policy) is is_named
 
 
-@pytest.mark.parametrize(("state", "remedy"), [("passed", "onnxserve gate"), ("forced", "onnxserve promote --force")])
-def test_a_verdict_that_records_no_digest_does_not_count_and_names_the_remedy(state: str, remedy: str) -> None:
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [("passed", "onnxserve gate"), ("forced", "onnxserve promote --force")],
+)
+def test_a_verdict_that_records_no_digest_does_not_count_and_names_the_remedy(
+    state: str,
+    remedy: str,
+) -> None:
     status = gate_status_of({GATE_TAG: state})
     assert (status.passed, status.state) == (False, "")
     assert remedy in status.reason

@@ -8,7 +8,10 @@ HEAD = ["| monitor | verdict |", "| --- | --- |"]
 DRIFT, CALM = [*HEAD, "| daily | drift |"], [*HEAD, "| daily | no drift |"]
 
 
-@pytest.mark.parametrize("own", ["", "Trained on a Monday.", "Two\n\nparagraphs.\n\n| a | table |\n| --- | --- |"])
+@pytest.mark.parametrize(
+    "own",
+    ["", "Trained on a Monday.", "Two\n\nparagraphs.\n\n| a | table |\n| --- | --- |"],
+)
 def test_the_section_stands_at_the_end_and_is_replaced(own: str) -> None:
     first = with_description_section(own, DRIFT)
     second = with_description_section(first, CALM)

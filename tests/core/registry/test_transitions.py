@@ -33,13 +33,20 @@ def model(store: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     name, client = f"{request.param}-{next(_numbers)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
-        client.create_model_version(name, f"models:/{store.model_id}", store.run_id, model_id=store.model_id)
+        client.create_model_version(
+            name,
+            f"models:/{store.model_id}",
+            store.run_id,
+            model_id=store.model_id,
+        )
     yield name
     client.delete_registered_model(name)
 
 
 def stages(name: str) -> list[str]:
-    return [MlflowClient().get_model_version(name, version).current_stage for version in ("1", "2", "3")]
+    return [
+        MlflowClient().get_model_version(name, version).current_stage for version in ("1", "2", "3")
+    ]
 
 
 @pytest.mark.parametrize("selector", ["/Production", "/production", "@live", "/tag:team=blue"])
@@ -70,11 +77,18 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
 @pytest.mark.parametrize("is_ours_last", [True, False])
 @pytest.mark.parametrize("selector", ["/Production", "/tag:team=blue"])
 def test_of_two_clients_that_move_at_once_one_wins(
-    model: str, selector: str, is_ours_last: bool, ours: str, theirs: str, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    selector: str,
+    is_ours_last: bool,
+    ours: str,
+    theirs: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reference = parse_model_uri(f"models:/{model}{selector}")
     move_version(reference, "1")
-    name = "transition_model_version_stage" if reference.kind == "stage" else "set_model_version_tag"
+    name = (
+        "transition_model_version_stage" if reference.kind == "stage" else "set_model_version_tag"
+    )
     move = getattr(MlflowClient, name)
 
     def move_while_they_do(*arguments: Any) -> None:
@@ -92,11 +106,15 @@ def test_of_two_clients_that_move_at_once_one_wins(
     # MLflow does not store the time of a tag, so that the highest version with the tag is used.
     if reference.kind == "stage":
         last = ours if is_ours_last else theirs
-        assert stages(model) == ["Archived", *("Production" if one == last else "Archived" for one in "23")]
+        assert stages(model) == [
+            "Archived",
+            *("Production" if one == last else "Archived" for one in "23"),
+        ]
 
 
 def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reference = parse_model_uri(f"models:/{model}/Production")
     move = MlflowClient.transition_model_version_stage
@@ -105,7 +123,10 @@ def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
         monkeypatch.undo()
         move_version(reference, "3")
         earlier = MlflowClient().get_model_version(model, "3").last_updated_timestamp - 1
-        monkeypatch.setattr("mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis", lambda: earlier)
+        monkeypatch.setattr(
+            "mlflow.store.model_registry.sqlalchemy_store.get_current_time_millis",
+            lambda: earlier,
+        )
         move(*arguments)
 
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", move_late)
@@ -114,15 +135,28 @@ def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
     assert stages(model) == ["None", "Archived", "Production"]
 
 
-def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The second client tags its version after the first, and both check again before they remove a tag."""
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
     set_tag, delete_tag = MlflowClient.set_model_version_tag, MlflowClient.delete_model_version_tag
-    second, has_tagged, looked = Thread(target=move_version, args=(reference, "2")), Event(), Barrier(2)
+    second, has_tagged, looked = (
+        Thread(target=move_version, args=(reference, "2")),
+        Event(),
+        Barrier(2),
+    )
     waits = local()
 
-    def tag_and_let_the_second(client: MlflowClient, name: str, version: str, key: str, value: str) -> None:
+    def tag_and_let_the_second(
+        client: MlflowClient,
+        name: str,
+        version: str,
+        key: str,
+        value: str,
+    ) -> None:
         set_tag(client, name, version, key, value)
         if version == "3":
             second.start()
@@ -130,7 +164,12 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, m
         else:
             has_tagged.set()
 
-    def delete_when_both_have_looked(client: MlflowClient, name: str, version: str, key: str) -> None:
+    def delete_when_both_have_looked(
+        client: MlflowClient,
+        name: str,
+        version: str,
+        key: str,
+    ) -> None:
         if not hasattr(waits, "over"):
             waits.over = looked.wait(60)
         delete_tag(client, name, version, key)
@@ -144,7 +183,8 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, m
 
 
 def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both clients see two versions with the tag, and each client removes the tag from the other client's version."""
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
@@ -195,7 +235,10 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
     earlier = previous_in_registry(parse_model_uri(f"models:/{model}/Production"), "3")
 
     assert earlier is not None
-    assert (earlier.version, earlier.source) == ("2", "it is the next highest version in Production")
+    assert (earlier.version, earlier.source) == (
+        "2",
+        "it is the next highest version in Production",
+    )
 
 
 def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
@@ -228,7 +271,10 @@ def test_a_version_that_does_not_exist_is_said(model: str) -> None:
         move_version(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
-def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_mlflow_forbids_is_said_in_its_words(
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise MlflowException("the gate has not passed", error_code=PERMISSION_DENIED)
 
@@ -240,7 +286,9 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("code", [ENDPOINT_NOT_FOUND, NOT_IMPLEMENTED])
 def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternative(
-    code: int, model: str, monkeypatch: pytest.MonkeyPatch
+    code: int,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise MlflowException("no such API", error_code=code)
@@ -251,8 +299,15 @@ def test_a_move_to_a_stage_that_mlflow_has_removed_is_refused_with_the_alternati
         move_version(parse_model_uri(f"models:/{model}/Production"), "2")
 
 
-@pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)])
-def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, to: str, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("to", "stays"),
+    [("Production", False), ("@live", False), ("Staging", True)],
+)
+def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(
+    model: str,
+    to: str,
+    stays: bool,
+) -> None:
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     place = parse_stage_or_alias(to)
     move_version(parse_model_uri(place.uri(model)), "2", clears_rollback=place.is_served_from)
@@ -261,7 +316,11 @@ def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, 
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("champion", "for the alias, specify '@champion'"), ("Prodution", "did you mean 'Production'"), ("", "@champion")],
+    [
+        ("champion", "for the alias, specify '@champion'"),
+        ("Prodution", "did you mean 'Production'"),
+        ("", "@champion"),
+    ],
 )
 def test_an_alias_without_its_sign_is_suggested(text: str, hint: str) -> None:
     with refused(InvalidConfig, "neither a stage", "nor an alias", hint):

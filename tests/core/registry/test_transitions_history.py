@@ -31,10 +31,19 @@ def audit(tmp_path: Path) -> Iterator[Store]:
 
 
 def event(action: str, minute: int, **fields: Any) -> AuditEvent:
-    return AuditEvent(NOON + timedelta(minutes=minute), "eva@desk", action, model="toy", version="2", **fields)
+    return AuditEvent(
+        NOON + timedelta(minutes=minute),
+        "eva@desk",
+        action,
+        model="toy",
+        version="2",
+        **fields,
+    )
 
 
-def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_served_last(audit: Store) -> None:
+def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_served_last(
+    audit: Store,
+) -> None:
     audit.record("create", endpoint="flights", detail={"spec": SPEC})
     audit.record("promote", model="flight-delay", version="2")
     audit.record("promote", model="another", version="1")
@@ -42,7 +51,11 @@ def test_the_trail_of_a_deleted_endpoint_has_the_events_of_the_models_that_it_se
     audit.record("delete", endpoint="flights")
 
     assert models_served_by(audit, "flights") == ["flight-delay"]
-    assert [one.action for one in event_history(audit, "flights", None, None)] == ["create", "promote", "delete"]
+    assert [one.action for one in event_history(audit, "flights", None, None)] == [
+        "create",
+        "promote",
+        "delete",
+    ]
     assert [one.action for one in event_history(audit, "flights", None, 2)] == ["promote", "delete"]
 
 
@@ -61,7 +74,13 @@ def test_the_steps_of_a_promotion_are_left_out() -> None:
         version="2",
         detail={STARTED_AT: NOON.isoformat()},
     )
-    events = [event("gate", -1), event("gate", 1), event("transition", 4), promoted, event("tag", 6)]
+    events = [
+        event("gate", -1),
+        event("gate", 1),
+        event("transition", 4),
+        promoted,
+        event("tag", 6),
+    ]
     assert [one.action for one in without_step_events(events)] == ["gate", "promote", "tag"]
 
 
@@ -88,9 +107,15 @@ def test_each_of_many_promotions_takes_its_own_steps_and_is_compared_with_few_ev
     events = []
     for number in range(500):
         begun = NOON + timedelta(hours=number)
-        gated, moved, ended = (CountedTime.fromisoformat((begun + timedelta(minutes=m)).isoformat()) for m in (1, 2, 3))
+        gated, moved, ended = (
+            CountedTime.fromisoformat((begun + timedelta(minutes=m)).isoformat()) for m in (1, 2, 3)
+        )
         act = event("promote", 0, detail={STARTED_AT: begun.isoformat()})
-        events += [replace(event("gate", 0), at=gated), replace(event("gate", 0), at=moved), replace(act, at=ended)]
+        events += [
+            replace(event("gate", 0), at=gated),
+            replace(event("gate", 0), at=moved),
+            replace(act, at=ended),
+        ]
 
     assert {one.action for one in without_step_events(events)} == {"promote"}
     assert CountedTime.compared < 50 * len(events)
@@ -98,6 +123,8 @@ def test_each_of_many_promotions_takes_its_own_steps_and_is_compared_with_few_ev
 
 def test_an_event_is_one_line_of_json() -> None:
     line = event_as_json(event("promote", 0, why="März"))
-    assert line.startswith('{"at": "2026-11-21T12:00:00+00:00", "actor": "eva@desk", "action": "promote"')
+    assert line.startswith(
+        '{"at": "2026-11-21T12:00:00+00:00", "actor": "eva@desk", "action": "promote"',
+    )
     assert '"why": "März"' in line
     assert "\n" not in line

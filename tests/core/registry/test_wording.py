@@ -31,7 +31,10 @@ from tests.support.tracking import tracking_at
             "a model cannot be fetched from the web address http://h:5000/: if MLflow runs there, set "
             "MLFLOW_TRACKING_URI=http://h:5000 and use models:/flights/VERSION; otherwise use a folder or s3://…",
         ),
-        ("models:/tiny/9", "model tiny has no version 9; versions: 1 (Production), 2 (Production, @live), 3 (None)"),
+        (
+            "models:/tiny/9",
+            "model tiny has no version 9; versions: 1 (Production), 2 (Production, @live), 3 (None)",
+        ),
         (
             "models:/tiny/Staging",
             "model tiny has no version in stage Staging; versions: 1 (Production), 2 (Production, @live), 3 (None)",
@@ -69,7 +72,11 @@ def test_the_message_of_a_uri_that_leads_nowhere(store: Any, uri: str, message: 
         ),
     ],
 )
-def test_the_message_of_files_that_cannot_be_fetched(tmp_path: Path, location: str, message: str) -> None:
+def test_the_message_of_files_that_cannot_be_fetched(
+    tmp_path: Path,
+    location: str,
+    message: str,
+) -> None:
     with pytest.raises(OnnxserveError) as refused:
         download(location, tmp_path)
     assert str(refused.value) == message
@@ -96,6 +103,10 @@ def test_the_message_of_a_name_that_is_none(name: str, message: str) -> None:
 
 def test_the_message_of_an_outage() -> None:
     message = "model x: MLflow at http://m does not answer correctly: connection refused"
-    with tracking_at("http://m"), pytest.raises(RegistryUnavailable) as refused, registry_errors("model x"):
+    with (
+        tracking_at("http://m"),
+        pytest.raises(RegistryUnavailable) as refused,
+        registry_errors("model x"),
+    ):
         raise ConnectionRefusedError("Connection refused")
     assert str(refused.value) == message

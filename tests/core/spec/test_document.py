@@ -44,16 +44,28 @@ def test_several_documents_are_several_endpoints() -> None:
 
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"),
-    model=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=80),
+    model=st.text(
+        st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]),
+        min_size=1,
+        max_size=80,
+    ),
     weight=st.integers(1, 100),
     port=st.none() | st.integers(1, 65535),
     fraction=st.floats(0, 1),
 )
-def test_what_is_written_is_read_back(name: str, model: str, weight: int, port: int | None, fraction: float) -> None:
-    config: dict[str, Any] = {f"server.{key}": value for key, value in {"port": port}.items() if value is not None}
+def test_what_is_written_is_read_back(
+    name: str,
+    model: str,
+    weight: int,
+    port: int | None,
+    fraction: float,
+) -> None:
+    config: dict[str, Any] = {
+        f"server.{key}": value for key, value in {"port": port}.items() if value is not None
+    }
     spec = new_endpoint(name, model, {**config, "capture.fraction": fraction})
     spec = EndpointSpec.model_validate(
-        {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}}
+        {**spec.model_dump(by_alias=True), "variants": {name: {"model": model, "weight": weight}}},
     )
 
     assert load_specs(dump_spec(spec)) == [spec]
@@ -65,7 +77,11 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         "name: b\nvariants: {v: {model: x}}\nserver: {workers: 2}",
         "name: c\nvariants: {v: {model: x}}",
     )
-    assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == ["a", "b", "c"]
+    assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == [
+        "a",
+        "b",
+        "c",
+    ]
 
     with pytest.raises(InvalidConfig, match=r"'a' .*`server`.* 'c'"):
         load_specs("\n---\n".join([silent, first]))
@@ -83,13 +99,22 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "name: ../x\nvariants: {x: {model: m}}",
             "name: at most 63 letters, digits, . _ - are expected, starting with a",
         ),
-        ("name: x\nvariants: {a b: {model: m}}", "variants.a b: at most 63 letters, digits, . _ - are expected"),
+        (
+            "name: x\nvariants: {a b: {model: m}}",
+            "variants.a b: at most 63 letters, digits, . _ - are expected",
+        ),
         (
             "name: x\nvariants: {x: {model: m, weight: much}}",
             "variants.x.weight: a whole number is expected (got 'much')",
         ),
-        ("name: x\nvariants: {x: {model: m, weight: 101}}", "variants.x.weight: at most 100 is expected (got 101)"),
-        ("name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}", "server.device: 'cpu', 'cuda' or 'tensorrt' is"),
+        (
+            "name: x\nvariants: {x: {model: m, weight: 101}}",
+            "variants.x.weight: at most 100 is expected (got 101)",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}",
+            "server.device: 'cpu', 'cuda' or 'tensorrt' is",
+        ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {provider_options: {gpu_mem_limit: 2000000}}",
             "server: provider_options.gpu_mem_limit requires a GPU, but device is cpu",
@@ -135,7 +160,10 @@ def test_the_first_document_describes_the_server_for_all() -> None:
             "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
             "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is expected",
         ),
-        ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' is repeated"),
+        (
+            "name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}",
+            "'x' is repeated",
+        ),
     ],
 )
 def test_a_document_that_is_no_spec_says_where(text: str, said: str) -> None:
@@ -150,7 +178,12 @@ def test_every_field_that_config_takes_is_in_the_reference_and_described() -> No
     rows = list(field_reference())
 
     names = {name for name, *_ in rows}
-    assert {"server.port", "capture.fraction", "variants.NAME.weight", "monitors.NAME.every"} <= names
+    assert {
+        "server.port",
+        "capture.fraction",
+        "variants.NAME.weight",
+        "monitors.NAME.every",
+    } <= names
     assert all(kind and description for _, kind, _, description in rows)
     for name in names:
         if name.startswith(("server.", "capture.")):
@@ -178,7 +211,10 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
 
     assert changed.server.port == 8123
     assert changed.server.workers == 2
-    assert (changed.variants["champion"].weight, changed.variants["champion"].model) == (90, "models:/flight-delay/8")
+    assert (changed.variants["champion"].weight, changed.variants["champion"].model) == (
+        90,
+        "models:/flight-delay/8",
+    )
     assert changed.capture.fraction == 1.0
     assert duration_seconds(changed.monitors["hourly"].every) == 3600
     assert list(changed.monitors) == ["daily", "hourly"]
@@ -186,12 +222,21 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
 
 def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml() -> None:
     changes = {"server.device": "cuda", "server.workers": "2", "server.device_ids": "0,1"}
-    options = {"server.provider_options.use_tf32": "false", "server.provider_options.gpu_mem_limit": "4000000000"}
+    options = {
+        "server.provider_options.use_tf32": "false",
+        "server.provider_options.gpu_mem_limit": "4000000000",
+    }
     changed = apply_config(new_endpoint("x", "models:/m/1"), changes | options)
     assert changed.server.device_ids == (0, 1)
-    assert changed.server.provider_options == ProviderOptions(use_tf32=False, gpu_mem_limit=4_000_000_000)
+    assert changed.server.provider_options == ProviderOptions(
+        use_tf32=False,
+        gpu_mem_limit=4_000_000_000,
+    )
     assert load_specs(dump_spec(changed)) == [changed]
-    assert apply_config(changed, dict.fromkeys(options, "")).server.provider_options == ProviderOptions()
+    assert (
+        apply_config(changed, dict.fromkeys(options, "")).server.provider_options
+        == ProviderOptions()
+    )
 
 
 def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
@@ -203,7 +248,11 @@ def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
 def test_a_name_with_dots_is_changed_like_any_other() -> None:
     changed = apply_config(
         new_endpoint("v1.2", "models:/m/1"),
-        {"variants.v1.2.model": "models:/m/2", "variants.v1.2.weight": "5", "monitors.a.b.every": "1h"},
+        {
+            "variants.v1.2.model": "models:/m/2",
+            "variants.v1.2.weight": "5",
+            "monitors.a.b.every": "1h",
+        },
     )
     assert (changed.variants["v1.2"].model, changed.variants["v1.2"].weight) == ("models:/m/2", 5)
     assert changed.monitors["a.b"].every == "1h"
@@ -238,12 +287,36 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("monitors.daily.schedule", "0 6 * * 5-3", r"Bad day-of-week; "),
         ("monitors.daily.schedule", "1,, 6 * * *", r"Bad minute; "),
         ("monitors.daily.schedule", "0 6 30 feb *", r"Bad day-of-month; "),
-        ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, e.g. Europe/Berlin"),
-        ("monitors.daily.reference", "window:a/b", r"reference: a window is START/END or START/DURATION in UTC"),
-        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: its end is not after its start"),
-        ("monitors.daily.estimate", "decides", r"drift does not accept `estimate`, which is for kind performance"),
-        ("monitors.daily.labels_within", "2d", r"drift does not accept `labels_within`, which is for kind"),
-        ("monitors.daily.labels", "late", r"drift does not accept `labels`, which is for kind performance"),
+        (
+            "monitors.daily.time_zone",
+            "../x",
+            r"time_zone: the name of a time zone is expected, e.g. Europe/Berlin",
+        ),
+        (
+            "monitors.daily.reference",
+            "window:a/b",
+            r"reference: a window is START/END or START/DURATION in UTC",
+        ),
+        (
+            "monitors.daily.reference",
+            "window:2013-02-01/2013-01-01",
+            "reference: .*: its end is not after its start",
+        ),
+        (
+            "monitors.daily.estimate",
+            "decides",
+            r"drift does not accept `estimate`, which is for kind performance",
+        ),
+        (
+            "monitors.daily.labels_within",
+            "2d",
+            r"drift does not accept `labels_within`, which is for kind",
+        ),
+        (
+            "monitors.daily.labels",
+            "late",
+            r"drift does not accept `labels`, which is for kind performance",
+        ),
         ("monitors.daily.labels", "sample", r"labels: .*'sampled', 'reported' or 'late'"),
         ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
@@ -271,7 +344,9 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
         remove_variant(spec, "flights")
 
 
-def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> None:
+def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> (
+    None
+):
     typed = {
         "server.workers": "2",
         "server.preferred_batch_size": "8,32",
@@ -285,5 +360,13 @@ def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brin
 
     spec = apply_config(new_endpoint("x", "m", variant="candidate"), typed)
 
-    assert (spec.server.workers, spec.server.preferred_batch_size, spec.capture.fraction) == (2, (8, 32), 0.5)
-    assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint("x", "m", variant="candidate")
+    assert (spec.server.workers, spec.server.preferred_batch_size, spec.capture.fraction) == (
+        2,
+        (8, 32),
+        0.5,
+    )
+    assert apply_config(spec, dict.fromkeys(typed, "")) == new_endpoint(
+        "x",
+        "m",
+        variant="candidate",
+    )

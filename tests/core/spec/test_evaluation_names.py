@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.spec.evaluation_names import DISTURBANCES, check_strengths, parse_strengths
+from mlflow_deploy_plugin.core.spec.evaluation_names import (
+    DISTURBANCES,
+    check_strengths,
+    parse_strengths,
+)
 
 
 def test_a_name_alone_has_its_default_strengths() -> None:
@@ -15,16 +19,25 @@ def test_a_name_alone_has_its_default_strengths() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("noise=-1", r"noise cannot have the strength -1\.0; a number above 0, up to 1e\+06, is expected"),
+        (
+            "noise=-1",
+            r"noise cannot have the strength -1\.0; a number above 0, up to 1e\+06, is expected",
+        ),
         ("noise=nan", "noise cannot have the strength nan"),
         ("noise=inf", "noise cannot have the strength inf"),
-        ("missing=1.5", r"missing cannot have the strength 1\.5; a share above 0, up to 1, is expected"),
+        (
+            "missing=1.5",
+            r"missing cannot have the strength 1\.5; a share above 0, up to 1, is expected",
+        ),
         ("scale=0", r"scale cannot have the strength 0\.0"),
         ("noise=much", r"--strengths 'noise=much' is not NAME=STRENGTH,STRENGTH"),
         ("noise=", "is not NAME=STRENGTH"),
         ("nois=1", r"there is no disturbance 'nois'; did you mean 'noise'\?"),
         ("xyzzy", "there is no disturbance 'xyzzy'; the disturbances are noise, missing, "),
-        ("noise=" + ",".join(map(str, range(1, 22))), "noise has 21 strengths; at most 20 are measured"),
+        (
+            "noise=" + ",".join(map(str, range(1, 22))),
+            "noise has 21 strengths; at most 20 are measured",
+        ),
     ],
 )
 def test_strengths_of_nonsense_are_refused_with_what_is_expected(entry: str, message: str) -> None:
@@ -33,7 +46,9 @@ def test_strengths_of_nonsense_are_refused_with_what_is_expected(entry: str, mes
 
 
 def test_a_strength_may_stand_alone_and_be_of_numpy() -> None:
-    assert check_strengths({"noise": 1, "swap": np.float32(0.5), "missing": np.array([0.5, 0.1])}) == {
+    assert check_strengths(
+        {"noise": 1, "swap": np.float32(0.5), "missing": np.array([0.5, 0.1])},
+    ) == {
         "noise": (1.0,),
         "missing": (0.1, 0.5),
         "swap": (0.5,),

@@ -15,12 +15,22 @@ from tests.support.specs import flights
 
 def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
     def reads(figure: str, **fields: Any) -> timedelta:
-        return MonitorSpec(kind="performance", require=(figure,), every="1h", grace="5m", **fields).max_row_age
+        return MonitorSpec(
+            kind="performance",
+            require=(figure,),
+            every="1h",
+            grace="5m",
+            **fields,
+        ).max_row_age
 
     waited = timedelta(hours=1, minutes=5)
     assert reads("rmse<=3") == waited
-    assert reads("f1>=0.7") == waited + timedelta(hours=4)  # The figure needs the four windows before its window.
-    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(hours=5)
+    assert reads("f1>=0.7") == waited + timedelta(
+        hours=4,
+    )  # The figure needs the four windows before its window.
+    assert reads("f1>=0.7", labels_within="90m") == waited + timedelta(minutes=90) + timedelta(
+        hours=5,
+    )
 
 
 SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.recent": "30d"}
@@ -29,7 +39,10 @@ SAMPLED: dict[str, object] = {"mode": "incremental", "project": "p", "sample.rec
 def with_sample(**fields: object) -> EndpointSpec:
     """Return an endpoint whose monitor of daily windows retrains on a sample; `__` in a name stands for a dot."""
     given = SAMPLED | {name.replace("__", "."): value for name, value in fields.items()}
-    return apply_config(flights(), {f"monitors.daily.retrain.{name}": value for name, value in given.items()})
+    return apply_config(
+        flights(),
+        {f"monitors.daily.retrain.{name}": value for name, value in given.items()},
+    )
 
 
 def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
@@ -38,7 +51,9 @@ def test_a_sample_is_set_by_dotted_names_and_removed_by_its_name() -> None:
     sample = spec.monitors["daily"].sample
     assert sample == SampleSpec(recent="30d", fraction=0.2, stratify="carrier", weight="14d")
     assert load_specs(dump_spec(spec)) == [spec]
-    assert apply_config(spec, {"monitors.daily.retrain.sample": ""}).monitors["daily"].sample is None
+    assert (
+        apply_config(spec, {"monitors.daily.retrain.sample": ""}).monitors["daily"].sample is None
+    )
     with refused(InvalidConfig, "'monitors.daily.retrain.sample'", "'monitors.NAME.retrain.sample"):
         apply_config(spec, {"monitors.daily.retrain.sample": "30d"})
 
@@ -58,11 +73,17 @@ def test_the_rows_of_a_sample_are_kept_in_the_log() -> None:
         ({"sample__recent": "1d"}, ("retrain.sample.recent 1d", "window of 1d")),
         ({"sample__recent": "", "sample__fraction": "0.5"}, ("retrain.sample.recent",)),
         ({"sample__weight": "often"}, ("retrain.sample.weight", "'often'")),
-        ({"sample__recnt": "2d"}, ("retrain.sample.recnt", "'monitors.NAME.retrain.sample.recent'")),
+        (
+            {"sample__recnt": "2d"},
+            ("retrain.sample.recnt", "'monitors.NAME.retrain.sample.recent'"),
+        ),
         ({"mode": "full"}, ("monitors.daily", "retrain.sample", "retrain.mode incremental")),
     ],
 )
-def test_a_sample_that_cannot_be_taken_is_refused(fields: dict[str, object], names: tuple[str, ...]) -> None:
+def test_a_sample_that_cannot_be_taken_is_refused(
+    fields: dict[str, object],
+    names: tuple[str, ...],
+) -> None:
     with refused(InvalidConfig, *names):
         with_sample(**fields)
 
@@ -70,12 +91,18 @@ def test_a_sample_that_cannot_be_taken_is_refused(fields: dict[str, object], nam
 @pytest.mark.parametrize("field", ["drop", "mask", "keys"])
 def test_a_column_that_a_training_does_not_receive_cannot_be_stratified(field: str) -> None:
     spec = with_sample(sample__stratify="carrier")
-    with refused(InvalidConfig, "monitors.daily.retrain.sample.stratify", "'carrier'", f"capture.{field}"):
+    with refused(
+        InvalidConfig,
+        "monitors.daily.retrain.sample.stratify",
+        "'carrier'",
+        f"capture.{field}",
+    ):
         apply_config(spec, {f"capture.{field}": "carrier"})
 
 
 @pytest.mark.parametrize(
-    ("season", "every", "nearest"), [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")]
+    ("season", "every", "nearest"),
+    [("36h", "1d", "2d"), ("1d", "1d", "2d"), ("25h", "1h", ""), ("10d", "3d", "9d")],
 )
 def test_a_season_has_whole_windows(season: str, every: str, nearest: str) -> None:
     fields = {"monitors.daily.season": season, "monitors.daily.every": every}
@@ -90,6 +117,9 @@ def test_the_monitors_of_an_endpoint_share_its_budget_of_alarms() -> None:
     two = {"monitors.daily.every": "1d", "monitors.answers.kind": "prediction_drift"}
     spec = apply_config(flights(), {"alarms.false_per_year": "1", **two})
 
-    assert (spec.budget_share, apply_config(spec, {"alarms.false_per_year": ""}).budget_share) == (0.5, None)
+    assert (spec.budget_share, apply_config(spec, {"alarms.false_per_year": ""}).budget_share) == (
+        0.5,
+        None,
+    )
     with refused(InvalidConfig, "alarms.false_per_year", "at least 0.1", "'0'"):
         apply_config(spec, {"alarms.false_per_year": "0"})

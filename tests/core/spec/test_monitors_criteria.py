@@ -3,7 +3,12 @@
 import pytest
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.core.spec.monitors import Condition, MonitorSpec, Requirement, parse_condition
+from mlflow_deploy_plugin.core.spec.monitors import (
+    Condition,
+    MonitorSpec,
+    Requirement,
+    parse_condition,
+)
 
 
 def required(kind: str, *texts: str) -> tuple[Requirement, ...]:
@@ -16,9 +21,12 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
         Requirement("rmse <= 3", "rmse", "", "<=", 3.0),
     )
     assert [
-        (one.argument, one.value) for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
+        (one.argument, one.value)
+        for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
     ] == [("", 0.1), ("wind (m/s)", 0.05)]
-    assert [one.value for one in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")] == [
+    assert [
+        one.value for one in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")
+    ] == [
         0.2,
         0.02,
         0.01,
@@ -27,23 +35,43 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
 
 def test_a_command_line_says_several_in_one_text() -> None:
     assert [
-        one.name for one in MonitorSpec.model_validate({"kind": "shadow", "require": "disagreement<=5%"}).requirements
+        one.name
+        for one in MonitorSpec.model_validate(
+            {"kind": "shadow", "require": "disagreement<=5%"},
+        ).requirements
     ] == ["disagreement"]
 
 
 def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -> None:
     (accuracy,) = required("performance", "accuracy>=0.8")
 
-    assert [accuracy.holds(value) for value in (0.81, 0.8, 0.79, float("nan"))] == [True, True, False, False]
+    assert [accuracy.holds(value) for value in (0.81, 0.8, 0.79, float("nan"))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
-        ("performance", "acuracy>=0.8", "no metric 'acuracy'; its metrics are accuracy, .*; did you mean 'accuracy'"),
+        (
+            "performance",
+            "acuracy>=0.8",
+            "no metric 'acuracy'; its metrics are accuracy, .*; did you mean 'accuracy'",
+        ),
         ("performance", "p99<=1s", "a monitor of kind performance has no metric 'p99'"),
-        ("performance", "accuracy", "'accuracy' is not a requirement; e.g. accuracy>=0.8 is expected"),
-        ("performance", "accuracy<=0.8", "has the wrong direction; accuracy is better when higher: accuracy>=0.8"),
+        (
+            "performance",
+            "accuracy",
+            "'accuracy' is not a requirement; e.g. accuracy>=0.8 is expected",
+        ),
+        (
+            "performance",
+            "accuracy<=0.8",
+            "has the wrong direction; accuracy is better when higher: accuracy>=0.8",
+        ),
         ("performance", "accuracy>=80", "accuracy must be between 0 and 1"),
         ("performance", "accuracy(carrier)>=0.8", "does not accept brackets"),
         ("performance", "rmse<=3ms", "'ms' is not a unit of rmse; allowed: a bare number"),
@@ -56,7 +84,11 @@ def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -
         ),
     ],
 )
-def test_what_is_no_requirement_is_refused_with_what_would_be_right(kind: str, text: str, said: str) -> None:
+def test_what_is_no_requirement_is_refused_with_what_would_be_right(
+    kind: str,
+    text: str,
+    said: str,
+) -> None:
     with pytest.raises(ValidationError, match=said):
         MonitorSpec.model_validate({"kind": kind, "require": text})
 
@@ -70,12 +102,20 @@ def test_what_is_no_requirement_is_refused_with_what_would_be_right(kind: str, t
         ("data_quality", "missing<=0.1", "estimate", "decides"),
     ],
 )
-def test_a_field_that_the_kind_does_not_read_is_refused(kind: str, require: str, field: str, value: str) -> None:
+def test_a_field_that_the_kind_does_not_read_is_refused(
+    kind: str,
+    require: str,
+    field: str,
+    value: str,
+) -> None:
     with pytest.raises(ValidationError, match=f"kind {kind} .*`{field}`"):
         MonitorSpec.model_validate({"kind": kind, "require": require, field: value})
 
 
-@pytest.mark.parametrize("text", ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "accuracy", ">0.8", "accuracy>=", "accuracy>=x", "a b>=1", "accuracy=>0.8"],
+)
 def test_what_is_no_condition_is_none(text: str) -> None:
     assert parse_condition(text) is None
 

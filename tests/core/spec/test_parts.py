@@ -53,7 +53,13 @@ def test_an_entry_that_is_not_a_provider_is_refused_by_its_place(text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["[{}]", f"[{{{OPENVINO}: {{}}, {CPU}: {{}}}}]", f"[{CPU}, {{{CPU}: {{a: 1}}}}]", f"'{CPU},{CPU}'"]
+    "text",
+    [
+        "[{}]",
+        f"[{{{OPENVINO}: {{}}, {CPU}: {{}}}}]",
+        f"[{CPU}, {{{CPU}: {{a: 1}}}}]",
+        f"'{CPU},{CPU}'",
+    ],
 )
 def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> None:
     with refused(InvalidConfig, "server", "providers"):
@@ -70,7 +76,10 @@ def test_an_entry_is_a_single_provider_that_no_other_entry_names(text: str) -> N
         ({"server.providers": OPENVINO}, None),
     ],
 )
-def test_a_container_gets_an_image_with_its_providers(config: dict[str, str], image: str | None) -> None:
+def test_a_container_gets_an_image_with_its_providers(
+    config: dict[str, str],
+    image: str | None,
+) -> None:
     spec = apply_config(flights(), config)
     if image is None:
         with refused(InvalidConfig, "container.image"):
@@ -88,25 +97,52 @@ def test_a_container_gets_an_image_with_its_providers(config: dict[str, str], im
         ({"server.jwt_audience": "flights"}, "jwt_issuer and jwt_audience must be set together"),
         ({"server.grpc_port": "8080"}, "port and grpc_port are both 8080"),
         ({"server.metrics_port": "8080"}, "port and metrics_port are both 8080"),
-        ({"server.grpc_port": "9100", "server.metrics_port": "9100"}, "grpc_port and metrics_port are both 9100"),
+        (
+            {"server.grpc_port": "9100", "server.metrics_port": "9100"},
+            "grpc_port and metrics_port are both 9100",
+        ),
         ({"server.device_ids": "0"}, "device_ids requires a GPU, but device is cpu"),
-        ({"server.device": "cuda", "server.providers": "CPUExecutionProvider"}, "device and providers are both set"),
-        ({"server.device_ids": "0", "server.providers": "CUDAExecutionProvider"}, "device_ids and providers"),
+        (
+            {"server.device": "cuda", "server.providers": "CPUExecutionProvider"},
+            "device and providers are both set",
+        ),
+        (
+            {"server.device_ids": "0", "server.providers": "CUDAExecutionProvider"},
+            "device_ids and providers",
+        ),
         ({"server.device": "cuda", "server.device_ids": "0,0"}, "device_ids"),
         ({"server.device": "cuda", "server.device_ids": "0,1,2"}, "device_ids"),
         ({"capture.keys": "customer_id,_row"}, "'_row'"),
         ({"capture.keys": "prediction"}, "'prediction'"),
         ({"capture.keys": "output.y"}, "'output.y'"),
-        ({"capture.drop": "carrier", "capture.mask": "carrier,hour"}, "'carrier' is in drop and in mask"),
-        ({"kubernetes.replicas": "3", "kubernetes.max_replicas": "3"}, "max_replicas 3 must exceed replicas 3"),
+        (
+            {"capture.drop": "carrier", "capture.mask": "carrier,hour"},
+            "'carrier' is in drop and in mask",
+        ),
+        (
+            {"kubernetes.replicas": "3", "kubernetes.max_replicas": "3"},
+            "max_replicas 3 must exceed replicas 3",
+        ),
         ({"kubernetes.replicas": "0", "kubernetes.max_replicas": "3"}, "which must be at least 1"),
         ({"kubernetes.tls_secret": "tls"}, "tls_secret requires `host`"),
-        ({"kubernetes.host": "h", "kubernetes.gateway": "g", "kubernetes.tls_secret": "t"}, "remove one of them"),
-        ({"variants.champion.weight": "0", "variants.challenger.weight": "0"}, "no variant receives traffic"),
-        ({"variants.champion.weight": "0", "variants.challenger.shadow": "true"}, "no variant receives traffic"),
+        (
+            {"kubernetes.host": "h", "kubernetes.gateway": "g", "kubernetes.tls_secret": "t"},
+            "remove one of them",
+        ),
+        (
+            {"variants.champion.weight": "0", "variants.challenger.weight": "0"},
+            "no variant receives traffic",
+        ),
+        (
+            {"variants.champion.weight": "0", "variants.challenger.shadow": "true"},
+            "no variant receives traffic",
+        ),
     ],
     ids=str,
 )
-def test_fields_that_contradict_each_other_are_refused_together(config: dict[str, str], said: str) -> None:
+def test_fields_that_contradict_each_other_are_refused_together(
+    config: dict[str, str],
+    said: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=said):
         apply_config(flights(), config)

@@ -7,7 +7,12 @@ import yaml
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.spec import removed
-from mlflow_deploy_plugin.core.spec.document import apply_config, load_specs, load_stored_specs, new_endpoint
+from mlflow_deploy_plugin.core.spec.document import (
+    apply_config,
+    load_specs,
+    load_stored_specs,
+    new_endpoint,
+)
 from mlflow_deploy_plugin.core.statedir.models import Control
 
 SPEC = new_endpoint("flights", "models:/flights/1")
@@ -28,7 +33,11 @@ def document(dotted: str, value: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("dotted", "value", "replacement"), REMOVED)
-def test_a_user_gets_the_replacement_of_a_removed_field(dotted: str, value: object, replacement: str) -> None:
+def test_a_user_gets_the_replacement_of_a_removed_field(
+    dotted: str,
+    value: object,
+    replacement: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=f"^{dotted}.* was removed: .*{replacement}"):
         load_specs(yaml.safe_dump(document(dotted, value)))
     with pytest.raises(InvalidConfig, match=f"^{dotted}.* was removed: .*{replacement}"):
@@ -37,7 +46,10 @@ def test_a_user_gets_the_replacement_of_a_removed_field(dotted: str, value: obje
 
 @pytest.mark.parametrize(("dotted", "value", "replacement"), REMOVED)
 def test_a_stored_spec_is_read_without_a_removed_field(
-    dotted: str, value: object, replacement: str, caplog: pytest.LogCaptureFixture
+    dotted: str,
+    value: object,
+    replacement: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     removed._warn_once.cache_clear()
     text = yaml.safe_dump(document(dotted, value))
@@ -46,8 +58,12 @@ def test_a_stored_spec_is_read_without_a_removed_field(
         specs = [*load_stored_specs(text), *load_stored_specs(text)]
         control = Control.model_validate({"added": {"flights": document(dotted, value)}})
 
-    providers: tuple[object, ...] = ({"OpenVINOExecutionProvider": {}},) if value == "openvino" else ()
-    expected = SPEC.model_copy(update={"server": SPEC.server.model_copy(update={"providers": providers})})
+    providers: tuple[object, ...] = (
+        ({"OpenVINOExecutionProvider": {}},) if value == "openvino" else ()
+    )
+    expected = SPEC.model_copy(
+        update={"server": SPEC.server.model_copy(update={"providers": providers})},
+    )
     assert [*specs, *control.added.values()] == [expected] * 3
     (warning,) = caplog.messages
     assert f"{dotted}" in warning
@@ -61,4 +77,6 @@ def test_an_unset_field_is_dropped_without_a_warning(caplog: pytest.LogCaptureFi
 
 def test_a_value_that_cannot_be_written_as_a_text_is_refused() -> None:
     with pytest.raises(InvalidConfig, match=r"^server\.device: "):
-        load_specs(f"name: flights\nvariants: {{}}\nserver: {{device: {{number: 0x1{'0' * 10_000}}}}}\n")
+        load_specs(
+            f"name: flights\nvariants: {{}}\nserver: {{device: {{number: 0x1{'0' * 10_000}}}}}\n",
+        )

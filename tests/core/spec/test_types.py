@@ -20,7 +20,10 @@ from mlflow_deploy_plugin.core.spec.types import (
 )
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800), ("1w", 604800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800), ("1w", 604800)],
+)
 def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert duration_seconds(text) == seconds
 
@@ -34,8 +37,27 @@ def test_a_duration_of_an_option_is_read_or_refused() -> None:
 
 
 def test_a_latency_of_an_option_is_read_or_refused() -> None:
-    assert [parse_latency(text, "--p99") for text in ("20ms", "0.5ms", "1.5s", "30s")] == [0.02, 0.0005, 1.5, 30]
-    for text in ("0", "0ms", "0.0s", "20", "20 ms", "1m", "-5ms", ".5s", "1e3ms", "nans", "5ms\n", "1000000000ms", ""):
+    assert [parse_latency(text, "--p99") for text in ("20ms", "0.5ms", "1.5s", "30s")] == [
+        0.02,
+        0.0005,
+        1.5,
+        30,
+    ]
+    for text in (
+        "0",
+        "0ms",
+        "0.0s",
+        "20",
+        "20 ms",
+        "1m",
+        "-5ms",
+        ".5s",
+        "1e3ms",
+        "nans",
+        "5ms\n",
+        "1000000000ms",
+        "",
+    ):
         with pytest.raises(InvalidConfig, match="--p99"):
             parse_latency(text, "--p99")
 
@@ -46,7 +68,13 @@ FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.mark.parametrize(
     "text",
-    ["training", "rolling:7d", "window:2013-01-01/2013-04-01", "window:2013-01-01T12:00+02:00/90d", "dataset:s3://a/b"],
+    [
+        "training",
+        "rolling:7d",
+        "window:2013-01-01/2013-04-01",
+        "window:2013-01-01T12:00+02:00/90d",
+        "dataset:s3://a/b",
+    ],
 )
 def test_a_reference_is_taken_as_it_is(text: str) -> None:
     assert validate_reference(text) == text
@@ -66,7 +94,10 @@ def test_a_reference_that_cannot_be_says_why(text: str, said: str) -> None:
         validate_reference(text)
 
 
-@pytest.mark.parametrize(("lag", "said"), [("1h", "is shorter than the window"), ("36h", "is not a multiple")])
+@pytest.mark.parametrize(
+    ("lag", "said"),
+    [("1h", "is shorter than the window"), ("36h", "is not a multiple")],
+)
 def test_a_lag_leads_from_one_window_to_another(lag: str, said: str) -> None:
     validate_lag("7d", "1d")
     with pytest.raises(ValueError, match=said):
@@ -82,7 +113,10 @@ def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_
     span = 10 * DAY
     start, end = bin_period(FIRST, FIRST + 500 * DAY, span)
     assert end - start == span
-    assert bin_period(FIRST, FIRST + 501 * DAY, span) in [(start, end), (start + 4 * span, end + 4 * span)]
+    assert bin_period(FIRST, FIRST + 501 * DAY, span) in [
+        (start, end),
+        (start + 4 * span, end + 4 * span),
+    ]
     assert bin_period(FIRST, FIRST + 5 * DAY, span) == (FIRST, FIRST + 5 * DAY)
 
 
@@ -103,7 +137,10 @@ def test_a_line_is_taken_as_it_is(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("15 6 * *", "five fields are expected; minute, hour, day, month and weekday are expected, e.g."),
+        (
+            "15 6 * *",
+            "five fields are expected; minute, hour, day, month and weekday are expected, e.g.",
+        ),
         ("60 6 * * *", "Bad minute; minute, hour, day, month and weekday are expected"),
         ("0 6 * * mo", "Bad day-of-week; "),
         ("0 6 * foo *", "Bad month; "),
@@ -137,7 +174,10 @@ def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
     assert reachable_url(host, 80) == url
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(604_800, "7d"), (30_931_200, "358d"), (129_600, "36h"), (90, "90s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(604_800, "7d"), (30_931_200, "358d"), (129_600, "36h"), (90, "90s")],
+)
 def test_a_duration_is_written_in_its_largest_unit(seconds: int, text: str) -> None:
     assert duration_text(seconds) == text
     assert duration_seconds(text) == seconds

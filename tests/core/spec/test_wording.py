@@ -13,7 +13,11 @@ from tests.support.specs import FLIGHTS, flights
 
 def _with(**config: str) -> Callable[[], object]:
     """Return a change of fields of an endpoint; `__` in a name stands for a dot."""
-    return partial(apply_config, flights(), {name.replace("__", "."): value for name, value in config.items()})
+    return partial(
+        apply_config,
+        flights(),
+        {name.replace("__", "."): value for name, value in config.items()},
+    )
 
 
 MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
@@ -25,9 +29,18 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         partial(load_specs, FLIGHTS + "montiors: {}\n"),
         "unknown field 'montiors'; did you mean 'monitors'?",
     ),
-    "an unknown key": (_with(server__prot="1"), "unknown config key 'server.prot'; did you mean 'server.port'?"),
-    "a text for a number": (_with(server__port="high"), "server.port: a whole number is expected (got 'high')"),
-    "a number out of bounds": (_with(capture__fraction="1.5"), "capture.fraction: at most 1.0 is expected (got '1.5')"),
+    "an unknown key": (
+        _with(server__prot="1"),
+        "unknown config key 'server.prot'; did you mean 'server.port'?",
+    ),
+    "a text for a number": (
+        _with(server__port="high"),
+        "server.port: a whole number is expected (got 'high')",
+    ),
+    "a number out of bounds": (
+        _with(capture__fraction="1.5"),
+        "capture.fraction: at most 1.0 is expected (got '1.5')",
+    ),
     "an unknown choice": (
         _with(server__device="tpu"),
         "server.device: 'cpu', 'cuda' or 'tensorrt' is expected (got 'tpu')",
@@ -54,7 +67,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _with(monitors__daily__estimate="decides"),
         "monitors.daily: a monitor of kind drift does not accept `estimate`, which is for kind performance",
     ),
-    "half a pair of files": (_with(server__certfile="/c.pem"), "server: certfile and keyfile must be set together"),
+    "half a pair of files": (
+        _with(server__certfile="/c.pem"),
+        "server: certfile and keyfile must be set together",
+    ),
     "one port for two protocols": (
         _with(server__grpc_port="8080"),
         "server: port and grpc_port are both 8080; they must differ",
@@ -83,5 +99,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_field_and_what_is_expected(cause: Callable[[], object], message: str) -> None:
+def test_a_refusal_names_the_field_and_what_is_expected(
+    cause: Callable[[], object],
+    message: str,
+) -> None:
     assert message_of(cause) == message

@@ -24,7 +24,9 @@ def test_an_error_is_read_from_its_answer(error: OnnxserveError | None, kind: ty
     assert str(read) == str(error)
 
 
-def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
+def test_commands_wait_in_the_order_of_their_names_and_half_written_ones_do_not_count(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / COMMANDS
     folder.mkdir()
     for name in ("2.json", "1.json", ".3.json"):

@@ -47,12 +47,19 @@ def test_a_state_folder_is_for_its_user_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("refuse", "why"),
     [
-        (lambda folder: (folder / "no" / "key.pem").read_bytes(), "{folder}/no/key.pem: No such file or directory"),
+        (
+            lambda folder: (folder / "no" / "key.pem").read_bytes(),
+            "{folder}/no/key.pem: No such file or directory",
+        ),
         (lambda folder: socket.create_connection(("127.0.0.1", 1)), "Connection refused"),
     ],
     ids=["a file", "a socket"],
 )
-def test_what_the_system_refuses_a_server_is_named(tmp_path: Path, refuse: Callable[[Path], object], why: str) -> None:
+def test_what_the_system_refuses_a_server_is_named(
+    tmp_path: Path,
+    refuse: Callable[[Path], object],
+    why: str,
+) -> None:
     with pytest.raises(InvalidConfig) as refused, claim_state_dir(tmp_path / "server"):
         refuse(tmp_path)
     said = why.format(folder=tmp_path)
@@ -67,7 +74,8 @@ def test_a_state_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
 
 
 def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lock = os.open(tmp_path / SERVER_LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_SH)  # `is_locked` holds such a lock briefly.
@@ -76,7 +84,9 @@ def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
         assert is_locked(tmp_path / SERVER_LOCK)
 
 
-def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(tmp_path: Path) -> None:
+def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(
+    tmp_path: Path,
+) -> None:
     """The folder may be removed between the check and the read, which made one of 3,000 reads fail."""
     has_read = threading.Event()
 
@@ -138,7 +148,11 @@ def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
     write(by_size, "aa", "x" * 6, age=20)
     write(by_size, "bb", "x" * 6, age=10)
     assert names(by_size) == ["bb.bin"]
-    assert write(by_size, "cc", "x" * 99).exists()  # The newest file is kept regardless of its size.
+    assert write(
+        by_size,
+        "cc",
+        "x" * 99,
+    ).exists()  # The newest file is kept regardless of its size.
 
 
 def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
@@ -172,7 +186,11 @@ def test_a_lock_is_seen_while_it_is_held_and_leaves_no_file(tmp_path: Path) -> N
 
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     assert is_locked(path)
@@ -217,10 +235,15 @@ with temporary_folder("ours-") as folder:
 
 
 def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_others_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    subprocess.run([sys.executable, "-c", LEFT], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", LEFT],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        check=False,
+    )
     (tmp_path / "theirs-1").mkdir()
     (left,) = (path for path in tmp_path.glob("ours-*") if path.is_dir())
 
@@ -229,14 +252,17 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_
         (first / "file").touch()
         with temporary_folder("ours-") as second:
             assert sorted(os.listdir(tmp_path)) == sorted(
-                [first.name, f"{first.name}.lock", second.name, f"{second.name}.lock", "theirs-1"]
+                [first.name, f"{first.name}.lock", second.name, f"{second.name}.lock", "theirs-1"],
             )
             assert os.listdir(first) == ["file"]
 
     assert os.listdir(tmp_path) == ["theirs-1"]
 
 
-def test_a_link_among_the_temporary_folders_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_among_the_temporary_folders_is_not_followed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "ours-1.lock").symlink_to(tmp_path / "made")  # Any user may create links in /tmp.
 
@@ -261,5 +287,9 @@ def test_of_many_who_make_a_secret_one_does_and_its_user_alone_reads_it(tmp_path
 
 
 def test_a_wait_for_a_lock_ends(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock", seconds=0.2):
+    with (
+        locked(tmp_path / "lock"),
+        pytest.raises(BlockingIOError),
+        locked(tmp_path / "lock", seconds=0.2),
+    ):
         pass

@@ -10,7 +10,10 @@ from mlflow_deploy_plugin.core.statedir import history
 from mlflow_deploy_plugin.core.statedir.files import METRICS
 from mlflow_deploy_plugin.core.statedir.history import HistoryWriter, read_history
 from mlflow_deploy_plugin.serve.observability.metrics import Metrics
-from mlflow_deploy_plugin.ship.deployments.server_metrics import CountedInterval, parse_server_history
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    CountedInterval,
+    parse_server_history,
+)
 
 OF_VERSION = ("e", "v", "m", "7")
 
@@ -35,7 +38,13 @@ class Machine:
     def agent(self) -> HistoryWriter:
         return HistoryWriter(self.folder, lambda: self.wall + self.now, lambda: self.now)
 
-    def answer(self, requests: int, status: str = "200", seconds: float = 0.003, protocol: str = "v2") -> None:
+    def answer(
+        self,
+        requests: int,
+        status: str = "200",
+        seconds: float = 0.003,
+        protocol: str = "v2",
+    ) -> None:
         for _ in range(requests):
             self.metrics.count_request((*OF_VERSION, protocol, status), seconds)
 
@@ -97,7 +106,9 @@ def test_a_restart_is_no_fall_and_the_time_without_a_server_has_no_line(machine:
     assert [one.counters[OF_VERSION].requests for one in machine.hour()] == [30, 3]
 
 
-def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(machine: Machine) -> None:
+def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cut_off(
+    machine: Machine,
+) -> None:
     agent = machine.agent()
     agent.round()
     rounds(machine, agent, 20)
@@ -119,7 +130,10 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     for _ in range(40):
         machine.answer(1)
         rounds(machine, agent, 10)
-        most = max(most, (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at'))
+        most = max(
+            most,
+            (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at'),
+        )
 
     assert most == 12
     assert len(machine.hour()) == 6
@@ -128,7 +142,9 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_full_disk_costs_lines_and_is_logged(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -140,7 +156,9 @@ def test_a_full_disk_costs_lines_and_is_logged(
         rounds(machine, agent, 40)
     rounds(machine, agent, 10)
 
-    said = {record.getMessage() for record in caplog.records}  # The log repeats a message once a minute.
+    said = {
+        record.getMessage() for record in caplog.records
+    }  # The log repeats a message once a minute.
     assert said == {"the server's history cannot be written: No space left on device"}
     assert len(machine.hour()) == 1
 

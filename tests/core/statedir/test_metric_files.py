@@ -48,14 +48,20 @@ def parsed(page: bytes) -> Page:
         family.name: (
             family.type,
             family.documentation,
-            {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in family.samples},
+            {
+                (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+                for sample in family.samples
+            },
         )
         for family in text_string_to_metric_families(page.decode())
     }
 
 
 def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
-    counts, gauges = MmapCounters(folder / f"counts_{worker}.db"), MmapCounters(folder / f"gauges_{worker}.db")
+    counts, gauges = (
+        MmapCounters(folder / f"counts_{worker}.db"),
+        MmapCounters(folder / f"gauges_{worker}.db"),
+    )
     for number, labels in enumerate(label_sets):
         counts.cells[counts.slot(COUNTER, labels)] = 0.25 + 1e9 * worker + number
         counts.cells[counts.slot(LATEST, labels)] = 7.5 * worker - number
@@ -76,10 +82,17 @@ class Expected(Collector):
         gauge = GaugeMetricFamily(GAUGE.name, GAUGE.help, labels=NAMES)
         latest = GaugeMetricFamily(LATEST.name, LATEST.help, labels=NAMES)
         seconds = HistogramMetricFamily(SECONDS.name, SECONDS.help, labels=NAMES)
-        for labels in {tuple(labels[name] for name in NAMES) for worker in self.workers for labels in worker}:
+        for labels in {
+            tuple(labels[name] for name in NAMES) for worker in self.workers for labels in worker
+        }:
             by = dict(zip(NAMES, labels, strict=True))
-            places = [(number, sets.index(by)) for number, sets in enumerate(self.workers) if by in sets]
-            counter.add_metric(labels, sum(0.25 + 1e9 * worker + number for worker, number in places))
+            places = [
+                (number, sets.index(by)) for number, sets in enumerate(self.workers) if by in sets
+            ]
+            counter.add_metric(
+                labels,
+                sum(0.25 + 1e9 * worker + number for worker, number in places),
+            )
             latest.add_metric(labels, max(7.5 * worker - number for worker, number in places))
             if alive := [number for worker, number in places if worker in self.living]:
                 gauge.add_metric(labels, sum(1.5 + number for number in alive))
@@ -93,13 +106,21 @@ def check(folder: Path, workers: list[list[dict[str, str]]], living: list[int]) 
     registry = CollectorRegistry()
     registry.register(Expected(workers, living))
     ours = parsed(prometheus_text(read_families(folder)))
-    assert {name: one for name, one in ours.items() if "unrecorded" not in name} == parsed(generate_latest(registry))
+    assert {name: one for name, one in ours.items() if "unrecorded" not in name} == parsed(
+        generate_latest(registry),
+    )
 
 
 @settings(max_examples=60)
-@given(st.lists(st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))), max_size=3))
+@given(
+    st.lists(
+        st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))),
+        max_size=3,
+    ),
+)
 def test_the_page_is_that_of_prometheus_client(
-    tmp_path_factory: pytest.TempPathFactory, workers: list[list[dict[str, str]]]
+    tmp_path_factory: pytest.TempPathFactory,
+    workers: list[list[dict[str, str]]],
 ) -> None:
     folder = tmp_path_factory.mktemp("metrics")
     for number, label_sets in enumerate(workers):
@@ -190,7 +211,10 @@ def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
     assert sum(read(tmp_path)) == 2002
 
 
-def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_memory_loses_values_and_not_the_answer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tally = MmapCounters(tmp_path / "counts_1.db")
 
     def full(*_: object, **__: object) -> None:
@@ -204,9 +228,15 @@ def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypat
     (lost,) = read(tmp_path, "onnxserve_unrecorded")
     assert lost > 500
     assert sum(read(tmp_path)) + lost == 2000
-    (lost_rows,) = [family for family in read_families(tmp_path) if family.name == "onnxserve_unrecorded_histograms"]
+    (lost_rows,) = [
+        family
+        for family in read_families(tmp_path)
+        if family.name == "onnxserve_unrecorded_histograms"
+    ]
     (series,) = lost_rows.series
-    assert series.buckets == [("+Inf", series.count)]  # A histogram always has a bucket and therefore a count.
+    assert series.buckets == [
+        ("+Inf", series.count),
+    ]  # A histogram always has a bucket and therefore a count.
     assert series.count > 500
 
 
@@ -220,13 +250,16 @@ def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
     writer = threading.Thread(target=fill)
     writer.start()
     while writer.is_alive():
-        assert all(series.value == 0.0 for family in read_families(tmp_path) for series in family.series)
+        assert all(
+            series.value == 0.0 for family in read_families(tmp_path) for series in family.series
+        )
     writer.join()
     assert len(read(tmp_path)) == 2000
 
 
 def test_metrics_lie_on_the_disk_where_shared_memory_has_no_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))

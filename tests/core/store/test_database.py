@@ -39,17 +39,27 @@ except AlreadyExists:
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "a%b", "a#b c", "ü'x"])
-def test_the_store_lies_in_its_home_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+def test_the_store_lies_in_its_home_whatever_the_folder_is_called(
+    tmp_path: Path,
+    name: str,
+) -> None:
     open_store(Settings(home=tmp_path / name).store_url).close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "onnxserve.db").exists()
 
 
 def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
-    return f"sqlite:///{tmp_path}/store.db" if kind == "sqlite" else request.getfixturevalue("postgresql_url")
+    return (
+        f"sqlite:///{tmp_path}/store.db"
+        if kind == "sqlite"
+        else request.getfixturevalue("postgresql_url")
+    )
 
 
-both = pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+both = pytest.mark.parametrize(
+    "kind",
+    ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)],
+)
 
 
 def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
@@ -70,7 +80,9 @@ def drop_tables(connection: Connection) -> None:
 
 @both
 def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     url = url_of(request, tmp_path, kind)
     open_store(url).close()
@@ -80,14 +92,19 @@ def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
         drop_tables(connection)
         upgrade(migration_config(connection), "head")
         assert columns(connection) == made
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True})
+        context = MigrationContext.configure(
+            connection,
+            opts={"version_table": VERSION_TABLE, "compare_type": True},
+        )
         assert compare_metadata(context, Base.metadata) == []
 
 
 @pytest.mark.long
 @both
 def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the_name(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     url = url_of(request, tmp_path, kind)
     command = [sys.executable, "-c", OPEN_AND_ADD, url]
@@ -105,10 +122,14 @@ def test_a_store_that_is_new_or_up_to_date_is_opened_without_alembic(tmp_path: P
     url = f"sqlite:///{tmp_path}/store.db"
     code = "import sys; from mlflow_deploy_plugin.core.store.database import open_store; "
     code += "open_store(sys.argv[1]).close(); open_store(sys.argv[1]); assert 'alembic' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, url], check=False, timeout=60).returncode == 0
+    )
 
     with create_engine(url).connect() as connection:
-        assert ScriptDirectory.from_config(migration_config(connection)).get_current_head() == SCHEMA
+        assert (
+            ScriptDirectory.from_config(migration_config(connection)).get_current_head() == SCHEMA
+        )
 
 
 def test_opening_again_changes_nothing(tmp_path: Path) -> None:
@@ -145,14 +166,19 @@ def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema:
     with create_engine(url).begin() as connection:
         connection.execute(stamp)
 
-    with pytest.raises(StoreUnavailable, match=f"{tmp_path}/store.db .*{schema}.*`onnxserve migrate`") as caught:
+    with pytest.raises(
+        StoreUnavailable,
+        match=f"{tmp_path}/store.db .*{schema}.*`onnxserve migrate`",
+    ) as caught:
         open_store(url)
 
     assert "\n" not in caught.value.message
 
 
 def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "store.db").write_bytes(b"no database at all, but long enough to have a header" * 20)
+    (tmp_path / "store.db").write_bytes(
+        b"no database at all, but long enough to have a header" * 20,
+    )
 
     with pytest.raises(StoreUnavailable) as caught:
         open_store(f"sqlite:///{tmp_path}/store.db")
@@ -162,7 +188,12 @@ def test_a_file_that_is_no_database_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_store_whose_connections_all_hang_is_unavailable(tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///{tmp_path}/store.db", pool_size=1, max_overflow=0, pool_timeout=0.01)
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/store.db",
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=0.01,
+    )
     store = Store(engine, utc_now)
 
     with store.transaction() as hanging:
@@ -178,7 +209,9 @@ def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> Non
         open_store(f"sqlite:///{tmp_path}/file/store.db")
 
 
-def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_another(
+    tmp_path: Path,
+) -> None:
     with refused(StoreUnavailable, "unable to open", "ONNXSERVE_HOME"):
         open_store(f"sqlite:///{tmp_path}")
 
@@ -216,7 +249,9 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
     store.endpoints()
     with create_engine(postgresql_url).begin() as connection:
         others = "pid <> pg_backend_pid() AND datname = 'postgres'"
-        connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        connection.execute(
+            text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"),
+        )
 
     with pytest.raises(StoreUnavailable):
         store.endpoints()
@@ -226,7 +261,9 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
 
 
 @pytest.mark.postgresql
-def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_another(postgresql_url: str) -> None:
+def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_another(
+    postgresql_url: str,
+) -> None:
     connections: list[Any] = []
     event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
     store = open_store(postgresql_url)
@@ -237,7 +274,9 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
 
 
 @pytest.mark.postgresql
-def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(postgresql_url: str) -> None:
+def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(
+    postgresql_url: str,
+) -> None:
     """Only a firewall could simulate a failed machine here, so read the timeout from the socket."""
     waits: list[int] = []
 
@@ -260,10 +299,16 @@ def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(p
         ("onnx:s3cret@host", "is not an SQLAlchemy URI"),
         ("postgresql://onnx:s3cret@host:port/db", "is not an SQLAlchemy URI"),
         ("nonsense://onnx:s3cret@host/db", "'nonsense' is not a supported database"),
-        ("oracle+oracledb://onnx:s3cret@host/db", "No module named 'oracledb'.*SQLite and PostgreSQL"),
+        (
+            "oracle+oracledb://onnx:s3cret@host/db",
+            "No module named 'oracledb'.*SQLite and PostgreSQL",
+        ),
     ],
 )
-def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(url: str, said: str) -> None:
+def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(
+    url: str,
+    said: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=said) as caught:
         open_store(url)
 
@@ -271,7 +316,10 @@ def test_a_uri_that_cannot_be_is_a_configuration_error_without_its_password(url:
 
 
 @pytest.mark.parametrize("held", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_a_new_store_that_somebody_else_is_just_making_is_waited_for(tmp_path: Path, held: str) -> None:
+def test_a_new_store_that_somebody_else_is_just_making_is_waited_for(
+    tmp_path: Path,
+    held: str,
+) -> None:
     path = tmp_path / "store.db"
     other = sqlite3.connect(path, isolation_level=None)
     other.execute(held)

@@ -31,7 +31,9 @@ def clock() -> Clock[datetime]:
 @pytest.fixture
 def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
     opened = open_store(store_url, clock)
-    with opened.transaction() as session:  # The command deletes in the whole store, and the PostgreSQL store is shared.
+    with (
+        opened.transaction() as session
+    ):  # The command deletes in the whole store, and the PostgreSQL store is shared.
         for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
             session.execute(text(f"DELETE FROM onnxserve_{table}"))
     yield opened
@@ -46,7 +48,12 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge(
-    store: Store, clock: Clock[datetime], hours: range, verdict: str = "no drift", *, by_hand: bool = False
+    store: Store,
+    clock: Clock[datetime],
+    hours: range,
+    verdict: str = "no drift",
+    *,
+    by_hand: bool = False,
 ) -> None:
     """Judge the windows of these hours of the monitor `hourly`, each at its end."""
     monitors = Monitors(store)
@@ -57,11 +64,16 @@ def judge(
 
 
 def hours(store: Store, *, by_hand: bool = False) -> list[int]:
-    return [(one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)]
+    return [
+        (one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)
+    ]
 
 
 @pytest.mark.long
-def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock[datetime]) -> None:
+def test_judged_windows_go_when_they_are_old_and_the_newest_stay(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     judge(store, clock, range(10))
     clock.now = START + YEAR
     judge(store, clock, range(8759, 8760))
@@ -73,7 +85,10 @@ def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, c
     assert expire(store, 30 * DAY) == Expired()
 
 
-def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Clock[datetime]) -> None:
+def test_windows_of_a_monitor_that_is_young_or_slow_stay(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     judge(store, clock, range(3))
     clock.now = START + YEAR
 
@@ -81,7 +96,10 @@ def test_windows_of_a_monitor_that_is_young_or_slow_stay(store: Store, clock: Cl
     assert expire(store, timedelta(days=999_999)) == Expired()
 
 
-def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store, clock: Clock[datetime]) -> None:
+def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     judge(store, clock, range(5))
     judge(store, clock, range(10, 15), by_hand=True)
     clock.now = START + YEAR
@@ -90,9 +108,14 @@ def test_windows_by_hand_and_scheduled_ones_keep_their_newest_each(store: Store,
     assert (hours(store), hours(store, by_hand=True)) == ([2, 3, 4], [12, 13, 14])
 
 
-def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, clock: Clock[datetime]) -> None:
+def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     monitors = Monitors(store)
-    waiting, given_up = (monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1))
+    waiting, given_up = (
+        monitors.add("flights", "hourly", START + n * HOUR, START + (n + 1) * HOUR) for n in (0, 1)
+    )
     monitors.update(replace(given_up, state="failed", attempts=3))
     judge(store, clock, range(2, 4))
     clock.now = START + YEAR
@@ -101,7 +124,10 @@ def test_a_window_that_waits_stays_and_one_that_was_given_up_goes(store: Store, 
     assert hours(store) == [waiting.revision - 1, 2, 3]
 
 
-def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store: Store, clock: Clock[datetime]) -> None:
+def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     old = Monitors(store).add("flights", "hourly", START, START + HOUR)
     judge(store, clock, range(1, 5))
     clock.now = START + YEAR
@@ -111,7 +137,10 @@ def test_a_window_that_was_judged_late_stays_as_long_as_others_after_that(store:
     assert hours(store) == [0, 2, 3, 4]
 
 
-def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: Clock[datetime]) -> None:
+def test_counters_go_on_from_the_windows_that_have_expired(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     spec = new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"})
     store.add_endpoint("onnxserve", spec)
     monitors, key = Monitors(store), ("flights", "hourly")
@@ -127,12 +156,19 @@ def test_counters_go_on_from_the_windows_that_have_expired(store: Store, clock: 
     for keep in (364 * DAY + 16 * HOUR, 30 * DAY):
         assert expire(store, keep).windows > 0
         after = read_counts(store, [key], "rows", 20)
-        assert after.judged_windows == before.judged_windows == {(*key, "no drift"): 9, (*key, "drift"): 5}
+        assert (
+            after.judged_windows
+            == before.judged_windows
+            == {(*key, "no drift"): 9, (*key, "drift"): 5}
+        )
         assert after.failures == before.failures == {key: 5}
         assert after.last_judged == before.last_judged
 
 
-def test_the_windows_of_a_monitor_that_was_removed_go_too(store: Store, clock: Clock[datetime]) -> None:
+def test_the_windows_of_a_monitor_that_was_removed_go_too(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     monitors = Monitors(store)
     judge(store, clock, range(10))
     monitors.forget("flights", "hourly")
@@ -153,7 +189,10 @@ def test_alerts_go_when_they_are_over_and_old(store: Store, clock: Clock[datetim
     assert [one.fingerprint for one in alerts.recent()] == ["over", "fires"]
 
 
-def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, clock: Clock[datetime]) -> None:
+def test_each_transaction_is_short_and_between_two_one_may_leave(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
     judge(store, clock, range(21))
     clock.now = START + YEAR
     asked = iter([True, True, False, False])
@@ -172,9 +211,19 @@ def test_each_transaction_is_short_and_between_two_one_may_leave(store: Store, c
     assert hours(store)[0] == 8
 
 
-@pytest.mark.parametrize("store_url", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True)
-def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock: Clock[datetime]) -> None:
-    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}))
+@pytest.mark.parametrize(
+    "store_url",
+    [pytest.param("postgresql", marks=pytest.mark.postgresql)],
+    indirect=True,
+)
+def test_an_endpoint_can_be_deleted_while_its_windows_expire(
+    store: Store,
+    clock: Clock[datetime],
+) -> None:
+    store.add_endpoint(
+        "onnxserve",
+        new_endpoint("flights", "models:/m/1", {"monitors.hourly.kind": "drift"}),
+    )
     Monitors(store).update_state("flights", "hourly", consecutive=0)
     judge(store, clock, range(7))
     clock.now = START + YEAR
@@ -186,8 +235,17 @@ def test_an_endpoint_can_be_deleted_while_its_windows_expire(store: Store, clock
     with ThreadPoolExecutor(1) as pool:
         deleted: list[Future[bool]] = []
 
-        def delete_meanwhile(connection: object, cursor: Any, statement: str, *rest: object) -> None:
-            if "onnxserve_monitor_windows" in statement and statement.endswith("SKIP LOCKED") and not deleted:
+        def delete_meanwhile(
+            connection: object,
+            cursor: Any,
+            statement: str,
+            *rest: object,
+        ) -> None:
+            if (
+                "onnxserve_monitor_windows" in statement
+                and statement.endswith("SKIP LOCKED")
+                and not deleted
+            ):
                 deleted.append(pool.submit(store.remove_endpoint, "flights"))
                 wait_until(waits, what="the deletion waits for the windows")
 

@@ -46,13 +46,22 @@ def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock[d
 
 def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> None:
     keys = ApiKeys(store)
-    for name, endpoints in (("everywhere", []), ("both", ["flights", "prices"]), ("one", ["flights"])):
+    for name, endpoints in (
+        ("everywhere", []),
+        ("both", ["flights", "prices"]),
+        ("one", ["flights"]),
+    ):
         keys.create(name, ["infer"], endpoints)
     assert keys.withdraw("flights") == ["one"]
-    assert {key.name: list(key.endpoints) for key in keys.valid()} == {"both": ["prices"], "everywhere": []}
+    assert {key.name: list(key.endpoints) for key in keys.valid()} == {
+        "both": ["prices"],
+        "everywhere": [],
+    }
     assert keys.withdraw("flights") == []
     assert keys.withdraw("prices") == ["both"]
-    assert [(event.before, event.why) for event in store.events() if event.action == "key.revoke"] == [
+    assert [
+        (event.before, event.why) for event in store.events() if event.action == "key.revoke"
+    ] == [
         ("key one", "its endpoint flights was deleted"),
         ("key both", "its endpoint prices was deleted"),
     ]
@@ -60,12 +69,15 @@ def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> Non
 
 def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     keys = ApiKeys(store)
-    (one, first), (other, second) = keys.create("a", ["infer"], actor="ada"), keys.create("b", ["infer"])
+    (one, first), (other, second) = (
+        keys.create("a", ["infer"], actor="ada"),
+        keys.create("b", ["infer"]),
+    )
     assert not any(text in without_keys(f"/{text}/") for text in (first, second))
     assert first != second
     assert len(first) > 40
     assert first not in repr([one, other, *store.events()])
     assert [(event.action, event.actor, event.after) for event in store.events()][:1] == [
-        ("key.create", "ada", "key a")
+        ("key.create", "ada", "key a"),
     ]
     assert next(store.events()).detail == {"scopes": ["infer"], "endpoints": [], "limits": []}

@@ -59,7 +59,13 @@ def test_a_window_is_there_once(store: Store, name: str) -> None:
 def test_a_window_that_is_judged_stays_as_it_is(store: Store, name: str) -> None:
     monitors = Monitors(store)
     added = monitors.add(name, "daily", START, START + DAY)
-    found = replace(added, state="judged", verdict="drift", rows=5_000_000_000, figures={"p": 0.5, "nan": float("nan")})
+    found = replace(
+        added,
+        state="judged",
+        verdict="drift",
+        rows=5_000_000_000,
+        figures={"p": 0.5, "nan": float("nan")},
+    )
 
     judged = monitors.update(replace(found, reason="a\0b"))
 
@@ -86,7 +92,10 @@ def test_a_window_is_not_written_under_a_lost_lease(store: Store, name: str) -> 
     assert monitors.update(window, held) is not None
 
 
-def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store: Store, name: str) -> None:
+def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(
+    store: Store,
+    name: str,
+) -> None:
     monitors = Monitors(store)
     for days in (2, 0, 1):
         monitors.add(name, "daily", START + days * DAY, START + (days + 1) * DAY)
@@ -97,10 +106,18 @@ def test_windows_are_listed_oldest_first_and_a_limit_keeps_the_newest(store: Sto
     assert monitors.windows(name, states=["judged"]) == []
 
 
-def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(store: Store, name: str) -> None:
+def test_a_busy_monitor_takes_nothing_from_the_newest_windows_of_another(
+    store: Store,
+    name: str,
+) -> None:
     monitors, minute = Monitors(store), timedelta(minutes=1)
     for number in range(5):
-        monitors.add(name, "busy", START + 9 * DAY + number * minute, START + 9 * DAY + (number + 1) * minute)
+        monitors.add(
+            name,
+            "busy",
+            START + 9 * DAY + number * minute,
+            START + 9 * DAY + (number + 1) * minute,
+        )
         monitors.add(name, "daily", START + number * DAY, START + (number + 1) * DAY)
     monitors.add(name, "daily", START + 4 * DAY, START + 5 * DAY)
     monitors.add(name, "removed", START, START + DAY)
@@ -123,7 +140,12 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
 
     assert monitors.pause(name, "daily", actor="ada@laptop", why="a known fault")
     assert not monitors.pause(name, "daily", actor="bob@laptop")
-    assert monitors.state(name, "daily") == MonitorState(name, "daily", paused=True, paused_by="ada@laptop")
+    assert monitors.state(name, "daily") == MonitorState(
+        name,
+        "daily",
+        paused=True,
+        paused_by="ada@laptop",
+    )
     assert monitors.pause(name, "daily", paused=False, actor="bob@laptop")
 
     assert not monitors.state(name, "daily").paused
@@ -133,10 +155,17 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
     ]
 
 
-def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(store: Store, name: str) -> None:
+def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(
+    store: Store,
+    name: str,
+) -> None:
     monitors = Monitors(store)
 
-    monitors.accept(name, "daily", {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"})
+    monitors.accept(
+        name,
+        "daily",
+        {"x": "2026-11-01T00:00:00+00:00", "y": "2026-11-02T00:00:00+00:00"},
+    )
     monitors.accept(name, "daily", {"x": "2026-11-20T00:00:00+00:00"}, "a new carrier")
 
     baseline = monitors.state(name, "daily").baseline
@@ -146,7 +175,10 @@ def test_an_accepted_baseline_is_added_to_earlier_ones_and_written_down(store: S
     assert event.detail["baseline"] == "x since 2026-11-20T00:00:00+00:00"
 
 
-def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: Store, name: str) -> None:
+def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(
+    store: Store,
+    name: str,
+) -> None:
     def judge(start: datetime, number: int, length: timedelta = DAY, **more: Any) -> None:
         window = Monitors(store).add(name, "daily", start, start + length, **more)
         assert Monitors(store).update(replace(window, state="judged", evidence={"number": number}))
@@ -159,7 +191,12 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: 
     judge(START - 800 * DAY, 6)
     judge(START + DAY, 7)
     Monitors(store).add(name, "daily", START - DAY, START)  # not judged
-    Monitors(store).add(name, "daily", START - 2 * DAY, START - DAY)  # a revision that is not judged
+    Monitors(store).add(
+        name,
+        "daily",
+        START - 2 * DAY,
+        START - DAY,
+    )  # a revision that is not judged
 
     def read(**given: Any) -> list[int]:
         windows = Monitors(store).judged_windows((name, "daily"), DAY, "evidence", **given)
@@ -172,7 +209,9 @@ def test_judged_windows_are_those_of_the_schedule_in_their_last_revision(store: 
 
 
 def test_revisions_of_a_window_do_not_displace_other_windows(
-    store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.core.store.monitors._MOST_PAST", 2)
     monitors = Monitors(store)
@@ -183,7 +222,9 @@ def test_revisions_of_a_window_do_not_displace_other_windows(
 
     read = monitors.judged_windows((name, "daily"), DAY, "evidence")
 
-    assert [(row.start, row.evidence) for row in read] == [(START + day * DAY, {"number": 3}) for day in (1, 2)]
+    assert [(row.start, row.evidence) for row in read] == [
+        (START + day * DAY, {"number": 3}) for day in (1, 2)
+    ]
 
 
 def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:
@@ -197,7 +238,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     assert Alerts(store).add_once(firing)
     running = monitors.add(name, "daily", START, START + DAY)
     assert monitors.states(name) == [
-        MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
+        MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out"),
     ]
 
     store.remove_endpoint(name)
@@ -206,17 +247,38 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
     assert written is None
-    assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == ([], [], [])
+    assert (monitors.states(name), monitors.windows(name), Silences(store).active(name)) == (
+        [],
+        [],
+        [],
+    )
     assert Alerts(store).firing(name) == []
-    assert [event.action for event in store.events(name)] == ["create", "monitor.pause", "silence", "delete", "create"]
+    assert [event.action for event in store.events(name)] == [
+        "create",
+        "monitor.pause",
+        "silence",
+        "delete",
+        "create",
+    ]
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_of_several_who_write_a_new_row_at_once_one_makes_it(store: Store, name: str, number: int) -> None:
+def test_of_several_who_write_a_new_row_at_once_one_makes_it(
+    store: Store,
+    name: str,
+    number: int,
+) -> None:
     monitors, alerts, now = Monitors(store), Alerts(store), store.now()
     said = Alert(f"{name}/said", name, "daily", "said", now, now)
     firing = replace(said, fingerprint=f"{name}/drift", state="firing")
-    failed = AuditEvent(now, "controller", "retrain.failed", name, why="no labels", detail={"monitor": "daily"})
+    failed = AuditEvent(
+        now,
+        "controller",
+        "retrain.failed",
+        name,
+        why="no labels",
+        detail={"monitor": "daily"},
+    )
 
     at_once(lambda: monitors.update_state(name, "daily", consecutive=2))
     paused = at_once(lambda: monitors.pause(name, "hourly"))

@@ -70,7 +70,11 @@ def test_a_key_is_its_own_key(name: str) -> None:
 
 
 @given(NAMES, st.sampled_from(INVISIBLE), st.integers(0, 20))
-def test_an_invisible_character_anywhere_makes_no_other_person(name: str, character: str, place: int) -> None:
+def test_an_invisible_character_anywhere_makes_no_other_person(
+    name: str,
+    character: str,
+    place: int,
+) -> None:
     assert person_key(name[:place] + character + name[place:]) == person_key(name)
 
 
@@ -82,7 +86,10 @@ def test_a_normal_form_of_unicode_makes_no_other_person(name: str, form: str) ->
 
 @given(NAMES)
 def test_case_and_outer_spaces_make_no_other_person(name: str) -> None:
-    folded = unicodedata.normalize("NFD", name).casefold()  # Unicode folds the case of decomposed letters.
+    folded = unicodedata.normalize(
+        "NFD",
+        name,
+    ).casefold()  # Unicode folds the case of decomposed letters.
     assert person_key(f" {folded}\u00a0") == person_key(name)
 
 
@@ -105,7 +112,8 @@ def test_an_unusable_name_is_refused_with_the_reason(name: str, named: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["reviewer", "Zoë d'Été-Ångström", "李 明", "r" * 255, "eva@corp.example", "anonymous"]
+    "name",
+    ["reviewer", "Zoë d'Été-Ångström", "李 明", "r" * 255, "eva@corp.example", "anonymous"],
 )
 def test_a_usual_name_is_usable(name: str) -> None:
     assert name_refusal(name) == ""

@@ -42,14 +42,28 @@ def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:
     added = add(retrainings)
     assert retrainings.find("flights", "X") == [added]
     assert retrainings.get(added.id) == added
-    assert (added.cause, added.spec, added.created_at) == ({"why": "it is worse"}, {"mode": "full"}, NOON)
+    assert (added.cause, added.spec, added.created_at) == (
+        {"why": "it is worse"},
+        {"mode": "full"},
+        NOON,
+    )
     assert retrainings.find("elsewhere") == []
     assert retrainings.get(77) is None
 
 
 def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings) -> None:
-    figures = RetrainingFigures(attempt=1, started_at=NOON, evaluation={"difference": 0.5}, compared=False)
-    document = {"attempt": 1, "started_at": NOON.isoformat(), "evaluation.difference": 0.5, "compared": False}
+    figures = RetrainingFigures(
+        attempt=1,
+        started_at=NOON,
+        evaluation={"difference": 0.5},
+        compared=False,
+    )
+    document = {
+        "attempt": 1,
+        "started_at": NOON.isoformat(),
+        "evaluation.difference": 0.5,
+        "compared": False,
+    }
 
     written = retrainings.update(replace(add(retrainings), figures=figures))
 
@@ -76,7 +90,9 @@ def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> No
         retrainings.update(replace(live, state="failed", ended_at=NOON))
 
 
-def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings: Retrainings) -> None:
+def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(
+    retrainings: Retrainings,
+) -> None:
     first = add(retrainings)
     with refused(AlreadyExists, "model X", f"retraining {first.id}", "waiting"):
         add(retrainings, endpoint="another")
@@ -86,14 +102,19 @@ def test_a_model_has_one_live_retraining_and_a_new_one_after_its_end(retrainings
     assert [one.id for one in retrainings.find(live=True)] == [other.id, second.id]
 
 
-def test_of_two_that_change_it_at_the_same_time_one_does(store: Store, retrainings: Retrainings) -> None:
+def test_of_two_that_change_it_at_the_same_time_one_does(
+    store: Store,
+    retrainings: Retrainings,
+) -> None:
     added = add(retrainings)
     event = AuditEvent(NOON, "controller", "retrain.run", "flights", "X")
     running = retrainings.update(replace(added, state="running", run_id="r1"), event)
     assert running is not None
     assert retrainings.update(replace(added, state="failed"), event) is None
     assert retrainings.get(added.id) == running
-    actions = [one.action for one in store.events("flights")]  # The PostgreSQL server is shared by tests.
+    actions = [
+        one.action for one in store.events("flights")
+    ]  # The PostgreSQL server is shared by tests.
     assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 
@@ -104,7 +125,9 @@ def test_what_has_ended_stays_as_it_is(retrainings: Retrainings) -> None:
     assert retrainings.update(replace(ended, state="running", ended_at=None)) is None
 
 
-def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(retrainings: Retrainings) -> None:
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
+    retrainings: Retrainings,
+) -> None:
     written = retrainings.update(replace(add(retrainings), reason="Error: \0 \ud800"))
 
     assert written is not None

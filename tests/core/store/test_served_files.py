@@ -21,7 +21,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def moved(store: Store, version: str, files: str | None, place: str = "@champion", action: str = "alias") -> None:
+def moved(
+    store: Store,
+    version: str,
+    files: str | None,
+    place: str = "@champion",
+    action: str = "alias",
+) -> None:
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 
@@ -36,8 +42,15 @@ def test_the_last_move_of_mlflow_s_server_has_the_files(store: Store) -> None:
     assert served_files(store, "credit", "1", "@champion") == ""  # The files could not be read.
 
 
-@pytest.mark.parametrize(("kept", "files"), [([], ""), ([served_entry("1", "@champion", OLD)], OLD)])
-def test_after_a_rename_only_the_files_that_the_rename_keeps_count(kept: list[Any], files: str, store: Store) -> None:
+@pytest.mark.parametrize(
+    ("kept", "files"),
+    [([], ""), ([served_entry("1", "@champion", OLD)], OLD)],
+)
+def test_after_a_rename_only_the_files_that_the_rename_keeps_count(
+    kept: list[Any],
+    files: str,
+    store: Store,
+) -> None:
     moved(store, "1", NEW)
     store.record("rename", model="credit", after="credit", detail={SERVED: kept})
     assert served_files(store, "credit", "1", "@champion") == files

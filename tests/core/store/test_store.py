@@ -13,7 +13,12 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from mlflow_deploy_plugin.core.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint, remove_variant
+from mlflow_deploy_plugin.core.spec.document import (
+    add_variant,
+    apply_config,
+    new_endpoint,
+    remove_variant,
+)
 from mlflow_deploy_plugin.core.store.audit import AuditEvent, current_actor
 from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.core.store.monitors import Monitors
@@ -45,7 +50,11 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 def test_an_endpoint_comes_back_as_it_was_put_in(store: Store) -> None:
-    spec = new_endpoint("flights", "models:/flight-delay/Production", {"server.port": 8123, "capture.fraction": 0.5})
+    spec = new_endpoint(
+        "flights",
+        "models:/flight-delay/Production",
+        {"server.port": 8123, "capture.fraction": 0.5},
+    )
 
     added = store.add_endpoint("onnxserve", spec)
 
@@ -96,7 +105,10 @@ def plans_on_sqlite(folder: Path, ask: Callable[[Store], object]) -> list[str]:
         event.remove(Engine, "before_cursor_execute", note)
         store.close()
     with closing(sqlite3.connect(file)) as database:
-        plans = [database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall() for text, given in asked]
+        plans = [
+            database.execute(f"EXPLAIN QUERY PLAN {text}", given).fetchall()
+            for text, given in asked
+        ]
     return [step[3] for plan in plans for step in plan]
 
 
@@ -109,11 +121,20 @@ def test_a_look_at_the_endpoints_does_not_read_the_audit_trail(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "narrowed", [{}, {"by_hand": False}, {"endpoint": "flights"}, {"endpoint": "flights", "monitor": "hourly"}]
+    "narrowed",
+    [{}, {"by_hand": False}, {"endpoint": "flights"}, {"endpoint": "flights", "monitor": "hourly"}],
 )
-def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(tmp_path: Path, narrowed: Any) -> None:
+def test_a_look_at_the_windows_that_wait_does_not_read_the_judged_ones(
+    tmp_path: Path,
+    narrowed: Any,
+) -> None:
     steps = plans_on_sqlite(
-        tmp_path, lambda store: Monitors(store).windows(states=("pending", "running", "failed"), limit=9, **narrowed)
+        tmp_path,
+        lambda store: Monitors(store).windows(
+            states=("pending", "running", "failed"),
+            limit=9,
+            **narrowed,
+        ),
     )
 
     reads = [step for step in steps if "onnxserve_monitor_windows" in step]
@@ -127,7 +148,9 @@ def test_a_long_look_keeps_nobody_from_writing(tmp_path: Path) -> None:
     with store.transaction(is_read_only=True) as session:
         assert session.scalars(select(EndpointRow)).all() == []
         other.add_endpoint("onnxserve:/local", new_endpoint("flights", "models:/flights/1"))
-        assert session.scalars(select(EndpointRow)).all() == [], "a look sees the store as it was at its beginning"
+        assert session.scalars(select(EndpointRow)).all() == [], (
+            "a look sees the store as it was at its beginning"
+        )
 
     assert store.names() == ["flights"]
     store.close()
@@ -136,7 +159,10 @@ def test_a_long_look_keeps_nobody_from_writing(tmp_path: Path) -> None:
 
 def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -> None:
     for name in ("good", "bad"):
-        store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", {"monitors.daily.schedule": "15 6 * * *"}))
+        store.add_endpoint(
+            "onnxserve",
+            new_endpoint(name, "models:/m/1", {"monitors.daily.schedule": "15 6 * * *"}),
+        )
     with store.transaction() as session:
         row = session.get(EndpointRow, "bad")
         assert row is not None
@@ -146,7 +172,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
     (unreadable,) = store.unreadable()
     assert unreadable.name == "bad"
     assert unreadable.reason.startswith(
-        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five fields are expected"
+        "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: five fields are expected",
     )
     with refused(InvalidConfig, "'bad'", "`onnxserve endpoint delete bad`"):
         store.require_endpoint("bad")
@@ -177,13 +203,21 @@ def test_what_is_not_there_cannot_be_replaced_and_need_not_be_removed(store: Sto
 def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
     spec = add_variant(new_endpoint("told", "one", variant="a"), "b", "two")
     store.add_endpoint("onnxserve", spec)
-    for config in ({"sticky.header": "X-User"}, {"sticky.key": "id", "variants.b.weight": 5}, {"server.workers": 2}):
+    for config in (
+        {"sticky.header": "X-User"},
+        {"sticky.key": "id", "variants.b.weight": 5},
+        {"server.workers": 2},
+    ):
         spec = apply_config(spec, config)
         store.replace_spec(spec)
     store.replace_spec(spec := remove_variant(spec, "b"))
     for config in (
         {"monitors.daily.every": "1d"},
-        {"monitors.fast.kind": "service_level", "monitors.fast.every": "1h", "monitors.fast.require": "p99<=1,p50<=1"},
+        {
+            "monitors.fast.kind": "service_level",
+            "monitors.fast.every": "1h",
+            "monitors.fast.require": "p99<=1,p50<=1",
+        },
         {"monitors.fast.alert": "ops,day"},
     ):
         spec = apply_config(spec, config)
@@ -191,7 +225,10 @@ def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
 
     assert [(event.before, event.after) for event in [*store.events("told")][1:]] == [
         ("sticky.header not set", "sticky.header x-user"),
-        ("b 0, sticky.header x-user, sticky.key not set", "b 5, sticky.header not set, sticky.key id"),
+        (
+            "b 0, sticky.header x-user, sticky.key not set",
+            "b 5, sticky.header not set, sticky.key id",
+        ),
         ("server.workers not set", "server.workers 2"),
         ("b two 5", ""),
         ("", "monitor daily drift"),
@@ -200,7 +237,10 @@ def test_a_change_is_told_by_the_fields_that_differ(store: Store) -> None:
     ]
 
 
-def test_every_change_leaves_an_event_that_outlives_the_endpoint(store: Store, request: pytest.FixtureRequest) -> None:
+def test_every_change_leaves_an_event_that_outlives_the_endpoint(
+    store: Store,
+    request: pytest.FixtureRequest,
+) -> None:
     name = "audited"
     store.add_endpoint("onnxserve", new_endpoint(name, "one"))
     store.record("stop", endpoint=name)
@@ -225,13 +265,21 @@ def test_a_failed_change_leaves_no_event(store: Store) -> None:
 
 
 def test_an_event_says_what_was_changed_from_what_to_what_by_whom_and_why(store: Store) -> None:
-    said = {"model": "flight-delay", "version": "7", "before": "Staging", "after": "Production", "why": "better"}
+    said = {
+        "model": "flight-delay",
+        "version": "7",
+        "before": "Staging",
+        "after": "Production",
+        "why": "better",
+    }
 
     store.record("transition", **said, detail={"auc": 0.71}, actor="ada@laptop")
 
     (event,) = store.events(model="flight-delay")
     assert (event.actor, event.action, event.endpoint) == ("ada@laptop", "transition", "")
-    assert (event.model, event.version, event.before, event.after, event.why) == tuple(said.values())
+    assert (event.model, event.version, event.before, event.after, event.why) == tuple(
+        said.values(),
+    )
     assert event.detail == {"auc": 0.71}
 
 
@@ -262,7 +310,9 @@ def test_an_event_that_depends_on_earlier_events_is_written_once(store: Store) -
         results = [*pool.map(lambda _: store.record_next(model, ["approve"], decide), range(8))]
     assert results.count(True) == 1
     assert sorted(seen) == [0, *[1] * 7]
-    assert [event.action for event in store.events(model=model, actions=("approve", "decline"))] == ["approve"]
+    assert [
+        event.action for event in store.events(model=model, actions=("approve", "decline"))
+    ] == ["approve"]
     assert [event.action for event in store.events(model=model)] == ["alias", "approve"]
 
 

@@ -43,15 +43,26 @@ def name(request: pytest.FixtureRequest) -> str:
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 
-def test_a_rollout_comes_back_as_it_was_written(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_rollout_comes_back_as_it_was_written(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     store = machines[0].store
     added = store.add_rollout(name, {"to": "models:/X/7"}, "starting")
 
-    written = store.update_rollout(replace(added, state="stepping", step=2, figures={"n": 5}, reason="so"), None)
+    written = store.update_rollout(
+        replace(added, state="stepping", step=2, figures={"n": 5}, reason="so"),
+        None,
+    )
 
     assert written is not None
     assert store.rollouts(name) == [written]
-    assert (written.id, written.state, written.step, written.figures) == (added.id, "stepping", 2, {"n": 5})
+    assert (written.id, written.state, written.step, written.figures) == (
+        added.id,
+        "stepping",
+        2,
+        {"n": 5},
+    )
     assert (written.spec, written.reason, written.is_live) == ({"to": "models:/X/7"}, "so", True)
 
 
@@ -77,13 +88,18 @@ def test_a_rollout_ends_with_its_endpoint(machines: tuple[Machine, Machine], nam
     assert store.remove_endpoint(name)
 
     (ended,) = store.rollouts(name)
-    assert (ended.state, ended.reason, ended.is_live) == ("abandoned", "the endpoint was deleted", False)
+    assert (ended.state, ended.reason, ended.is_live) == (
+        "abandoned",
+        "the endpoint was deleted",
+        False,
+    )
     assert store.update_rollout(begun, None) is None
     assert [event.action for event in store.events(name)] == ["create", "rollout.end", "delete"]
 
 
 def test_of_two_that_change_the_same_rollout_the_second_is_refused(
-    machines: tuple[Machine, Machine], name: str
+    machines: tuple[Machine, Machine],
+    name: str,
 ) -> None:
     first, second = (machine.store for machine in machines)
     read = first.add_rollout(name, {}, "starting")
@@ -92,20 +108,41 @@ def test_of_two_that_change_the_same_rollout_the_second_is_refused(
     assert second.update_rollout(replace(read, state="stepping"), None) is None
 
 
-def test_what_has_ended_is_not_changed_any_more(machines: tuple[Machine, Machine], name: str) -> None:
+def test_what_has_ended_is_not_changed_any_more(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     store = machines[0].store
-    ended = store.update_rollout(replace(store.add_rollout(name, {}, "starting"), ended_at=NOW), None)
+    ended = store.update_rollout(
+        replace(store.add_rollout(name, {}, "starting"), ended_at=NOW),
+        None,
+    )
 
     assert ended is not None
     assert store.update_rollout(replace(ended, state="stepping"), None) is None
 
 
-def test_a_change_is_written_together_with_its_event(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_change_is_written_together_with_its_event(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     store = machines[0].store
-    begun = AuditEvent(NOW, "ada@laptop", "rollout.start", name, model="X", version="7", detail={"steps": [1, 100]})
+    begun = AuditEvent(
+        NOW,
+        "ada@laptop",
+        "rollout.start",
+        name,
+        model="X",
+        version="7",
+        detail={"steps": [1, 100]},
+    )
     added = store.add_rollout(name, {}, "starting", begun)
 
-    assert store.update_rollout(replace(added, state="stepping"), None, replace(begun, action="rollout.step"))
+    assert store.update_rollout(
+        replace(added, state="stepping"),
+        None,
+        replace(begun, action="rollout.step"),
+    )
     assert store.update_rollout(added, None, replace(begun, action="rollout.end")) is None
     with pytest.raises(AlreadyExists):
         store.add_rollout(name, {}, "starting", begun)
@@ -113,7 +150,10 @@ def test_a_change_is_written_together_with_its_event(machines: tuple[Machine, Ma
     assert [*store.events(name)] == [begun, replace(begun, action="rollout.step")]
 
 
-def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_lease_has_one_holder_until_it_is_given_back(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     first, second = (machine.store for machine in machines)
     lease = first.acquire_lease(name, "one", 10)
 
@@ -130,7 +170,8 @@ def test_a_lease_has_one_holder_until_it_is_given_back(machines: tuple[Machine, 
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
-    machines: tuple[Machine, Machine], name: str
+    machines: tuple[Machine, Machine],
+    name: str,
 ) -> None:
     first, second = machines
     lost = first.store.acquire_lease(name, "one", 10)
@@ -152,7 +193,10 @@ def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
     assert second.store.renew_lease(taken)
 
 
-def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(machines: tuple[Machine, Machine], name: str) -> None:
+def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     for machine in machines:
         machine.monotonic = time.monotonic()  # The keeper uses this clock.
     first, second = (machine.store for machine in machines)
@@ -186,7 +230,10 @@ def test_a_renewed_lease_is_kept_however_long(machines: tuple[Machine, Machine],
     assert lease.until == first.monotonic + 10
 
 
-def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine], name: str) -> None:
+def test_a_jump_of_a_wall_clock_moves_no_lease(
+    machines: tuple[Machine, Machine],
+    name: str,
+) -> None:
     first, second = machines
     assert first.store.acquire_lease(name, "one", 10)
     assert second.store.acquire_lease(name, "two", 10) is None
@@ -201,7 +248,10 @@ def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine]
 
 
 @pytest.mark.postgresql
-def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(postgresql_url: str, name: str) -> None:
+def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(
+    postgresql_url: str,
+    name: str,
+) -> None:
     """Machines that share an SQLite file count as one machine."""
     first, second = Machine(postgresql_url), Machine(postgresql_url)
 
@@ -220,10 +270,14 @@ def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(postgresql_url:
 
 
 def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
-    machines: tuple[Machine, Machine], name: str
+    machines: tuple[Machine, Machine],
+    name: str,
 ) -> None:
     store = machines[0].store
-    written = store.update_rollout(replace(store.add_rollout(name, {}, "starting"), reason="Error: \0 \ud800"), None)
+    written = store.update_rollout(
+        replace(store.add_rollout(name, {}, "starting"), reason="Error: \0 \ud800"),
+        None,
+    )
 
     assert written is not None
     assert written.reason == "Error: \ufffd \ufffd"

@@ -27,13 +27,22 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.parametrize(
     ("cause", "message"),
     [
-        (lambda store: store.require_endpoint("flihgts"), "there is no endpoint 'flihgts'; did you mean 'flights'?"),
-        (lambda store: store.require_endpoint("nope"), "there is no endpoint 'nope'; there are flights"),
+        (
+            lambda store: store.require_endpoint("flihgts"),
+            "there is no endpoint 'flihgts'; did you mean 'flights'?",
+        ),
+        (
+            lambda store: store.require_endpoint("nope"),
+            "there is no endpoint 'nope'; there are flights",
+        ),
         (
             lambda store: store.add_endpoint("onnxserve", new_endpoint("flights", "m")),
             "endpoint 'flights' already exists: update or delete it",
         ),
-        (lambda store: store.replace_spec(new_endpoint("nope", "m")), "there is no endpoint 'nope'"),
+        (
+            lambda store: store.replace_spec(new_endpoint("nope", "m")),
+            "there is no endpoint 'nope'",
+        ),
         (
             lambda store: store.add_rollout("flights", {}, "starting"),
             "endpoint 'flights' already has a rollout: wait for its end, or abort it with `onnxserve rollout "
@@ -51,7 +60,10 @@ def store(tmp_path: Path) -> Store:
             lambda store: open_store("store.db"),
             "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db",
         ),
-        (lambda store: open_store("nosql://host/db"), "ONNXSERVE_STORE_URI: 'nosql' is not a supported database"),
+        (
+            lambda store: open_store("nosql://host/db"),
+            "ONNXSERVE_STORE_URI: 'nosql' is not a supported database",
+        ),
         (
             lambda store: open_store("sqlite:////proc/none/store.db"),
             "the store at sqlite:////proc/none/store.db cannot be used: [Errno 2] No such file or directory: "
@@ -59,7 +71,11 @@ def store(tmp_path: Path) -> Store:
         ),
     ],
 )
-def test_the_message_of_a_refusal(store: Store, cause: Callable[[Store], object], message: str) -> None:
+def test_the_message_of_a_refusal(
+    store: Store,
+    cause: Callable[[Store], object],
+    message: str,
+) -> None:
     with pytest.raises(OnnxserveError) as refused:
         cause(store)
     assert str(refused.value) == message

@@ -15,7 +15,11 @@ def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it() -> No
         (3, ["1", "two\nlines"]),
         (6, ["3", "\udcff"]),
     ]
-    assert [record.raw for record in found] == [b"\xef\xbb\xbfa,b\r\n", b'1,"two\nlines"\n', b"3,\xff\n"]
+    assert [record.raw for record in found] == [
+        b"\xef\xbb\xbfa,b\r\n",
+        b'1,"two\nlines"\n',
+        b"3,\xff\n",
+    ]
     assert found[-1].position == len(text)
 
 
@@ -31,11 +35,18 @@ def test_lines_may_end_in_a_carriage_return_alone() -> None:
 
 def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow() -> None:
     found = list(csv_records(io.BytesIO(b'a\n"x"y\nz\n')))
-    assert [record.error.partition(";")[0] for record in found] == ["", "',' expected after '\"'", ""]
+    assert [record.error.partition(";")[0] for record in found] == [
+        "",
+        "',' expected after '\"'",
+        "",
+    ]
     assert found[-1].fields == ["z"]
 
 
-@pytest.mark.parametrize("after", [b"2,y\n3,z\n", b'2,"y"\n3,z\n', b'2,"y\n3,z', b"2,y\n" * 100_000])
+@pytest.mark.parametrize(
+    "after",
+    [b"2,y\n3,z\n", b'2,"y"\n3,z\n', b'2,"y\n3,z', b"2,y\n" * 100_000],
+)
 def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after: bytes) -> None:
     text = b'a,b\n1,"x\n' + after
 
@@ -43,7 +54,9 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_line_only(after: byte
 
     wrong = [record for record in found if record.error]
     assert (wrong[0].line, wrong[0].raw, wrong[0].position) == (2, b'1,"x\n', 9)
-    assert [record.line for record in found] == list(range(1, text.count(b"\n") + (text[-1:] != b"\n") + 1))
+    assert [record.line for record in found] == list(
+        range(1, text.count(b"\n") + (text[-1:] != b"\n") + 1),
+    )
     assert found[-1].position == len(text)
 
 

@@ -25,7 +25,14 @@ from mlflow_deploy_plugin.core.tabular.files import (
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.csv", "csv"), ("A.CSV", "csv"), ("a.ndjson", "jsonl"), ("a.pq", "parquet"), ("a.xlsx", None), ("-", None)],
+    [
+        ("a.csv", "csv"),
+        ("A.CSV", "csv"),
+        ("a.ndjson", "jsonl"),
+        ("a.pq", "parquet"),
+        ("a.xlsx", None),
+        ("-", None),
+    ],
 )
 def test_the_ending_says_the_format(name: str, kind: FileFormat | None) -> None:
     assert format_of(name) == kind
@@ -44,7 +51,9 @@ def test_a_file_is_replaced_at_the_end_and_keeps_its_permissions(tmp_path: Path)
     with atomic_file(path) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
-        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600, "nor may others read what is written meanwhile"
+        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600, (
+            "nor may others read what is written meanwhile"
+        )
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o600)
     assert os.listdir(tmp_path) == ["out"]
 
@@ -70,16 +79,28 @@ def test_a_dash_is_standard_input_and_output_and_another_name_is_said(tmp_path: 
     with open_input("-", stdin) as source, open_output("-", stdout) as target:
         target.write(source.read())
     assert stdout.getvalue() == b"x"
-    with pytest.raises(InvalidConfig, match="/nothing cannot be"), open_input(f"{tmp_path}/nothing", stdin):
+    with (
+        pytest.raises(InvalidConfig, match="/nothing cannot be"),
+        open_input(f"{tmp_path}/nothing", stdin),
+    ):
         pass
-    with pytest.raises(InvalidConfig, match="/no/out cannot be"), open_output(f"{tmp_path}/no/out", stdout):
+    with (
+        pytest.raises(InvalidConfig, match="/no/out cannot be"),
+        open_output(f"{tmp_path}/no/out", stdout),
+    ):
         pass
 
 
-def test_a_new_file_follows_the_umask_which_is_never_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_follows_the_umask_which_is_never_another(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plain = tmp_path / "plain"
     plain.touch()
-    monkeypatch.setattr("os.umask", None)  # With another umask, all threads would create files for everybody.
+    monkeypatch.setattr(
+        "os.umask",
+        None,
+    )  # With another umask, all threads would create files for everybody.
     with atomic_file(tmp_path / "new") as file:
         file.write(b"x")
     assert (tmp_path / "new").stat().st_mode == plain.stat().st_mode

@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, table_writer, value_writer, values_of
+from mlflow_deploy_plugin.core.tabular.files import (
+    FileFormat,
+    table_writer,
+    value_writer,
+    values_of,
+)
 
 TABLE = pa.table(
     {
@@ -19,7 +24,7 @@ TABLE = pa.table(
         "v": pa.array([[1, 2], None]),
         "b": pa.array([b"\x00", None]),
         "d": pa.array([Decimal("1.50"), None]),
-    }
+    },
 )
 
 
@@ -34,7 +39,10 @@ def written(kind: FileFormat, table: pa.Table) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
-        ("csv", b'"t","x","v","b","d"\n"2013-07-01T00:00:00.000000Z",0.5,"[1, 2]","AA==","1.50"\n,nan,,,\n'),
+        (
+            "csv",
+            b'"t","x","v","b","d"\n"2013-07-01T00:00:00.000000Z",0.5,"[1, 2]","AA==","1.50"\n,nan,,,\n',
+        ),
         (
             "json",
             b'[\n{"t":"2013-07-01T00:00:00.000000Z","x":0.5,"v":[1,2],"b":"AA==","d":"1.50"},\n'
@@ -100,8 +108,13 @@ def test_values_without_a_schema(kind: FileFormat, rows: list[Any], content: byt
 
 
 def test_dates_and_times_within_values_are_texts() -> None:
-    table = pa.table({"a": [{"day": date(2026, 1, 2), "at": datetime(2026, 1, 2, 3), "n": Decimal("1.50")}]})
-    assert written("jsonl", table) == b'{"a":{"day":"2026-01-02","at":"2026-01-02T03:00:00","n":"1.50"}}\n'
+    table = pa.table(
+        {"a": [{"day": date(2026, 1, 2), "at": datetime(2026, 1, 2, 3), "n": Decimal("1.50")}]},
+    )
+    assert (
+        written("jsonl", table)
+        == b'{"a":{"day":"2026-01-02","at":"2026-01-02T03:00:00","n":"1.50"}}\n'
+    )
     assert written("csv", table) == (
         b'"a"\n"{""day"": ""2026-01-02"", ""at"": ""2026-01-02T03:00:00"", ""n"": ""1.50""}"\n'
     )

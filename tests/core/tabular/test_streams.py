@@ -19,7 +19,13 @@ from pyarrow import fs
 
 from mlflow_deploy_plugin.core.errors import InvalidRequest
 from mlflow_deploy_plugin.core.tabular.files import FileFormat, open_parquet
-from mlflow_deploy_plugin.core.tabular.streams import RowBlock, RowStream, read_parquet, read_table, typed_tables
+from mlflow_deploy_plugin.core.tabular.streams import (
+    RowBlock,
+    RowStream,
+    read_parquet,
+    read_table,
+    typed_tables,
+)
 from mlflow_deploy_plugin.watch.drift.references.rows import load_datasets
 from mlflow_deploy_plugin.wrap.flavor.example_rows import read_rows
 
@@ -29,7 +35,9 @@ def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
 
 
 def joined(blocks: list[RowBlock]) -> tuple[list[int], list[int]]:
-    return [n for block in blocks for n in block.numbers], [row.number for block in blocks for row in block.bad]
+    return [n for block in blocks for n in block.numbers], [
+        row.number for block in blocks for row in block.bad
+    ]
 
 
 @pytest.mark.parametrize("bad", [(0,), (15_000, 15_001, 39_999), (12_345,)])
@@ -77,7 +85,11 @@ UNREADABLE = {
 @pytest.mark.parametrize("row", [0, 9_000])
 @pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
 @pytest.mark.parametrize("bad", UNREADABLE)
-def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad: str, after: bytes, row: int) -> None:
+def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(
+    bad: str,
+    after: bytes,
+    row: int,
+) -> None:
     lines = [b"1," + b"x" * 520] * row + [UNREADABLE[bad]] + [after] * (10_000 - row)
 
     blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
@@ -135,16 +147,29 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
     rows = stream(content, "jsonl", a=pa.int64())
 
     assert rows.schema == pa.schema(
-        [("a", pa.int64()), ("b", pa.int64()), ("t", pa.string()), ("c", pa.list_(pa.float64()))]
+        [("a", pa.int64()), ("b", pa.int64()), ("t", pa.string()), ("c", pa.list_(pa.float64()))],
     )
     (block,) = rows.blocks(["a", "t", "c"])
-    assert block.table.to_pydict() == {"a": [1, 2], "t": ["2026-01-01", None], "c": [None, [1.0, 2.5]]}
-    assert (list(block.numbers), block.bad[0].number, block.bad[0].why) == ([0, 1], 2, "it is not a JSON object")
+    assert block.table.to_pydict() == {
+        "a": [1, 2],
+        "t": ["2026-01-01", None],
+        "c": [None, [1.0, 2.5]],
+    }
+    assert (list(block.numbers), block.bad[0].number, block.bad[0].why) == (
+        [0, 1],
+        2,
+        "it is not a JSON object",
+    )
 
 
 def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
     lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
-    later = [b'{"a": 1.5}', b'{"b": [true]}', b'{"c": {"d": 1.5}}', b'{"a": 2.0, "b": [null, 3.0], "c": {}}']
+    later = [
+        b'{"a": 1.5}',
+        b'{"b": [true]}',
+        b'{"c": {"d": 1.5}}',
+        b'{"a": 2.0, "b": [null, 3.0], "c": {}}',
+    ]
 
     *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
 
@@ -156,44 +181,64 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
     assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
 
-def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(tmp_path: Path) -> None:
+def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_caller_names_it(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.jsonl"
     plain = b'{"a": 1, "said": "b", "null": null, "fill": "%s"}\n' % (b"x" * 80)
     path.write_bytes(plain * 100_000 + b'{"a": 2, "b": 0.5, "c" : "z", "null": 7, "d": 1}\n')
 
     with pa.OSFile(str(path)) as file:
-        rows = RowStream(file, "jsonl", {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()}, ["c", "null"])
+        rows = RowStream(
+            file,
+            "jsonl",
+            {"a": pa.int64(), "b": pa.float64(), "not there": pa.string()},
+            ["c", "null"],
+        )
         assert rows.schema.names == ["a", "said", "null", "fill", "b", "c"]
         blocks = list(rows.blocks(["b", "c", "null"]))
 
     assert len(blocks) > 2
     assert blocks[0].table.slice(0, 1).to_pylist() == [{"b": None, "c": None, "null": None}]
-    assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [{"b": 0.5, "c": "z", "null": 7}]
+    assert blocks[-1].table.slice(blocks[-1].table.num_rows - 1).to_pylist() == [
+        {"b": 0.5, "c": "z", "null": 7},
+    ]
 
 
 def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
     """Python's `json` and pandas escape names that are not ASCII."""
     plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
     late = json.dumps({"größe": 0.5}).encode()
-    assert "größe" in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
+    assert (
+        "größe"
+        in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
+    )
 
 
 def test_json_lines_over_several_blocks(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000)))
+    path.write_bytes(
+        b"".join(b'{"a": %d, "b": "%s"}\n' % (row, b"x" * 1000) for row in range(10_000)),
+    )
 
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
         blocks = list(RowStream(file, "jsonl", {}).blocks(["a"]))
 
     assert len(blocks) > 1
     assert joined(blocks) == (list(range(10_000)), [])
-    assert [value for block in blocks for value in block.table["a"].to_pylist()] == list(range(10_000))
+    assert [value for block in blocks for value in block.table["a"].to_pylist()] == list(
+        range(10_000),
+    )
 
 
 def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
     values = pa.array(np.arange(2000 * 4000, dtype=np.float64))
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}), path, use_dictionary=False)
+    pq.write_table(
+        pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 4000)}),
+        path,
+        use_dictionary=False,
+    )
 
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
         blocks = list(RowStream(file, "parquet", {}).blocks(["x"]))
@@ -212,7 +257,9 @@ def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> 
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 
-def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tmp_path: Path) -> None:
+def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(
+    tmp_path: Path,
+) -> None:
     rows = pa.table(
         {
             "few": [None if row % 7 == 0 else f"{row // 5000} {row % 3}" for row in range(20_000)],
@@ -220,13 +267,18 @@ def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tm
             "kept": ["x"] * 20_000,
             "number": pa.array([1] * 20_000, pa.int64()),
             "bytes": pa.array([b"x"] * 20_000, pa.binary()),
-        }
+        },
     )
     path = tmp_path / "rows.parquet"
     pq.write_table(rows, path, row_group_size=5000)
 
     with fs.LocalFileSystem().open_input_file(str(path)) as file:
-        blocks = list(RowStream(file, "parquet", {}).blocks(rows.column_names, {"few", "many", "number", "bytes"}))
+        blocks = list(
+            RowStream(file, "parquet", {}).blocks(
+                rows.column_names,
+                {"few", "many", "number", "bytes"},
+            ),
+        )
 
     assert [one for block in blocks for one in block.table.to_pylist()] == rows.to_pylist()
     texts = pa.dictionary(pa.int32(), pa.string())
@@ -248,7 +300,11 @@ def test_a_table_may_be_compressed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "named"), [("a,b,a\n1,2,3\n", "'a'"), ("a,b\n1\n", "row 0")])
-def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path: Path, content: str, named: str) -> None:
+def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(
+    tmp_path: Path,
+    content: str,
+    named: str,
+) -> None:
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(pa.ArrowInvalid, match=named):
         read_table(tmp_path / "t.csv", {})
@@ -265,7 +321,10 @@ def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path: P
     ],
     ids=["block by block", "a file", "a table", "a dataset", "an example"],
 )
-def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callable[[Path], pa.Table]) -> None:
+def test_a_date_of_spark_may_lie_beyond_nanoseconds(
+    tmp_path: Path,
+    read: Callable[[Path], pa.Table],
+) -> None:
     """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became 1816."""
     last = datetime(9999, 12, 31)
     table = pa.table({"x": [last], "y": [1]})
@@ -275,8 +334,14 @@ def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callab
     assert time.replace(tzinfo=None) == last
 
 
-@pytest.mark.parametrize("rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'])
-def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(tmp_path: Path, rows: bytes) -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'],
+)
+def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_row(
+    tmp_path: Path,
+    rows: bytes,
+) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
 
     with pytest.raises(pa.ArrowInvalid, match=r"^row 1: "):
@@ -288,7 +353,9 @@ def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: 
     assert read_table(tmp_path / "t.csv", {}).column("b").to_pylist() == ['x\n"y"', '5" pipe']
 
 
-def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(tmp_path: Path) -> None:
+def test_a_table_may_have_a_long_value_beside_quotation_marks_that_no_value_begins_with(
+    tmp_path: Path,
+) -> None:
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'a,b\n5" pipe,1\n{long},2\n')
     assert read_table(tmp_path / "t.csv", {}).column("a").to_pylist() == ['5" pipe', long]
@@ -306,7 +373,9 @@ TYPED = {
 
 @pytest.mark.parametrize("values", TYPED.values(), ids=TYPED.keys())
 def test_values_of_a_parquet_file_are_counted_whatever_their_type(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: pa.Array
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: pa.Array,
 ) -> None:
     table, file = pa.table({"a": values}), tmp_path / "rows.parquet"
     pq.write_table(table, file, row_group_size=20)
@@ -337,7 +406,11 @@ def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.Chunk
         (["True", "false", None], pa.bool_(), [True, False, None]),
         (["2024-01-31"], pa.date32(), [date(2024, 1, 31)]),
         (["2024-01-31T12:00:00"], US, [datetime(2024, 1, 31, 12)]),
-        (["2024-01-31", "2024-01-31 12:00"], US, [datetime(2024, 1, 31), datetime(2024, 1, 31, 12)]),
+        (
+            ["2024-01-31", "2024-01-31 12:00"],
+            US,
+            [datetime(2024, 1, 31), datetime(2024, 1, 31, 12)],
+        ),
         ([None, None], pa.null(), [None, None]),
         (["01234", "90210"], pa.string(), ["01234", "90210"]),
         (["007.5"], pa.string(), ["007.5"]),
@@ -350,7 +423,9 @@ def typed(texts: list[str | None], known: pa.DataType | None = None) -> pa.Chunk
     ],
 )
 def test_the_type_of_a_column_follows_from_its_texts(
-    texts: list[str | None], kind: pa.DataType, values: list[Any]
+    texts: list[str | None],
+    kind: pa.DataType,
+    values: list[Any],
 ) -> None:
     assert (typed(texts).type, typed(texts).to_pylist()) == (kind, values)
 
@@ -367,7 +442,11 @@ def test_the_type_of_a_column_follows_from_its_texts(
         ([None], pa.float64(), [None]),
     ],
 )
-def test_a_known_type_comes_first(texts: list[str | None], known: pa.DataType, values: list[Any]) -> None:
+def test_a_known_type_comes_first(
+    texts: list[str | None],
+    known: pa.DataType,
+    values: list[Any],
+) -> None:
     kind = known.value_type if pa.types.is_dictionary(known) else known
     assert (typed(texts, known).type, typed(texts, known).to_pylist()) == (kind, values)
 
@@ -386,7 +465,9 @@ def test_a_known_type_comes_first(texts: list[str | None], known: pa.DataType, v
     ],
 )
 def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
-    texts: list[str | None], known: pa.DataType, kind: pa.DataType
+    texts: list[str | None],
+    known: pa.DataType,
+    kind: pa.DataType,
 ) -> None:
     assert typed(texts, known).type == kind
 
@@ -403,7 +484,11 @@ def test_a_known_type_that_a_text_does_not_fit_is_not_taken(
         (["True"], ["0"], pa.bool_()),
     ],
 )
-def test_a_column_has_one_type_in_all_files(one: list[str | None], other: list[str | None], kind: pa.DataType) -> None:
+def test_a_column_has_one_type_in_all_files(
+    one: list[str | None],
+    other: list[str | None],
+    kind: pa.DataType,
+) -> None:
     tables = [pa.table({"x": pa.array(texts, pa.string())}) for texts in (one, [*other, *other])]
 
     read = typed_tables([*tables, pa.table({"y": ["1"]})], {})

@@ -7,7 +7,13 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.core.tabular.files import FileFormat, open_input, open_output, output_format, value_writer
+from mlflow_deploy_plugin.core.tabular.files import (
+    FileFormat,
+    open_input,
+    open_output,
+    output_format,
+    value_writer,
+)
 from mlflow_deploy_plugin.core.tabular.streams import RowStream
 from tests.support.messages import message_of
 
@@ -29,7 +35,9 @@ def _write(*rows: object) -> None:
 MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "an unknown ending": (
         partial(output_format, "out.xlsx", "jsonl"),
-        ("out.xlsx: .xlsx is not a known ending (.csv .json .jsonl .ndjson .parquet .pq); set the format with -O"),
+        (
+            "out.xlsx: .xlsx is not a known ending (.csv .json .jsonl .ndjson .parquet .pq); set the format with -O"
+        ),
     ),
     "a file that does not exist": (
         partial(_open, open_input, "/nowhere/rows.csv"),
@@ -47,10 +55,16 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         partial(_read, b'{"a": 1}\n{"a": "x"}\n', "jsonl"),
         "column 'a' contains values of several types",
     ),
-    "rows of different columns": (partial(_write, {"a": 1}, {"b": 2}), "predictions have different columns: a, and b"),
+    "rows of different columns": (
+        partial(_write, {"a": 1}, {"b": 2}),
+        "predictions have different columns: a, and b",
+    ),
 }
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_file_and_what_is_expected(cause: Callable[[], object], message: str) -> None:
+def test_a_refusal_names_the_file_and_what_is_expected(
+    cause: Callable[[], object],
+    message: str,
+) -> None:
     assert message_of(cause) == message

@@ -28,10 +28,15 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def remember(workspace: Workspace, pid: int, created: float) -> None:
-    workspace.server_file.write_text(json.dumps({"pid": pid, "created": created, "url": "http://127.0.0.1:5000"}))
+    workspace.server_file.write_text(
+        json.dumps({"pid": pid, "created": created, "url": "http://127.0.0.1:5000"}),
+    )
 
 
-def test_the_process_that_was_remembered_is_ended(workspace: Workspace, process: subprocess.Popen[bytes]) -> None:
+def test_the_process_that_was_remembered_is_ended(
+    workspace: Workspace,
+    process: subprocess.Popen[bytes],
+) -> None:
     remember(workspace, process.pid, psutil.Process(process.pid).create_time())
     assert mlflow_url(workspace) == "http://127.0.0.1:5000"
     assert stop_mlflow(workspace)
@@ -40,7 +45,8 @@ def test_the_process_that_was_remembered_is_ended(workspace: Workspace, process:
 
 
 def test_another_process_that_got_the_same_id_later_is_left_alone(
-    workspace: Workspace, process: subprocess.Popen[bytes]
+    workspace: Workspace,
+    process: subprocess.Popen[bytes],
 ) -> None:
     remember(workspace, process.pid, psutil.Process(process.pid).create_time() - 3600)
     assert not stop_mlflow(workspace)
@@ -48,7 +54,10 @@ def test_another_process_that_got_the_same_id_later_is_left_alone(
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"pid": 0}', "[1]"])
-def test_a_missing_or_damaged_note_means_that_nothing_runs(workspace: Workspace, content: str | None) -> None:
+def test_a_missing_or_damaged_note_means_that_nothing_runs(
+    workspace: Workspace,
+    content: str | None,
+) -> None:
     if content is not None:
         workspace.server_file.write_text(content)
     assert mlflow_url(workspace) is None

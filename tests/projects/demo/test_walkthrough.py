@@ -5,13 +5,17 @@ import pytest
 from projects.demo.walkthrough import StepPrinter
 
 
-def test_a_step_shows_its_number_and_the_seconds_since_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_shows_its_number_and_the_seconds_since_the_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     times = iter([100.0, 103.4])
     StepPrinter(steps=2, clock=lambda: next(times)).step("Train")
     assert capsys.readouterr().out.split() == ["[1/2]", "3", "s", "Train"]
 
 
-def test_the_table_keeps_a_value_of_two_lines_in_its_column(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_keeps_a_value_of_two_lines_in_its_column(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     StepPrinter(steps=1).table([("calm", "0 of 10"), ("summer", "10 of 10\nhttp://127.0.0.1")])
     assert capsys.readouterr().out.splitlines()[2:-1] == [
         "calm     0 of 10",

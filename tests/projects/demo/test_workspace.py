@@ -31,6 +31,13 @@ def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path: Path) -> None:
 def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path: Path) -> None:
     command = Workspace(tmp_path / "a demo").stop_command
 
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert (done.stdout, done.returncode) == ("no server of the demo runs\n", 0), done.stderr

@@ -13,7 +13,14 @@ from mlflow import MlflowClient
 pytest.importorskip("torch")
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from projects.digits_cnn.fitting import WEIGHTS, accuracy, fit, fit_incremental, read_labelled, save_weights
+from projects.digits_cnn.fitting import (
+    WEIGHTS,
+    accuracy,
+    fit,
+    fit_incremental,
+    read_labelled,
+    save_weights,
+)
 from projects.digits_cnn.train import load_images
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
@@ -23,7 +30,11 @@ EPOCHS = 6
 
 
 @pytest.fixture
-def base(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def base(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
     """Return a registered version whose run has kept its weights."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
@@ -41,15 +52,22 @@ def moved(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.long
-def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base: str) -> None:
+def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(
+    base: str,
+) -> None:
     new = (moved(IMAGES[:400]), DIGITS[:400])
     network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
-    assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6  # The accuracy was 0.16 before the training.
+    assert (
+        accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6
+    )  # The accuracy was 0.16 before the training.
     assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
 
 
-def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(
+    base: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
     _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
     assert mentions(way, "sampled replay", "100 built-in images")
@@ -57,7 +75,11 @@ def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base: str, monk
 
 def test_labelled_images_are_read_as_the_log_has_them(tmp_path: Path) -> None:
     file = tmp_path / "data.parquet"
-    columns = {"image": IMAGES[:3].tolist(), "_label": ["1", "2", "3"], "_label_number": DIGITS[:3].astype(float)}
+    columns = {
+        "image": IMAGES[:3].tolist(),
+        "_label": ["1", "2", "3"],
+        "_label_number": DIGITS[:3].astype(float),
+    }
     pq.write_table(pa.table(columns), file)
     images, digits = read_labelled(file)
     assert np.array_equal(images, IMAGES[:3])

@@ -12,7 +12,9 @@ def flights() -> pd.DataFrame:
 
 
 @pytest.mark.long
-def test_every_flight_that_arrived_is_there_once_in_the_order_of_event_time(flights: pd.DataFrame) -> None:
+def test_every_flight_that_arrived_is_there_once_in_the_order_of_event_time(
+    flights: pd.DataFrame,
+) -> None:
     assert len(flights) == 327_346
     assert flights[data.EVENT_TIME].is_monotonic_increasing
 

@@ -21,12 +21,21 @@ MODEL = LogisticRegression().fit(ROWS, [0, 0, 1, 1])
 @pytest.mark.parametrize(
     ("save", "said"),
     [
-        (lambda path: onnxserve.save_model(MODEL, path, input_example=ROWS), "these flights: .*'a' is missing"),
-        (lambda path: mlflow.sklearn.save_model(MODEL, path, pip_requirements=[]), "has no ONNX form"),
+        (
+            lambda path: onnxserve.save_model(MODEL, path, input_example=ROWS),
+            "these flights: .*'a' is missing",
+        ),
+        (
+            lambda path: mlflow.sklearn.save_model(MODEL, path, pip_requirements=[]),
+            "has no ONNX form",
+        ),
     ],
 )
 def test_a_model_that_judges_no_flights_is_refused_in_one_line(
-    save: Callable[[Path], None], said: str, tmp_path: Path, new_database: Callable[[Path], str]
+    save: Callable[[Path], None],
+    said: str,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     save(tmp_path / "model")
 

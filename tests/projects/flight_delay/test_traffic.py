@@ -24,9 +24,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["dataframe_split"]["data"]
+        rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["dataframe_split"][
+            "data"
+        ]
         self.server.requests.append((self.headers["X-Event-Time"], len(rows)))
-        body = json.dumps({"predictions": [False] * len(rows)} if self.server.status == 200 else {"message": "bad"})
+        body = json.dumps(
+            {"predictions": [False] * len(rows)}
+            if self.server.status == 200
+            else {"message": "bad"},
+        )
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Model-Version", "3")
@@ -56,7 +62,10 @@ def two_days() -> pd.DataFrame:
 
 
 @pytest.mark.long
-def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(server: _Server, two_days: pd.DataFrame) -> None:
+def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(
+    server: _Server,
+    two_days: pd.DataFrame,
+) -> None:
     heard: list[tuple[str, int]] = []
     url = f"http://127.0.0.1:{server.server_port}"
 
@@ -74,12 +83,17 @@ def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(server: _Server, 
 def test_a_missing_measurement_is_sent_as_null(two_days: pd.DataFrame) -> None:
     body = json.loads(traffic.request_body(two_days.head(50)))["dataframe_split"]
     gust = body["columns"].index("wind_gust")
-    assert [row[gust] is None for row in body["data"]] == two_days.head(50)["wind_gust"].isna().tolist()
+    assert [row[gust] is None for row in body["data"]] == two_days.head(50)[
+        "wind_gust"
+    ].isna().tolist()
 
 
 @pytest.mark.parametrize(("status", "error"), [(400, InvalidRequest), (503, NotReady)])
 def test_an_error_of_the_server_is_raised_in_its_own_words(
-    server: _Server, two_days: pd.DataFrame, status: int, error: type[Exception]
+    server: _Server,
+    two_days: pd.DataFrame,
+    status: int,
+    error: type[Exception],
 ) -> None:
     server.status = status
     with pytest.raises(error, match="bad"):

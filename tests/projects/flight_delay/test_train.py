@@ -14,14 +14,26 @@ from tests.support.tracking import tracking_at
     ("asked", "kind", "said"),
     [
         (Training(base_model="models:/nobody/1"), NotFound, "there is no registered model nobody"),
-        (Training(base_model="some/folder"), InvalidConfig, "base_model some/folder: a registered version"),
+        (
+            Training(base_model="some/folder"),
+            InvalidConfig,
+            "base_model some/folder: a registered version",
+        ),
         (Training(max_iter=0), InvalidConfig, "max_iter 0: a number above 0 is expected"),
         (Training(more_trees=-1), InvalidConfig, "more_trees -1: a number above 0"),
-        (Training(learning_rate=float("nan")), InvalidConfig, "learning_rate nan: a number above 0"),
+        (
+            Training(learning_rate=float("nan")),
+            InvalidConfig,
+            "learning_rate nan: a number above 0",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_said_at_once(
-    asked: Training, kind: type[OnnxserveError], said: str, tmp_path: Path, new_database: Callable[[Path], str]
+    asked: Training,
+    kind: type[OnnxserveError],
+    said: str,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     with tracking_at(new_database(tmp_path)), pytest.raises(kind, match=said):
         train(asked)

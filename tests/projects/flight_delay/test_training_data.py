@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, load_flights, months
+from projects.flight_delay.data import (
+    DAY,
+    EVENT_TIME,
+    FEATURES,
+    LABEL,
+    WEATHER,
+    load_flights,
+    months,
+)
 from projects.flight_delay.loop.injected_drift import parse_injection
 from projects.flight_delay.training_data import load_training_data, parse_months, read_labelled
 from tests.support.refusals import mentions
@@ -23,7 +31,10 @@ def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
     """Write flights of March and April in the format of the inference log, with 32-bit numbers."""
     some = months(flights, 3, 4).iloc[::50]
     rows = some[list(FEATURES)].astype(dict.fromkeys(WEATHER, "float32"))
-    rows["_label"], rows["_label_number"] = some[LABEL].map({True: "1", False: "0"}), some[LABEL].astype(float)
+    rows["_label"], rows["_label_number"] = (
+        some[LABEL].map({True: "1", False: "0"}),
+        some[LABEL].astype(float),
+    )
     rows["_event_time"] = some[EVENT_TIME]
     path = tmp_path / "data.parquet"
     rows.to_parquet(path)
@@ -31,7 +42,10 @@ def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataFrame, captured: Path) -> None:
+def test_captured_rows_come_back_as_the_flights_that_they_were(
+    flights: pd.DataFrame,
+    captured: Path,
+) -> None:
     found = load_training_data(7, "1-3", str(captured))
     april = months(flights, 3, 4).iloc[::50]
     april = april[april[DAY].dt.month == 4].reset_index(drop=True)
@@ -58,9 +72,15 @@ def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_p
         read_labelled(path, flights)
 
 
-@pytest.mark.parametrize(("column", "value"), [("_event_time", "someday"), ("_label_number", "yes"), ("temp", "warm")])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("_event_time", "someday"), ("_label_number", "yes"), ("temp", "warm")],
+)
 def test_a_column_of_labelled_rows_of_another_type_is_said(
-    flights: pd.DataFrame, captured: Path, column: str, value: str
+    flights: pd.DataFrame,
+    captured: Path,
+    column: str,
+    value: str,
 ) -> None:
     pd.read_parquet(captured).assign(**{column: value}).to_parquet(captured)
     with pytest.raises(InvalidConfig, match=f"other types .*{value}"):
@@ -68,7 +88,10 @@ def test_a_column_of_labelled_rows_of_another_type_is_said(
 
 
 @pytest.mark.parametrize(("text", "months_"), [("1-3", (1, 3)), ("4", (4, 4)), ("4.0", (4, 4))])
-def test_months_are_read_as_people_and_mlflow_write_them(text: str, months_: tuple[int, int]) -> None:
+def test_months_are_read_as_people_and_mlflow_write_them(
+    text: str,
+    months_: tuple[int, int],
+) -> None:
     assert parse_months(text) == months_
 
 
@@ -78,7 +101,9 @@ def test_what_is_no_range_of_months_is_said(text: str) -> None:
         parse_months(text)
 
 
-def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(flights: pd.DataFrame) -> None:
+def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(
+    flights: pd.DataFrame,
+) -> None:
     some = months(flights, 6, 7)
     injection = parse_injection("celsius:7")
     assert injection is not None

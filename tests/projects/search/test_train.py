@@ -26,7 +26,14 @@ from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[3]
-SMALL = {"trials": 2, "rows": 1500, "months": 1, "deploy": "flights", "every": "1s", "min_requests": 5}
+SMALL = {
+    "trials": 2,
+    "rows": 1500,
+    "months": 1,
+    "deploy": "flights",
+    "every": "1s",
+    "min_requests": 5,
+}
 
 
 @contextmanager
@@ -53,7 +60,9 @@ def traffic(url: str) -> Iterator[Counter[tuple[str, int]]]:
 
 @pytest.fixture
 def client(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[BaseDeploymentClient]:
     store = new_database(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -65,7 +74,10 @@ def client(
 def deployments(client: BaseDeploymentClient) -> Iterator[Deployments]:
     """Deployments with the endpoint `flights`, whose server is stopped, and `files`, which serves a folder."""
     MlflowClient().create_registered_model("late")
-    MlflowClient().create_registered_model("strict", {GATE_POLICY_TAG: "evaluation: {margin: wide}"})
+    MlflowClient().create_registered_model(
+        "strict",
+        {GATE_POLICY_TAG: "evaluation: {margin: wide}"},
+    )
     with open_deployments(lambda line: None) as opened:
         opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late@champion"))
         opened.store.add_endpoint("onnxserve", new_endpoint("files", "/models/late"))
@@ -84,19 +96,37 @@ def test_the_model_of_a_search_depends_on_its_endpoint() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "names"),
     [
-        (Search(deploy="flights"), NotReady, ("deploy flights", "not running", "`onnxserve start flights`")),
-        (Search(deploy="flights", registered_model="early"), InvalidConfig, ("early", "'flights'", "late", "omit")),
-        (Search(deploy="files"), InvalidConfig, ("deploy files", "/models/late", "registered model")),
+        (
+            Search(deploy="flights"),
+            NotReady,
+            ("deploy flights", "not running", "`onnxserve start flights`"),
+        ),
+        (
+            Search(deploy="flights", registered_model="early"),
+            InvalidConfig,
+            ("early", "'flights'", "late", "omit"),
+        ),
+        (
+            Search(deploy="files"),
+            InvalidConfig,
+            ("deploy files", "/models/late", "registered model"),
+        ),
         (Search(deploy="a/b"), InvalidConfig, ("name", "'a/b'")),
         (Search(deploy="new", steps="50,10"), InvalidConfig, ("--steps 50,10",)),
         (Search(deploy="new", every="soon"), InvalidConfig, ("--every 'soon'",)),
-        (Search(deploy="new", registered_model="strict"), InvalidConfig, ("strict", "evaluation.margin")),
+        (
+            Search(deploy="new", registered_model="strict"),
+            InvalidConfig,
+            ("strict", "evaluation.margin"),
+        ),
         (Search(registered_model="a/b"), InvalidConfig, ("registered_model", "'a/b'")),
         (Search(registered_model="a\nb"), InvalidConfig, ("registered_model", r"'a\nb'")),
     ],
 )
 def test_a_rollout_that_would_fail_is_refused_before_the_search(
-    options: Search, kind: type[OnnxserveError], names: tuple[str, ...]
+    options: Search,
+    kind: type[OnnxserveError],
+    names: tuple[str, ...],
 ) -> None:
     with refused(kind, *names):
         deployed_model(options)
@@ -111,15 +141,34 @@ def test_a_live_rollout_is_refused_before_the_search(deployments: Deployments) -
 
 @pytest.mark.long
 def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_model(
-    client: BaseDeploymentClient, tmp_path: Path
+    client: BaseDeploymentClient,
+    tmp_path: Path,
 ) -> None:
     def search(**options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mlflow", "run", str(ROOT / "projects" / "search"), "-e", "search"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            str(ROOT / "projects" / "search"),
+            "-e",
+            "search",
+        ]
         command += ["--env-manager", "local", "--experiment-name", "search"]
-        command += [part for name, value in {**SMALL, **options}.items() for part in ("-P", f"{name}={value}")]
+        command += [
+            part
+            for name, value in {**SMALL, **options}.items()
+            for part in ("-P", f"{name}={value}")
+        ]
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         return subprocess.run(
-            command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            command,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
 
     MlflowClient().create_experiment("search", tmp_path.as_uri())
@@ -132,12 +181,20 @@ def test_one_command_creates_the_deployment_and_the_next_rolls_out_a_better_mode
     with traffic(f"{url}/predict") as answers:
         rolled_out = search()
     assert rolled_out.returncode == 0, rolled_out.stdout + rolled_out.stderr
-    assert list(dict.fromkeys(re.findall(r"stepping (\d+) %", rolled_out.stdout))) == ["10", "50", "100"]
+    assert list(dict.fromkeys(re.findall(r"stepping (\d+) %", rolled_out.stdout))) == [
+        "10",
+        "50",
+        "100",
+    ]
     assert client.get_deployment("flights")["version"] == "2"
     assert {status for _, status in answers} == {200}
     assert {version for version, _ in answers} == {"1", "2"}
 
-    MlflowClient().set_registered_model_tag(MODEL, "onnxserve.gate.policy", "budget: {max_p99_ms: 0.000001}")
+    MlflowClient().set_registered_model_tag(
+        MODEL,
+        "onnxserve.gate.policy",
+        "budget: {max_p99_ms: 0.000001}",
+    )
     worse = search()
     assert worse.returncode == 1
     (line,) = [line for line in worse.stderr.splitlines() if line.startswith("Error")]

@@ -13,28 +13,40 @@ from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.classifiers import write_classifier
 from tests.support.tracking import tracking_at
 
-EXAMPLE = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]]}}
+EXAMPLE = {
+    "dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 0.0], [0.0, 1.0], [0.5, 0.75]]},
+}
 PACKAGES = "mlflow-onnxserve[cpu]==0.1.0\nonnxruntime==1.31.1\n"
 
 
 @pytest.fixture
 def registry(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """Create a separate registry and store for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
-        client.create_registered_model("toy", {"onnxserve.gate.policy": "skip: [robustness, budget]"})
+        client.create_registered_model(
+            "toy",
+            {"onnxserve.gate.policy": "skip: [robustness, budget]"},
+        )
         runs = {number: log_run(client, number) for number in (1, 2)}
         for number, weights in ((1, (2.0, -1.0)), (2, (1.0, 2.0))):
             folder = write_classifier(tmp_path / str(number), weights)
             (folder / "serving_input_example.json").write_text(json.dumps(EXAMPLE))
             (folder / "requirements.txt").write_text(PACKAGES)
-            (folder / "requirements.lock").write_text(f"# the training\nscikit_learn==1.{number}\nnumpy==2.0\n")
+            (folder / "requirements.lock").write_text(
+                f"# the training\nscikit_learn==1.{number}\nnumpy==2.0\n",
+            )
             client.create_model_version("toy", folder.as_uri(), runs[number], tags={"team": "blue"})
-        python = {"flavors": {"python_function": {"loader_module": "toy"}}, "signature": signature_of(tmp_path / "1")}
+        python = {
+            "flavors": {"python_function": {"loader_module": "toy"}},
+            "signature": signature_of(tmp_path / "1"),
+        }
         (tmp_path / "3").mkdir()
         (tmp_path / "3" / "MLmodel").write_text(yaml.safe_dump(python))
         client.create_model_version("toy", (tmp_path / "3").as_uri())
@@ -45,7 +57,9 @@ def registry(
 
 def log_run(client: MlflowClient, number: int) -> str:
     """Log a run with a parameter, a metric and a dataset."""
-    run_id = str(client.create_run("0", tags={"mlflow.source.git.commit": f"c0ffee{number}"}).info.run_id)
+    run_id = str(
+        client.create_run("0", tags={"mlflow.source.git.commit": f"c0ffee{number}"}).info.run_id,
+    )
     client.log_param(run_id, "C", number)
     client.log_metric(run_id, "accuracy", 0.9 + number / 100)
     client.log_inputs(run_id, [DatasetInput(Dataset("flights", f"digest{number}", "local", "{}"))])

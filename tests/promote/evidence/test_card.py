@@ -44,11 +44,22 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 SECTIONS = {
     "model_details": ["purpose", "origin", "data", "signature"],
-    "quantitative_analysis": ["metrics", "parity", "gate", "robustness", "segments", "explanations"],
+    "quantitative_analysis": [
+        "metrics",
+        "parity",
+        "gate",
+        "robustness",
+        "segments",
+        "explanations",
+    ],
     "considerations": ["approvals", "deployments", "monitors"],
 }
 
-BARE = {"model_details": ["origin", "signature"], "quantitative_analysis": ["parity"], "considerations": []}
+BARE = {
+    "model_details": ["origin", "signature"],
+    "quantitative_analysis": ["parity"],
+    "considerations": [],
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,10 @@ def texts(card: VersionCard, section: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Recorded]:
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Recorded]:
     """Log, judge, approve, promote, disturb, explain and monitor a version of the model `toy`."""
     from mlflow_deploy_plugin.watch.reports.log import build_report, log_result
 
@@ -115,19 +129,35 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
     try:
         with tracking_at(server.url):
             client, rows = MlflowClient(), pd.DataFrame(labelled(400))
-            policy = (
-                f"gated_aliases: [champion]\napprovals: {{count: 1}}\nevaluation: {{dataset: {holdout}, target: label}}"
+            policy = f"gated_aliases: [champion]\napprovals: {{count: 1}}\nevaluation: {{dataset: {holdout}, target: label}}"
+            client.create_registered_model(
+                "toy",
+                {"onnxserve.gate.policy": policy},
+                "Predicts toys.",
             )
-            client.create_registered_model("toy", {"onnxserve.gate.policy": policy}, "Predicts toys.")
             with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
                 mlflow.log_param("C", 1.0)
                 mlflow.log_metric("accuracy", 0.875)
                 mlflow.log_input(mlflow.data.from_pandas(rows, name="flights"))
                 model = LogisticRegression().fit(rows[[*COLUMNS]], rows["label"])
-                dated = rows[[*COLUMNS]].assign(day=pd.date_range("2013-01-01", "2013-12-31", len(rows)))
-                onnxserve.log_model(model, "model", registered_model_name="toy", input_example=dated, event_time="day")
+                dated = rows[[*COLUMNS]].assign(
+                    day=pd.date_range("2013-01-01", "2013-12-31", len(rows)),
+                )
+                onnxserve.log_model(
+                    model,
+                    "model",
+                    registered_model_name="toy",
+                    input_example=dated,
+                    event_time="day",
+                )
             client.set_model_version_tag("toy", "1", "onnxserve.parent", "models:/toy/0")
-            onnxserve.robustness("models:/toy/1", holdout, "label", strengths={"noise": [0.1, 1]}, log=True)
+            onnxserve.robustness(
+                "models:/toy/1",
+                holdout,
+                "label",
+                strengths={"noise": [0.1, 1]},
+                log=True,
+            )
             onnxserve.explain("models:/toy/1", holdout, max_rows=10, log=True)
             run_gate("toy", "1", store=store)
             champion, chosen = parse_stage_or_alias("@champion"), choose_policy("toy", None).policy
@@ -135,11 +165,26 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             subject = subject_of(client.get_model_version("toy", "1"), champion, files, chosen)
             request_promotion(store, chosen, subject, Person("eva", frozenset(), True), "needed")
             (request,) = promotion_requests(store, "toy")
-            approve(store, chosen, subject, Person("ada", frozenset(), True), request.report_digest, "well done")
+            approve(
+                store,
+                chosen,
+                subject,
+                Person("ada", frozenset(), True),
+                request.report_digest,
+                "well done",
+            )
             promote("toy", "1", "@champion", store=store, actor="eva")
             states: list[State] = ["drift", "no drift", "no drift"]
             for day, state in enumerate(states):
-                finding = Finding("a", "distribution", state, "the mean moved", 4.5, 3.0, "carrier=AA")
+                finding = Finding(
+                    "a",
+                    "distribution",
+                    state,
+                    "the mean moved",
+                    4.5,
+                    3.0,
+                    "carrier=AA",
+                )
                 window = result_of(day, "toys", (finding,), model="toy", version="1", state=state)
                 log_result(window, build_report(window))
             other = result_of(9, "toys", model="another", version="1", state="drift")
@@ -152,7 +197,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
 
 @pytest.fixture
 def registry(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Registry]:
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -167,7 +214,10 @@ def registry(
 def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: Recorded) -> None:
     client = MlflowClient(recorded.url)
     tags = client.get_model_version("toy", "1").tags
-    trail = requests.get(f"{recorded.url}/onnxserve/history.jsonl?model=toy", timeout=30).text.splitlines()
+    trail = requests.get(
+        f"{recorded.url}/onnxserve/history.jsonl?model=toy",
+        timeout=30,
+    ).text.splitlines()
     events = {f"{event['action']} {event['at']}" for event in map(json.loads, trail)}
     pages = {}
     for section, statement in statements(recorded.card):
@@ -176,7 +226,9 @@ def test_every_statement_links_to_a_run_a_tag_or_an_event_that_exists(recorded: 
             run_id, _, file = statement.source.partition("/")
             assert f"/runs/{run_id}" in statement.url
             folder = file.rpartition("/")[0] or None
-            assert not file or file in {entry.path for entry in client.list_artifacts(run_id, folder)}, statement
+            assert not file or file in {
+                entry.path for entry in client.list_artifacts(run_id, folder)
+            }, statement
         elif statement.kind == "registry":
             assert statement.source == "models:/toy/1"
         else:
@@ -191,12 +243,23 @@ def test_the_sections_have_the_recorded_values(recorded: Recorded) -> None:
     assert (card.name, card.version) == ("toy", "1")
     assert mentions(texts(card, "purpose"), "Predicts toys")
     assert mentions(texts(card, "origin"), "models:/toy/0", "C 1.0")
-    assert mentions(texts(card, "origin"), "registered by anonymous@127.0.0.1", "LogisticRegression of sklearn")
+    assert mentions(
+        texts(card, "origin"),
+        "registered by anonymous@127.0.0.1",
+        "LogisticRegression of sklearn",
+    )
     datasets = MlflowClient(recorded.url).get_run(recorded.run_id).inputs.dataset_inputs
     for entry in datasets:
-        assert mentions(texts(card, "data"), f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows")
+        assert mentions(
+            texts(card, "data"),
+            f"{entry.dataset.name} has the digest {entry.dataset.digest} and 400 rows",
+        )
     assert mentions(texts(card, "data"), "400 rows, from 2013-01-01 to 2013-12-31")
-    assert mentions(texts(card, "signature"), *(f"{name} (double)" for name in COLUMNS), "int64 [-1]")
+    assert mentions(
+        texts(card, "signature"),
+        *(f"{name} (double)" for name in COLUMNS),
+        "int64 [-1]",
+    )
     assert mentions(texts(card, "metrics"), "accuracy 0.875")
     assert "onnxserve.parity" not in texts(card, "metrics")
     assert mentions(texts(card, "parity"), "proven", "probabilities")
@@ -216,7 +279,11 @@ def test_sections_without_records_are_left_out(registry: Registry, tmp_path: Pat
     assert {statement.url for _, statement in statements(card)} == {""}  # A database has no pages.
     card.write(tmp_path / "out")
     text = Page((tmp_path / "out" / "model_card.html").read_text()).texts
-    assert ("Model details" in text, "Considerations" in text, "No record" in text) == (True, False, False)
+    assert ("Model details" in text, "Considerations" in text, "No record" in text) == (
+        True,
+        False,
+        False,
+    )
 
 
 def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Registry) -> None:
@@ -224,7 +291,11 @@ def test_the_verdict_of_the_served_version_is_next_to_the_verdict(registry: Regi
     registry.client.create_model_version("pair", (registry.folder / "model").as_uri())
     registry.client.set_registered_model_alias("pair", "champion", "1")
     for version, state in (("1", "passed"), ("2", "failed")):
-        for name, value in (("", state), (".reason", f"the reason of {version}"), (".digest", "a digest")):
+        for name, value in (
+            ("", state),
+            (".reason", f"the reason of {version}"),
+            (".digest", "a digest"),
+        ):
             registry.client.set_model_version_tag("pair", version, f"onnxserve.gate{name}", value)
     own, served = texts(make_card("models:/pair/2", registry.store), "gate").splitlines()[:2]
     assert mentions(own, "models:/pair/2 is failed", "the reason of 2")
@@ -252,11 +323,23 @@ def test_text_from_users_is_not_markup(registry: Registry, tmp_path: Path) -> No
 def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: Registry) -> None:
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("shared", run_id)
-    report = {"model": "models:/shared/2", "rows": 7, "importance": [{"column": "a", "mean_abs": 1.0}]}
+    report = {
+        "model": "models:/shared/2",
+        "rows": 7,
+        "importance": [{"column": "a", "mean_abs": 1.0}],
+    }
     registry.client.log_dict(run_id, report, "explain/explain.json")
     assert texts(make_card("models:/shared/1", registry.store), "explanations") == ""
-    registry.client.log_dict(run_id, {**report, "model": "models:/shared/1"}, "explain/explain.json")
-    assert mentions(texts(make_card("models:/shared/1", registry.store), "explanations"), "7 predictions", "a 1")
+    registry.client.log_dict(
+        run_id,
+        {**report, "model": "models:/shared/1"},
+        "explain/explain.json",
+    )
+    assert mentions(
+        texts(make_card("models:/shared/1", registry.store), "explanations"),
+        "7 predictions",
+        "a 1",
+    )
     registry.client.copy_model_version("models:/shared/1", "copied")
     copied = make_card("models:/copied/1", registry.store)
     assert mentions(texts(copied, "origin"), "copy of models:/shared/1")
@@ -266,7 +349,11 @@ def test_measurements_of_another_version_in_the_same_run_are_left_out(registry: 
 def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -> None:
     run_id = registry.client.create_run(DEFAULT_EXPERIMENT).info.run_id
     registry.register("broken", run_id)
-    registry.client.log_text(run_id, '{"model": "models:/broken/1", "metric": 1}', "robustness/robustness.json")
+    registry.client.log_text(
+        run_id,
+        '{"model": "models:/broken/1", "metric": 1}',
+        "robustness/robustness.json",
+    )
     registry.client.log_text(run_id, "[", "explain/explain.json")
     registry.client.set_model_version_tag("broken", "1", "onnxserve.monitor.x/window", "soon")
     card = make_card("models:/broken/1", registry.store)
@@ -274,9 +361,15 @@ def test_a_record_that_cannot_be_understood_is_a_statement(registry: Registry) -
         assert mentions(texts(card, section), section, "cannot be understood")
 
 
-def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(registry: Registry) -> None:
+def test_a_policy_that_is_not_valid_is_a_statement_before_the_checks_of_the_gate(
+    registry: Registry,
+) -> None:
     registry.register("odd")
-    registry.client.set_registered_model_tag("odd", "onnxserve.gate.policy", "approvals: {counts: 1}")
+    registry.client.set_registered_model_tag(
+        "odd",
+        "onnxserve.gate.policy",
+        "approvals: {counts: 1}",
+    )
     for name, value in (("", "passed"), (".digest", "a digest")):
         registry.client.set_model_version_tag("odd", "1", f"onnxserve.gate{name}", value)
     verdict, policy, *_ = texts(make_card("models:/odd/1", registry.store), "gate").splitlines()
@@ -289,7 +382,9 @@ def test_a_version_whose_section_has_another_type_has_a_card(registry: Registry)
     (registry.folder / "model" / "MLmodel").write_text("flavors: {onnxserve: 5}")
     card = make_card("models:/odd/1", registry.store)
     texts = [statement.text for statement in card.model_details["origin"]]
-    words = "The model cannot be read: the MLmodel file cannot be understood: flavors.onnxserve is 5"
+    words = (
+        "The model cannot be read: the MLmodel file cannot be understood: flavors.onnxserve is 5"
+    )
     assert [text for text in texts if text.startswith(words)]
 
 
@@ -312,17 +407,29 @@ def test_the_command_writes_the_page_and_the_document(registry: Registry) -> Non
     before = datetime.now(UTC)
     done = CliRunner().invoke(main, ["card", "models:/toy/1"])
     assert done.exit_code == 0, done.output
-    assert mentions(done.stdout, "toy version 1", "toy-1-card/model_card.html", "toy-1-card/model_card.json")
+    assert mentions(
+        done.stdout,
+        "toy version 1",
+        "toy-1-card/model_card.html",
+        "toy-1-card/model_card.json",
+    )
     document = json.loads((registry.folder / "toy-1-card" / "model_card.json").read_text())
     assert {group: [*document[group]] for group in SECTIONS} == BARE
     assert datetime.fromisoformat(document["created_at"]) >= before
     page = Page((registry.folder / "toy-1-card" / "model_card.html").read_text())
-    written = [entry["text"] for group in SECTIONS for entries in document[group].values() for entry in entries]
+    written = [
+        entry["text"]
+        for group in SECTIONS
+        for entries in document[group].values()
+        for entry in entries
+    ]
     assert all(text in page.texts for text in written)
 
 
 def test_without_an_answer_of_mlflow_no_file_is_written(
-    registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking_at(f"http://127.0.0.1:{free_port}"):
@@ -338,7 +445,11 @@ def test_without_an_answer_of_mlflow_no_file_is_written(
         (["models:/toy/1", "-o", "model/MLmodel/below"], ["model/MLmodel/below"]),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_no_file(registry: Registry, arguments: list[str], names: list[str]) -> None:
+def test_a_mistake_is_one_line_and_writes_no_file(
+    registry: Registry,
+    arguments: list[str],
+    names: list[str],
+) -> None:
     registry.register("toy")
     assert mentions(said(CliRunner().invoke(main, ["card", *arguments])), *names)
     assert not [*registry.folder.rglob("model_card.*")]

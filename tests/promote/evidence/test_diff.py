@@ -12,7 +12,11 @@ from tests.support.refusals import mentions, refused
 
 
 def changed(diff: VersionDiff, section: str) -> dict[str, tuple[Value, Value]]:
-    return {row.name: (row.before, row.after) for row in diff.rows if row.section == section and row.is_changed}
+    return {
+        row.name: (row.before, row.after)
+        for row in diff.rows
+        if row.section == section and row.is_changed
+    }
 
 
 def test_each_section_has_its_differences(registry: MlflowClient) -> None:
@@ -29,7 +33,9 @@ def test_each_section_has_its_differences(registry: MlflowClient) -> None:
     assert mentions(diff.notes[0], "models:/toy/2", "gate")
 
 
-def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last(registry: MlflowClient) -> None:
+def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last(
+    registry: MlflowClient,
+) -> None:
     first, second = (registry.get_model_version("toy", number).run_id for number in ("1", "2"))
     for run_id, figures in (
         (first, {"val_loss": 0.5, "training_f1_score": 0.5, "brier_score": 0.1, "rows": 10.0}),
@@ -53,7 +59,9 @@ def test_metrics_and_the_gate_come_first_with_their_trend_and_the_operators_last
     assert (differences["metrics", "rows"], differences["parameters", "C"]) == (10.0, None)
 
 
-def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(registry: MlflowClient) -> None:
+def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(
+    registry: MlflowClient,
+) -> None:
     names = (
         "neg_mean_squared_error",
         "val_neg_log_loss",
@@ -66,7 +74,14 @@ def test_a_negated_error_and_a_d2_score_are_better_if_they_are_higher(registry: 
         for name in names:
             registry.log_metric(registry.get_model_version("toy", number).run_id, name, value)
     trends = {row.name: row.trend for row in diff_versions("models:/toy/1", "models:/toy/2").rows}
-    assert [trends[name] for name in names] == ["better", "better", "better", "worse", "worse", "better"]
+    assert [trends[name] for name in names] == [
+        "better",
+        "better",
+        "better",
+        "worse",
+        "worse",
+        "better",
+    ]
 
 
 def test_a_value_that_is_true_or_false_has_no_difference() -> None:
@@ -84,21 +99,33 @@ def test_a_gate_that_fails_after_one_that_passed_is_worse(registry: MlflowClient
     assert trends == ["worse", "better"]
 
 
-def test_the_graph_is_compared_by_its_operators_and_sizes(registry: MlflowClient, tmp_path: Path) -> None:
+def test_the_graph_is_compared_by_its_operators_and_sizes(
+    registry: MlflowClient,
+    tmp_path: Path,
+) -> None:
     folder = write_classifier(tmp_path / "other", extra="y = Abs(x)  z = Identity(y)")
     registry.create_model_version("toy", folder.as_uri())
     graph = changed(diff_versions("models:/toy/2", "models:/toy/4"), "graph")
-    assert graph.pop("bytes") == (Path("2/model.onnx").stat().st_size, (folder / "model.onnx").stat().st_size)
+    assert graph.pop("bytes") == (
+        Path("2/model.onnx").stat().st_size,
+        (folder / "model.onnx").stat().st_size,
+    )
     assert graph == {"operator Abs": (None, 1)}
 
 
-def test_the_predictions_for_the_example_rows_are_compared_per_output(registry: MlflowClient) -> None:
+def test_the_predictions_for_the_example_rows_are_compared_per_output(
+    registry: MlflowClient,
+) -> None:
     diff = diff_versions("models:/toy/1", "models:/toy/2")
     assert not isinstance(diff.predictions, Refused)
     label, probabilities = diff.predictions
     # The labels of the rows (1, 0), (0, 1) and (0.5, 0.75) are 1, 0, 1 and 1, 1, 1.
     assert (label.output, label.rows, label.changed_rows, label.largest) == ("label", 3, 1, None)
-    assert (probabilities.output, probabilities.rows, probabilities.changed_rows) == ("probabilities", 3, 3)
+    assert (probabilities.output, probabilities.rows, probabilities.changed_rows) == (
+        "probabilities",
+        3,
+        3,
+    )
     assert probabilities.largest == pytest.approx(0.8808 - 0.2689, abs=1e-4)
 
 
@@ -108,15 +135,25 @@ def test_a_version_is_equal_to_itself(registry: MlflowClient) -> None:
     assert diff.rows
     assert [row for row in diff.rows if row.is_changed] == []
     assert not isinstance(diff.predictions, Refused)
-    assert [(output.changed_rows, output.largest) for output in diff.predictions] == [(0, None), (0, 0.0)]
+    assert [(output.changed_rows, output.largest) for output in diff.predictions] == [
+        (0, None),
+        (0, 0.0),
+    ]
 
 
-def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(registry: MlflowClient, tmp_path: Path) -> None:
+def test_the_predictions_need_equal_inputs_onnx_forms_and_example_rows(
+    registry: MlflowClient,
+    tmp_path: Path,
+) -> None:
     renamed = write_classifier(tmp_path / "renamed", columns=("a", "c"))
     registry.create_model_version("toy", renamed.as_uri())
     bare = write_classifier(tmp_path / "bare")
     registry.create_model_version("toy", bare.as_uri())
-    for before, after, names in (("2", "4", ("c",)), ("2", "3", ("python_function",)), ("5", "5", ("input_example",))):
+    for before, after, names in (
+        ("2", "4", ("c",)),
+        ("2", "3", ("python_function",)),
+        ("5", "5", ("input_example",)),
+    ):
         predictions = diff_versions(f"models:/toy/{before}", f"models:/toy/{after}").predictions
         assert isinstance(predictions, Refused)
         assert mentions(predictions.reason, *names)
@@ -137,7 +174,10 @@ def test_a_copy_is_noted(registry: MlflowClient) -> None:
     diff = diff_versions("models:/copies/1", "models:/copies/2")
     assert changed(diff, "parameters") == {"C": ("1", "2")}
     for number in (1, 2):
-        assert any(mentions(note, f"models:/copies/{number}", f"models:/toy/{number}") for note in diff.notes)
+        assert any(
+            mentions(note, f"models:/copies/{number}", f"models:/toy/{number}")
+            for note in diff.notes
+        )
 
 
 def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:
@@ -150,7 +190,10 @@ def test_versions_of_two_models_are_refused(registry: MlflowClient) -> None:
 def test_a_section_of_another_type_is_a_note(registry: MlflowClient, section: str) -> None:
     Path("2", "MLmodel").write_text(f"flavors: {{onnxserve: {section}}}")
     diff = diff_versions("models:/toy/1", "models:/toy/2")
-    assert any(note.startswith("models:/toy/2, model: the MLmodel file cannot be understood") for note in diff.notes)
+    assert any(
+        note.startswith("models:/toy/2, model: the MLmodel file cannot be understood")
+        for note in diff.notes
+    )
     assert changed(diff, "metrics")["accuracy"] == (0.91, 0.92)
     assert isinstance(diff.predictions, Refused)
     assert "cannot be understood: flavors.onnxserve" in diff.predictions.reason

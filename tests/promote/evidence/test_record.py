@@ -27,7 +27,9 @@ NESTED = """nested (bool c, float[N,1] x) => (float[N,1] y) {
 }"""
 
 
-def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate(registry: MlflowClient) -> None:
+def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate(
+    registry: MlflowClient,
+) -> None:
     record = read_record("models:/toy@champion")
     assert (record.uri, record.tags["team"], record.original) == ("models:/toy/1", "blue", "")
     assert record.run is not None
@@ -38,13 +40,20 @@ def test_the_record_has_the_facts_of_the_registry_the_run_the_files_and_the_gate
     assert record.requirements == {"mlflow-onnxserve[cpu]": "0.1.0", "onnxruntime": "1.31.1"}
     assert record.environment == {"scikit_learn": "1.1", "numpy": "2.0"}
     assert record.graph["bytes"] == Path("1/model.onnx").stat().st_size
-    assert (record.graph["operator MatMul"], record.graph["opset ai.onnx"], record.graph["opset ai.onnx.ml"]) == (
+    assert (
+        record.graph["operator MatMul"],
+        record.graph["opset ai.onnx"],
+        record.graph["opset ai.onnx.ml"],
+    ) == (
         1,
         21,
         3,
     )
     assert record.gate is not None
-    assert (record.gate.judged, record.gate.status.state) == ("models:/toy/1", "passed without an evaluation")
+    assert (record.gate.judged, record.gate.status.state) == (
+        "models:/toy/1",
+        "passed without an evaluation",
+    )
     assert (record.gate.checks[0].name, record.gate.checks[0].state) == ("parity", "passed")
     assert record.gate.checks[0].figures == {"rows": 1000}
     assert record.missing == {}
@@ -69,7 +78,11 @@ def test_a_copy_has_the_run_and_the_gate_of_its_original(registry: MlflowClient)
     original = read_record("models:/toy/1")
     for version in (copied, again):
         record = read_record(f"models:/copies/{version.version}")
-        assert (record.original, record.run, record.section) == ("models:/toy/1", original.run, original.section)
+        assert (record.original, record.run, record.section) == (
+            "models:/toy/1",
+            original.run,
+            original.section,
+        )
         assert record.gate is not None
         assert (record.gate.judged, len(record.gate.checks)) == ("models:/toy/1", 5)
 
@@ -79,7 +92,11 @@ def test_a_copy_of_a_deleted_version_keeps_its_own_run(registry: MlflowClient) -
     registry.delete_model_version("toy", "2")
     record = read_record("models:/copies/1")
     assert record.run is not None
-    assert (record.original, record.run.params, set(record.missing)) == ("", {"C": "2"}, {"original", "gate"})
+    assert (record.original, record.run.params, set(record.missing)) == (
+        "",
+        {"C": "2"},
+        {"original", "gate"},
+    )
 
 
 def test_a_record_names_the_version_that_the_gate_report_is_about(registry: MlflowClient) -> None:
@@ -104,7 +121,12 @@ def test_a_record_names_the_version_that_the_gate_report_is_about(registry: Mlfl
         ("requirements.txt", "\udcff", "requirements"),
     ],
 )
-def test_a_damaged_file_is_a_missing_part(registry: MlflowClient, file: str, content: str, part: str) -> None:
+def test_a_damaged_file_is_a_missing_part(
+    registry: MlflowClient,
+    file: str,
+    content: str,
+    part: str,
+) -> None:
     Path("2", file).write_bytes(content.encode(errors="surrogateescape"))
     record = read_record("models:/toy/2")
     assert part in record.missing
@@ -114,16 +136,25 @@ def test_a_damaged_file_is_a_missing_part(registry: MlflowClient, file: str, con
 def test_a_gate_report_that_was_changed_by_hand_is_a_missing_part(registry: MlflowClient) -> None:
     gate = read_record("models:/toy/1").gate
     assert gate is not None
-    registry.log_text(gate.run_id, json.dumps({"model": "toy", "version": "1", "checks": 3}), "gate.json")
+    registry.log_text(
+        gate.run_id,
+        json.dumps({"model": "toy", "version": "1", "checks": 3}),
+        "gate.json",
+    )
     record = read_record("models:/toy/1")
     assert record.gate is not None
     assert (record.gate.checks, set(record.missing)) == ((), {"gate report"})
 
 
-def test_the_graph_includes_subgraphs_and_external_weights(registry: MlflowClient, tmp_path: Path) -> None:
+def test_the_graph_includes_subgraphs_and_external_weights(
+    registry: MlflowClient,
+    tmp_path: Path,
+) -> None:
     folder = write_model(tmp_path / "nested", NESTED)
     graph = parse_graph(NESTED)
-    graph.graph.initializer.append(numpy_helper.from_array(np.zeros((100, 10), np.float32), "weights"))
+    graph.graph.initializer.append(
+        numpy_helper.from_array(np.zeros((100, 10), np.float32), "weights"),
+    )
     options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
     onnx.save_model(graph, folder / "model.onnx", **options)
     registry.create_model_version("toy", folder.as_uri())
@@ -138,7 +169,10 @@ def test_the_graph_includes_subgraphs_and_external_weights(registry: MlflowClien
     }
 
 
-def test_only_a_registered_version_has_a_record(registry: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_registered_version_has_a_record(
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with refused(InvalidConfig, "1"):
         read_record("1")
@@ -150,14 +184,20 @@ def test_only_a_registered_version_has_a_record(registry: MlflowClient, monkeypa
 
 @pytest.mark.long
 def test_a_server_has_pages_and_its_missing_files_are_named(
-    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
     monkeypatch.chdir(tmp_path)
     with tracking_at(mlflow_server.url):
         with mlflow.start_run() as run:
-            logged = mlflow.onnx.log_model(parse_graph(NESTED), name="model", registered_model_name="paged")
+            logged = mlflow.onnx.log_model(
+                parse_graph(NESTED),
+                name="model",
+                registered_model_name="paged",
+            )
         record = read_record(f"models:/paged/{logged.registered_model_version}")
     assert record.url == f"{mlflow_server.url}/#/models/paged/versions/{record.version}"
     assert record.run is not None

@@ -67,15 +67,31 @@ class Registry:
         with tracking_at(self.server.url):
             import mlflow
 
-            path = Path(mlflow.artifacts.download_artifacts(f"models:/{model}/{version}", dst_path=str(folder)))
-        found = (file for file in path.rglob("*") if file.is_file() and file.name != "registered_model_meta")
-        return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+            path = Path(
+                mlflow.artifacts.download_artifacts(
+                    f"models:/{model}/{version}",
+                    dst_path=str(folder),
+                ),
+            )
+        found = (
+            file
+            for file in path.rglob("*")
+            if file.is_file() and file.name != "registered_model_meta"
+        )
+        return {
+            str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in found
+        }
 
 
 @contextmanager
 def running(folder: Path, new_database: Callable[[Path], str]) -> Iterator[Registry]:
     new_database(folder)
-    server = MlflowServer(folder, app="onnxserve", variables={"ONNXSERVE_HOME": str(folder / "home")})
+    server = MlflowServer(
+        folder,
+        app="onnxserve",
+        variables={"ONNXSERVE_HOME": str(folder / "home")},
+    )
     try:
         server.start()
         yield Registry(server)
@@ -84,13 +100,19 @@ def running(folder: Path, new_database: Callable[[Path], str]) -> Iterator[Regis
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Registry]:
+def source(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Registry]:
     with running(tmp_path_factory.mktemp("source"), new_database) as registry:
         yield registry
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Registry]:
+def target(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[Registry]:
     with running(tmp_path_factory.mktemp("target"), new_database) as registry:
         yield registry
 
@@ -110,7 +132,11 @@ def model(source: Registry, target: Registry, here: None) -> str:
     name, client = f"toy-{next(_numbers)}", source.client
     for registry in (source, target):
         registry.client.create_registered_model(name, tags={"onnxserve.gate.policy": POLICY})
-    run = client.create_run(client.create_experiment(name), run_name="training", tags={"team": "blue"})
+    run = client.create_run(
+        client.create_experiment(name),
+        run_name="training",
+        tags={"team": "blue"},
+    )
     run_id = run.info.run_id
     client.log_param(run_id, "depth", 3)
     client.log_metric(run_id, "auc", 0.9)
@@ -119,15 +145,28 @@ def model(source: Registry, target: Registry, here: None) -> str:
     folder = write_classifier(source.server.folder / name, reference=reference)
     (folder / "input_example.json").write_text('{"columns": ["a", "b"], "data": [[1.0, 2.0]]}')
     client.log_artifacts(run_id, str(folder), "model")
-    tags = {"onnxserve.parent": f"models:/{name}/0", "onnxserve.training.data": "abc", "owner": "eva"}
-    client.create_model_version(name, f"{run.info.artifact_uri}/model", run_id, tags, description="the first")
+    tags = {
+        "onnxserve.parent": f"models:/{name}/0",
+        "onnxserve.training.data": "abc",
+        "owner": "eva",
+    }
+    client.create_model_version(
+        name,
+        f"{run.info.artifact_uri}/model",
+        run_id,
+        tags,
+        description="the first",
+    )
     assert run_command(f"gate {name} 1").exit_code == 0
     return name
 
 
 @pytest.fixture
 def guarded(
-    tmp_path: Path, here: None, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    here: None,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Registry]:
     """A target with accounts. Commands use the account of alice there."""
     new_database(tmp_path)
@@ -144,20 +183,35 @@ def run_command(line: str) -> Result:
 
 
 def promote(model: str, target: Registry, *options: str) -> Result:
-    return run_command(" ".join([f"promote {model} 1 --to @champion --to-registry {target.server.url}", *options]))
+    return run_command(
+        " ".join([f"promote {model} 1 --to @champion --to-registry {target.server.url}", *options]),
+    )
 
 
 def check_copied_once(source: Registry, target: Registry, model: str, folder: Path) -> ModelVersion:
     (version,) = target.versions(model)
     assert target.runs(model) == [version.run_id]
-    assert target.files(model, version.version, folder / "target") == source.files(model, "1", folder / "source")
-    assert [event.action for event in target.events(model, "copy", "promote")] == ["copy", "promote"]
-    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+    assert target.files(model, version.version, folder / "target") == source.files(
+        model,
+        "1",
+        folder / "source",
+    )
+    assert [event.action for event in target.events(model, "copy", "promote")] == [
+        "copy",
+        "promote",
+    ]
+    assert [event.action for event in source.events(model, "copy", "promote")] == [
+        "copy",
+        "promote",
+    ]
     return version
 
 
 def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_target(
-    source: Registry, target: Registry, model: str, tmp_path: Path
+    source: Registry,
+    target: Registry,
+    model: str,
+    tmp_path: Path,
 ) -> None:
     result = promote(model, target, "-o json")
     assert result.exit_code == 0, result.output
@@ -167,24 +221,39 @@ def test_a_version_is_copied_with_its_evidence_and_promoted_by_the_gate_of_the_t
 
     version = check_copied_once(source, target, model, tmp_path)
     (original,) = source.versions(model)
-    assert (version.aliases, version.description, original.aliases) == (["champion"], "the first", [])
+    assert (version.aliases, version.description, original.aliases) == (
+        ["champion"],
+        "the first",
+        [],
+    )
     for key in ("onnxserve.parent", "onnxserve.training.data", "owner"):
         assert version.tags[key] == original.tags[key]
     page = f"{source.server.url}/#/models/{model}/versions/1"
     assert version.tags["onnxserve.copied_from"] == document["copy"]["copied_from"] == page
-    assert version.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    assert (
+        version.tags["onnxserve.copied_gate"]
+        == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    )
     assert version.tags["onnxserve.gate.report"].startswith(target.server.url)
 
     run = target.client.get_run(version.run_id)
     assert (run.data.params, run.data.metrics) == ({"depth": "3"}, {"auc": 0.9})
-    assert (run.data.tags["team"], run.info.run_name, run.info.status) == ("blue", "training", "FINISHED")
+    assert (run.data.tags["team"], run.info.run_name, run.info.status) == (
+        "blue",
+        "training",
+        "FINISHED",
+    )
     assert run.inputs.dataset_inputs[0].dataset.digest == "d1"
     assert run.data.tags["onnxserve.copied_run"].endswith(f"/runs/{original.run_id}")
     reports = [file.path for file in target.client.list_artifacts(version.run_id, "source_gate")]
     assert reports == ["source_gate/gate.json", "source_gate/gate_report.html"]
 
 
-def test_both_audit_trails_name_the_other_registry(source: Registry, target: Registry, model: str) -> None:
+def test_both_audit_trails_name_the_other_registry(
+    source: Registry,
+    target: Registry,
+    model: str,
+) -> None:
     assert promote(model, target).exit_code == 0
     copied, promoted = source.events(model, "copy", "promote")
     assert (copied.version, copied.after) == ("1", f"{model} version 1 in {target.server.url}")
@@ -200,11 +269,17 @@ def test_both_audit_trails_name_the_other_registry(source: Registry, target: Reg
 
 
 def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machine(
-    source: Registry, target: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+    source: Registry,
+    target: Registry,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("TARGET_ONNXSERVE_STORE_URI")
     assert promote(model, target).exit_code == 0
-    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+    assert [event.action for event in source.events(model, "copy", "promote")] == [
+        "copy",
+        "promote",
+    ]
     assert target.events(model, "copy", "promote") == []
     assert {event.action for event in target.events(model)} >= {"register", "alias"}
     (file,) = source.server.folder.glob(f"home/registries/*{target.server.port}/onnxserve.db")
@@ -213,7 +288,10 @@ def test_the_store_of_a_target_without_a_setting_is_a_separate_one_on_this_machi
 
 
 def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
-    source: Registry, target: Registry, model: str, tmp_path: Path
+    source: Registry,
+    target: Registry,
+    model: str,
+    tmp_path: Path,
 ) -> None:
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.most = 0
@@ -233,13 +311,21 @@ def test_a_target_that_dies_after_any_request_gets_one_run_and_one_version(
 
 
 def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
-    source: Registry, target: Registry, model: str, tmp_path: Path
+    source: Registry,
+    target: Registry,
+    model: str,
+    tmp_path: Path,
 ) -> None:
     code = "from mlflow_deploy_plugin.cli.commands import main; main()"
     command = [sys.executable, "-c", code, *f"promote {model} 1 --to @champion".split()]
     command += ["--to-registry", target.server.url]
     for step in itertools.count(1):
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as process:
             assert process.stderr is not None
             lines = list(itertools.islice(process.stderr, step))
             if len(lines) < step:
@@ -250,11 +336,15 @@ def test_a_command_that_is_killed_at_any_step_gets_one_run_and_one_version(
 
 
 def test_the_target_never_receives_the_credentials_of_the_source(
-    source: Registry, target: Registry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Registry,
+    target: Registry,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow/credentials").write_text(
-        "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n"
+        "[mlflow]\nmlflow_tracking_username = f\nmlflow_tracking_password = g\n",
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     with (
@@ -285,16 +375,27 @@ def test_the_target_never_receives_the_credentials_of_the_source(
         ("1 --to-model a/b", ["a/b"]),
     ],
 )
-def test_a_transfer_that_cannot_start_is_one_line(source: Registry, model: str, options: str, names: list[str]) -> None:
+def test_a_transfer_that_cannot_start_is_one_line(
+    source: Registry,
+    model: str,
+    options: str,
+    names: list[str],
+) -> None:
     result = run_command(f"promote {model} {options} --to @champion".format(model=model))
     assert mentions(said(result), *(name.format(model=model) for name in names)), result.stderr
     assert len(source.versions(model)) == 1
     assert source.events(model, "copy", "promote") == []
 
 
-@pytest.mark.parametrize(("status", "answer"), [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")])
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(200, "<html>"), (404, "<html>"), (401, "no"), (403, "no")],
+)
 def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
-    target: Registry, model: str, status: int, answer: str
+    target: Registry,
+    model: str,
+    status: int,
+    answer: str,
 ) -> None:
     with proxy_to(target.server.host, target.server.port) as proxy:
         proxy.turn(answer, status=status)
@@ -304,7 +405,11 @@ def test_a_target_that_is_not_mlflow_or_refuses_the_account_is_one_line(
     assert target.versions(model) == []
 
 
-def test_a_version_without_a_report_is_copied_and_tagged(source: Registry, target: Registry, model: str) -> None:
+def test_a_version_without_a_report_is_copied_and_tagged(
+    source: Registry,
+    target: Registry,
+    model: str,
+) -> None:
     (judged,) = source.versions(model)
     source.client.create_model_version(model, judged.source, judged.run_id)
     result = run_command(f"promote {model} 2 --to @champion --to-registry {target.server.url}")
@@ -314,7 +419,10 @@ def test_a_version_without_a_report_is_copied_and_tagged(source: Registry, targe
 
 
 def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
-    source: Registry, target: Registry, model: str, tmp_path: Path
+    source: Registry,
+    target: Registry,
+    model: str,
+    tmp_path: Path,
 ) -> None:
     forged = target.client.create_run(target.client.create_experiment(model))
     folder = write_classifier(tmp_path / "other", (1.0, 2.0))
@@ -322,26 +430,40 @@ def test_a_version_with_the_tags_of_a_copy_and_other_files_is_not_promoted(
     digest = source.versions(model)[0].tags["onnxserve.gate.digest"]
     page = f"{source.server.url}/#/models/{model}/versions/1"
     tags = {"onnxserve.copied_from": page, "onnxserve.copied_files": digest}
-    target.client.create_model_version(model, f"{forged.info.artifact_uri}/model", forged.info.run_id, tags)
+    target.client.create_model_version(
+        model,
+        f"{forged.info.artifact_uri}/model",
+        forged.info.run_id,
+        tags,
+    )
     result = promote(model, target)
     assert result.exit_code == 1
     assert mentions(result.stderr.splitlines()[-1], "Error", f"models:/{model}/1", "delete")
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
-def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(source: Registry, model: str) -> None:
+def test_a_copy_in_the_same_registry_keeps_the_run_and_names_its_source(
+    source: Registry,
+    model: str,
+) -> None:
     source.client.create_registered_model(f"{model}-prod", tags={"onnxserve.gate.policy": POLICY})
     for _ in range(2):
         result = run_command(f"promote {model} 1 --to @champion --to-model {model}-prod")
         assert result.exit_code == 0, result.output
     (copy,), (original,) = source.versions(f"{model}-prod"), source.versions(model)
-    assert (copy.source, copy.run_id, copy.aliases) == (f"models:/{model}/1", original.run_id, ["champion"])
+    assert (copy.source, copy.run_id, copy.aliases) == (
+        f"models:/{model}/1",
+        original.run_id,
+        ["champion"],
+    )
     assert copy.tags["onnxserve.gate.report"] != original.tags["onnxserve.gate.report"]
     assert source.runs(f"{model}-prod") == []
 
 
 def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_original(
-    source: Registry, target: Registry, model: str
+    source: Registry,
+    target: Registry,
+    model: str,
 ) -> None:
     other = f"{model}-copy"
     source.client.copy_model_version(f"models:/{model}/1", other)
@@ -349,23 +471,43 @@ def test_mlflows_own_copy_is_found_and_transferred_with_the_evidence_of_its_orig
     result = run_command(f"promote {other} 1 --to @champion --to-registry {target.server.url}")
     assert result.exit_code == 0, result.output
     ((copy,), (original,)) = target.versions(other), source.versions(model)
-    assert copy.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    assert (
+        copy.tags["onnxserve.copied_gate"] == f"{STATE}: {original.tags['onnxserve.gate.report']}"
+    )
     assert target.client.get_run(copy.run_id).data.params == {"depth": "3"}
-    again = run_command(f"promote {model} 1 --to @champion --to-model {other} --to-registry {source.server.url}/")
+    again = run_command(
+        f"promote {model} 1 --to @champion --to-model {other} --to-registry {source.server.url}/",
+    )
     assert again.exit_code == 0, again.output
     assert len(source.versions(other)) == 1
 
 
-def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(target: Registry, model: str) -> None:
-    target.client.set_registered_model_tag(model, "onnxserve.gate.policy", f"{POLICY}max_size_bytes: 1")
+def test_a_gate_that_fails_at_the_target_leaves_the_copy_and_names_it(
+    target: Registry,
+    model: str,
+) -> None:
+    target.client.set_registered_model_tag(
+        model,
+        "onnxserve.gate.policy",
+        f"{POLICY}max_size_bytes: 1",
+    )
     result = promote(model, target)
     assert result.exit_code == 1
-    assert mentions(result.stderr.splitlines()[-1], "Error", model, target.server.url, "same command")
+    assert mentions(
+        result.stderr.splitlines()[-1],
+        "Error",
+        model,
+        target.server.url,
+        "same command",
+    )
     assert [version.aliases for version in target.versions(model)] == [[]]
 
 
 def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continues_after_them(
-    source: Registry, guarded: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+    source: Registry,
+    guarded: Registry,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def as_admin(line: str) -> Result:
         with monkeypatch.context() as patch, tracking_at(guarded.server.url):
@@ -381,39 +523,64 @@ def test_a_promotion_that_needs_approvals_is_requested_at_the_target_and_continu
     as_admin("")
     refused = promote(model, guarded)
     assert refused.exit_code == 1
-    command = f"onnxserve promote {model} 1 --to-registry {guarded.server.url} --to @champion --request"
+    command = (
+        f"onnxserve promote {model} 1 --to-registry {guarded.server.url} --to @champion --request"
+    )
     assert f"`{command}`" in refused.stderr.splitlines()[-1]
     requested = promote(model, guarded, "--request", "-o json")
     assert json.loads(requested.stdout)["requested_by"] == "alice"
     approved = as_admin(f"approve {model} 1 --to @champion")
     assert approved.exit_code == 0, approved.output
     assert promote(model, guarded).exit_code == 0
-    assert [event.action for event in guarded.events(model, "copy", "request", "approve", "promote")] == [
+    assert [
+        event.action for event in guarded.events(model, "copy", "request", "approve", "promote")
+    ] == [
         "copy",
         "request",
         "approve",
         "promote",
     ]
-    assert [event.action for event in source.events(model, "copy", "promote")] == ["copy", "promote"]
+    assert [event.action for event in source.events(model, "copy", "promote")] == [
+        "copy",
+        "promote",
+    ]
 
 
 def test_a_target_that_needs_an_account_names_the_variables_of_the_target(
-    guarded: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+    guarded: Registry,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password("alice"))
     for variable in ("TARGET_MLFLOW_TRACKING_USERNAME", "TARGET_MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(variable)
     result = promote(model, guarded)
-    assert mentions(said(result), "TARGET_MLFLOW_TRACKING_PASSWORD", guarded.server.url, "not copied")
+    assert mentions(
+        said(result),
+        "TARGET_MLFLOW_TRACKING_PASSWORD",
+        guarded.server.url,
+        "not copied",
+    )
 
 
 def test_a_version_is_copied_to_another_workspace_of_the_same_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     home = tmp_path / "home"
-    server = MlflowServer(tmp_path, "127.0.0.1", "onnxserve", ("--enable-workspaces",), {"ONNXSERVE_HOME": str(home)})
-    for variable, value in (("ONNXSERVE_HOME", home), ("TARGET_ONNXSERVE_HOME", home), ("MLFLOW_WORKSPACE", "dev")):
+    server = MlflowServer(
+        tmp_path,
+        "127.0.0.1",
+        "onnxserve",
+        ("--enable-workspaces",),
+        {"ONNXSERVE_HOME": str(home)},
+    )
+    for variable, value in (
+        ("ONNXSERVE_HOME", home),
+        ("TARGET_ONNXSERVE_HOME", home),
+        ("MLFLOW_WORKSPACE", "dev"),
+    ):
         monkeypatch.setenv(variable, str(value))
     try:
         with monkeypatch.context() as of_server:

@@ -44,7 +44,10 @@ def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) 
 
 @pytest.fixture
 def registry(
-    folders: dict[str, Path], tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path],
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MlflowClient]:
     """Create a separate registry and store for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

@@ -19,7 +19,11 @@ from mlflow_deploy_plugin.core.errors import (
     ScopeMissing,
     Unauthenticated,
 )
-from mlflow_deploy_plugin.promote.gate.approval_client import ListedRequest, listed_requests, send_decision
+from mlflow_deploy_plugin.promote.gate.approval_client import (
+    ListedRequest,
+    listed_requests,
+    send_decision,
+)
 from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
@@ -30,7 +34,14 @@ REQUEST |= {"at": "2026-11-25T12:00:00Z"}
 @pytest.fixture
 def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A server that answers each request with the same status and body, and keeps the last request."""
-    served = SimpleNamespace(status=200, body="[]", kind="application/json", path="", sent=None, login="")
+    served = SimpleNamespace(
+        status=200,
+        body="[]",
+        kind="application/json",
+        path="",
+        sent=None,
+        login="",
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,7 +69,8 @@ def mlflow_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def test_the_requests_are_read_with_the_credentials_of_mlflow(
-    mlflow_at: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    mlflow_at: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     mlflow_at.body = json.dumps([REQUEST | {"a_field_of_a_newer_server": 1}])
@@ -70,10 +82,19 @@ def test_the_requests_are_read_with_the_credentials_of_mlflow(
 
 def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
     mlflow_at.body = json.dumps(REQUEST)
-    assert send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
+    assert (
+        send_decision("approve", "flights", "3", "@champion", "fine", "ab12").requested_by == "eva"
+    )
     assert (mlflow_at.path, mlflow_at.sent) == (
         "/ml/onnxserve/requests",
-        {"action": "approve", "model": "flights", "version": "3", "to": "@champion", "why": "fine", "report": "ab12"},
+        {
+            "action": "approve",
+            "model": "flights",
+            "version": "3",
+            "to": "@champion",
+            "why": "fine",
+            "report": "ab12",
+        },
     )
 
 
@@ -89,9 +110,15 @@ def test_a_decision_is_sent_as_json(mlflow_at: SimpleNamespace) -> None:
     ],
 )
 def test_an_error_of_the_server_is_raised_with_its_message(
-    mlflow_at: SimpleNamespace, status: int, code: str, error: type[OnnxserveError]
+    mlflow_at: SimpleNamespace,
+    status: int,
+    code: str,
+    error: type[OnnxserveError],
 ) -> None:
-    mlflow_at.status, mlflow_at.body = status, json.dumps({"error_code": code, "message": "so it is"})
+    mlflow_at.status, mlflow_at.body = (
+        status,
+        json.dumps({"error_code": code, "message": "so it is"}),
+    )
     with pytest.raises(error) as raised:
         send_decision("approve", "flights", "3", "@champion")
     assert raised.value.message == "so it is"
@@ -102,16 +129,33 @@ def test_an_error_of_the_server_is_raised_with_its_message(
     ("status", "kind", "body", "error", "names"),
     [
         (404, "text/html", "<!doctype html>", InvalidConfig, ["--app-name onnxserve"]),
-        (404, "application/json", '{"detail": "Not Found"}', InvalidConfig, ["--app-name onnxserve"]),
+        (
+            404,
+            "application/json",
+            '{"detail": "Not Found"}',
+            InvalidConfig,
+            ["--app-name onnxserve"],
+        ),
         (405, "text/html", "", InvalidConfig, ["--app-name onnxserve"]),
         (200, "text/html", "<!doctype html>", InvalidConfig, ["--app-name onnxserve"]),
-        (401, "text/html", "You are not authenticated", RegistryRefused, ["MLFLOW_TRACKING_PASSWORD"]),
+        (
+            401,
+            "text/html",
+            "You are not authenticated",
+            RegistryRefused,
+            ["MLFLOW_TRACKING_PASSWORD"],
+        ),
         (403, "text/plain", "Permission denied", RegistryRefused, ["permission"]),
         (502, "text/html", "<h1>Bad gateway</h1>", RegistryUnavailable, ["502"]),
     ],
 )
 def test_another_answer_is_an_error_with_a_remedy(
-    mlflow_at: SimpleNamespace, status: int, kind: str, body: str, error: type[OnnxserveError], names: list[str]
+    mlflow_at: SimpleNamespace,
+    status: int,
+    kind: str,
+    body: str,
+    error: type[OnnxserveError],
+    names: list[str],
 ) -> None:
     mlflow_at.status, mlflow_at.kind, mlflow_at.body = status, kind, body
     with pytest.raises(error) as raised:

@@ -38,7 +38,10 @@ from tests.support.clocks import Clock
 from tests.support.refusals import mentions, refused
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
-POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy(count=2, groups=("risk",)))
+POLICY = GatePolicy(
+    gated_aliases=("champion",),
+    approvals=ApprovalPolicy(count=2, groups=("risk",)),
+)
 SUBJECT = Subject("flights", "3", "Production", 2000, "f" * 64, POLICY.digest)
 RISK = frozenset({"risk", "staff"})
 
@@ -56,12 +59,24 @@ def store(tmp_path: Path, clock: Clock[datetime]) -> Iterator[Store]:
     opened.close()
 
 
-def ask(store: Store, user: str = "eva", subject: Subject = SUBJECT, policy: GatePolicy = POLICY, **more: Any) -> bool:
+def ask(
+    store: Store,
+    user: str = "eva",
+    subject: Subject = SUBJECT,
+    policy: GatePolicy = POLICY,
+    **more: Any,
+) -> bool:
     person = Person(user, frozenset(), more.pop("may_edit", True))
     return request_promotion(store, policy, subject, person, **more)[1]
 
 
-def vote(store: Store, user: str, subject: Subject = SUBJECT, policy: GatePolicy = POLICY, **more: Any) -> bool:
+def vote(
+    store: Store,
+    user: str,
+    subject: Subject = SUBJECT,
+    policy: GatePolicy = POLICY,
+    **more: Any,
+) -> bool:
     person = Person(user, more.pop("groups", RISK), more.pop("may_edit", False))
     return approve(store, policy, subject, person, more.pop("report", REPORT), **more)[1]
 
@@ -109,11 +124,20 @@ def test_a_person_counts_once_under_every_spelling_of_the_name(spelling: str, st
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_author_may_not_approve_under_another_spelling_of_the_name(spelling: str, store: Store) -> None:
+def test_an_author_may_not_approve_under_another_spelling_of_the_name(
+    spelling: str,
+    store: Store,
+) -> None:
     ask(store, user="ada")
     with refused(ScopeMissing, "requested"):
         vote(store, spelling)
-    store.record("register", actor="eva", model="flights", version="4", detail={"created": 2000, "authors": [spelling]})
+    store.record(
+        "register",
+        actor="eva",
+        model="flights",
+        version="4",
+        detail={"created": 2000, "authors": [spelling]},
+    )
     other = replace(SUBJECT, version="4")
     record_gate(store, other)
     ask(store, user="eva", subject=other)
@@ -131,12 +155,22 @@ def test_two_spellings_that_were_recorded_as_two_people_count_once(store: Store)
     ask(store, subject=subject)
     for actor in ("ada", "ada\u00a0"):
         detail = {"report": REPORT, "verdict": "passed"}
-        store.record("approve", actor=actor, model="flights", version="4", after="Production", detail=detail)
+        store.record(
+            "approve",
+            actor=actor,
+            model="flights",
+            version="4",
+            after="Production",
+            detail=detail,
+        )
     assert status(store, subject).missing == 1
 
 
 @pytest.mark.parametrize("name", ["ada\t", "ad\x00a", "ada\x85", "anonymous@10.0.0.7", "a" * 256])
-def test_a_person_may_not_decide_under_a_name_that_cannot_be_told_from_others(name: str, store: Store) -> None:
+def test_a_person_may_not_decide_under_a_name_that_cannot_be_told_from_others(
+    name: str,
+    store: Store,
+) -> None:
     with refused(ScopeMissing, "name"):
         ask(store, user=name)
     ask(store)
@@ -156,10 +190,16 @@ def test_a_second_request_keeps_the_approvals(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [({"created": 2001}, ["version"]), ({"files": "0" * 64}, ["files"]), ({"policy": "0" * 16}, ["policy"])],
+    [
+        ({"created": 2001}, ["version"]),
+        ({"files": "0" * 64}, ["files"]),
+        ({"policy": "0" * 16}, ["policy"]),
+    ],
 )
 def test_approvals_lapse_when_the_version_its_files_or_the_policy_change(
-    change: dict[str, Any], names: list[str], store: Store
+    change: dict[str, Any],
+    names: list[str],
+    store: Store,
 ) -> None:
     ask(store)
     vote(store, "ada")
@@ -195,7 +235,10 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
     vote(store, "ada")
     for other in (replace(SUBJECT, place="@champion"), replace(SUBJECT, version="4")):
         record_gate(store, other)
-        with refused(NotFound, f"onnxserve promote flights {other.version} --to {other.place} --request"):
+        with refused(
+            NotFound,
+            f"onnxserve promote flights {other.version} --to {other.place} --request",
+        ):
             vote(store, "ada", other)
         assert status(store, other).missing == 2
 
@@ -212,10 +255,18 @@ def test_an_approval_is_for_one_version_and_one_place(store: Store) -> None:
     ],
 )
 def test_an_approval_that_does_not_count_is_refused_and_not_recorded(
-    user: str, more: dict[str, Any], error: type[OnnxserveError], names: list[str], store: Store
+    user: str,
+    more: dict[str, Any],
+    error: type[OnnxserveError],
+    names: list[str],
+    store: Store,
 ) -> None:
     store.record(
-        "register", actor="max", model="flights", version="3", detail={"created": 2000, "authors": ["max", "lea"]}
+        "register",
+        actor="max",
+        model="flights",
+        version="3",
+        detail={"created": 2000, "authors": ["max", "lea"]},
     )
     ask(store)
     before = [*store.events()]
@@ -231,7 +282,13 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Stor
     ask(store, subject=subject, policy=policy)
     with refused(ScopeMissing, "ada"):
         vote(store, "ada", subject, policy)
-    assert vote(store, "eva", subject, policy, may_edit=True)  # The requester may approve without `not_author`.
+    assert vote(
+        store,
+        "eva",
+        subject,
+        policy,
+        may_edit=True,
+    )  # The requester may approve without `not_author`.
     assert status(store, subject, policy).is_complete
 
 
@@ -244,7 +301,11 @@ def test_without_groups_everybody_who_may_edit_the_model_may_approve(store: Stor
     ],
 )
 def test_a_request_without_right_or_reason_is_refused(
-    user: str, may_edit: bool, place: str, error: type[OnnxserveError], store: Store
+    user: str,
+    may_edit: bool,
+    place: str,
+    error: type[OnnxserveError],
+    store: Store,
 ) -> None:
     with pytest.raises(error):
         ask(store, user, replace(SUBJECT, place=place), may_edit=may_edit)
@@ -278,7 +339,10 @@ def test_the_requester_may_withdraw(store: Store) -> None:
     assert promotion_requests(store, "flights") == []
 
 
-@pytest.mark.parametrize(("action", "place"), [("promote", "Production"), ("transition", "production")])
+@pytest.mark.parametrize(
+    ("action", "place"),
+    [("promote", "Production"), ("transition", "production")],
+)
 def test_a_promotion_uses_the_approvals_up(action: str, place: str, store: Store) -> None:
     ask(store)
     vote(store, "ada")
@@ -311,7 +375,9 @@ def test_after_a_failure_only_approvals_of_its_report_count(store: Store) -> Non
     assert vote(store, "ada", report="3" * 64)
     assert vote(store, "bob", report="3" * 64)
     assert status(store).is_complete
-    assert [entry.detail["verdict"] for entry in promotion_requests(store, "flights")[0].approvals] == [
+    assert [
+        entry.detail["verdict"] for entry in promotion_requests(store, "flights")[0].approvals
+    ] == [
         "failed",
         "failed",
     ]
@@ -321,7 +387,12 @@ def test_a_promotion_without_a_figure_is_neither_requested_nor_approved_unless_t
     store: Store,
 ) -> None:
     record_gate(store, SUBJECT, state="passed without an evaluation")
-    with refused(GateRefused, "without an evaluation", "evaluation.dataset", "approvals.evaluation: optional"):
+    with refused(
+        GateRefused,
+        "without an evaluation",
+        "evaluation.dataset",
+        "approvals.evaluation: optional",
+    ):
         ask(store)
     record_gate(store, SUBJECT)
     ask(store)

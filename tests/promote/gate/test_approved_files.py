@@ -7,7 +7,13 @@ from typing import Any
 from mlflow_deploy_plugin.core.registry.policy import ApprovalPolicy, GatePolicy
 from mlflow_deploy_plugin.core.store.audit import move_detail
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.promote.gate.approvals import Person, Subject, approve, decline, request_promotion
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    Subject,
+    approve,
+    decline,
+    request_promotion,
+)
 from mlflow_deploy_plugin.promote.gate.approved_files import approved_files, earlier_files
 from tests.support.approvals import REPORT, record_gate
 
@@ -15,7 +21,13 @@ POLICY = GatePolicy(gated_aliases=("champion",), approvals=ApprovalPolicy())
 OLD, NEW = "a" * 64, "b" * 64
 
 
-def moved(store: Store, version: str, files: str | None, place: str = "@champion", action: str = "alias") -> None:
+def moved(
+    store: Store,
+    version: str,
+    files: str | None,
+    place: str = "@champion",
+    action: str = "alias",
+) -> None:
     store.record(action, model="credit", version=version, detail=move_detail(place, "", files))
 
 

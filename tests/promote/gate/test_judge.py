@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.core.errors import CodeRefused, InvalidConfig
-from mlflow_deploy_plugin.core.registry.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
+from mlflow_deploy_plugin.core.registry.policy import (
+    EvaluationPolicy,
+    GatePolicy,
+    Permissions,
+    parse_policy,
+)
 from mlflow_deploy_plugin.core.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.promote.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, GateVerdict
@@ -25,15 +30,25 @@ def policy(folders: dict[str, Path]) -> GatePolicy:
 
 
 def judged(
-    candidate: ResolvedModel, current: ResolvedModel | None, policy: GatePolicy
+    candidate: ResolvedModel,
+    current: ResolvedModel | None,
+    policy: GatePolicy,
 ) -> tuple[GateVerdict, dict[str, CheckResult], EvaluationData | None, list[str]]:
     said: list[str] = []
-    verdict, evaluated = judge(candidate, current, policy, "a test", said.append, clock=lambda: NOON)
+    verdict, evaluated = judge(
+        candidate,
+        current,
+        policy,
+        "a test",
+        said.append,
+        clock=lambda: NOON,
+    )
     return verdict, {check.name: check for check in verdict.checks}, evaluated, said
 
 
 def test_a_version_that_is_as_good_passes_every_check(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
 ) -> None:
     verdict, checks, evaluated, said = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
@@ -47,7 +62,7 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert verdict.passed
     assert verdict.at == NOON
     assert verdict.reason.startswith(
-        "checked: parity, signature, evaluation, robustness; not checked: budget: the policy"
+        "checked: parity, signature, evaluation, robustness; not checked: budget: the policy",
     )
     assert said == [
         "fetching version  and version ",
@@ -60,16 +75,22 @@ def test_a_version_that_is_as_good_passes_every_check(
     assert "noise_loss" in checks["robustness"].figures
 
 
-def test_a_worse_one_fails_with_the_figures(version: Callable[[str], ResolvedModel], policy: GatePolicy) -> None:
+def test_a_worse_one_fails_with_the_figures(
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
+) -> None:
     verdict, checks, _, _ = judged(version("worse"), version("good"), policy)
     assert verdict.state == "failed"
-    assert verdict.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
+    assert verdict.reason.startswith(
+        "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
+    )
     assert checks["evaluation"].figures["difference"] < -0.3
     assert checks["robustness"].state == "passed"
 
 
 def test_without_anything_served_it_is_judged_alone(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
 ) -> None:
     verdict, checks, _, _ = judged(version("worse"), None, policy)
     assert verdict.passed
@@ -77,9 +98,18 @@ def test_without_anything_served_it_is_judged_alone(
     assert mentions(checks["signature"].reason, "no version")
 
 
-def test_without_a_dataset_the_reference_is_disturbed(version: Callable[[str], ResolvedModel]) -> None:
-    _, checks, evaluated, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
-    assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy has no dataset")
+def test_without_a_dataset_the_reference_is_disturbed(
+    version: Callable[[str], ResolvedModel],
+) -> None:
+    _, checks, evaluated, _ = judged(
+        version("equal"),
+        version("good"),
+        GatePolicy(skip=("budget",)),
+    )
+    assert (checks["evaluation"].state, checks["evaluation"].reason) == (
+        "skipped",
+        "the policy has no dataset",
+    )
     assert checks["robustness"].figures["rows"] == 400
     assert evaluated is None
 
@@ -91,7 +121,11 @@ def test_a_version_without_rows_is_disturbed_on_those_of_what_is_served_and_cost
     _, checks, _, _ = judged(version("unproven"), version("good"), policy)
     assert checks["robustness"].figures["rows"] == 400
 
-    _, checks, _, _ = judged(version("unproven"), None, parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it"))
+    _, checks, _, _ = judged(
+        version("unproven"),
+        None,
+        parse_policy("skip: [evaluation]\nbudget: {batch: 8}", "it"),
+    )
     assert checks["robustness"].state == "skipped"
     assert checks["budget"].figures["row_p50_ms_candidate"] > 0
 
@@ -105,7 +139,9 @@ def test_costs_are_measured_beside_what_is_served(version: Callable[[str], Resol
 
 
 def test_a_version_that_does_not_load_fails_with_the_reason(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
+    tmp_path: Path,
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
@@ -115,7 +151,9 @@ def test_a_version_that_does_not_load_fails_with_the_reason(
 
 
 def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
+    tmp_path: Path,
 ) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
@@ -124,8 +162,13 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
     assert mentions(checks["signature"].notes[0], str(folder), "be loaded")
 
 
-def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version: Callable[[str], ResolvedModel]) -> None:
-    policy = GatePolicy(evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"), skip=("budget", "robustness"))
+def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(
+    version: Callable[[str], ResolvedModel],
+) -> None:
+    policy = GatePolicy(
+        evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"),
+        skip=("budget", "robustness"),
+    )
     _, checks, _, _ = judged(version("good"), None, policy)
     assert (checks["evaluation"].state, checks["evaluation"].reason) == (
         "failed",
@@ -138,7 +181,11 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
         y = ReduceSum <keepdims = 0> (wide, axes) }"""
-    tensor = {"type": "tensor", "name": "pixels", "tensor-spec": {"dtype": "uint8", "shape": [-1, 4]}}
+    tensor = {
+        "type": "tensor",
+        "name": "pixels",
+        "tensor-spec": {"dtype": "uint8", "shape": [-1, 4]},
+    }
     section = {
         "inputs": [{"name": "pixels", "dtype": "uint8", "shape": [-1, 4]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1], "role": "values"}],
@@ -155,30 +202,50 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
 
 
 def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
-    for candidate, current in ((resolve(str(tmp_path)), None), (version("good"), resolve(str(tmp_path)))):
+    for candidate, current in (
+        (resolve(str(tmp_path)), None),
+        (version("good"), resolve(str(tmp_path))),
+    ):
         with pytest.raises(CodeRefused, match="onnxserve gate"):
             judge(candidate, current, policy, "a test", allowed=Permissions(code=False))
 
 
 def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
-    version: Callable[[str], ResolvedModel], policy: GatePolicy
+    version: Callable[[str], ResolvedModel],
+    policy: GatePolicy,
 ) -> None:
     with refused(InvalidConfig, "holdout.parquet", "artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
-    assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[0].passed
+    assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[
+        0
+    ].passed
 
 
 @pytest.mark.parametrize(
     ("demanded", "state", "reason"),
     [
-        ({"noise": 0.05, "swap": [0.01]}, "passed", r"accuracy 0\.\d+ loses at most 0\.\d+, under "),
-        ({"swap": [0.01, 0.9]}, "failed", r"accuracy 0\.\d+ loses 0\.\d+ under swap 0\.9; the policy allows 0\.0500$"),
+        (
+            {"noise": 0.05, "swap": [0.01]},
+            "passed",
+            r"accuracy 0\.\d+ loses at most 0\.\d+, under ",
+        ),
+        (
+            {"swap": [0.01, 0.9]},
+            "failed",
+            r"accuracy 0\.\d+ loses 0\.\d+ under swap 0\.9; the policy allows 0\.0500$",
+        ),
         ({"scale": 10}, "failed", r"under scale 10 of b; the policy allows"),
-        ({"noise": 0.01, "fgsm": 0.1}, "failed", "^fgsm cannot be measured: the version has no torch original"),
+        (
+            {"noise": 0.01, "fgsm": 0.1},
+            "failed",
+            "^fgsm cannot be measured: the version has no torch original",
+        ),
     ],
 )
 def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
@@ -188,13 +255,22 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
     version: Callable[[str], ResolvedModel],
     folders: dict[str, Path],
 ) -> None:
-    robustness = {"disturbances": demanded, "max_drop": 0.05, "dataset": str(folders["holdout"]), "target": "label"}
+    robustness = {
+        "disturbances": demanded,
+        "max_drop": 0.05,
+        "dataset": str(folders["holdout"]),
+        "target": "label",
+    }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
     _, checks, _, said = judged(version("good"), None, policy)
     assert checks["disturbances"].state == state
     assert re.search(reason, checks["disturbances"].reason)
     assert "checking disturbances" in said
-    skipped = judged(version("good"), None, policy.model_copy(update={"skip": ("budget", "robustness")}))[1]
+    skipped = judged(
+        version("good"),
+        None,
+        policy.model_copy(update={"skip": ("budget", "robustness")}),
+    )[1]
     assert skipped["disturbances"].state == "skipped"
 
 
@@ -204,7 +280,9 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.parquet", rows)
     robustness = {"disturbances": {"missing": 0.5}, "dataset": str(file), "target": "label"}
     for refusals, state in (("report", "passed"), ("fail", "failed")):
-        policy = GatePolicy.model_validate({"robustness": {**robustness, "refusals": refusals}, "skip": ["budget"]})
+        policy = GatePolicy.model_validate(
+            {"robustness": {**robustness, "refusals": refusals}, "skip": ["budget"]},
+        )
         assert judged(resolve(str(folder)), None, policy)[1]["disturbances"].state == state
 
 
@@ -220,7 +298,8 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
-    policy: dict[str, object], version: Callable[[str], ResolvedModel]
+    policy: dict[str, object],
+    version: Callable[[str], ResolvedModel],
 ) -> None:
     with refused(InvalidConfig, "the policy", "/etc/passwd"):
         judge(
@@ -233,9 +312,14 @@ def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
 
 
 def test_where_no_code_may_run_no_torch_original_is_loaded(
-    version: Callable[[str], ResolvedModel], folders: dict[str, Path]
+    version: Callable[[str], ResolvedModel],
+    folders: dict[str, Path],
 ) -> None:
-    robustness = {"disturbances": {"pgd": 0.1}, "dataset": str(folders["holdout"]), "target": "label"}
+    robustness = {
+        "disturbances": {"pgd": 0.1},
+        "dataset": str(folders["holdout"]),
+        "target": "label",
+    }
     policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
     verdict, _ = judge(version("good"), None, policy, "a test", allowed=Permissions(code=False))
     (check,) = (check for check in verdict.checks if check.name == "disturbances")

@@ -14,7 +14,12 @@ from mlflow_deploy_plugin.core.registry.transitions import StageOrAlias
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.store.audit import AuditEvent
 from mlflow_deploy_plugin.core.store.database import open_store
-from mlflow_deploy_plugin.promote.gate.approvals import Person, approve, request_promotion, subject_of
+from mlflow_deploy_plugin.promote.gate.approvals import (
+    Person,
+    approve,
+    request_promotion,
+    subject_of,
+)
 from mlflow_deploy_plugin.promote.gate.promotion import promote
 from mlflow_deploy_plugin.promote.gate.run import run_gate
 from tests.support.refusals import mentions, refused
@@ -50,13 +55,21 @@ def actions() -> list[tuple[str, str, str]]:
 def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
     said: list[str] = []
     found = promote("toy", "2", "production", actor="eva", progress=said.append)
-    assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", UNEVALUATED, "models:/toy/Production")
+    assert (found.to, found.before, found.gate, found.uri) == (
+        "Production",
+        "1",
+        UNEVALUATED,
+        "models:/toy/Production",
+    )
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
     assert mentions(said[-1], "version 2", "Production")
     event = events()[-1]
     assert (event.before, event.after) == ("version 1 in Production", "version 2 in Production")
-    assert (event.detail["report"], event.detail["moved"]) == (found.report, {"place": "Production", "before": "1"})
+    assert (event.detail["report"], event.detail["moved"]) == (
+        found.report,
+        {"place": "Production", "before": "1"},
+    )
 
 
 def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
@@ -77,7 +90,7 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     tags = toy.get_model_version("toy", "4").tags
     assert tags["onnxserve.gate"] == "forced"
     assert tags["onnxserve.gate.reason"].startswith(
-        "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned"
+        "forced by eva: the old one is broken (the gate: parity: the ONNX form is warned",
     )
     event = events()[-1]
     assert (event.action, event.actor, event.why) == ("promote", "eva", "the old one is broken")
@@ -85,7 +98,11 @@ def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
 
 
 def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
-    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any")
+    toy.set_registered_model_tag(
+        "toy",
+        "onnxserve.gate.policy",
+        "skip: [evaluation, robustness, budget]\nparity: any",
+    )
     assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
 
 
@@ -97,29 +114,50 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     assert said[0].startswith("the verdict on version 2 from ")
     promote("toy", "1", "Production", progress=said.append)  # Version 1 is compared with version 2.
     run_gate("toy", "2")
-    toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nseed: 1")
+    toy.set_registered_model_tag(
+        "toy",
+        "onnxserve.gate.policy",
+        "skip: [evaluation, robustness, budget]\nseed: 1",
+    )
     said.clear()
     promote("toy", "2", "Production", progress=said.append)
     assert said[0].startswith("fetching")  # The policy has changed.
-    for version, year in (("1", 2020), ("2", 2096)):  # Version 2 was judged by a machine whose clock was ahead.
-        toy.set_model_version_tag("toy", version, "onnxserve.gate.at", f"{year}-01-01T00:00:00+00:00")
+    for version, year in (
+        ("1", 2020),
+        ("2", 2096),
+    ):  # Version 2 was judged by a machine whose clock was ahead.
+        toy.set_model_version_tag(
+            "toy",
+            version,
+            "onnxserve.gate.at",
+            f"{year}-01-01T00:00:00+00:00",
+        )
         said.clear()
         promote("toy", version, "Production", progress=said.append)
         assert said[0].startswith("fetching")
 
 
-def test_a_verdict_on_other_files_is_not_taken(toy: MlflowClient, own_files: Path, folders: dict[str, Path]) -> None:
+def test_a_verdict_on_other_files_is_not_taken(
+    toy: MlflowClient,
+    own_files: Path,
+    folders: dict[str, Path],
+) -> None:
     run_gate("toy", "5")
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
     with pytest.raises(GateRefused, match="form is warned"):
         promote("toy", "5", "Production")
     assert stages(toy)[5] == "None"
     tags = toy.get_model_version("toy", "5").tags
-    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == ("failed", version_digest("models:/toy/5"))
+    assert (tags["onnxserve.gate"], tags["onnxserve.gate.digest"]) == (
+        "failed",
+        version_digest("models:/toy/5"),
+    )
 
 
 def test_a_version_that_is_there_already_with_other_files_is_judged_anew(
-    toy: MlflowClient, own_files: Path, folders: dict[str, Path]
+    toy: MlflowClient,
+    own_files: Path,
+    folders: dict[str, Path],
 ) -> None:
     assert promote("toy", "5", "Production").is_moved
     shutil.copytree(folders["unproven"], own_files, dirs_exist_ok=True)
@@ -132,15 +170,29 @@ def test_a_forced_version_is_forced_with_its_files(can_be_judged: bool, toy: Mlf
     if not can_be_judged:
         policy = "skip: [robustness, budget]\nevaluation: {dataset: /a.csv, target: y}"
         toy.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
-    promote("toy", "4", "Production", force=True, why="a drill", allowed=Permissions(files=can_be_judged))
+    promote(
+        "toy",
+        "4",
+        "Production",
+        force=True,
+        why="a drill",
+        allowed=Permissions(files=can_be_judged),
+    )
     assert resolve("models:/toy/4").gate_status.passed
-    assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest("models:/toy/4")
+    assert toy.get_model_version("toy", "4").tags["onnxserve.gate.digest"] == version_digest(
+        "models:/toy/4",
+    )
 
 
 def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: MlflowClient) -> None:
     def overtaken(line: str) -> None:
         if line.startswith("logging"):
-            toy.transition_model_version_stage("toy", "3", "Production", archive_existing_versions=True)
+            toy.transition_model_version_stage(
+                "toy",
+                "3",
+                "Production",
+                archive_existing_versions=True,
+            )
 
     with refused(GateRefused, "version 3", "Production", "version 2", "again"):
         promote("toy", "2", "Production", progress=overtaken)
@@ -195,7 +247,10 @@ def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == UNEVALUATED
 
 
-def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
+def test_a_file_does_not_stand_for_a_policy_that_the_model_has(
+    toy: MlflowClient,
+    tmp_path: Path,
+) -> None:
     (tmp_path / "easy.yaml").write_text("parity: any\nskip: [evaluation, robustness, budget]")
     with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")
@@ -211,31 +266,60 @@ def approve_as(toy: MlflowClient, version: str, *users: str) -> None:
     files = version_digest(f"models:/toy/{version}")
     subject = subject_of(entry, place, files, policy)
     with closing(open_store(load_settings().store_url)) as store:
-        request, _ = request_promotion(store, policy, subject, Person("eva", frozenset(), may_edit=True))
-        report = MlflowClient().download_artifacts(request.report.partition("/")[0], "gate_report.html")
+        request, _ = request_promotion(
+            store,
+            policy,
+            subject,
+            Person("eva", frozenset(), may_edit=True),
+        )
+        report = MlflowClient().download_artifacts(
+            request.report.partition("/")[0],
+            "gate_report.html",
+        )
         seen = hashlib.sha256(Path(report).read_bytes()).hexdigest()
         for user in users:
-            approve(store, policy, subject, Person(user, frozenset({"risk"}), may_edit=False), report=seen)
+            approve(
+                store,
+                policy,
+                subject,
+                Person(user, frozenset({"risk"}), may_edit=False),
+                report=seen,
+            )
 
 
 @pytest.mark.parametrize(("version", "force"), [("2", False), ("4", True)])
 def test_a_promotion_also_needs_its_approvals_even_if_it_is_forced(
-    version: str, force: bool, toy: MlflowClient
+    version: str,
+    force: bool,
+    toy: MlflowClient,
 ) -> None:
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", APPROVED)
     for users, missing in ((), "2 of 2"), (("ada",), "1 of 2"):
         if users:
             approve_as(toy, version, *users)
         with refused(
-            GateRefused, missing, "risk", *users, f"onnxserve promote toy {version} --to Production --request"
+            GateRefused,
+            missing,
+            "risk",
+            *users,
+            f"onnxserve promote toy {version} --to Production --request",
         ):
             promote("toy", version, "Production", force=force, why="a drill")
         assert stages(toy)[1] == "Production"
-        assert toy.get_model_version("toy", version).tags["onnxserve.gate"] in ("failed", UNEVALUATED)
+        assert toy.get_model_version("toy", version).tags["onnxserve.gate"] in (
+            "failed",
+            UNEVALUATED,
+        )
         assert (events()[-1].action, events()[-1].version) == ("refused", version)
     approve_as(toy, version, "bob")
     assert promote("toy", version, "Production", force=force, why="a drill").is_moved
-    promote("toy", version, "Production", force=force, why="a drill")  # The version is already there.
+    promote(
+        "toy",
+        version,
+        "Production",
+        force=force,
+        why="a drill",
+    )  # The version is already there.
     toy.transition_model_version_stage("toy", version, "Archived")
     with refused(GateRefused, "2 of 2"):
         promote("toy", version, "Production", force=force, why="a drill")

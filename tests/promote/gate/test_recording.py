@@ -14,7 +14,8 @@ from tests.support.tracking import tracking_at
 
 
 def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_tags: dict[str, str] = {}
 
@@ -40,7 +41,13 @@ def test_a_proxy_that_refuses_the_unknown_path_does_not_lose_the_verdict(
             pass
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    record = VerdictRecord(model="credit", version="1", state="passed", reason="all checks passed", files="ab12")
+    record = VerdictRecord(
+        model="credit",
+        version="1",
+        state="passed",
+        reason="all checks passed",
+        files="ab12",
+    )
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -35,7 +35,9 @@ def events() -> list[AuditEvent]:
 
 
 def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
-    policy: None, registry: MlflowClient, tmp_path: Path
+    policy: None,
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
@@ -45,10 +47,14 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"
     assert run.data.metrics["gate_passed"] == 1
     assert run.data.metrics["evaluation/accuracy_current"] > 0.8
-    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's evaluation logs this metric.
+    assert (
+        run.data.metrics["mlflow_candidate_f1_score"] > 0.8
+    )  # MLflow's evaluation logs this metric.
     names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
     assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
-    document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text())
+    document = json.loads(
+        Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text(),
+    )
     assert (document["state"], document["against"]) == ("passed", "models:/toy/1")
     assert resolve("models:/toy/2").gate_status.passed
     tags = registry.get_model_version("toy", "2").tags
@@ -62,7 +68,9 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
 
 
 def test_no_status_asks_for_another_gate_while_the_tags_of_the_first_verdict_are_written(
-    policy: None, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    policy: None,
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write, seen = tags.tag_version, list[str]()
 
@@ -81,12 +89,15 @@ def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     run_gate("toy", "3")
     found = resolve("models:/toy/3").gate_status
     assert (found.passed, found.state) == (False, "failed")
-    assert found.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
+    assert found.reason.startswith(
+        "evaluation: worse by more than the margin of 0.0100; accuracy 0.",
+    )
     assert mentions(resolve("models:/toy/2").gate_status.reason, "the gate")
 
 
 def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     own = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", own)
@@ -102,7 +113,8 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
 
 @pytest.mark.long
 def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
     registry.transition_model_version_stage("toy", "2", "Production")
@@ -111,7 +123,11 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     reasons = {check.name: check.reason for check in other.verdict.checks}
-    assert mentions(reasons["signature"], "the same", "models:/toy/1")  # Version 2 is served, not version 1.
+    assert mentions(
+        reasons["signature"],
+        "the same",
+        "models:/toy/1",
+    )  # Version 2 is served, not version 1.
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
@@ -123,7 +139,7 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     run_gate("toy", "1")
     told = str(verdict_of_served("toy", "1"))
     assert told.startswith(
-        "toy version 1 is the served version (Production), and there is no version to compare it with"
+        "toy version 1 is the served version (Production), and there is no version to compare it with",
     )
     assert mentions(told, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
@@ -132,10 +148,21 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
 
 
 def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
-    registry: MlflowClient, own_files: Path, folders: dict[str, Path]
+    registry: MlflowClient,
+    own_files: Path,
+    folders: dict[str, Path],
 ) -> None:
-    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]")
-    registry.transition_model_version_stage("toy", "5", "Production", archive_existing_versions=True)
+    registry.set_registered_model_tag(
+        "toy",
+        "onnxserve.gate.policy",
+        "skip: [evaluation, robustness, budget]",
+    )
+    registry.transition_model_version_stage(
+        "toy",
+        "5",
+        "Production",
+        archive_existing_versions=True,
+    )
     run_gate("toy", "5")
     assert verdict_of_served("toy", "5") is not None
     shutil.copytree(folders["worse"], own_files, dirs_exist_ok=True)
@@ -147,11 +174,20 @@ def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
     [
         ("toy", "9", NotFound, "model toy has no version 9"),
         ("none", "1", NotFound, "there is no registered model none"),
-        ("toy", "Production", InvalidConfig, "'Production' is not a version of toy; a number is expected"),
+        (
+            "toy",
+            "Production",
+            InvalidConfig,
+            "'Production' is not a version of toy; a number is expected",
+        ),
     ],
 )
 def test_a_version_that_is_not_there_is_named(
-    model: str, version: str, error: type[Exception], message: str, registry: MlflowClient
+    model: str,
+    version: str,
+    error: type[Exception],
+    message: str,
+    registry: MlflowClient,
 ) -> None:
     with pytest.raises(error, match=message):
         run_gate(model, version)

@@ -29,13 +29,23 @@ FAILED = CheckResult("evaluation", "failed", "worse by more than the margin of 0
             "passed without an evaluation",
             "checked: parity; not checked: budget: the policy skips it",
         ),
-        ((PASSED, UNEVALUATED), "passed without an evaluation", "checked: parity; not checked: evaluation: no dataset"),
+        (
+            (PASSED, UNEVALUATED),
+            "passed without an evaluation",
+            "checked: parity; not checked: evaluation: no dataset",
+        ),
         ((PASSED, EVALUATED), "passed", "checked: parity, evaluation"),
-        ((PASSED, FAILED, SKIPPED), "failed", "evaluation: worse by more than the margin of 0.0100"),
+        (
+            (PASSED, FAILED, SKIPPED),
+            "failed",
+            "evaluation: worse by more than the margin of 0.0100",
+        ),
     ],
 )
 def test_one_failed_check_fails_the_version_and_is_its_reason(
-    checks: tuple[CheckResult, ...], state: str, reason: str
+    checks: tuple[CheckResult, ...],
+    state: str,
+    reason: str,
 ) -> None:
     at = datetime(2026, 11, 21, tzinfo=UTC)
     verdict = GateVerdict("toy", "2", "ab12", "", at, checks, {}, "0123", "the defaults")
@@ -56,7 +66,12 @@ def verdict() -> GateVerdict:
         checks=(
             CheckResult("parity", "passed", "the ONNX form is proven"),
             CheckResult(
-                "evaluation", "failed", "worse, <b>much</b>", FIGURES, ("a note",), ReportTable(("x",), (("1",),))
+                "evaluation",
+                "failed",
+                "worse, <b>much</b>",
+                FIGURES,
+                ("a note",),
+                ReportTable(("x",), (("1",),)),
             ),
             CheckResult("budget", "skipped", "the policy skips it"),
         ),

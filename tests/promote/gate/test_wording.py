@@ -57,7 +57,10 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
             {"version": "2", "to": "Prod"},
             "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias; did you mean 'Production'?",
         ),
-        ({"version": "9"}, "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)"),
+        (
+            {"version": "9"},
+            "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)",
+        ),
         ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),
         (
             {"version": "3"},
@@ -68,9 +71,15 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
     ],
 )
 def test_the_message_of_a_promotion_that_is_refused(
-    registry: MlflowClient, asked: dict[str, Any], message: str
+    registry: MlflowClient,
+    asked: dict[str, Any],
+    message: str,
 ) -> None:
-    registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]")
+    registry.set_registered_model_tag(
+        "toy",
+        "onnxserve.gate.policy",
+        "skip: [evaluation, robustness, budget]",
+    )
     registry.set_model_version_tag("toy", "3", "onnxserve.rolled_back", "flights: too slow")
     with pytest.raises(OnnxserveError) as refused:
         promote("toy", **({"to": "Production"} | asked))

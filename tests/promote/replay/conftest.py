@@ -67,7 +67,9 @@ class Answering:
                 feeds = schema.from_columns(rows)
                 outputs = dict(scorer.predict(feeds).arrays["outputs"])
             else:
-                records = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+                records = [
+                    dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)
+                ]
                 arrays = scorer.invoke(JSON, orjson.dumps({"dataframe_records": records})).arrays
                 feeds = dict(arrays["feeds"])
                 outputs = dict(arrays.get("outputs") or arrays["texts"])
@@ -79,11 +81,20 @@ class Answering:
             outputs = onnx.run(feeds)
         change(outputs)
         captured = exclude_columns(
-            CapturedModel(name, version, schema, artifact.prediction or tuple(outputs), names), drop, mask
+            CapturedModel(name, version, schema, artifact.prediction or tuple(outputs), names),
+            drop,
+            mask,
         )
         return self.capture(captured, feeds, outputs, endpoint)
 
-    def capture(self, model: CapturedModel, feeds: Outputs, outputs: Outputs, endpoint: str, status: int = 200) -> str:
+    def capture(
+        self,
+        model: CapturedModel,
+        feeds: Outputs,
+        outputs: Outputs,
+        endpoint: str,
+        status: int = 200,
+    ) -> str:
         now, identity = int(time.time() * 1e6), uuid.uuid4().hex
         writer = CaptureWriter(self.folder / "spool")
         record = RequestRecord(endpoint, endpoint, "", identity, now, now, status=status)
@@ -92,15 +103,26 @@ class Answering:
         assert Shipper(self.folder / "spool", str(self.folder / "log")).round()
         return identity
 
-    def replay(self, prediction_id: str, capture: CaptureSpec | None = None, **options: Any) -> Replay:
+    def replay(
+        self,
+        prediction_id: str,
+        capture: CaptureSpec | None = None,
+        **options: Any,
+    ) -> Replay:
         """Replay a request to an endpoint, which captures by `capture` now."""
         endpoint, table = find_request(self.log, prediction_id)
-        return replay_prediction(Traffic(self.log, endpoint, capture or CaptureSpec()), table, **options)
+        return replay_prediction(
+            Traffic(self.log, endpoint, capture or CaptureSpec()),
+            table,
+            **options,
+        )
 
 
 @pytest.fixture
 def answering(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Answering]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "log"))

@@ -41,8 +41,20 @@ def traffic(writer: LogWriter) -> Traffic:
     return Traffic(open_log(str(writer.root)), ENDPOINT)
 
 
-def replayed(traffic: Traffic, folder: Path, times: TimeRange | None = None, **options: Any) -> BacktestReport:
-    return backtest(traffic, times or TimeRange(), load_version(folder), "models:/m/8", resamples=100, **options)
+def replayed(
+    traffic: Traffic,
+    folder: Path,
+    times: TimeRange | None = None,
+    **options: Any,
+) -> BacktestReport:
+    return backtest(
+        traffic,
+        times or TimeRange(),
+        load_version(folder),
+        "models:/m/8",
+        resamples=100,
+        **options,
+    )
 
 
 def comparison(report: BacktestReport) -> MetricComparison:
@@ -51,7 +63,9 @@ def comparison(report: BacktestReport) -> MetricComparison:
 
 
 def labels_of(rows: int, version: str = "1") -> list[Label]:
-    return [Label(f"{version}-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)]
+    return [
+        Label(f"{version}-{row}", None, None, int(ROWS["label"][row]), row) for row in range(rows)
+    ]
 
 
 @pytest.fixture
@@ -75,7 +89,11 @@ def test_the_served_version_agrees_with_its_own_answers(traffic: Traffic, served
     assert report.candidate_row_us > 0
 
 
-def test_a_worse_candidate_disagrees_and_loses_accuracy(traffic: Traffic, served: Path, tmp_path: Path) -> None:
+def test_a_worse_candidate_disagrees_and_loses_accuracy(
+    traffic: Traffic,
+    served: Path,
+    tmp_path: Path,
+) -> None:
     report = replayed(traffic, write_classifier(tmp_path / "worse", (1.0, 2.0)))
 
     answers = load_version(served).predict(ROWS).prediction
@@ -90,18 +108,28 @@ def test_a_worse_candidate_disagrees_and_loses_accuracy(traffic: Traffic, served
     assert len(report.disagreeing) == 5
 
 
-def test_a_metric_of_probabilities_may_be_chosen(traffic: Traffic, served: Path, tmp_path: Path) -> None:
+def test_a_metric_of_probabilities_may_be_chosen(
+    traffic: Traffic,
+    served: Path,
+    tmp_path: Path,
+) -> None:
     report = replayed(traffic, write_classifier(tmp_path / "equal", (4.0, -2.0)), metric="roc_auc")
     assert comparison(report).candidate == pytest.approx(comparison(report).current)
 
 
 def test_outputs_with_another_name_are_compared_by_position(
-    traffic: Traffic, writer: LogWriter, tmp_path: Path
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
 ) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
-    renamed = {**section(), "outputs": [{**section()["outputs"][0], "name": "z"}], "prediction": ["z"]}
+    renamed = {
+        **section(),
+        "outputs": [{**section()["outputs"][0], "name": "z"}],
+        "prediction": ["z"],
+    }
     report = replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), renamed))
     assert (report.mean_difference, report.max_difference) == (1, 1)
 
@@ -120,13 +148,18 @@ def test_numbers_differ_by_an_amount(traffic: Traffic, writer: LogWriter, tmp_pa
 
 
 def test_refused_rows_are_found_and_the_other_rows_are_compared(
-    traffic: Traffic, writer: LogWriter, tmp_path: Path
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
 ) -> None:
     numbers = np.arange(200) % 50 / 10  # 4 of 5 rows are below 4, which the candidate refuses.
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": numbers.astype(np.float32)}, DAY)
 
-    report = replayed(traffic, write_model(tmp_path / "failing", FAILING, columns(x="float"), section()))
+    report = replayed(
+        traffic,
+        write_model(tmp_path / "failing", FAILING, columns(x="float"), section()),
+    )
 
     assert (report.refused_rows, report.rows) == (40, 200)
     assert sum(row.rows for row in report.refused) == 40
@@ -134,7 +167,11 @@ def test_refused_rows_are_found_and_the_other_rows_are_compared(
     assert (report.disagreement, report.versions) == (0, {"flight-delay version 1": 160})
 
 
-def test_a_candidate_that_refuses_every_row_is_another_one(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_a_candidate_that_refuses_every_row_is_another_one(
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
+) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.full(30, 4, np.float32)}, DAY)
     with refused(InvalidConfig, "models:/m/8", "flights", "4"):
@@ -142,7 +179,9 @@ def test_a_candidate_that_refuses_every_row_is_another_one(traffic: Traffic, wri
 
 
 def test_a_candidate_that_returns_another_number_of_rows_is_refused(
-    traffic: Traffic, writer: LogWriter, tmp_path: Path
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
 ) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.arange(30, dtype=np.float32)}, DAY)
@@ -163,7 +202,11 @@ def section() -> dict[str, Any]:
     }
 
 
-def test_answers_that_are_not_numbers_are_counted(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_answers_that_are_not_numbers_are_counted(
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
+) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.arange(-50, 50, dtype=np.float32)}, DAY)
     root = "root (float[N,1] x) => (float[N,1] y) { y = Sqrt(x) }"
@@ -173,27 +216,43 @@ def test_answers_that_are_not_numbers_are_counted(traffic: Traffic, writer: LogW
     assert report.disagreement > 0.9
 
 
-def test_of_many_rows_a_sample_is_replayed_and_always_the_same(traffic: Traffic, served: Path) -> None:
+def test_of_many_rows_a_sample_is_replayed_and_always_the_same(
+    traffic: Traffic,
+    served: Path,
+) -> None:
     first, second = (replayed(traffic, served, max_rows=100) for _ in range(2))
     assert (first.captured_rows, first.rows) == (600, 100)
     assert first.labelled_rows == second.labelled_rows < 100
 
 
 def test_each_served_version_is_compared_with_its_own_answers(
-    traffic: Traffic, writer: LogWriter, served: Path, tmp_path: Path
+    traffic: Traffic,
+    writer: LogWriter,
+    served: Path,
+    tmp_path: Path,
 ) -> None:
     worse = write_classifier(tmp_path / "worse", (1.0, 2.0))
-    write_answers(writer, worse, {name: values[:200] for name, values in INPUTS.items()}, DAY + HOUR, "2")
+    write_answers(
+        writer,
+        worse,
+        {name: values[:200] for name, values in INPUTS.items()},
+        DAY + HOUR,
+        "2",
+    )
 
     report = replayed(traffic, worse)
 
     assert report.versions == {"flight-delay version 1": 600, "flight-delay version 2": 200}
     assert report.disagreement * 800 == pytest.approx(
-        replayed(traffic, worse, TimeRange(end=DAY + HOUR)).disagreement * 600
+        replayed(traffic, worse, TimeRange(end=DAY + HOUR)).disagreement * 600,
     )
 
 
-def test_texts_and_tensors_are_replayed(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_texts_and_tensors_are_replayed(
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(0)
     carriers = rng.choice(["AA", "UA"], 50).astype(object)
     mixed = {
@@ -206,7 +265,11 @@ def test_texts_and_tensors_are_replayed(traffic: Traffic, writer: LogWriter, tmp
     write_answers(writer, folder, mixed, DAY)
     writer.label(Label("1-0", None, None, "yes", 1), Label("1-1", None, None, "no", 1))
     report = replayed(traffic, folder)
-    assert (report.disagreement, report.labelled_rows, comparison(report).metric) == (0, 2, "accuracy")
+    assert (report.disagreement, report.labelled_rows, comparison(report).metric) == (
+        0,
+        2,
+        "accuracy",
+    )
 
     other = LogWriter(tmp_path / "tensors")
     folder = tensor_model(tmp_path / "tensor")
@@ -215,13 +278,21 @@ def test_texts_and_tensors_are_replayed(traffic: Traffic, writer: LogWriter, tmp
     assert (report.rows, report.disagreement, report.max_difference) == (50, 0, 0)
 
 
-def test_labels_without_a_number_are_ignored(traffic: Traffic, served: Path, writer: LogWriter) -> None:
+def test_labels_without_a_number_are_ignored(
+    traffic: Traffic,
+    served: Path,
+    writer: LogWriter,
+) -> None:
     writer.label(Label("1-500", None, None, "unknown", 1), name="more")
     report = replayed(traffic, served)
     assert report.labelled_rows == 400
 
 
-def test_a_metric_that_does_not_fit_the_answers_is_named(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_a_metric_that_does_not_fit_the_answers_is_named(
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
+) -> None:
     regressor = write_regressor(tmp_path / "regressor")
     write_answers(writer, regressor, INPUTS, DAY)
     writer.label(*labels_of(9))
@@ -231,20 +302,29 @@ def test_a_metric_that_does_not_fit_the_answers_is_named(traffic: Traffic, write
 
 
 @pytest.mark.long
-def test_a_model_without_an_onnx_form_is_replayed(traffic: Traffic, served: Path, tmp_path: Path) -> None:
+def test_a_model_without_an_onnx_form_is_replayed(
+    traffic: Traffic,
+    served: Path,
+    tmp_path: Path,
+) -> None:
     def predict(model_input: pd.DataFrame) -> Any:
         return (2 * model_input["a"] - model_input["b"] > 0).astype("int64")
 
     frame = pd.DataFrame(INPUTS)
     mlflow.pyfunc.save_model(
-        tmp_path / "pyfunc", python_model=predict, signature=infer_signature(frame, predict(frame)), pip_requirements=[]
+        tmp_path / "pyfunc",
+        python_model=predict,
+        signature=infer_signature(frame, predict(frame)),
+        pip_requirements=[],
     )
     assert replayed(traffic, tmp_path / "pyfunc").disagreement == 0
 
 
 @pytest.mark.long
 def test_vectors_of_a_model_without_an_onnx_form_are_compared(
-    traffic: Traffic, writer: LogWriter, tmp_path: Path
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
 ) -> None:
     def predict(model_input: pd.DataFrame) -> Any:
         return np.stack([model_input["x"] + 1, 2 * model_input["x"]], axis=1)
@@ -256,17 +336,30 @@ def test_vectors_of_a_model_without_an_onnx_form_are_compared(
     }"""
     vectors = {**section(), "outputs": [{**section()["outputs"][0], "shape": [-1, 2]}]}
     rows = {"x": np.arange(9, dtype=np.float32)}
-    write_answers(writer, write_model(tmp_path / "served", graph, columns(x="float"), vectors), rows, DAY)
+    write_answers(
+        writer,
+        write_model(tmp_path / "served", graph, columns(x="float"), vectors),
+        rows,
+        DAY,
+    )
     frame = pd.DataFrame(rows)
     mlflow.pyfunc.save_model(
-        tmp_path / "pyfunc", python_model=predict, signature=infer_signature(frame, predict(frame)), pip_requirements=[]
+        tmp_path / "pyfunc",
+        python_model=predict,
+        signature=infer_signature(frame, predict(frame)),
+        pip_requirements=[],
     )
     report = replayed(traffic, tmp_path / "pyfunc")
     assert (report.disagreement, report.max_difference) == (0, 0)
 
 
 def test_a_window_without_rows_is_named(traffic: Traffic, served: Path) -> None:
-    with refused(NotFound, "flights", "2013-07-01T03:00:00/2013-07-01T04:00:00", "onnxserve log stats flights"):
+    with refused(
+        NotFound,
+        "flights",
+        "2013-07-01T03:00:00/2013-07-01T04:00:00",
+        "onnxserve log stats flights",
+    ):
         replayed(traffic, served, TimeRange(DAY + 3 * HOUR, DAY + 4 * HOUR))
     with refused(NotFound, "flights", "onnxserve log stats flights"):
         replayed(traffic, served, TimeRange(received_from=DAY + 90 * HOUR))
@@ -283,7 +376,11 @@ def test_rows_of_a_deleted_endpoint_are_not_replayed(traffic: Traffic, served: P
         replayed(later, served)
 
 
-def test_a_candidate_with_other_columns_is_refused(traffic: Traffic, served: Path, tmp_path: Path) -> None:
+def test_a_candidate_with_other_columns_is_refused(
+    traffic: Traffic,
+    served: Path,
+    tmp_path: Path,
+) -> None:
     more = write_classifier(tmp_path / "more", (1.0, 2.0, 3.0), columns=("a", "b", "gate"))
     with refused(InvalidConfig, "models:/m/8", "gate", "flights", "capture.drop"):
         replayed(traffic, more)
@@ -296,18 +393,33 @@ def test_a_candidate_cannot_use_masked_columns(traffic: Traffic, served: Path) -
 
 def test_masked_answers_cannot_be_compared(traffic: Traffic, served: Path) -> None:
     with refused(InvalidConfig, "flights", "capture.mask"):
-        replayed(replace(traffic, capture=CaptureSpec(mask=("prediction", "output.probabilities"))), served)
+        replayed(
+            replace(traffic, capture=CaptureSpec(mask=("prediction", "output.probabilities"))),
+            served,
+        )
 
 
-def test_a_candidate_with_other_answers_is_refused(traffic: Traffic, served: Path, tmp_path: Path) -> None:
+def test_a_candidate_with_other_answers_is_refused(
+    traffic: Traffic,
+    served: Path,
+    tmp_path: Path,
+) -> None:
     with refused(InvalidConfig, "models:/m/8", "numbers", "integers"):
         replayed(traffic, write_regressor(tmp_path / "regressor"))
 
 
-def test_a_candidate_without_a_common_output_is_refused(traffic: Traffic, writer: LogWriter, tmp_path: Path) -> None:
+def test_a_candidate_without_a_common_output_is_refused(
+    traffic: Traffic,
+    writer: LogWriter,
+    tmp_path: Path,
+) -> None:
     served = write_model(tmp_path / "served", columns_graph(), columns(x="float"), section())
     write_answers(writer, served, {"x": np.arange(9, dtype=np.float32)}, DAY)
     other = "other (float[N,1] x) => (float[N,1] z) { z = Identity(x) }"
-    scores = {**section(), "outputs": [{**section()["outputs"][0], "name": "z", "role": "scores"}], "prediction": ["z"]}
+    scores = {
+        **section(),
+        "outputs": [{**section()["outputs"][0], "name": "z", "role": "scores"}],
+        "prediction": ["z"],
+    }
     with refused(InvalidConfig, "models:/m/8", "z", "y"):
         replayed(traffic, write_model(tmp_path / "other", other, columns(x="float"), scores))

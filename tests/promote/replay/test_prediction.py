@@ -19,7 +19,12 @@ from tests.support.servers import single_model
 from .conftest import Answering, Outputs
 
 ROWS = {name: labelled(3)[name] for name in ("a", "b")}
-MIXED_ROWS = {"carrier": ["AA", "UA"], "distance": [1400.5, float("nan")], "hour": [7, 8], "late": [True, False]}
+MIXED_ROWS = {
+    "carrier": ["AA", "UA"],
+    "distance": [1400.5, float("nan")],
+    "hour": [7, 8],
+    "late": [True, False],
+}
 
 
 def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
@@ -29,7 +34,10 @@ def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
     replayed = answering.replay(identity)
 
     assert replayed.is_equal
-    assert replayed.outputs == [OutputComparison("prediction", True), OutputComparison("output.probabilities", True)]
+    assert replayed.outputs == [
+        OutputComparison("prediction", True),
+        OutputComparison("output.probabilities", True),
+    ]
     assert replayed.inputs == {name: values.tolist() for name, values in ROWS.items()}
 
 
@@ -37,18 +45,36 @@ def test_a_version_answers_the_same_to_the_bit(answering: Answering) -> None:
     ("write", "rows"),
     [
         (mixed_model, MIXED_ROWS),  # text, missing number, integer, boolean
-        (single_model, {"a": [0.1, 0.2], "b": [1.0, 2.0], "c": [3.0, 1e300 / 1e298]}),  # The graph takes 32 bits.
-        (tensor_model, {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3}),  # an unnamed tensor
+        (
+            single_model,
+            {"a": [0.1, 0.2], "b": [1.0, 2.0], "c": [3.0, 1e300 / 1e298]},
+        ),  # The graph takes 32 bits.
+        (
+            tensor_model,
+            {"": np.arange(8, dtype=np.float32).reshape(2, 2, 2) / 3},
+        ),  # an unnamed tensor
     ],
 )
-def test_inputs_of_every_type_are_read_from_the_log(answering: Answering, write: Any, rows: Any) -> None:
+def test_inputs_of_every_type_are_read_from_the_log(
+    answering: Answering,
+    write: Any,
+    rows: Any,
+) -> None:
     model = answering.register(write(answering.folder / "model"))
     assert answering.replay(answering.answer(model, rows)).is_equal
 
 
 def test_a_missing_text_is_fed_as_in_the_server(answering: Answering) -> None:
     section = {
-        "inputs": [{"name": "x", "dtype": "str", "shape": [-1, 1], "columns": ["x"], "missing": "⟨missing⟩"}],
+        "inputs": [
+            {
+                "name": "x",
+                "dtype": "str",
+                "shape": [-1, 1],
+                "columns": ["x"],
+                "missing": "⟨missing⟩",
+            },
+        ],
         "outputs": [{"name": "y", "dtype": "str", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
     }
@@ -63,7 +89,11 @@ def test_the_nodes_of_a_text_model_compute_tokens(answering: Answering) -> None:
     from tests.support.texts import text_model  # This module imports tokenizers.
 
     model = answering.register(text_model(answering.folder / "model"))
-    replayed = answering.replay(answering.answer(model, {"text": ["an apple", "a pear"]}), nodes=99, row=1)
+    replayed = answering.replay(
+        answering.answer(model, {"text": ["an apple", "a pear"]}),
+        nodes=99,
+        row=1,
+    )
     assert replayed.is_equal
     assert isinstance(replayed.nodes, list)
     assert replayed.nodes[-1].type == "float32 [1, 1]"
@@ -120,10 +150,17 @@ def test_numbers_that_the_log_has_widened_are_equal_to_the_bit(answering: Answer
 
 def test_an_output_of_another_shape_is_not_equal(answering: Answering) -> None:
     model = answering.register(write_regressor(answering.folder / "model"))
-    identity = answering.answer(model, ROWS, change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3)))
+    identity = answering.answer(
+        model,
+        ROWS,
+        change=lambda outputs: outputs.update(y=np.zeros(3), z=np.zeros(3)),
+    )
 
     by_name = {output.column: output for output in answering.replay(identity).outputs}
-    assert (by_name["prediction"].captured, by_name["prediction"].computed) == ("float64 [3]", "not computed")
+    assert (by_name["prediction"].captured, by_name["prediction"].computed) == (
+        "float64 [3]",
+        "not computed",
+    )
     assert not by_name["output.z"].is_equal
 
 
@@ -177,7 +214,9 @@ def test_loops_optional_outputs_and_external_weights_are_supported(answering: An
     proto = onnx.load(model / "model.onnx")
     tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w")
     (model / "w.bin").write_bytes(np.array([1.5, 2.5], np.float32).tobytes())
-    tensor.CopyFrom(onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL))
+    tensor.CopyFrom(
+        onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL),
+    )
     tensor.external_data.add(key="location", value="w.bin")
     next(node for node in proto.graph.node if node.op_type == "Dropout").output.append("")
     onnx.save(proto, model / "model.onnx")
@@ -227,8 +266,12 @@ def test_masked_and_dropped_outputs_are_not_compared(answering: Answering) -> No
     model = answering.register(write_classifier(answering.folder / "model"))
     masked = answering.answer(model, ROWS, mask=("output.label",))  # The log names it `prediction`.
     mask = CaptureSpec(mask=("output.label",))
-    assert answering.replay(masked, mask).outputs == [OutputComparison("output.probabilities", True)]
-    dropped = answering.replay(answering.answer(model, ROWS, drop=("prediction", "output.probabilities")))
+    assert answering.replay(masked, mask).outputs == [
+        OutputComparison("output.probabilities", True),
+    ]
+    dropped = answering.replay(
+        answering.answer(model, ROWS, drop=("prediction", "output.probabilities")),
+    )
     assert (dropped.outputs, dropped.is_equal) == ([], False)
 
 
@@ -237,8 +280,15 @@ def test_an_unknown_id_names_what_may_have_happened(answering: Answering) -> Non
         find_request(answering.log, "p-1")
 
 
-@pytest.mark.parametrize(("prediction_id", "quoted"), [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")])
-def test_a_hostile_id_is_quoted_in_a_line(answering: Answering, prediction_id: str, quoted: str) -> None:
+@pytest.mark.parametrize(
+    ("prediction_id", "quoted"),
+    [("", "''"), ("\x1b[31mx\ny", r"'\x1b[31mx\ny'")],
+)
+def test_a_hostile_id_is_quoted_in_a_line(
+    answering: Answering,
+    prediction_id: str,
+    quoted: str,
+) -> None:
     with refused(NotFound, quoted) as caught:
         find_request(answering.log, prediction_id)
     assert caught.value.message.isprintable()
@@ -275,7 +325,10 @@ def test_versions_that_cannot_be_found_are_named(answering: Answering) -> None:
 
 @pytest.fixture(scope="module")
 def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"), ["days", "gaps", "bytes", "tensors", "nested"])
+    return save_pyfuncs(
+        tmp_path_factory.mktemp("pyfuncs"),
+        ["days", "gaps", "bytes", "tensors", "nested"],
+    )
 
 
 @pytest.mark.long
@@ -290,7 +343,10 @@ def pyfuncs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
 )
 def test_a_pyfunc_is_computed_as_in_its_side_process(
-    answering: Answering, pyfuncs: dict[str, Path], name: str, rows: Any
+    answering: Answering,
+    pyfuncs: dict[str, Path],
+    name: str,
+    rows: Any,
 ) -> None:
     model = answering.register(pyfuncs[name], name)
     replayed = answering.replay(answering.answer(model, rows, name=name), nodes=5)

@@ -9,7 +9,12 @@ from tests.support.rollouts import counted, numbers, variants
 
 def seen(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
     """Return a snapshot with the candidate loaded at a share of the traffic. Keyword arguments replace fields."""
-    versions = {"champion": "6"} if share is None else dict.fromkeys(variants(share), "7") | {"champion": "6"}
+    versions = (
+        {"champion": "6"}
+        if share is None
+        else dict.fromkeys(variants(share), "7") | {"champion": "6"}
+    )
     return replace(
-        EndpointSnapshot(variants(share), "running", "", versions, counters=numbers(counted(1000))), **fields
+        EndpointSnapshot(variants(share), "running", "", versions, counters=numbers(counted(1000))),
+        **fields,
     )

@@ -54,17 +54,29 @@ def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: P
 
 
 def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1"))
+    store.add_endpoint(
+        "onnxserve:/kubernetes/ml",
+        new_endpoint("flights", "models:/flight-delay/1"),
+    )
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
     with refused(NotReady, "flights", "no Kubernetes cluster"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
-def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(store: Store, tmp_path: Path) -> None:
-    spec = add_variant(new_endpoint("flights", "models:/flight-delay/1"), "candidate", "models:/flight-delay/2")
+def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    spec = add_variant(
+        new_endpoint("flights", "models:/flight-delay/1"),
+        "candidate",
+        "models:/flight-delay/2",
+    )
     store.add_endpoint("onnxserve", apply_config(spec, {"variants.candidate.weight": 10}))
     store.add_rollout("flights", PLAN.to_json(), "stepping")
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
@@ -74,10 +86,15 @@ def test_during_a_rollout_another_one_is_refused_with_a_command_that_is_not(stor
 
 @pytest.mark.parametrize(
     ("fields", "option"),
-    [({"steps": "0,50"}, "--steps"), ({"every": "5"}, "--every"), ({"abort_on": "errors>1%"}, "--abort-on")],
+    [
+        ({"steps": "0,50"}, "--steps"),
+        ({"every": "5"}, "--every"),
+        ({"abort_on": "errors>1%"}, "--abort-on"),
+    ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_looked_up(
-    fields: dict[str, str], option: str
+    fields: dict[str, str],
+    option: str,
 ) -> None:
     with pytest.raises(InvalidConfig, match=option):
         RolloutRequest(to="2", **fields)  # type: ignore[arg-type]

@@ -15,7 +15,11 @@ from mlflow_deploy_plugin.core.store.database import open_store, utc_now
 from mlflow_deploy_plugin.core.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.core.store.store import Rollout, Store
 from mlflow_deploy_plugin.promote.rollouts.commands import command_rollout
-from mlflow_deploy_plugin.promote.rollouts.controller import RolloutActions, RolloutController, run_rollouts
+from mlflow_deploy_plugin.promote.rollouts.controller import (
+    RolloutActions,
+    RolloutController,
+    run_rollouts,
+)
 from mlflow_deploy_plugin.promote.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.promote.rollouts.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
@@ -62,7 +66,9 @@ class World:
     def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
         self.looks += 1
         share = self.share.get(endpoint)
-        versions = dict.fromkeys(variants(share), "7") | {"champion": self.served.get(endpoint, "6")}
+        versions = dict.fromkeys(variants(share), "7") | {
+            "champion": self.served.get(endpoint, "6"),
+        }
         asked = 100.0 * self.looks
         now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
         return EndpointSnapshot(variants(share), "running", "", versions, counters=now)
@@ -92,7 +98,12 @@ def controller(store: Store, world: World, holder: str = "one", **more: Any) -> 
 
 
 def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
-    return store.add_rollout(plan.endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
+    return store.add_rollout(
+        plan.endpoint,
+        plan.to_json(),
+        "starting",
+        started_event(plan, utc_now()),
+    )
 
 
 def end_of(store: Store, begun: Rollout) -> Rollout:
@@ -118,7 +129,8 @@ def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
 
 
 def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trail(
-    store: Store, run: Callable[[RolloutController], threading.Event]
+    store: Store,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     world, begun = World(), begin(store)
 
@@ -138,7 +150,10 @@ def test_a_rollout_is_taken_to_its_promotion_and_every_step_is_in_the_audit_trai
     assert events[-1].detail["candidate"]["errors"] == 0
 
 
-def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[RolloutController], threading.Event]) -> None:
+def test_a_bad_candidate_is_taken_back(
+    store: Store,
+    run: Callable[[RolloutController], threading.Event],
+) -> None:
     world, begun = World(errors=0.5), begin(store)
 
     run(controller(store, world, "one"))
@@ -146,11 +161,15 @@ def test_a_bad_candidate_is_taken_back(store: Store, run: Callable[[RolloutContr
 
     assert end_of(store, begun).state == "rolled_back"
     assert world.done[-1] == "rolled back"
-    assert next(store.events("flights", newest_first=True)).why.startswith("error_rate>1%: 50.00% of")
+    assert next(store.events("flights", newest_first=True)).why.startswith(
+        "error_rate>1%: 50.00% of",
+    )
 
 
 def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
-    store: Store, tmp_path: Path, run: Callable[[RolloutController], threading.Event]
+    store: Store,
+    tmp_path: Path,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     lease = store.acquire_lease(LEASE, "dead", 1)
     assert lease is not None
@@ -158,7 +177,10 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     world = World()
     seen = world.take_snapshot("flights").counters
     ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
-    assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)
+    assert store.update_rollout(
+        with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()),
+        lease,
+    )
     world.share["flights"] = 10  # The controller was killed before it set the traffic.
 
     run(controller(store, world, "next", lease_seconds=1))
@@ -169,7 +191,8 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
 
 
 def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
-    store: Store, run: Callable[[RolloutController], threading.Event]
+    store: Store,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     world = World()
     begun = begin(store, replace(QUICK, steps=(100,), min_requests=300))
@@ -182,7 +205,8 @@ def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
 
 
 def test_while_one_controller_works_another_does_nothing(
-    tmp_path: Path, run: Callable[[RolloutController], threading.Event]
+    tmp_path: Path,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     stores, worlds = (open_store(url), open_store(url)), (World(), World())
@@ -202,10 +226,14 @@ def test_while_one_controller_works_another_does_nothing(
 
 
 def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_that_does(
-    tmp_path: Path, run: Callable[[RolloutController], threading.Event]
+    tmp_path: Path,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    stores, worlds = (open_store(url), open_store(url)), (World(place="elsewhere"), World(errors=0.5))
+    stores, worlds = (
+        (open_store(url), open_store(url)),
+        (World(place="elsewhere"), World(errors=0.5)),
+    )
     run(controller(stores[0], worlds[0], "pod"))
     wait_until(lambda: stores[0].lease(rollouts_lease_name("elsewhere")), SECONDS, "it works")
 
@@ -218,7 +246,10 @@ def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_t
     assert end_of(stores[0], begun).state == "rolled_back"
 
 
-def test_what_is_written_after_the_lease_is_lost_does_not_count(store: Store, tmp_path: Path) -> None:
+def test_what_is_written_after_the_lease_is_lost_does_not_count(
+    store: Store,
+    tmp_path: Path,
+) -> None:
     lease = store.acquire_lease(LEASE, "slow", 0.1)
     assert lease is not None
     other = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -254,11 +285,18 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
     lease = store.acquire_lease(LEASE, "one", 60)
     assert lease is not None
     world.share["flights"] = 100
-    promoting = store.update_rollout(with_progress(begun, Progress("promoting", 1), utc_now()), lease)
+    promoting = store.update_rollout(
+        with_progress(begun, Progress("promoting", 1), utc_now()),
+        lease,
+    )
     assert promoting is not None
 
     def abort(_action: RolloutAction) -> None:
-        ended = replace(progress_of(end_of(store, begun)), state="rolled_back", reason="aborted by ada@laptop")
+        ended = replace(
+            progress_of(end_of(store, begun)),
+            state="rolled_back",
+            reason="aborted by ada@laptop",
+        )
         assert store.update_rollout(with_progress(end_of(store, begun), ended, utc_now()), None)
 
     world.before_action = abort
@@ -270,8 +308,14 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RegistryUnavailable("MLflow is away"), "starting; loading version 7; retrying: MLflow is away"),
-        (DeploymentFailed("no such graph"), "rolling back; version 7 cannot be served: no such graph"),
+        (
+            RegistryUnavailable("MLflow is away"),
+            "starting; loading version 7; retrying: MLflow is away",
+        ),
+        (
+            DeploymentFailed("no such graph"),
+            "rolling back; version 7 cannot be served: no such graph",
+        ),
     ],
 )
 def test_an_action_that_fails_is_written_down(store: Store, error: Exception, said: str) -> None:
@@ -289,7 +333,9 @@ def test_an_action_that_fails_is_written_down(store: Store, error: Exception, sa
 
 
 def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
-    store: Store, run: Callable[[RolloutController], threading.Event], caplog: pytest.LogCaptureFixture
+    store: Store,
+    run: Callable[[RolloutController], threading.Event],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World()
     begin(store, replace(QUICK, endpoint="other"))
@@ -327,7 +373,9 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> N
 
 
 def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborted(
-    store: Store, tmp_path: Path, run: Callable[[RolloutController], threading.Event]
+    store: Store,
+    tmp_path: Path,
+    run: Callable[[RolloutController], threading.Event],
 ) -> None:
     unreadable = store.add_rollout("other", {"sampling": "often"}, "stepping")
     begun = begin(store)
@@ -340,12 +388,15 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert end_of(store, begun).state == "promoted"
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
-    assert said.startswith("other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: ")
+    assert said.startswith(
+        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: ",
+    )
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 
 def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_when_it_is(
-    store: Store, tmp_path: Path
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here = Deployments(store, Settings(home=tmp_path), print)
@@ -377,7 +428,8 @@ def test_a_place_that_is_no_longer_reached_is_left_to_others_and_taken_again_whe
 
 
 def test_what_ended_a_controller_is_raised_also_if_its_place_is_seen_again_meanwhile(
-    store: Store, tmp_path: Path
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     for name, target in (("first", "onnxserve"), ("second", "onnxserve:/docker")):
         store.add_endpoint(target, new_endpoint(name, "models:/flight-delay/1"))

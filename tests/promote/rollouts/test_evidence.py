@@ -7,14 +7,24 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_deploy_plugin.promote.rollouts.evidence import StepEvidence, add_counters, begin_step, figures, rejection
+from mlflow_deploy_plugin.promote.rollouts.evidence import (
+    StepEvidence,
+    add_counters,
+    begin_step,
+    figures,
+    rejection,
+)
 from mlflow_deploy_plugin.promote.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.ship.deployments.server_metrics import CountersByVersion, VersionCounters
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, versions_counted
 
 
-def looked(plan: RolloutPlan, *looks: Mapping[str, CountersByVersion], step: int = 0) -> StepEvidence:
+def looked(
+    plan: RolloutPlan,
+    *looks: Mapping[str, CountersByVersion],
+    step: int = 0,
+) -> StepEvidence:
     """Return the evidence of a step that began with the first of these snapshots."""
     ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
     for look in looks[1:]:
@@ -28,7 +38,9 @@ SLOW = replace(PLAN, abort_on="p99>2x", shadow="")
 
 def test_only_what_was_counted_since_the_step_began_is_judged() -> None:
     ledger = looked(
-        ERRORS, numbers(counted(1000, 10), counted(500, 400)), numbers(counted(1100, 11), counted(600, 400))
+        ERRORS,
+        numbers(counted(1000, 10), counted(500, 400)),
+        numbers(counted(1100, 11), counted(600, 400)),
     )
 
     assert figures(ERRORS, ledger)["candidate"] == {"requests": 100, "errors": 0}
@@ -38,7 +50,10 @@ def test_only_what_was_counted_since_the_step_began_is_judged() -> None:
 
 def test_a_server_that_begins_to_count_anew_takes_nothing_away() -> None:
     ledger = looked(
-        ERRORS, numbers(counted(1000)), numbers(counted(1100), counted(80)), numbers(counted(30), counted(5))
+        ERRORS,
+        numbers(counted(1000)),
+        numbers(counted(1100), counted(80)),
+        numbers(counted(30), counted(5)),
     )
 
     assert figures(ERRORS, ledger)["candidate"]["requests"] == 85
@@ -66,7 +81,11 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
 
 def test_what_a_pod_has_counted_before_it_was_ready_is_not_of_the_step() -> None:
     begun, old = counted(100), versions_counted(counted(5000, 400), counted(900, 890))
-    ledger = looked(ERRORS, {"a": versions_counted(begun)}, {"a": versions_counted(begun), "unready before": old})
+    ledger = looked(
+        ERRORS,
+        {"a": versions_counted(begun)},
+        {"a": versions_counted(begun), "unready before": old},
+    )
 
     assert figures(ERRORS, ledger)["candidate"] == {"requests": 0, "errors": 0}
     assert figures(ERRORS, ledger)["current"] == {"requests": 0, "errors": 0}
@@ -87,16 +106,22 @@ def test_errors_that_the_current_version_has_too_are_not_held_against_the_candid
     alone = looked(ERRORS, numbers(counted(0)), numbers(counted(1000, 3), counted(500, 150)))
 
     assert rejection(ERRORS, both) == ""
-    assert rejection(ERRORS, alone).startswith("error_rate>1%: 30.00% of 500 requests to version 7 failed, 0.30%")
+    assert rejection(ERRORS, alone).startswith(
+        "error_rate>1%: 30.00% of 500 requests to version 7 failed, 0.30%",
+    )
 
 
-def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_may_have_done_before() -> None:
+def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_may_have_done_before() -> (
+    None
+):
     before = numbers(counted(10_000, 300))  # 3 %, above the threshold
     as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
     worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
 
     assert rejection(ERRORS, as_before) == ""
-    assert rejection(ERRORS, worse).startswith("error_rate>1%: 8.00% of 2,000 requests to version 7 failed")
+    assert rejection(ERRORS, worse).startswith(
+        "error_rate>1%: 8.00% of 2,000 requests to version 7 failed",
+    )
 
 
 def test_a_slow_candidate_is_told_from_one_that_is_as_slow_as_the_current_version() -> None:
@@ -115,14 +140,23 @@ def test_a_latency_in_time_needs_no_history() -> None:
     plan = replace(PLAN, abort_on="p50>80ms", shadow="")
     slow = looked(plan, numbers(counted(0)), numbers(counted(500), counted(500, slow=400)))
 
-    assert rejection(plan, slow).startswith("p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms")
+    assert rejection(plan, slow).startswith(
+        "p50>80ms: 80.00% of 500 requests to version 7 took longer than 100 ms",
+    )
 
 
 def test_without_a_known_quantile_nothing_is_said_of_latency() -> None:
-    ledger = looked(SLOW, numbers(VersionCounters()), numbers(counted(50), counted(1000, slow=1000)))
+    ledger = looked(
+        SLOW,
+        numbers(VersionCounters()),
+        numbers(counted(50), counted(1000, slow=1000)),
+    )
 
     assert rejection(SLOW, ledger) == ""
-    assert mentions(figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"], "too few timed requests")
+    assert mentions(
+        figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"],
+        "too few timed requests",
+    )
 
 
 def test_slower_than_the_last_bucket_cannot_be_seen() -> None:
@@ -142,7 +176,11 @@ def test_a_look_leaves_the_ledger_before_it_as_it_was() -> None:
 
 
 def test_evidence_survives_being_written_down() -> None:
-    evidence = looked(SLOW, numbers(counted(500)), numbers(counted(800, slow=1), counted(1000, slow=10)))
+    evidence = looked(
+        SLOW,
+        numbers(counted(500)),
+        numbers(counted(800, slow=1), counted(1000, slow=10)),
+    )
 
     written = json.loads(json.dumps(evidence.to_json()))
 
@@ -150,5 +188,11 @@ def test_evidence_survives_being_written_down() -> None:
     assert replace(read, tests={}) == replace(evidence, tests={})
     assert read.tests["p99>2x"].log_evidence == evidence.tests["p99>2x"].log_evidence != 0
     assert StepEvidence.from_json(SLOW, 0, {}) == StepEvidence()
-    of_an_earlier_checkout: dict[str, object] = {"last": {}, "step": {}, "history": {}, "before_step": {}, "tests": {}}
+    of_an_earlier_checkout: dict[str, object] = {
+        "last": {},
+        "step": {},
+        "history": {},
+        "before_step": {},
+        "tests": {},
+    }
     assert StepEvidence.from_json(SLOW, 0, of_an_earlier_checkout) == StepEvidence()

@@ -55,7 +55,11 @@ def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
         store.close()
 
 
-def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, start: Start, worked: list[str]) -> None:
+def test_one_works_for_as_long_as_it_lives_and_another_goes_on(
+    tmp_path: Path,
+    start: Start,
+    worked: list[str],
+) -> None:
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     first = start("first")
     wait_until(lambda: worked, SECONDS, "the first works")
@@ -75,15 +79,28 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     store.close()
 
 
-def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp_path: Path) -> None:
+def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(
+    tmp_path: Path,
+) -> None:
     store, ended, said = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
-    assert store.acquire_lease(STORE_LEASE, "this", 1)  # The lease is not renewed, as if the store rejected writes.
+    assert store.acquire_lease(
+        STORE_LEASE,
+        "this",
+        1,
+    )  # The lease is not renewed, as if the store rejected writes.
     lost = store.lease(STORE_LEASE)
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         ended.set()
 
-    lead_store(store, [work], "this", 4, lambda line: said.append((line, store.lease(STORE_LEASE) == lost)), ended)
+    lead_store(
+        store,
+        [work],
+        "this",
+        4,
+        lambda line: said.append((line, store.lease(STORE_LEASE) == lost)),
+        ended,
+    )
     assert said == [("this is the controller", False)]
     store.close()
 
@@ -118,11 +135,14 @@ def test_a_task_that_fails_is_begun_again(tmp_path: Path, monkeypatch: pytest.Mo
     store.close()
 
 
-def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_others_at_another(tmp_path: Path) -> None:
+def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_others_at_another(
+    tmp_path: Path,
+) -> None:
     store = open_store(f"sqlite:///{tmp_path}/store.db")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
     here, beside, there, nowhere = (
-        Deployments(store, Settings(home=tmp_path / name), print) for name in ("here", "here", "there", "nowhere")
+        Deployments(store, Settings(home=tmp_path / name), print)
+        for name in ("here", "here", "there", "nowhere")
     )
     for one in (here, there):
         (one.settings.deployments_path / "flights").mkdir(parents=True)
@@ -130,7 +150,11 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
     place = here.place("flights")
     assert place == beside.place("flights") != there.place("flights")
     assert [reaches(one, "flights") for one in (here, there, nowhere)] == [True, True, False]
-    assert [reaches(one, "flights", place) for one in (here, there, nowhere)] == [True, False, False]
+    assert [reaches(one, "flights", place) for one in (here, there, nowhere)] == [
+        True,
+        False,
+        False,
+    ]
     said: list[str] = []
     assert list(reached_places(beside, said.append)) == [(place, "the servers here")]
     assert not list(reached_places(nowhere, said.append))
@@ -139,7 +163,8 @@ def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_oth
 
 
 def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -154,13 +179,14 @@ def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
     assert places.keys() == {here.place("flights")}
     (line,) = failures
     assert line.startswith(
-        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes cluster is"
+        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes cluster is",
     )
     store.close()
 
 
 def test_rollouts_of_this_machine_do_not_wait_for_a_cluster_that_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)

@@ -7,7 +7,12 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.store import Rollout
-from mlflow_deploy_plugin.promote.rollouts.plan import Criterion, parse_criteria, parse_steps, plan_of
+from mlflow_deploy_plugin.promote.rollouts.plan import (
+    Criterion,
+    parse_criteria,
+    parse_steps,
+    plan_of,
+)
 from tests.support.refusals import refused
 from tests.support.rollouts import PLAN
 

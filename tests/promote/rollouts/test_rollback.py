@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.promote.rollouts.rollback import rollback
 from mlflow_deploy_plugin.promote.rollouts.state_machine import Progress
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, ServerMetrics, VersionCounters
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    MetricsByServer,
+    ServerMetrics,
+    VersionCounters,
+)
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at
@@ -30,7 +34,10 @@ _numbers = count()
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[None]:
+def registry(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[None]:
     with tracking_at(new_database(tmp_path_factory.mktemp("registry"))):
         yield
 
@@ -43,7 +50,12 @@ def model(registry: None) -> str:
     for _ in range(3):
         client.create_model_version(name, "s3://nowhere/model")
     for version in ("2", "1", "3"):
-        client.transition_model_version_stage(name, version, "Production", archive_existing_versions=True)
+        client.transition_model_version_stage(
+            name,
+            version,
+            "Production",
+            archive_existing_versions=True,
+        )
         client.set_registered_model_alias(name, "live", version)
     return name
 
@@ -76,20 +88,46 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
     tags = MlflowClient().get_model_version(model, "3").tags
     assert tags["onnxserve.rolled_back"] == "flights: too slow"
     event = next(store.events("flights", newest_first=True))
-    assert (event.action, event.before, event.after, event.why) == ("rollback", "version 3", "version 1", "too slow")
-    assert (event.model, event.actor, event.detail["source"]) == (model, "ada@laptop", done["source"])
+    assert (event.action, event.before, event.after, event.why) == (
+        "rollback",
+        "version 3",
+        "version 1",
+        "too slow",
+    )
+    assert (event.model, event.actor, event.detail["source"]) == (
+        model,
+        "ada@laptop",
+        done["source"],
+    )
 
 
-def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Store, model: str) -> None:
-    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", f"models:/{model}/Production"))
+def test_the_servers_know_what_has_answered_where_the_trail_does_not(
+    store: Store,
+    model: str,
+) -> None:
+    store.add_endpoint(
+        "onnxserve:/kubernetes/ml",
+        new_endpoint("flights", f"models:/{model}/Production"),
+    )
 
     class Counted(Deployments):
-        def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = 0) -> MetricsByServer:
+        def server_metrics(
+            self,
+            observed: ObservedEndpoint,
+            timeout_seconds: float = 0,
+        ) -> MetricsByServer:
             def answered(version: str, at: float) -> ServerMetrics:
                 key = ("flights", "flights", model, version)
-                return ServerMetrics({key: VersionCounters(requests=1)}, {("flights", model, version): at})
+                return ServerMetrics(
+                    {key: VersionCounters(requests=1)},
+                    {("flights", model, version): at},
+                )
 
-            return {"f-1": answered("3", 300), "f-2": answered("2", 200), "f-3": Refused("no command can be run there")}
+            return {
+                "f-1": answered("3", 300),
+                "f-2": answered("2", 200),
+                "f-3": Refused("no command can be run there"),
+            }
 
     done = rollback(Counted(store, load_settings(), print), "flights")
 
@@ -100,7 +138,12 @@ def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Stor
 def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
-        store.record("transition", model=model, version="3", detail=move_detail(stage_moved_to, stood))
+        store.record(
+            "transition",
+            model=model,
+            version="3",
+            detail=move_detail(stage_moved_to, stood),
+        )
 
     done = roll_back("flights")
 
@@ -108,7 +151,10 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(store: Store, model: str) -> None:
+def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_stage(
+    store: Store,
+    model: str,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record("follow", endpoint="flights", detail={"stages": {"flights": "Production"}})
@@ -125,7 +171,11 @@ def test_an_endpoint_that_follows_an_alias_returns_to_a_version_of_its_former_st
     [("rollout.end", "flights", "2"), ("rollback", "flights", "2"), ("rollout.end", "prices", "1")],
 )
 def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
-    store: Store, model: str, action: str, endpoint: str, to: str
+    store: Store,
+    model: str,
+    action: str,
+    endpoint: str,
+    to: str,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     store.record(action, endpoint=endpoint, model=model, version="3", detail=move_detail("", "2"))
@@ -134,7 +184,11 @@ def test_a_rollout_or_a_rollback_counts_for_its_own_endpoint(
 
 
 @pytest.mark.parametrize("action", ["rename", "delete"])
-def test_the_trail_of_another_model_that_had_the_name_does_not_count(store: Store, model: str, action: str) -> None:
+def test_the_trail_of_another_model_that_had_the_name_does_not_count(
+    store: Store,
+    model: str,
+    action: str,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
     store.record(action, model=model)
@@ -146,7 +200,10 @@ def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
     """Return the history of the alias in MLflow's server: the new and the previous version of each change."""
     for version, stood in moves:
         store.record(
-            "alias", model=model, version=version or stood, detail=move_detail("@live", stood) if version else {}
+            "alias",
+            model=model,
+            version=version or stood,
+            detail=move_detail("@live", stood) if version else {},
         )
 
 
@@ -155,14 +212,20 @@ def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
     [
         ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
         ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
-        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),  # The alias was deleted and set again.
+        (
+            [("3", "2"), ("1", "3"), ("", "1"), ("3", "")],
+            "1",
+        ),  # The alias was deleted and set again.
         ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
         ([("3", "1"), ("2", "3")], "2"),  # A later change to version 3 was not recorded.
         ([("1", ""), ("3", "")], "1"),
     ],
 )
 def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
-    store: Store, model: str, moves: list[tuple[str, str]], served: str
+    store: Store,
+    model: str,
+    moves: list[tuple[str, str]],
+    served: str,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
     by_hand(store, model, *moves)
@@ -173,7 +236,10 @@ def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
     assert mentions(done["source"], "version 3", "the audit trail")
 
 
-def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(store: Store, model: str) -> None:
+def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(
+    store: Store,
+    model: str,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for version, place, stood in (
         ("3", "Production", "1"),
@@ -186,11 +252,22 @@ def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(stor
     assert roll_back("flights")["to"] == "2"
 
 
-def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: Store, model: str) -> None:
+def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(
+    store: Store,
+    model: str,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/3"))
     MlflowClient().set_model_version_tag(model, "3", "onnxserve.rolled_back", "flights: too slow")
     uri = f"models:/{model}/3"
-    plan = replace(PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri)
+    plan = replace(
+        PLAN,
+        main="flights",
+        kind="pinned",
+        model=model,
+        version="3",
+        to_uri=uri,
+        before_uri=uri,
+    )
 
     with open_deployments(print) as deployments:
         for version in ("3", "4"):  # The fourth version was deleted.
@@ -208,7 +285,10 @@ def test_what_was_rolled_back_once_is_passed_over(store: Store, model: str) -> N
         roll_back("flights")
 
 
-def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: Store, model: str) -> None:
+def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(
+    store: Store,
+    model: str,
+) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}@live"))
 
     with pytest.raises(NotFound, match="--to VERSION`"):
@@ -222,7 +302,9 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
 
 
 def test_what_a_rollout_has_promoted_just_now_is_taken_back(
-    store: Store, model: str, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     begun, read = store.add_rollout("flights", PLAN.to_json(), "promoting"), store.rollouts
@@ -254,7 +336,12 @@ def pinned(store: Store) -> Callable[..., dict[str, str]]:
 
     class Written(Deployments):
         def update_endpoint(
-            self, endpoint: str, config: Any, why: str = "", actor: str | None = None, restores: bool = False
+            self,
+            endpoint: str,
+            config: Any,
+            why: str = "",
+            actor: str | None = None,
+            restores: bool = False,
         ) -> Any:
             stored = self.store.endpoint(endpoint)
             assert stored is not None
@@ -269,7 +356,8 @@ def give(store: Store, model_uri: str) -> None:
 
 
 def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
-    store: Store, pinned: Callable[..., dict[str, str]]
+    store: Store,
+    pinned: Callable[..., dict[str, str]],
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     give(store, "models:/X/2")
@@ -286,7 +374,9 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
 
 
 def test_only_a_rollback_to_the_version_before_needs_no_approval(
-    store: Store, pinned: Callable[..., dict[str, str]], capsys: pytest.CaptureFixture[str]
+    store: Store,
+    pinned: Callable[..., dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     give(store, "models:/X/2")
@@ -297,7 +387,12 @@ def test_only_a_rollback_to_the_version_before_needs_no_approval(
 
 @pytest.mark.parametrize(
     ("weight", "unapproved", "is_undone", "restores"),
-    [(0, [], False, False), (5, [], False, True), (5, ["models:/X/6"], False, False), (5, [], True, False)],
+    [
+        (0, [], False, False),
+        (5, [], False, True),
+        (5, ["models:/X/6"], False, False),
+        (5, [], True, False),
+    ],
 )
 def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
     weight: int,
@@ -316,14 +411,17 @@ def test_a_rollback_to_a_model_without_traffic_of_its_own_needs_an_approval(
         store.replace_spec(spec, detail={"undone": True})
     approved = apply_config(spec, {"variants.trial.model": "models:/X/5"})
     store.replace_spec(approved)
-    store.replace_spec(apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100}))
+    store.replace_spec(
+        apply_config(approved, {"variants.flights.weight": 0, "variants.trial.weight": 100}),
+    )
 
     assert pinned()["to"] == "models:/X/6"
     assert capsys.readouterr().out.split() == [f"restores={restores}"]
 
 
 def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
-    store: Store, pinned: Callable[..., dict[str, str]]
+    store: Store,
+    pinned: Callable[..., dict[str, str]],
 ) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
     store.remove_endpoint("flights")
@@ -333,9 +431,15 @@ def test_models_of_an_endpoint_that_was_deleted_are_not_those_of_its_namesake(
         pinned()
 
 
-def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store, model: str) -> None:
+def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(
+    store: Store,
+    model: str,
+) -> None:
     spec = new_endpoint("flights", f"models:/{model}/Production")
-    store.add_endpoint("onnxserve", apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}))
+    store.add_endpoint(
+        "onnxserve",
+        apply_config(add_variant(spec, "new", "m"), {"variants.new.weight": 50}),
+    )
 
     with refused(InvalidConfig, "flights and new"):
         roll_back("flights")
@@ -344,7 +448,12 @@ def test_of_two_deployments_that_answer_nobody_knows_which_is_meant(store: Store
 def test_a_rollout_whose_endpoint_was_deleted_can_be_ended(store: Store) -> None:
     store.add_rollout("flights", PLAN.to_json(), "starting")
 
-    said = command_rollout(Deployments(store, load_settings(), print), "flights", "abort", actor="ada@laptop")
+    said = command_rollout(
+        Deployments(store, load_settings(), print),
+        "flights",
+        "abort",
+        actor="ada@laptop",
+    )
 
     assert mentions(said, "flights", "6 → 7", "abandoned", "ada@laptop")
     assert store.rollouts("flights", live=True) == []

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.promote.rollouts.sequential import SequentialTest, growth, log_evidence, upper_limit
+from mlflow_deploy_plugin.promote.rollouts.sequential import (
+    SequentialTest,
+    growth,
+    log_evidence,
+    upper_limit,
+)
 
 ROLLOUTS = 1000
 STEPS = (1, 10, 50, 100)
@@ -25,7 +30,10 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
         level, limit = LEVEL / len(STEPS), np.full(ROLLOUTS, threshold)
         if weight == 100:
             level /= 2
-            limits = [upper_limit(*counts, level) for counts in zip(history.tolist(), known.tolist(), strict=True)]
+            limits = [
+                upper_limit(*counts, level)
+                for counts in zip(history.tolist(), known.tolist(), strict=True)
+            ]
             limit = np.maximum(limits, threshold)
         test = SequentialTest(limit, level, against_current=weight < 100)
         for _ in range(LOOKS):
@@ -39,12 +47,16 @@ def aborted(candidate: float, current: float, threshold: float, seed: int) -> fl
 
 
 @pytest.mark.parametrize("rate", [0.005, 0.01, 0.02, 0.3])
-def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(rate: float) -> None:
+def test_of_a_thousand_rollouts_of_the_same_version_at_most_one_in_twenty_aborts(
+    rate: float,
+) -> None:
     assert aborted(rate, rate, threshold=0.01, seed=1) <= LEVEL
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.02, 0.05])
-def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(rate: float) -> None:
+def test_of_a_thousand_rollouts_with_doubled_errors_at_least_nineteen_in_twenty_abort(
+    rate: float,
+) -> None:
     assert aborted(2 * rate, rate, threshold=0.01, seed=2) >= 0.95
 
 
@@ -68,7 +80,11 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
 
 def test_the_evidence_is_a_fair_game_under_the_null_hypothesis() -> None:
     events = np.arange(11)
-    binomial = np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1]) * 0.2**events * 0.8 ** (10 - events)
+    binomial = (
+        np.array([1, 10, 45, 120, 210, 252, 210, 120, 45, 10, 1])
+        * 0.2**events
+        * 0.8 ** (10 - events)
+    )
 
     mean = (binomial * np.exp(log_evidence(growth(events, 10, 0.2)))).sum()
 
@@ -91,7 +107,9 @@ def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int)
 
     samples = np.random.default_rng(5).binomial(trials, limit, 20_000)
     assert events / trials < limit <= 1
-    assert (samples <= events).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
+    assert (
+        samples <= events
+    ).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
 
 
 def test_nothing_limits_what_was_never_asked() -> None:

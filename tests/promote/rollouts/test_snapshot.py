@@ -9,14 +9,20 @@ from mlflow_deploy_plugin.core.store.database import open_store
 from mlflow_deploy_plugin.promote.rollouts.snapshot import served_model, take_snapshot
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation
 from mlflow_deploy_plugin.ship.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.ship.deployments.server_metrics import MetricsByServer, parse_server_metrics
+from mlflow_deploy_plugin.ship.deployments.server_metrics import (
+    MetricsByServer,
+    parse_server_metrics,
+)
 from tests.support.metrics_page import PAGE
 from tests.support.refusals import refused
 
 
 def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> None:
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
-        stored = store.add_endpoint("onnxserve", new_endpoint("f", "models:/X/Production", variant="main"))
+        stored = store.add_endpoint(
+            "onnxserve",
+            new_endpoint("f", "models:/X/Production", variant="main"),
+        )
     metrics: MetricsByServer = {"f-1": parse_server_metrics(PAGE), "f-2": Refused("it answers 500")}
     one = ObservedEndpoint(stored, Observation("running"))
 

@@ -49,7 +49,11 @@ def test_the_candidate_is_put_in_before_it_gets_traffic() -> None:
 
     assert (begun.action, begun.progress.state) == ("prepare", "starting")
     assert (loading.action, loading.progress.reason) == ("wait", "loading version 7")
-    assert (loaded.action, loaded.progress.state, loaded.progress.step) == ("set_traffic", "stepping", 0)
+    assert (loaded.action, loaded.progress.state, loaded.progress.step) == (
+        "set_traffic",
+        "stepping",
+        0,
+    )
     assert step_weights(PLAN, 0) == {"champion": 90, "candidate": 10}
 
 
@@ -75,22 +79,38 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progres
     assert (waiting.action, comparing.action) == ("wait", "wait")
 
 
-def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(first_step: Progress) -> None:
+def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_alone(
+    first_step: Progress,
+) -> None:
     last = replace(first_step, step=1, elapsed=59)
     over = decide(PLAN, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
     waiting = decide(PLAN, over.progress, seen(100), 1)
-    served = decide(PLAN, waiting.progress, seen(100, versions=dict.fromkeys(variants(100), "7")), 1)
+    served = decide(
+        PLAN,
+        waiting.progress,
+        seen(100, versions=dict.fromkeys(variants(100), "7")),
+        1,
+    )
 
     assert (over.action, over.progress.state) == ("promote", "promoting")
-    assert (waiting.action, waiting.progress.reason) == ("promote", "waiting until champion serves it")
+    assert (waiting.action, waiting.progress.reason) == (
+        "promote",
+        "waiting until champion serves it",
+    )
     assert served.action == "finish"
     assert served.then is not None
-    assert (served.then.state, served.then.reason) == ("promoted", "version 7 is served instead of 6")
+    assert (served.then.state, served.then.reason) == (
+        "promoted",
+        "version 7 is served instead of 6",
+    )
 
 
 def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number() -> None:
     plan = replace(PLAN, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
-    promoting, served = Progress("promoting", 1), seen(100, versions=dict.fromkeys(variants(100), "7"))
+    promoting, served = (
+        Progress("promoting", 1),
+        seen(100, versions=dict.fromkeys(variants(100), "7")),
+    )
     before = {**served.variants, "champion": VariantSpec(model="models:/W/7")}
     after = {**served.variants, "champion": VariantSpec(model="models:/X/7")}
 
@@ -99,27 +119,42 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
 
 
 def test_a_candidate_that_fails_goes_back_with_the_figures(first_step: Progress) -> None:
-    bad = decide(PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(60, errors=15))), 1)
+    bad = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=numbers(counted(1500), counted(60, errors=15))),
+        1,
+    )
 
     assert bad.action == "roll_back"
     assert bad.progress.state == "rolling_back"
     assert bad.progress.reason.startswith(
-        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; evidence "
+        "error_rate>1%: 25.00% of 60 requests to version 7 failed, 0.00% of 500 to version 6; evidence ",
     )
     assert bad.then is not None
     assert bad.then.state == "rolled_back"
 
 
 def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
-    bad = decide(PLAN, first_step, seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))), 1)
+    bad = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))),
+        1,
+    )
 
     assert bad.progress.reason.startswith(
-        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current version"
+        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current version",
     )
 
 
 def test_nothing_is_judged_by_fewer_requests_than_the_minimum(first_step: Progress) -> None:
-    few = decide(PLAN, first_step, seen(10, counters=numbers(counted(1500), counted(49, errors=49))), 1)
+    few = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=numbers(counted(1500), counted(49, errors=49))),
+        1,
+    )
 
     assert few.action == "wait"
     assert few.progress.state == "stepping"
@@ -131,7 +166,9 @@ def test_traffic_that_is_not_as_it_should_be_is_set_again(first_step: Progress) 
     assert (again.action, again.progress.elapsed) == ("set_traffic", 0)
 
 
-def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_step: Progress) -> None:
+def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(
+    first_step: Progress,
+) -> None:
     silent = "flights-b: no answer within 5 s"
     enough = numbers(counted(1500), counted(50), counted(0, same=50))
     bad = numbers(counted(1500), counted(60, errors=15))
@@ -140,14 +177,27 @@ def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_st
     ending = decide(PLAN, first_step, seen(10, counters=enough, unread=silent), 3600)
     proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
 
-    assert (beginning.action, beginning.progress.reason) == ("wait", f"waiting for the server: {silent}")
+    assert (beginning.action, beginning.progress.reason) == (
+        "wait",
+        f"waiting for the server: {silent}",
+    )
     assert (ending.action, ending.progress.reason) == ("wait", f"waiting for a server: {silent}")
     assert proven.action == "roll_back"
 
 
 def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> None:
-    silent = decide(PLAN, first_step, seen(10, counters={}, state="failed", reason="the server is gone"), 3600)
-    stopped = decide(PLAN, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600)
+    silent = decide(
+        PLAN,
+        first_step,
+        seen(10, counters={}, state="failed", reason="the server is gone"),
+        3600,
+    )
+    stopped = decide(
+        PLAN,
+        first_step,
+        seen(10, counters={}, state="stopped", reason="`onnxserve start` …"),
+        3600,
+    )
 
     assert (silent.action, silent.progress.elapsed) == ("wait", 0)
     assert mentions(silent.progress.reason, "waiting", "the server is gone")
@@ -158,10 +208,19 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
     held = paused(first_step, "paused by ada@laptop")
     assert held is not None
 
-    waiting = decide(PLAN, held, seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))), 3600)
+    waiting = decide(
+        PLAN,
+        held,
+        seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))),
+        3600,
+    )
     bad = decide(PLAN, held, seen(10, counters=numbers(counted(1500), counted(60, errors=30))), 1)
 
-    assert (waiting.action, waiting.progress.state, waiting.progress.elapsed) == ("wait", "paused", 0)
+    assert (waiting.action, waiting.progress.state, waiting.progress.elapsed) == (
+        "wait",
+        "paused",
+        0,
+    )
     assert bad.progress.state == "rolling_back"
     assert resumed(held) == replace(first_step, reason="")
     assert paused(Progress(), "too early") is None
@@ -176,37 +235,54 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
             "version 8 was promoted during the rollout",
         ),
         (
-            {"variants": variants(10) | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}},
+            {
+                "variants": variants(10)
+                | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})},
+            },
             "the model of champion was changed to m during the rollout",
         ),
         (
             {
                 "variants": {"champion": variants(10)["champion"]}
-                | {"candidate-shadow": variants(10)["candidate-shadow"]}
+                | {"candidate-shadow": variants(10)["candidate-shadow"]},
             },
             "the candidate was removed by a user",
         ),
         (
-            {"variants": {"champion": variants(10)["champion"]} | {"candidate": variants(10)["candidate"]}},
+            {
+                "variants": {"champion": variants(10)["champion"]}
+                | {"candidate": variants(10)["candidate"]},
+            },
             "the candidate was removed by a user",
         ),
-        ({"errors": {"candidate": "out of memory"}}, "version 7 can no longer be served: out of memory"),
+        (
+            {"errors": {"candidate": "out of memory"}},
+            "version 7 can no longer be served: out of memory",
+        ),
     ],
 )
-def test_what_others_have_changed_ends_it(first_step: Progress, fields: dict[str, object], said: str) -> None:
+def test_what_others_have_changed_ends_it(
+    first_step: Progress,
+    fields: dict[str, object],
+    said: str,
+) -> None:
     turned = decide(PLAN, first_step, seen(10, **fields), 1)
 
     assert (turned.action, turned.progress.reason) == ("roll_back", said)
 
 
 @pytest.mark.parametrize("progress", [Progress(), Progress("stepping", 1), Progress("paused", 0)])
-def test_what_somebody_else_promotes_of_its_own_version_ends_it_as_promoted(progress: Progress) -> None:
+def test_what_somebody_else_promotes_of_its_own_version_ends_it_as_promoted(
+    progress: Progress,
+) -> None:
     reached = decide(PLAN, progress, seen(10, versions=dict.fromkeys(variants(10), "7")), 1)
 
     assert (reached.action, reached.then and reached.then.state) == ("finish", "promoted")
 
 
-def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(first_step: Progress) -> None:
+def test_a_pinned_model_that_somebody_else_changes_to_its_version_is_waited_for(
+    first_step: Progress,
+) -> None:
     plan = replace(PLAN, kind="pinned", selector="")
     changed = variants(10)["champion"].model_copy(update={"model": plan.to_uri})
     moved = seen(10, variants=variants(10) | {"champion": changed})
@@ -226,17 +302,32 @@ def test_a_rollout_may_have_no_shadow() -> None:
 
 def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(first_step: Progress) -> None:
     gone = decide(PLAN, first_step, None, 1)
-    without_main = decide(PLAN, first_step, seen(10, variants={"candidate": variants(10)["candidate"]}), 1)
+    without_main = decide(
+        PLAN,
+        first_step,
+        seen(10, variants={"candidate": variants(10)["candidate"]}),
+        1,
+    )
 
-    assert (gone.action, gone.progress.state, gone.progress.reason) == ("wait", "abandoned", "the endpoint was deleted")
-    assert without_main.progress == replace(gone.progress, reason="the deployment champion was deleted")
+    assert (gone.action, gone.progress.state, gone.progress.reason) == (
+        "wait",
+        "abandoned",
+        "the endpoint was deleted",
+    )
+    assert without_main.progress == replace(
+        gone.progress,
+        reason="the deployment champion was deleted",
+    )
 
 
 def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: Progress) -> None:
     turned = aborted(first_step, "aborted by ada@laptop")
     assert turned is not None
 
-    for snapshot in (seen(10), seen(None)):  # The command may have failed before or after it changed the endpoint.
+    for snapshot in (
+        seen(10),
+        seen(None),
+    ):  # The command may have failed before or after it changed the endpoint.
         again = decide(PLAN, turned, snapshot, 1)
         assert (again.action, again.progress) == ("roll_back", turned)
         assert again.then == replace(turned, state="rolled_back")
@@ -252,7 +343,10 @@ def test_what_does_not_come_in_time_goes_back() -> None:
 
 
 def test_what_the_agent_refuses_goes_back_at_once() -> None:
-    refused = {("champion", "7"): "it would run its own code", ("candidate", "7"): "the gate has not passed"}
+    refused = {
+        ("champion", "7"): "it would run its own code",
+        ("candidate", "7"): "the gate has not passed",
+    }
 
     starting = decide(PLAN, Progress(), seen(0, versions={"champion": "6"}, refused=refused), 1)
     promoting = decide(PLAN, Progress("promoting", 1), seen(100, refused=refused), 1)
@@ -263,9 +357,16 @@ def test_what_the_agent_refuses_goes_back_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("action", "reason"),
-    [("prepare", "version 7 cannot be served: no such file"), ("promote", "the promotion was refused: no such file")],
+    [
+        ("prepare", "version 7 cannot be served: no such file"),
+        ("promote", "the promotion was refused: no such file"),
+    ],
 )
-def test_an_action_that_cannot_be_done_is_taken_back(first_step: Progress, action: RolloutAction, reason: str) -> None:
+def test_an_action_that_cannot_be_done_is_taken_back(
+    first_step: Progress,
+    action: RolloutAction,
+    reason: str,
+) -> None:
     after = after_failure(PLAN, first_step, action, "no such file", is_transient=False)
 
     assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
@@ -273,10 +374,18 @@ def test_an_action_that_cannot_be_done_is_taken_back(first_step: Progress, actio
 
 @pytest.mark.parametrize(
     ("action", "is_transient"),
-    [("prepare", True), ("promote", True), ("set_traffic", False), ("roll_back", False), ("finish", False)],
+    [
+        ("prepare", True),
+        ("promote", True),
+        ("set_traffic", False),
+        ("roll_back", False),
+        ("finish", False),
+    ],
 )
 def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    first_step: Progress, action: RolloutAction, is_transient: bool
+    first_step: Progress,
+    action: RolloutAction,
+    is_transient: bool,
 ) -> None:
     begun = replace(first_step, reason="too slow")
 
@@ -289,7 +398,10 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
 def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(first_step: Progress) -> None:
     progress, tries = first_step, 0
     while progress.state == "stepping":
-        progress, tries = after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False), tries + 1
+        progress, tries = (
+            after_failure(PLAN, progress, "set_traffic", "no answer", is_transient=False),
+            tries + 1,
+        )
 
     assert tries == MAX_FAILURES
     assert mentions(progress.reason, "traffic", "no answer")
@@ -306,7 +418,10 @@ def test_a_rollout_is_aborted_once(first_step: Progress) -> None:
 
 def test_what_is_written_down_is_all_that_is_needed_to_go_on(first_step: Progress) -> None:
     looked = decide(
-        PLAN, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))), 5
+        PLAN,
+        first_step,
+        seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))),
+        5,
     )
     now = datetime(2026, 11, 21, tzinfo=UTC)
     begun = Rollout(1, PLAN.endpoint, PLAN.to_json(), "starting", 0, now, {}, "", now, now)
@@ -317,7 +432,10 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(first_step: Progres
 
     later = seen(10, counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
     assert with_progress(begun, read, now) == row
-    assert decide(PLAN, read, later, 1).progress.reason == decide(PLAN, looked.progress, later, 1).progress.reason
+    assert (
+        decide(PLAN, read, later, 1).progress.reason
+        == decide(PLAN, looked.progress, later, 1).progress.reason
+    )
     assert decide(PLAN, read, later, 1).action == "roll_back"
     assert written["candidate"] == {"requests": 30, "errors": 1}
 
@@ -334,7 +452,10 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(first_step: Progres
     ],
 )
 def test_the_trail_has_each_step_pause_and_end(
-    first_step: Progress, state: str, fields: dict[str, Any], event: tuple[str, str, str] | None
+    first_step: Progress,
+    state: str,
+    fields: dict[str, Any],
+    event: tuple[str, str, str] | None,
 ) -> None:
     now, later = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 22, tzinfo=UTC)
     row = Rollout(1, PLAN.endpoint, PLAN.to_json(), state, 0, now, {}, "", now, now)
@@ -348,8 +469,24 @@ def test_the_trail_has_each_step_pause_and_end(
 
 def test_the_evidence_of_all_looks_is_kept_in_bounded_space(first_step: Progress) -> None:
     begun_at = datetime(2026, 11, 21, tzinfo=UTC)
-    row = Rollout(1, PLAN.endpoint, PLAN.to_json(), "stepping", 0, begun_at, {}, "", begun_at, begun_at)
-    looked = decide(PLAN, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1))), 5).progress
+    row = Rollout(
+        1,
+        PLAN.endpoint,
+        PLAN.to_json(),
+        "stepping",
+        0,
+        begun_at,
+        {},
+        "",
+        begun_at,
+        begun_at,
+    )
+    looked = decide(
+        PLAN,
+        first_step,
+        seen(10, counters=numbers(counted(1200, 2), counted(30, 1))),
+        5,
+    ).progress
     most = 0
     for look in range(1, 2001):
         row = with_progress(row, looked, begun_at + timedelta(seconds=2 * look))

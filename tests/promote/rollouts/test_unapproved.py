@@ -76,9 +76,15 @@ def ended(deployments: Deployments, name: str) -> bool:
     return deployments.store.require_endpoint(name).spec.variants["trial"].weight == 0
 
 
-@pytest.mark.parametrize("model_uri", ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"])
+@pytest.mark.parametrize(
+    "model_uri",
+    ["models:/credit/1", "models:/credit-copy/1", "s3://bucket/credit"],
+)
 def test_the_traffic_ends_with_the_time(
-    model_uri: str, registry: MlflowClient, deployments: Deployments, clock: Clock[datetime]
+    model_uri: str,
+    registry: MlflowClient,
+    deployments: Deployments,
+    clock: Clock[datetime],
 ) -> None:
     deploy(deployments, "credit", model_uri)
     clock.now += timedelta(minutes=59)
@@ -88,16 +94,25 @@ def test_the_traffic_ends_with_the_time(
 
 
 def test_a_policy_that_cannot_be_read_does_not_extend_the_time(
-    registry: MlflowClient, deployments: Deployments, clock: Clock[datetime]
+    registry: MlflowClient,
+    deployments: Deployments,
+    clock: Clock[datetime],
 ) -> None:
     deploy(deployments, "credit", "models:/credit/1")
-    registry.set_registered_model_tag("credit", "onnxserve.gate.policy", "approvals: {}\nunapproved: 5")
+    registry.set_registered_model_tag(
+        "credit",
+        "onnxserve.gate.policy",
+        "approvals: {}\nunapproved: 5",
+    )
     clock.now += timedelta(hours=1)
     assert ended(deployments, "credit")
 
 
 def test_an_endpoint_that_fails_does_not_extend_the_time_of_others(
-    registry: MlflowClient, deployments: Deployments, clock: Clock[datetime], caplog: pytest.LogCaptureFixture
+    registry: MlflowClient,
+    deployments: Deployments,
+    clock: Clock[datetime],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("broken", "credit"):
         deploy(deployments, name, "models:/credit/1")

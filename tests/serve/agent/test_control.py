@@ -10,7 +10,13 @@ from mlflow_deploy_plugin.core.errors import ModelError, OnnxserveError
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_files
-from mlflow_deploy_plugin.core.statedir.files import ANSWERS, COMMANDS, CONTROL, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    ANSWERS,
+    COMMANDS,
+    CONTROL,
+    read_state,
+    write_state,
+)
 from mlflow_deploy_plugin.core.statedir.models import Command, CommandAnswer, Control
 from mlflow_deploy_plugin.serve.agent import control as module
 from mlflow_deploy_plugin.serve.agent.control import EndpointControl, Pending
@@ -22,7 +28,10 @@ _numbers = itertools.count(1)
 
 
 def allowing(*names: str) -> list[EndpointSpec]:
-    return [apply_config(new_endpoint(name, "m"), {"server.model_control_mode": "explicit"}) for name in names]
+    return [
+        apply_config(new_endpoint(name, "m"), {"server.model_control_mode": "explicit"})
+        for name in names
+    ]
 
 
 class Case:
@@ -35,7 +44,13 @@ class Case:
     def started(self) -> EndpointControl:
         return EndpointControl(self.state_dir, lambda: NOW, specs=allowing("a", "b"))
 
-    def ask(self, action: str, endpoint: str, added: EndpointSpec | None = None, created_at: float = NOW) -> str:
+    def ask(
+        self,
+        action: str,
+        endpoint: str,
+        added: EndpointSpec | None = None,
+        created_at: float = NOW,
+    ) -> str:
         name = f"{next(_numbers):020d}.json"
         command = Command(action=action, endpoint=endpoint, added=added, created_at=created_at)  # type: ignore[arg-type]
         write_state(self.state_dir / COMMANDS / name, command)
@@ -44,10 +59,18 @@ class Case:
     def answer(self, name: str) -> CommandAnswer | None:
         return read_state(self.state_dir / ANSWERS / name, CommandAnswer)
 
-    def settle(self, outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None) -> None:
+    def settle(
+        self,
+        outcome: Callable[[str], OnnxserveError | None] = lambda endpoint: None,
+    ) -> None:
         self.control.settle(outcome)
 
-    def do(self, action: str, endpoint: str, added: EndpointSpec | None = None) -> CommandAnswer | None:
+    def do(
+        self,
+        action: str,
+        endpoint: str,
+        added: EndpointSpec | None = None,
+    ) -> CommandAnswer | None:
         name = self.ask(action, endpoint, added)
         self.control.take()
         self.settle()
@@ -87,7 +110,9 @@ def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: C
 
 def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
     recorded: list[tuple[str, str, str]] = []
-    case.control.record = lambda command, error: recorded.append((command.actor, command.action, error))
+    case.control.record = lambda command, error: recorded.append(
+        (command.actor, command.action, error),
+    )
     command = Command(action="load", endpoint="a", actor="ops", created_at=NOW)
     write_state(case.state_dir / COMMANDS / "1.json", command)
     case.control.take()
@@ -96,7 +121,9 @@ def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
 
 
 def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
-    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    case: Case,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db", "key")
     (tmp_path / "no").write_text("")
@@ -112,13 +139,16 @@ def test_a_control_json_that_is_lost_is_written_again(case: Case) -> None:
 
 
 def test_what_a_full_disk_refuses_to_control_json_is_logged_once_and_saved_when_there_is_room(
-    case: Case, caplog: pytest.LogCaptureFixture
+    case: Case,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     case.ask("unload", "a")
     with files_of_at_most(0):
         case.control.take()
         case.settle()
-    assert [record.args for record in caplog.records if "cannot be saved" in record.message] == [("File too large",)]
+    assert [record.args for record in caplog.records if "cannot be saved" in record.message] == [
+        ("File too large",),
+    ]
     assert not (case.state_dir / CONTROL).exists()
     case.settle()
     assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
@@ -171,7 +201,12 @@ def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None
     ],
 )
 def test_a_command_that_cannot_be_is_answered_at_once(
-    case: Case, action: str, endpoint: str, added: EndpointSpec | None, kind: str, words: str
+    case: Case,
+    action: str,
+    endpoint: str,
+    added: EndpointSpec | None,
+    kind: str,
+    words: str,
 ) -> None:
     name = case.ask(action, endpoint, added)
     assert case.control.take() is None
@@ -215,7 +250,8 @@ def test_a_command_that_was_answered_is_not_taken_again(case: Case) -> None:
 
 
 def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MOST_ADDED", 2)
     for name in ("c", "d"):

@@ -71,14 +71,19 @@ def wait_for(feed: FeedFollower, version: str, seconds: float = 30) -> None:
     arrived: list[str] = []
 
     def has_arrived() -> bool:
-        arrived.extend(resolved.version for resolved in feed.take().values() if resolved is not None)
+        arrived.extend(
+            resolved.version for resolved in feed.take().values() if resolved is not None
+        )
         return arrived[-1:] == [version]
 
     wait_until(has_arrived, seconds, f"version {version} arrives")
 
 
 @pytest.mark.long
-def test_changes_arrive_while_the_server_is_killed_and_restarted(server: MlflowServer, feed: FeedFollower) -> None:
+def test_changes_arrive_while_the_server_is_killed_and_restarted(
+    server: MlflowServer,
+    feed: FeedFollower,
+) -> None:
     move(server, "1")
     wait_for(feed, "1")
     assert feed.covered == {CHAMPION}
@@ -86,7 +91,11 @@ def test_changes_arrive_while_the_server_is_killed_and_restarted(server: MlflowS
     server.kill()
     wait_until(lambda: not feed.covered, 10, "the cut is noticed")
     database = f"sqlite:///{server.folder}/mlflow.db"
-    MlflowClient(tracking_uri=database, registry_uri=database).set_registered_model_alias("X", "champion", "2")
+    MlflowClient(tracking_uri=database, registry_uri=database).set_registered_model_alias(
+        "X",
+        "champion",
+        "2",
+    )
     server.start()
 
     wait_for(feed, "2", 60)
@@ -95,13 +104,17 @@ def test_changes_arrive_while_the_server_is_killed_and_restarted(server: MlflowS
 
 @pytest.mark.long
 def test_a_server_that_hangs_is_noticed(
-    server: MlflowServer, feed: FeedFollower, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer,
+    feed: FeedFollower,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A frozen process keeps its connections open, like a proxy that hangs."""
     monkeypatch.setattr(change_feed, "_SILENCE_SECONDS", 6.0)
     move(server, "1")
     wait_for(feed, "1")
-    feed.uris = frozenset({CHAMPION, "models:/X/Production"})  # The stream is opened again, with the short timeout.
+    feed.uris = frozenset(
+        {CHAMPION, "models:/X/Production"},
+    )  # The stream is opened again, with the short timeout.
     wait_until(lambda: len(feed.covered) == 2, 20, "the new URIs are covered")
 
     assert server.process is not None
@@ -124,7 +137,9 @@ def replicas(server: MlflowServer, hanging: int) -> Iterator[str]:
                 except OSError:
                     return
                 if number >= hanging:
-                    replica = opened.enter_context(socket.create_connection((server.host, server.port)))
+                    replica = opened.enter_context(
+                        socket.create_connection((server.host, server.port)),
+                    )
                     for source, target in ((client, replica), (replica, client)):
                         threading.Thread(target=pass_on, args=(source, target), daemon=True).start()
 
@@ -145,7 +160,9 @@ def pass_on(source: socket.socket, target: socket.socket) -> None:
 
 @pytest.mark.long
 def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
-    server: MlflowServer, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    server: MlflowServer,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(change_feed, "_HEAD_SECONDS", 1.0)
     move(server, "1")
@@ -156,7 +173,9 @@ def test_a_replica_that_sends_no_head_is_left_for_the_next_one(
         assert time.monotonic() - before < change_feed._SILENCE_SECONDS
         arrived = feed.messages
         wait_until(lambda: feed.messages > arrived, 30, "a comment arrives")
-        assert feed.covered == {CHAMPION}  # The pause between two comments is longer than the limit for the head.
+        assert feed.covered == {
+            CHAMPION,
+        }  # The pause between two comments is longer than the limit for the head.
 
 
 @pytest.fixture
@@ -176,11 +195,13 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
         for name, address in addresses.items():
             assert name in lines
             lines = lines.replace(name, address)
-        folders = "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", *PASSES))
+        folders = "".join(
+            f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", *PASSES)
+        )
         file = tmp_path / "nginx.conf"
         file.write_text(
             f"daemon off; worker_processes 1; pid {tmp_path}/pid; error_log {tmp_path}/log;\n"
-            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n"
+            f"events {{}}\nhttp {{ access_log off;\n{folders}{lines}}}\n",
         )
         process = subprocess.Popen(["nginx", "-p", str(tmp_path), "-c", str(file)])
 
@@ -204,13 +225,16 @@ def nginx(server: MlflowServer, tmp_path: Path) -> Iterator[tuple[str, list[sock
 
 @pytest.mark.long
 def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
-    server: MlflowServer, nginx: tuple[str, list[socket.socket]]
+    server: MlflowServer,
+    nginx: tuple[str, list[socket.socket]],
 ) -> None:
     url, asked = nginx
     before = len(asked)
     move(server, "1")
     with tracking_at(url):
-        for _ in range(2):  # nginx takes the replicas in turn, so one of the requests is for the one that hangs.
+        for _ in range(
+            2,
+        ):  # nginx takes the replicas in turn, so one of the requests is for the one that hangs.
             with closing(change_feed.read_changes([CHAMPION])) as events:
                 (resolved,) = next(selected for selected in events if selected).values()
                 assert resolved is not None
@@ -220,7 +244,9 @@ def test_nginx_asks_the_next_replica_with_the_lines_of_the_guide(
 
 @pytest.mark.long
 def test_a_server_without_the_app_or_with_a_strange_proxy_is_polled(
-    server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(feeds, "_WITHOUT_FEED_SECONDS", 1.0)
     with proxy_to(server.host, server.port) as proxy, tracking_at(proxy.url):
@@ -257,7 +283,10 @@ def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(statuses[0] if len(statuses) == 1 else statuses.pop(0))
-            self.send_header("Content-Type", "text/event-stream" if len(statuses) > 1 else "text/html")
+            self.send_header(
+                "Content-Type",
+                "text/event-stream" if len(statuses) > 1 else "text/html",
+            )
             self.end_headers()
             self.wfile.write(b'data: {"models:/X@champion": null}\n\n')
 
@@ -275,7 +304,9 @@ def short_streams(statuses: list[int]) -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.mark.long
-def test_a_server_that_ends_each_stream_early_is_not_flooded(request: pytest.FixtureRequest) -> None:
+def test_a_server_that_ends_each_stream_early_is_not_flooded(
+    request: pytest.FixtureRequest,
+) -> None:
     statuses = [200] * 1000
     with short_streams(statuses):
         feed = request.getfixturevalue("feed")

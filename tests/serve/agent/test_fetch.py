@@ -18,20 +18,36 @@ def registry(tmp_path: Path) -> MlflowRegistry:
 
 
 def test_a_folder_is_served_from_where_it_stands_under_its_model_id(
-    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path
+    registry: MlflowRegistry,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     folder = make_model(tmp_path / "flights", "m-7")
     version = registry.fetch(resolve(str(folder)))
     assert (version.model, version.version, version.folder) == ("flights", "m-7", folder)
-    assert version.aspects == {"flavor": "onnx", "model_id": "m-7", "run_id": "r-1", "parity": "no-original"}
+    assert version.aspects == {
+        "flavor": "onnx",
+        "model_id": "m-7",
+        "run_id": "r-1",
+        "parity": "no-original",
+    }
     assert not list((tmp_path / "cache" / "models").iterdir())
 
 
 def test_what_the_registry_says_counts_more_than_the_files(
-    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path
+    registry: MlflowRegistry,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     folder = make_model(tmp_path / "model")
-    resolved = ResolvedModel("models:/x@a", "x", "4", str(folder), True, {"alias": "a", "parity": "proven"})
+    resolved = ResolvedModel(
+        "models:/x@a",
+        "x",
+        "4",
+        str(folder),
+        True,
+        {"alias": "a", "parity": "proven"},
+    )
     version = registry.fetch(resolved)
     assert (version.model, version.version) == ("x", "4")
     named = {"alias": "a", "parity": "proven"}
@@ -41,12 +57,18 @@ def test_what_the_registry_says_counts_more_than_the_files(
 def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> None:
     folder = tmp_path / "pyfunc"
     folder.mkdir()
-    (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n")
+    (folder / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: x}}\nmodel_id: m-9\n",
+    )
     version = registry.fetch(resolve(str(folder)))
     assert (version.version, version.runs_code) == ("m-9", True)
 
 
-def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_folder_with_a_link_is_not_served(
+    registry: MlflowRegistry,
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "extra").symlink_to("/etc/hostname")
     with pytest.raises(InvalidArtifact, match=r"'extra'.*link"):
@@ -57,14 +79,20 @@ def saved_digest(folder: Path, name: str = "model.onnx") -> None:
     """Write the entries of the file into MLmodel, as the flavor does."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"].setdefault("onnxserve", {"data": "model.onnx"})
-    section["digests"] = {name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"}
+    section["digests"] = {
+        name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}",
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
 
 
 @pytest.mark.parametrize("uri", ["{}", "file://{}"])
 @pytest.mark.parametrize("altered", [b"", b"another model"])
 def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
-    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path, uri: str, altered: bytes
+    registry: MlflowRegistry,
+    make_model: MakeModel,
+    tmp_path: Path,
+    uri: str,
+    altered: bytes,
 ) -> None:
     folder = make_model(tmp_path / "model")
     saved_digest(folder)
@@ -76,7 +104,10 @@ def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret", "data/../../secret"])
 def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
-    registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path, name: str
+    registry: MlflowRegistry,
+    make_model: MakeModel,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     (tmp_path / "secret").write_bytes(b"")
     folder = make_model(tmp_path / "model")
@@ -85,15 +116,22 @@ def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
         registry.fetch(resolve(str(folder)))
 
 
-def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(registry: MlflowRegistry, tmp_path: Path) -> None:
+def test_a_failure_of_what_is_not_registered_is_reported_to_nobody(
+    registry: MlflowRegistry,
+    tmp_path: Path,
+) -> None:
     assert registry.report_failure(str(tmp_path), "it does not load")
 
 
 @pytest.mark.parametrize(
-    ("error", "is_final"), [(RegistryRefused("no permission"), True), (RegistryUnavailable("down"), False)]
+    ("error", "is_final"),
+    [(RegistryRefused("no permission"), True), (RegistryUnavailable("down"), False)],
 )
 def test_an_account_that_may_not_tag_a_version_does_not_try_without_end(
-    registry: MlflowRegistry, monkeypatch: pytest.MonkeyPatch, error: Exception, is_final: bool
+    registry: MlflowRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    is_final: bool,
 ) -> None:
     def refuse(*_: str) -> None:
         raise error

@@ -20,14 +20,15 @@ from tests.support.accounts import People, people
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
 
-POLICY = (
-    "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
-)
+POLICY = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\napprovals: {count: 1, evaluation: optional}"
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[People]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[People]:
     with people(tmp_path_factory.mktemp("approved"), new_database, "alice") as found:
         yield found
 
@@ -52,7 +53,10 @@ def agent(folder: Path) -> MlflowRegistry:
     return MlflowRegistry(ModelCache(folder / "cache", folder / "state"))
 
 
-def test_an_approved_version_is_loaded_only_with_the_approved_files(server: People, tmp_path: Path) -> None:
+def test_an_approved_version_is_loaded_only_with_the_approved_files(
+    server: People,
+    tmp_path: Path,
+) -> None:
     model = promoted(server)
     with server.logged_in("alice") as client:
         approved = version_digest(f"models:/{model}/1")
@@ -71,10 +75,15 @@ def test_an_approved_version_is_loaded_only_with_the_approved_files(server: Peop
             with pytest.raises(GateRefused) as refused:
                 agent(tmp_path / "second").fetch(resolve(uri))
             assert mentions(refused.value.message, "differ", approved[:12], replaced[:12])
-        assert first.fetch(resolve(f"models:/{model}@champion")).digest == approved  # From the cache.
+        assert (
+            first.fetch(resolve(f"models:/{model}@champion")).digest == approved
+        )  # From the cache.
 
 
-def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(server: People, tmp_path: Path) -> None:
+def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(
+    server: People,
+    tmp_path: Path,
+) -> None:
     model = promoted(server)
     with server.logged_in("alice") as client:
         other = write_classifier(tmp_path / "other", (9.0, 9.0))
@@ -89,7 +98,8 @@ def test_a_version_whose_files_are_approved_again_is_loaded_with_its_new_files(s
 
 
 def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has_ended(
-    server: People, tmp_path: Path
+    server: People,
+    tmp_path: Path,
 ) -> None:
     model = server.register("alice", POLICY)
     run(server, "alice", f"promote {model} 1 --to @champion --request")
@@ -107,7 +117,8 @@ def test_other_files_are_not_loaded_after_the_request_for_the_approved_files_has
 
 
 def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approval(
-    server: People, tmp_path: Path
+    server: People,
+    tmp_path: Path,
 ) -> None:
     model = promoted(server)
     now = [0.0]
@@ -135,7 +146,10 @@ def test_refused_files_are_downloaded_again_after_growing_pauses_or_a_new_approv
         assert not is_refused()
 
 
-def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People, tmp_path: Path) -> None:
+def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(
+    server: People,
+    tmp_path: Path,
+) -> None:
     model = promoted(server)
     with server.logged_in("alice") as client:
         approved = version_digest(f"models:/{model}/1")
@@ -143,40 +157,68 @@ def test_changed_files_of_a_version_in_a_gated_place_are_an_alert(server: People
         client.log_artifacts(client.get_model_version(model, "1").run_id, str(other), "model")
         now = version_digest(f"models:/{model}/1")
         (changed,) = (entry for entry in changed_files() if entry.model == model)
-        assert (changed.version, changed.place, changed.recorded, changed.now) == ("1", "@champion", approved, now)
+        assert (changed.version, changed.place, changed.recorded, changed.now) == (
+            "1",
+            "@champion",
+            approved,
+            now,
+        )
         for _ in range(2):
             announce_changes_of_files(server.store)
     alerts = [
-        alert for alert in Alerts(server.store).recent() if alert.endpoint == model and "files/" in alert.fingerprint
+        alert
+        for alert in Alerts(server.store).recent()
+        if alert.endpoint == model and "files/" in alert.fingerprint
     ]
     assert len(alerts) == 1
     assert mentions(alerts[0].detail["lines"][0], model, "version 1", "@champion", now[:12])
 
 
-def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(server: People, tmp_path: Path) -> None:
+def test_an_alias_does_not_return_to_a_version_whose_files_were_replaced(
+    server: People,
+    tmp_path: Path,
+) -> None:
     model = promoted(server)
     with server.logged_in("alice") as client:
         run_id = client.get_model_version(model, "1").run_id
-        client.log_artifacts(run_id, str(write_classifier(tmp_path / "second", (3.0, 3.0))), "second")
-        client.create_model_version(model, f"{client.get_run(run_id).info.artifact_uri}/second", run_id)
+        client.log_artifacts(
+            run_id,
+            str(write_classifier(tmp_path / "second", (3.0, 3.0))),
+            "second",
+        )
+        client.create_model_version(
+            model,
+            f"{client.get_run(run_id).info.artifact_uri}/second",
+            run_id,
+        )
     run(server, "alice", f"promote {model} 2 --to @champion --request")
     run(server, "admin", f"approve {model} 2 --to @champion")
     run(server, "alice", f"promote {model} 2 --to @champion --wait 0")
     with server.logged_in("alice") as client:
         approved = client.download_artifacts(run_id, "model", str(tmp_path))
         client.log_artifacts(run_id, str(write_classifier(tmp_path / "third", (9.0, 9.0))), "model")
-        with pytest.raises(MlflowException, match=r"PERMISSION_DENIED.*version 1.*may not return.*differ"):
+        with pytest.raises(
+            MlflowException,
+            match=r"PERMISSION_DENIED.*version 1.*may not return.*differ",
+        ):
             client.set_registered_model_alias(model, "champion", "1")
         client.log_artifacts(run_id, approved, "model")
         client.set_registered_model_alias(model, "champion", "1")
         assert client.get_model_version_by_alias(model, "champion").version == "1"
 
 
-def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(server: People, tmp_path: Path) -> None:
+def test_a_version_without_approval_is_not_loaded_for_a_gated_alias(
+    server: People,
+    tmp_path: Path,
+) -> None:
     """The alias is moved in MLflow's database, without the server."""
     model = server.register("alice", POLICY)
     database = f"sqlite:///{server.server.folder}/mlflow.db"
-    MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(model, "champion", "1")
+    MlflowClient(registry_uri=database, tracking_uri=database).set_registered_model_alias(
+        model,
+        "champion",
+        "1",
+    )
     with server.logged_in("alice"):
         fetched = agent(tmp_path).fetch(resolve(f"models:/{model}@champion"))
     assert fetched.unapproved_at == ("@champion", "Production")

@@ -36,7 +36,11 @@ def left_overs(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "cache").glob("fetching-*"))
 
 
-def test_a_version_is_fetched_once_and_found_again(cache: ModelCache, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_version_is_fetched_once_and_found_again(
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
     source = make_model(tmp_path / "source")
     folder = cache.fetch(str(source), "registry x 1")
     assert (folder / "MLmodel").read_bytes() == (source / "MLmodel").read_bytes()
@@ -49,7 +53,9 @@ def test_a_version_is_fetched_once_and_found_again(cache: ModelCache, make_model
 
 
 def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     source = make_model(tmp_path / "source")
     first = cache.fetch(str(source), "registry x 1")
@@ -61,7 +67,9 @@ def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
 
 
 def test_without_a_lasting_identity_it_is_fetched_every_time(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     source = make_model(tmp_path / "source", "m-1")
     first = cache.fetch(str(source), None)
@@ -70,14 +78,18 @@ def test_without_a_lasting_identity_it_is_fetched_every_time(
 
 
 def test_the_same_files_from_two_sources_are_kept_once(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     folders = {cache.fetch(str(make_model(tmp_path / name)), name) for name in ("a", "b")}
     assert len(folders) == 1
 
 
 def test_files_that_were_changed_on_disk_are_fetched_again(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     source = make_model(tmp_path / "source")
     folder = cache.fetch(str(source), "x")
@@ -88,7 +100,10 @@ def test_files_that_were_changed_on_disk_are_fetched_again(
 
 @pytest.mark.parametrize("fault", ["no MLmodel", "no graph", "link"])
 def test_what_is_no_model_leaves_nothing_behind(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path, fault: str
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
+    fault: str,
 ) -> None:
     source = make_model(tmp_path / "source")
     if fault == "no MLmodel":
@@ -104,7 +119,10 @@ def test_what_is_no_model_leaves_nothing_behind(
     assert not (tmp_path / "cache" / "sources").exists()
 
 
-def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(make_model: MakeModel, tmp_path: Path) -> None:
+def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
     source = make_model(tmp_path / "source")
     start = threading.Barrier(8)
     got: list[Path] = []
@@ -126,9 +144,13 @@ def test_many_fetchers_at_the_same_time_get_the_same_whole_folder(make_model: Ma
 
 
 def test_old_versions_are_deleted_but_none_that_a_server_wants(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
-    folders = [cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(9)]
+    folders = [
+        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(9)
+    ]
     for age, folder in enumerate(reversed(folders)):
         os.utime(folder, (time.time() - age, time.time() - age))
     variant = {"model_uri": "models:/x/1", "model": "x", "version": "1", "folder": str(folders[0])}
@@ -143,9 +165,14 @@ def test_old_versions_are_deleted_but_none_that_a_server_wants(
 
 
 def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folders = [cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)]
+    folders = [
+        cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)
+    ]
     os.utime(folders[0], (time.time() - 4000, time.time() - 4000))
     other, file_digest = ModelCache(tmp_path / "cache", tmp_path / "state"), hashlib.file_digest
 
@@ -159,7 +186,8 @@ def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
 
 
 def test_what_an_agent_that_was_killed_had_begun_to_fetch_is_deleted_after_a_day(
-    cache: ModelCache, tmp_path: Path
+    cache: ModelCache,
+    tmp_path: Path,
 ) -> None:
     for name, hours in (("killed", 25), ("at-work", 1)):
         begun = tmp_path / "cache" / f"fetching-{name}"
@@ -167,7 +195,9 @@ def test_what_an_agent_that_was_killed_had_begun_to_fetch_is_deleted_after_a_day
         os.utime(begun, (time.time() - hours * 3600,) * 2)
 
     cache.prune()
-    assert [folder.name for folder in (tmp_path / "cache").glob("fetching-*")] == ["fetching-at-work"]
+    assert [folder.name for folder in (tmp_path / "cache").glob("fetching-*")] == [
+        "fetching-at-work",
+    ]
 
 
 def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Path) -> None:
@@ -177,14 +207,21 @@ def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Pa
     assert len(list((tmp_path / "cache" / "users").iterdir())) == 1
 
 
-def test_a_user_that_another_agent_is_adding_or_forgetting_does_not_matter(cache: ModelCache, tmp_path: Path) -> None:
+def test_a_user_that_another_agent_is_adding_or_forgetting_does_not_matter(
+    cache: ModelCache,
+    tmp_path: Path,
+) -> None:
     (tmp_path / "cache" / "users" / "forgotten").symlink_to(tmp_path / "gone")
     (tmp_path / "cache" / "users" / ".added.1a2b").symlink_to(tmp_path / "gone")
     cache.prune()
     assert (tmp_path / "cache" / "models").is_dir()
 
 
-def test_a_cache_that_takes_no_more_is_named(cache: ModelCache, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_cache_that_takes_no_more_is_named(
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
+) -> None:
     source = make_model(tmp_path / "source")
     (tmp_path / "cache" / "models").rmdir()
     (tmp_path / "cache" / "models").touch()
@@ -207,7 +244,9 @@ def test_an_agent_that_is_started_anew_on_a_full_disk_gets_its_cache(tmp_path: P
 
 
 def test_files_that_are_not_those_that_were_saved_are_not_taken(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
 ) -> None:
     source = make_model(tmp_path / "source")
     document = yaml.safe_load((source / "MLmodel").read_text())
@@ -224,7 +263,10 @@ def test_files_that_are_not_those_that_were_saved_are_not_taken(
 
 
 def test_the_bytes_of_a_download_are_counted_while_it_runs(
-    cache: ModelCache, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: ModelCache,
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = make_model(tmp_path / "source")
     counted = []
@@ -251,7 +293,8 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
 
 
 def test_the_threads_of_mlflows_client_end_with_the_next_download(
-    cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+    cache: ModelCache,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The agent rarely collects garbage, and each client of an artifact store is a cycle with eight threads."""
 

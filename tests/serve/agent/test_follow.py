@@ -7,7 +7,9 @@ from mlflow_deploy_plugin.core.statedir.models import AgentState, ShippingState
 from tests.support.fake_registry import STAGE, Case
 
 
-def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(case: Case) -> None:
+def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(
+    case: Case,
+) -> None:
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
     follower = case.follower()
@@ -90,7 +92,9 @@ def test_how_shipping_goes_stands_beside_how_following_goes(case: Case) -> None:
         assert (written.shipping, written.error) == (state, "")
 
 
-def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(case: Case) -> None:
+def test_each_followed_reference_is_asked_for_once_per_interval_and_pinned_ones_once(
+    case: Case,
+) -> None:
     alias, tag, pinned = "models:/tiny@live", "models:/tiny/tag:a=b", "models:/tiny/3"
     case.spec(STAGE, alias, tag, pinned)
     case.world.versions = {STAGE: "1", alias: "2", tag: "2", pinned: "3"}

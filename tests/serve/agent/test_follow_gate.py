@@ -20,8 +20,12 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
         state = follower.round()
         assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1"])
         assert mentions(state.error, STAGE, "version 2", "is not served")
-        assert state.error.endswith("but this endpoint requires gate=passed; version 1 is still served")
-        assert [(one.variant, one.version, one.cause) for one in state.refused] == [("v1", "2", "gate")]
+        assert state.error.endswith(
+            "but this endpoint requires gate=passed; version 1 is still served",
+        )
+        assert [(one.variant, one.version, one.cause) for one in state.refused] == [
+            ("v1", "2", "gate"),
+        ]
         assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
     case.world.gates["2"] = "passed"
     case.now += 2
@@ -31,7 +35,10 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
 
 
 @pytest.mark.parametrize("uri", [STAGE, "models:/tiny/2"])
-def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not_served(case: Case, uri: str) -> None:
+def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not_served(
+    case: Case,
+    uri: str,
+) -> None:
     follower = case.serving("1")
     case.require_gate(uri)
     case.world.versions[uri] = "2"
@@ -62,7 +69,9 @@ def test_a_pinned_version_without_its_gate_is_refused_at_the_start_in_one_line(c
     assert mentions(state.error, "models:/tiny/7", "version 7", "gate=passed")
 
 
-def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_across_a_restart(case: Case) -> None:
+def test_what_is_served_when_the_gate_comes_to_be_required_is_served_on_also_across_a_restart(
+    case: Case,
+) -> None:
     case.require_gate(STAGE)
     case.world.versions[STAGE] = "1"
     case.world.gates["1"] = "passed"
@@ -92,14 +101,21 @@ def test_a_version_without_its_approvals_is_not_served_from_a_gated_stage(case: 
     state = follower.round()
     assert case.versions == {"v1": "1"}
     assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
-    assert mentions(state.error, "version 2", "no record of approved files", "version 1 is still served")
+    assert mentions(
+        state.error,
+        "version 2",
+        "no record of approved files",
+        "version 1 is still served",
+    )
     case.world.unapproved.clear()
     case.now += 61
     state = follower.round()
     assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())
 
 
-def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(case: Case) -> None:
+def test_a_pinned_version_without_approvals_is_served_because_the_deployment_limits_its_share(
+    case: Case,
+) -> None:
     case.spec("models:/tiny/2")
     case.world.versions["models:/tiny/2"] = "2"
     case.world.unapproved.add("2")

@@ -27,7 +27,13 @@ from mlflow_deploy_plugin.core.statedir.files import (
     read_state,
     write_state,
 )
-from mlflow_deploy_plugin.core.statedir.models import AgentState, Command, CommandAnswer, KeyEntry, ValidKeys
+from mlflow_deploy_plugin.core.statedir.models import (
+    AgentState,
+    Command,
+    CommandAnswer,
+    KeyEntry,
+    ValidKeys,
+)
 from mlflow_deploy_plugin.serve.agent.keys import api_key_fetcher
 from tests.support.fake_registry import STAGE, Case, Later
 from tests.support.refusals import mentions
@@ -57,7 +63,8 @@ def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(cas
 
 @pytest.mark.parametrize("error", [NotFound("no model"), RegistryRefused("no permission")])
 def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
-    case: Case, error: OnnxserveError
+    case: Case,
+    error: OnnxserveError,
 ) -> None:
     follower = case.serving("1")
     case.world.versions[STAGE] = error
@@ -70,7 +77,10 @@ def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
     assert case.versions == {"v1": "1"}
 
 
-@pytest.mark.parametrize("error", [NotFound("no such model"), RegistryUnavailable("MLflow is down")])
+@pytest.mark.parametrize(
+    "error",
+    [NotFound("no such model"), RegistryUnavailable("MLflow is down")],
+)
 def test_at_a_first_start_nothing_to_serve_is_fatal(case: Case, error: OnnxserveError) -> None:
     case.spec(STAGE, "models:/tiny/3")
     case.world.versions = {STAGE: error, "models:/tiny/3": "3"}
@@ -98,7 +108,9 @@ def test_after_a_restart_what_was_served_is_served_on_without_the_registry(case:
 )
 @pytest.mark.parametrize("name", [WANTED, AGENT, FOLLOWED])
 def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
-    case: Case, name: str, lose: Callable[[Path], object]
+    case: Case,
+    name: str,
+    lose: Callable[[Path], object],
 ) -> None:
     follower = case.serving("1")
     file = case.state_dir / name
@@ -108,9 +120,14 @@ def test_a_state_file_that_is_lost_is_written_again_in_the_next_round(
     assert file.read_bytes() == content
 
 
-def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case: Case, tmp_path: Path) -> None:
+def test_keys_that_are_lost_are_written_again_while_their_source_is_away(
+    case: Case,
+    tmp_path: Path,
+) -> None:
     source, file = tmp_path / "mounted.json", case.state_dir / KEYS
-    source.write_text(ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json())
+    source.write_text(
+        ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))}).model_dump_json(),
+    )
     stop = Event()
     fetcher = api_key_fetcher(case.state_dir, source, 3600, stop)
     fetcher.start()
@@ -121,7 +138,9 @@ def test_keys_that_are_lost_are_written_again_while_their_source_is_away(case: C
     follower.key_fetchers = [fetcher]
     follower.round()
     stop.set()
-    assert read_state(file, ValidKeys) == ValidKeys(keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))})
+    assert read_state(file, ValidKeys) == ValidKeys(
+        keys={"0" * 64: KeyEntry(name="shop", scopes=("infer",))},
+    )
 
 
 def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Case) -> None:
@@ -133,14 +152,23 @@ def test_after_a_restart_with_another_model_the_old_one_does_not_count(case: Cas
     assert case.follower().round().fatal
 
 
-def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(case: Case) -> None:
+def test_files_that_cannot_be_had_are_tried_again_and_told_and_another_version_need_not_wait(
+    case: Case,
+) -> None:
     follower = case.serving("1")
     case.world.versions[STAGE] = "2"
     case.world.unusable["2"] = NotFound("the files are gone")
     for _ in range(100):
         case.now += 1
         state = follower.round()
-    assert mentions(state.error, STAGE, "version 2", "cannot be fetched", "the files are gone", "version 1")
+    assert mentions(
+        state.error,
+        STAGE,
+        "version 2",
+        "cannot be fetched",
+        "the files are gone",
+        "version 1",
+    )
     assert state.refused[0].cause == "fetch"
     assert case.world.failures == [("models:/tiny/2", "the files are gone")]
     assert 4 <= case.world.fetched.count("2") <= 8
@@ -169,7 +197,9 @@ def test_a_failure_is_told_to_the_registry_when_it_is_back(case: Case) -> None:
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
 
 
-def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_twice(case: Case) -> None:
+def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_twice(
+    case: Case,
+) -> None:
     looks = Later()
     case.spec(STAGE)
     case.world.versions[STAGE] = "1"
@@ -181,18 +211,24 @@ def test_while_the_registry_hangs_the_weights_still_change_and_nothing_is_asked_
         case.now += 100
         follower.round()
     assert len(looks.waiting) == 1
-    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}")
+    (case.state_dir / SPEC).write_text(
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}', weight: 7}}}}",
+    )
     follower.round()
     assert case.wanted.endpoints["e"].variants["v1"].weight == 7
 
 
 def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_from_being_served(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.serve.agent.follow._FIRST_POLL_SECONDS", 0.1)
     fetches = Later()
     (case.state_dir / SPEC).write_text(
-        "---\n".join(f"name: e{version}\nvariants: {{v: {{model: 'models:/tiny/{version}'}}}}\n" for version in "12")
+        "---\n".join(
+            f"name: e{version}\nvariants: {{v: {{model: 'models:/tiny/{version}'}}}}\n"
+            for version in "12"
+        ),
     )
     case.world.versions = {f"models:/tiny/{version}": version for version in "12"}
     follower = case.follower(fetches=fetches)
@@ -207,7 +243,10 @@ def test_at_a_first_start_an_endpoint_whose_model_does_not_come_keeps_no_other_f
     bringing.start()
     assert not follower.round().fatal
     bringing.join()
-    assert {name: list(one.variants) for name, one in case.wanted.endpoints.items()} == {"e1": [], "e2": ["v"]}
+    assert {name: list(one.variants) for name, one in case.wanted.endpoints.items()} == {
+        "e1": [],
+        "e2": ["v"],
+    }
 
 
 def test_at_a_first_start_a_download_that_stalls_is_fatal(case: Case) -> None:
@@ -245,22 +284,29 @@ def test_a_fetch_that_hangs_is_left_alone_when_the_reference_moves_back(case: Ca
     assert case.wanted.generation == 1
 
 
-def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses(case: Case) -> None:
-    documents = [f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n" for name in ("good", "bad")]
+def test_why_an_endpoint_has_no_version_is_told_to_its_callers_without_addresses(
+    case: Case,
+) -> None:
+    documents = [
+        f"name: {name}\nvariants: {{v: {{model: 'models:/{name}/1'}}}}\n"
+        for name in ("good", "bad")
+    ]
     (case.state_dir / SPEC).write_text("---\n".join(documents))
     case.world.versions = {
         "models:/good/1": "1",
-        "models:/bad/1": NotFound("there is no registered model bad; registered are good, in MLflow at http://db:5000"),
+        "models:/bad/1": NotFound(
+            "there is no registered model bad; registered are good, in MLflow at http://db:5000",
+        ),
     }
     case.follower().round()
     assert case.wanted.endpoints["bad"].errors == {
-        "v": "models:/bad/1: there is no registered model bad; registered are good"
+        "v": "models:/bad/1: there is no registered model bad; registered are good",
     }
 
 
 def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(case: Case) -> None:
     (case.state_dir / SPEC).write_text(
-        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}"
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}'}}}}\nserver: {{model_control_mode: explicit}}",
     )
     case.world.versions = {
         STAGE: "1",
@@ -274,11 +320,16 @@ def test_whoever_has_an_unknown_model_loaded_is_not_told_where_the_registry_is(c
     for _ in range(2):
         follower.round()
     answer = read_state(case.state_dir / ANSWERS / "1.json", CommandAnswer)
-    assert answer == CommandAnswer(error="models:/x/1: there is no registered model x", kind="NotFound")
+    assert answer == CommandAnswer(
+        error="models:/x/1: there is no registered model x",
+        kind="NotFound",
+    )
     assert list(case.wanted.endpoints) == ["e"]
 
 
-def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_more(case: Case) -> None:
+def test_an_error_that_was_told_before_a_restart_is_taken_back_when_it_is_no_more(
+    case: Case,
+) -> None:
     case.require_gate(STAGE)
     case.world.versions[STAGE] = "1"
     case.world.gates["1"] = "passed"

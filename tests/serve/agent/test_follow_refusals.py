@@ -9,7 +9,9 @@ from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 
 
-def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:
+def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(
+    case: Case,
+) -> None:
     case.spec(STAGE)
     case.world.versions = {STAGE: "1", "models:/tiny/9": NotFound("no version 9")}
     follower = case.follower()
@@ -48,7 +50,9 @@ def test_a_stage_that_moves_to_a_pyfunc_needs_the_specs_consent(case: Case) -> N
     assert "-C variants.v1.allow_pyfunc=true" in follower.round().error
     assert case.versions == {"v1": "1"}
 
-    (case.state_dir / SPEC).write_text(f"name: e\nvariants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}")
+    (case.state_dir / SPEC).write_text(
+        f"name: e\nvariants: {{v1: {{model: '{STAGE}', allow_pyfunc: true}}}}",
+    )
     assert follower.round().error == ""
     assert case.versions == {"v1": "2"}
 
@@ -104,7 +108,9 @@ def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: 
     assert mentions(state.error, "models:/tiny/3", "version 3", "cannot be loaded", "bad graph")
 
 
-def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(case: Case) -> None:
+def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(
+    case: Case,
+) -> None:
     follower = case.serving("1")
     case.move("2")
     follower.round()
@@ -122,7 +128,8 @@ def test_a_version_that_workers_die_of_is_taken_back(case: Case) -> None:
         dead = subprocess.Popen(["true"])
         dead.wait()
         write_state(
-            case.state_dir / LOADING / f"{dead.pid}.json", LoadingState(pid=dead.pid, folder=case.world.root / "2")
+            case.state_dir / LOADING / f"{dead.pid}.json",
+            LoadingState(pid=dead.pid, folder=case.world.root / "2"),
         )
         state = follower.round()
         assert case.versions == {"v1": str(3 - death)}

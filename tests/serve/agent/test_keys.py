@@ -46,7 +46,10 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         fetcher.join()
 
 
-def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mounted_file_takes_the_place_of_the_store(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     mounted = tmp_path / "mounted.json"
     refusal = f"{mounted} is not a file written by `onnxserve keys export`"
 

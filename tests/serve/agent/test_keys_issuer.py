@@ -24,7 +24,10 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def write_keys(folder: Path, *names: str) -> None:
     keys = [
-        {**ECAlgorithm.to_jwk(generate_private_key(SECP256R1()).public_key(), as_dict=True), "kid": name}
+        {
+            **ECAlgorithm.to_jwk(generate_private_key(SECP256R1()).public_key(), as_dict=True),
+            "kid": name,
+        }
         for name in names
     ]
     (folder / "keys").write_text(json.dumps({"keys": keys}))
@@ -53,7 +56,9 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
 
     def brought() -> list[str]:
         file = tmp_path / JWKS
-        return [key["kid"] for key in json.loads(file.read_text())["keys"]] if file.is_file() else []
+        return (
+            [key["kid"] for key in json.loads(file.read_text())["keys"]] if file.is_file() else []
+        )
 
     stop = threading.Event()
     fetcher = issuer_key_fetcher(tmp_path, f"{url}/", stop, seconds=0.02)
@@ -76,7 +81,9 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
 
 
 def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
-    issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    issuer: tuple[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     url, folder = issuer
     write_keys(folder, "monday")
@@ -93,9 +100,15 @@ def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
         fetcher.join()
 
 
-@pytest.mark.parametrize("document", ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}'])
+@pytest.mark.parametrize(
+    "document",
+    ['{"issuer": "https://other", "jwks_uri": "URL/keys"}', "[]", '{"issuer": "URL"}'],
+)
 def test_a_document_of_another_issuer_is_refused_in_the_log(
-    issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, document: str
+    issuer: tuple[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    document: str,
 ) -> None:
     """Tokens of the configured issuer would be rejected, because they would name the other issuer."""
     url, folder = issuer

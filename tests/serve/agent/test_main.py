@@ -31,17 +31,34 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
             "ONNXSERVE_HOME": str(tmp_path / "home"),
         }
         command = [sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(tmp_path)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        ended = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     assert ended.returncode == 1
     assert "will be restarted" in ended.stderr
 
 
 def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     (tmp_path / SPEC).write_text(SPEC_TEXT)
-    environment = os.environ | {"ONNXSERVE_CACHE": str(tmp_path / "cache"), "ONNXSERVE_HOME": str(tmp_path / "home")}
+    environment = os.environ | {
+        "ONNXSERVE_CACHE": str(tmp_path / "cache"),
+        "ONNXSERVE_HOME": str(tmp_path / "home"),
+    }
     full = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]
     command = [*full, sys.executable, "-m", "mlflow_deploy_plugin.serve.agent", str(tmp_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert mentions(ended.stderr, f"{tmp_path}/home/cache", "File too large")
@@ -49,7 +66,9 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbage_as_usual_after_that(
-    tmp_path: Path, writer: CaptureWriter, new_database: Callable[[Path], str]
+    tmp_path: Path,
+    writer: CaptureWriter,
+    new_database: Callable[[Path], str],
 ) -> None:
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     write(writer, "r-1", ["AA"])
@@ -67,7 +86,14 @@ def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbag
         "os._exit(0)"  # The agent also exits without the interpreter's shutdown.
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
     assert len(files(tmp_path)) == 1, ended.stderr
     assert ended.stdout == "True []\nTrue\n"

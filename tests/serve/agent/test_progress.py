@@ -12,7 +12,10 @@ import pyarrow.dataset
 import pytest
 
 from mlflow_deploy_plugin.core.statedir.files import METRICS, WANTED, write_state
-from mlflow_deploy_plugin.core.statedir.metric_files import read_capture_counters, save_capture_counters
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    read_capture_counters,
+    save_capture_counters,
+)
 from mlflow_deploy_plugin.core.statedir.models import Wanted, WantedEndpoint
 from mlflow_deploy_plugin.serve.agent.progress import ShippingProgress, WatermarkWriter
 from mlflow_deploy_plugin.serve.agent.ship import Shipper
@@ -27,7 +30,12 @@ from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.clocks import Clock
 
-MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)), ("y",))
+MODEL = CapturedModel(
+    "m",
+    "1",
+    Schema((Column("x", "double"),), (), (Input("x", "float64", (-1, 1), ("x",)),)),
+    ("y",),
+)
 
 
 def start_run(state_dir: Path, run: str) -> Metrics:
@@ -51,9 +59,21 @@ class Machine:
     shipper: Shipper
     watermark: WatermarkWriter
 
-    def answer(self, rows: int = 1, endpoint: str = "e", max_rows: int = 100, is_shadow: bool = False) -> bool:
+    def answer(
+        self,
+        rows: int = 1,
+        endpoint: str = "e",
+        max_rows: int = 100,
+        is_shadow: bool = False,
+    ) -> bool:
         record = RequestRecord(endpoint, "v", "r", "p", 0, 0, is_shadow=is_shadow)
-        captured = self.writer.write(record, MODEL, {"x": np.zeros((rows, 1))}, {"y": np.zeros(rows)}, max_rows)
+        captured = self.writer.write(
+            record,
+            MODEL,
+            {"x": np.zeros((rows, 1))},
+            {"y": np.zeros(rows)},
+            max_rows,
+        )
         if is_shadow:
             self.metrics.count_shadow_capture(captured[-1])
         else:
@@ -61,22 +81,36 @@ class Machine:
         return captured[-1]
 
     def restart(self) -> None:
-        self.shipper = Shipper(self.folder / "spool", str(self.folder / "log"), self.clock, self.clock)
+        self.shipper = Shipper(
+            self.folder / "spool",
+            str(self.folder / "log"),
+            self.clock,
+            self.clock,
+        )
         self.watermark = WatermarkWriter(
-            self.folder, self.shipper.location, self.shipper.progress, self.clock, self.clock
+            self.folder,
+            self.shipper.location,
+            self.shipper.progress,
+            self.clock,
+            self.clock,
         )
 
     def start_server(self, run: str) -> None:
         """End the server's run, and start the next run."""
         self.writer.close()
-        self.writer, self.metrics = CaptureWriter(self.folder / "spool"), start_run(self.folder, run)
+        self.writer, self.metrics = (
+            CaptureWriter(self.folder / "spool"),
+            start_run(self.folder, run),
+        )
 
     def told(self) -> Watermark:
         (mark,) = read_watermarks(locate_log(str(self.folder / "log")))
         return mark
 
     def logged(self) -> int:
-        return int(pyarrow.dataset.dataset(str(self.folder / "log"), partitioning="hive").count_rows())
+        return int(
+            pyarrow.dataset.dataset(str(self.folder / "log"), partitioning="hive").count_rows(),
+        )
 
 
 @pytest.fixture
@@ -156,10 +190,17 @@ def test_while_the_log_is_down_it_is_not_said_to_be_complete(machine: Machine) -
     machine.shipper.round()
     machine.watermark.round()
     mark = machine.told()
-    assert (mark.complete_until, mark.shipped_rows, mark.answered_rows) == (moment(1200), {"e": 100}, {"e": 100})
+    assert (mark.complete_until, mark.shipped_rows, mark.answered_rows) == (
+        moment(1200),
+        {"e": 100},
+        {"e": 100},
+    )
 
 
-def test_a_bucket_that_nothing_can_write_to_ends_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_nothing_can_write_to_ends_no_agent(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     shipper = Shipper(tmp_path / "spool", "s3://b/log")
     writer = WatermarkWriter(tmp_path, shipper.location, shipper.progress)
@@ -204,7 +245,11 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Mach
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 9}, {"e": 9}, {"e": 9})
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == (
+        {"e": 9},
+        {"e": 9},
+        {"e": 9},
+    )
     assert mark.ended
 
 
@@ -215,7 +260,9 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     machine.answer(4)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
-    (machine.folder / METRICS).unlink()  # The server ends on a full disk, so the saved counts are old.
+    (
+        machine.folder / METRICS
+    ).unlink()  # The server ends on a full disk, so the saved counts are old.
     machine.restart()
     machine.watermark.end(is_shipped=False)
     machine.start_server("c")
@@ -224,10 +271,16 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == (
+        {"e": 12},
+        {"e": 12},
+        {"e": 12},
+    )
 
 
-def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(machine: Machine) -> None:
+def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(
+    machine: Machine,
+) -> None:
     machine.answer(3)
     machine.watermark.round()
     machine.answer(2)
@@ -238,7 +291,11 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(m
     machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
     mark = machine.told()
-    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 13}, {"e": 13}, {"e": 13})
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == (
+        {"e": 13},
+        {"e": 13},
+        {"e": 13},
+    )
 
 
 def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while_the_next_one_goes_on(
@@ -252,7 +309,11 @@ def test_runs_whose_agents_were_killed_before_their_first_look_are_counted_while
         machine.clock.now += 10
         machine.watermark.round()
     mark = machine.told()
-    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == ({"e": 12}, {"e": 12}, {"e": 12})
+    assert (mark.answered_rows, mark.captured_rows, mark.shipped_rows) == (
+        {"e": 12},
+        {"e": 12},
+        {"e": 12},
+    )
 
 
 def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_the_earlier_name(
@@ -272,12 +333,16 @@ def test_where_progress_makes_no_sense_what_ended_runs_have_counted_stays_with_t
 
 
 def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine.answer(2)
     machine.shipper.ship()
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_deploy_plugin.serve.agent.ship.to_log_columns", lambda *parts: 1 / 0)
+        patched.setattr(
+            "mlflow_deploy_plugin.serve.agent.ship.to_log_columns",
+            lambda *parts: 1 / 0,
+        )
         machine.answer(3)
         machine.shipper.ship()
     machine.watermark.end(is_shipped=True)
@@ -324,7 +389,8 @@ def test_a_progress_that_makes_no_sense_begins_anew_under_another_name(tmp_path:
 
 
 def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_from_zero(
-    machine: Machine, tmp_path: Path
+    machine: Machine,
+    tmp_path: Path,
 ) -> None:
     machine.answer(3)
     machine.shipper.ship()
@@ -333,7 +399,10 @@ def test_the_agent_of_a_copied_state_folder_takes_a_name_of_its_own_and_counts_f
     original = machine.told()
     copy = replace(machine, folder=tmp_path / "copy", metrics=start_run(tmp_path, "b"))
     shutil.copytree(
-        machine.folder, copy.folder, symlinks=True, ignore=lambda folder, names: {"log", "copy"} & set(names)
+        machine.folder,
+        copy.folder,
+        symlinks=True,
+        ignore=lambda folder, names: {"log", "copy"} & set(names),
     )
     (copy.folder / "log").symlink_to(machine.folder / "log")
     (copy.folder / METRICS).unlink()

@@ -29,7 +29,10 @@ variants:
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)])
-def test_the_registry_is_polled_less_often_the_longer_it_is_down(failures: int, seconds: float) -> None:
+def test_the_registry_is_polled_less_often_the_longer_it_is_down(
+    failures: int,
+    seconds: float,
+) -> None:
     policy = PollPolicy(2.0, True, lambda: 0.0, uniform=lambda low, high: (low + high) / 2)
     assert policy.pause(failures) == seconds
 
@@ -90,7 +93,9 @@ def test_a_fetch_that_ends_during_a_poll_is_used_after_the_poll(case: Case) -> N
     resolver.advance()  # Another poll starts.
     fetches.go_on()
     resolver.advance()
-    assert [future.done() for future in resolver.pending()] == [False]  # Otherwise the agent would not wait.
+    assert [future.done() for future in resolver.pending()] == [
+        False,
+    ]  # Otherwise the agent would not wait.
     polls.go_on()
     resolver.advance()
 
@@ -138,9 +143,7 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
         return model.message(STAGE)
 
     assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
-    told = (
-        f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have arrived, and none in"
-    )
+    told = f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have arrived, and none in"
     assert after(20, 1000) == after(20, 1000) == f"{told} ten minutes"
     assert len(fetches.waiting) == 1
     assert after(20, 2000) == ""
@@ -154,7 +157,13 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
 class EndsBetweenTwoLooks(AtOnce):
     """An executor whose futures are done from the second check on."""
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *arguments: Any,
+        **named: Any,
+    ) -> "Future[Any]":
         future = super().submit(function, *arguments, **named)
         looks = itertools.count()
         future.done = lambda: next(looks) > 0  # type: ignore[method-assign]
@@ -186,7 +195,10 @@ def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> Non
     assert resolver.models[ref].rejection is None
 
 
-@pytest.mark.parametrize(("uri", "is_followed"), [("models:/x/3", False), ("models:/y@champion", True)])
+@pytest.mark.parametrize(
+    ("uri", "is_followed"),
+    [("models:/x/3", False), ("models:/y@champion", True)],
+)
 def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_followed: bool) -> None:
     PyfuncPolicy(load_specs(SPEC)).check(uri, is_followed)
 
@@ -195,7 +207,11 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
     ("uri", "is_followed", "said"),
     [
         ("models:/x/Production", True, "set -C variants.stage.allow_pyfunc=true"),
-        ("models:/z@champion", True, "set -C variants.half.allow_pyfunc=true"),  # A variant does not allow it.
+        (
+            "models:/z@champion",
+            True,
+            "set -C variants.half.allow_pyfunc=true",
+        ),  # A variant does not allow it.
         ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )
@@ -260,7 +276,9 @@ def test_a_version_that_arrives_during_a_poll_leads_to_another_poll(case: Case) 
     assert version.version == "2"
 
 
-def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(case: Case) -> None:
+def test_a_new_reference_to_a_covered_model_is_polled_as_often_as_without_the_feed(
+    case: Case,
+) -> None:
     """The feed covers the new reference only after its first event."""
     resolver, new = case.follower().resolver, "models:/tiny/Staging"
     resolver.models = {ref: FollowedModel() for ref in (ModelRef(STAGE), ModelRef(new))}

@@ -21,7 +21,9 @@ from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, wri
 
 
 def test_captured_rows_come_out_under_the_signatures_names(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA", "UA"])
     assert shipper.ship() == 2
@@ -55,15 +57,28 @@ def test_captured_rows_come_out_under_the_signatures_names(
 
 
 def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
-    writer.write_feedback("flights", NOON, [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")])
+    writer.write_feedback(
+        "flights",
+        NOON,
+        [Feedback("p-a", 0, None, True), Feedback("p-a", 1, None, "late")],
+    )
     write(writer, "a", ["AA"])
-    writer.write_feedback("flights", NOON + 1, [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)])
+    writer.write_feedback(
+        "flights",
+        NOON + 1,
+        [Feedback(None, None, {"distance": 7.0, "carrier": "AA"}, 2)],
+    )
     writer.write_feedback("flights", NOON + 24 * HOUR, [Feedback("p-b", None, None, None)])
     assert shipper.ship() == 1
     folder = tmp_path / "log" / "_labels" / "endpoint=flights"
-    assert sorted(path.parent.name for path in folder.rglob("*.parquet")) == ["date=2026-06-01", "date=2026-06-02"]
+    assert sorted(path.parent.name for path in folder.rglob("*.parquet")) == [
+        "date=2026-06-01",
+        "date=2026-06-02",
+    ]
     (first,) = (folder / "date=2026-06-01").iterdir()
     labels = pq.ParquetFile(first).read().to_pylist()
     assert [(row["_prediction_id"], row["_row"], row["_key"], row["_label"]) for row in labels] == [
@@ -75,7 +90,9 @@ def test_labels_are_shipped_by_endpoint_and_the_day_they_came_in(
 
 
 def test_requests_without_an_answer_are_a_log_of_their_own(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
     for status in (400, 504):
@@ -98,13 +115,20 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
 
 
 def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
     assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)[-1]
-    writer.write_feedback("flights", NOON, [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)], ("carrier",))
+    writer.write_feedback(
+        "flights",
+        NOON,
+        [Feedback(None, None, {"carrier": "AA", "distance": 0}, 1)],
+        ("carrier",),
+    )
     assert shipper.ship() == 3
     found = rows(tmp_path)
     key = next(json.loads(row["_key"]) for row in found if "_key" in row)
@@ -114,12 +138,18 @@ def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
     assert key["distance"] == "0"
     secret = tmp_path / "mask.key"
     assert (secret.stat().st_mode & 0o777, len(bytes.fromhex(secret.read_text()))) == (0o600, 32)
-    expected = hashlib.blake2b(b"AA", key=bytes.fromhex(secret.read_text()), digest_size=16).hexdigest()
+    expected = hashlib.blake2b(
+        b"AA",
+        key=bytes.fromhex(secret.read_text()),
+        digest_size=16,
+    ).hexdigest()
     assert key["carrier"] == expected
 
 
 def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     for number, hours in enumerate((0, 0, 1, 13)):
         write(writer, str(number), ["AA"], NOON + hours * HOUR)
@@ -132,12 +162,26 @@ def test_rows_are_partitioned_by_endpoint_and_the_hour_of_event_time(
     ]
 
 
-def test_one_value_for_all_rows_is_no_column(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+def test_one_value_for_all_rows_is_no_column(
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+) -> None:
     tensors = (Tensor("x", "float32", (-1,)), Tensor("threshold", "float32", ()))
-    schema = Schema((), tensors, tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors))
+    schema = Schema(
+        (),
+        tensors,
+        tuple(Input(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors),
+    )
     record = RequestRecord("e", "v", "r", "p", NOON, NOON)
     feeds = {"threshold": np.array(0.5, np.float32), "x": np.array([1, 2], np.float32)}
-    assert writer.write(record, CapturedModel("m", "1", schema, ("y",)), feeds, {"y": feeds["x"]}, 100)[-1]
+    assert writer.write(
+        record,
+        CapturedModel("m", "1", schema, ("y",)),
+        feeds,
+        {"y": feeds["x"]},
+        100,
+    )[-1]
     assert shipper.ship() == 2
     assert [(row["x"], row["prediction"], "threshold" in row) for row in rows(tmp_path)] == [
         (1.0, 1.0, False),
@@ -146,7 +190,9 @@ def test_one_value_for_all_rows_is_no_column(writer: CaptureWriter, shipper: Shi
 
 
 def test_tensors_of_different_lengths_become_nested_lists(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     for number, length in enumerate((1, 3)):
         record = RequestRecord("cnn", "cnn", str(number), f"p-{number}", NOON, NOON)
@@ -164,7 +210,9 @@ def test_tensors_of_different_lengths_become_nested_lists(
 
 
 def test_requests_that_are_alike_make_one_file_whatever_came_between(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     for number in range(30):
         write(writer, f"r{number}", ["AA"] * (1 + number % 3))

@@ -19,7 +19,9 @@ from tests.support.spool import read_segment
 
 
 def test_a_crash_before_the_offset_is_written_makes_no_doubles(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
     shipper.ship()
@@ -29,7 +31,9 @@ def test_a_crash_before_the_offset_is_written_makes_no_doubles(
 
 
 def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_delete_what_it_has_read(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     said = [Feedback("p-a", None, None, 1)]
     for request in "ab":
@@ -51,7 +55,10 @@ def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_
     assert sum(map(len, read_labels(log.location, "flights", {}))) == 2
 
 
-def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Shipper, tmp_path: Path) -> None:
+def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(
+    shipper: Shipper,
+    tmp_path: Path,
+) -> None:
     script = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from pathlib import Path; import test_ship as t, time;"
         "w = t.CaptureWriter(Path(sys.argv[3])); t.write(w, 'a', ['AA']); t.write(w, 'b', ['UA']);"
@@ -73,7 +80,10 @@ def test_what_a_killed_worker_left_is_shipped_up_to_the_torn_frame(shipper: Ship
 
 
 def test_a_torn_end_is_counted_and_logged(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in "ab":
         write(writer, name, ["AA"])
@@ -84,4 +94,6 @@ def test_a_torn_end_is_counted_and_logged(
     assert shipper.ship() == 1
     assert shipper.state.torn_segments == 1
     lost = end - 3 - last.offset
-    assert caplog.messages == [f"{lost} bytes of segment {segment.stem} are not a complete frame and are lost"]
+    assert caplog.messages == [
+        f"{lost} bytes of segment {segment.stem} are not a complete frame and are lost",
+    ]

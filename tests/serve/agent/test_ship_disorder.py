@@ -23,7 +23,10 @@ from tests.support.spool import read_segment
 
 
 def test_a_key_that_is_none_lets_nothing_unmasked_out(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "mask.key").write_text("secret")
     masked = exclude_columns(TABULAR, (), ("carrier",))
@@ -37,7 +40,10 @@ def test_a_key_that_is_none_lets_nothing_unmasked_out(
     assert shipper.ship() == 1
 
 
-def test_a_log_that_cannot_be_written_keeps_the_segment(writer: CaptureWriter, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_keeps_the_segment(
+    writer: CaptureWriter,
+    tmp_path: Path,
+) -> None:
     (tmp_path / "log").touch()
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"))
     write(writer, "a", ["AA"])
@@ -47,42 +53,66 @@ def test_a_log_that_cannot_be_written_keeps_the_segment(writer: CaptureWriter, t
     assert shipper.ship() == 1
 
 
-def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipper: Shipper, tmp_path: Path) -> None:
+def test_a_segment_that_makes_no_sense_is_set_aside(
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+) -> None:
     write(writer, "a", ["AA"])
     writer.close()
     (segment,) = (tmp_path / "spool").glob("*.seg")
     (request,), _ = read_segment(segment)
-    segment.write_bytes(segment.read_bytes()[request.offset :])  # The frame of the model is removed.
+    segment.write_bytes(
+        segment.read_bytes()[request.offset :],
+    )  # The frame of the model is removed.
     assert shipper.ship() == 0
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
 
 
 def test_answers_of_other_types_or_shapes_take_no_row_of_the_same_model_with_them(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
-    answers = [np.array([1.0]), np.array([1]), np.array([[1.0]]), np.array(["a"], dtype=object), np.array([2.0])]
+    answers = [
+        np.array([1.0]),
+        np.array([1]),
+        np.array([[1.0]]),
+        np.array(["a"], dtype=object),
+        np.array([2.0]),
+    ]
     for number, answer in enumerate(answers):
         record = RequestRecord("flights", "champion", str(number), "p", NOON, NOON)
         feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
         assert writer.write(record, TABULAR, feeds, {"label": answer}, 100)[-1]
     assert shipper.ship() == 5
-    found = {row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)}
+    found = {
+        row["_request_id"]: row.get("prediction", row.get("output.label")) for row in rows(tmp_path)
+    }
     assert found == {"0": 1.0, "1": 1, "2": [1.0], "3": "a", "4": 2.0}
     assert len(files(tmp_path)) == 4
 
 
 def test_labels_that_have_no_form_are_left_out_and_take_no_row_with_them(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
-    writer.write_feedback("flights", 10**18, [Feedback("p-a", None, None, 1)])  # The time is in the year 33658.
+    writer.write_feedback(
+        "flights",
+        10**18,
+        [Feedback("p-a", None, None, 1)],
+    )  # The time is in the year 33658.
     writer.close()
     assert shipper.ship() == 1
     assert not list((tmp_path / "spool").iterdir())
 
 
 def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "before", ["AA"])
     write(writer, "impossible", ["AA"], at=-62_135_600_000_000_000)  # The time is in the year 0.
@@ -94,7 +124,9 @@ def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
 
 
 def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
@@ -104,7 +136,8 @@ def test_where_it_is_not_known_how_far_a_segment_is_shipped_all_of_it_is(
 
 
 def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
-    shipper: Shipper, tmp_path: Path
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     for number in range(6):
         writer = CaptureWriter(tmp_path / "spool")
@@ -121,7 +154,10 @@ def test_the_last_few_segments_that_make_no_sense_are_kept_and_all_are_counted(
 
 @pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(4), b"R" + bytes(40), b"L" + bytes(2)])
 def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, payload: bytes
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+    payload: bytes,
 ) -> None:
     frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
     (tmp_path / "spool").mkdir()
@@ -132,7 +168,10 @@ def test_whole_frames_that_hold_something_else_do_not_end_the_agent(
 
 @pytest.mark.parametrize("payload", [b"", b"R", b"R" + bytes(40), b"F", b"F{}"])
 def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_written_on(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path, payload: bytes
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
+    payload: bytes,
 ) -> None:
     write(writer, "a", ["AA"])
     writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
@@ -151,7 +190,9 @@ def test_a_frame_that_makes_no_sense_takes_none_with_it_of_a_segment_that_is_wri
 
 
 def test_a_frame_that_makes_no_sense_is_told_once_however_often_its_segment_is_tried(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
     (segment,) = (tmp_path / "spool").glob("*.seg")
@@ -167,7 +208,9 @@ def test_a_frame_that_makes_no_sense_is_told_once_however_often_its_segment_is_t
 
 
 def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "spool").mkdir()
     unreadable = tmp_path / "spool" / "a.seg"
@@ -181,7 +224,8 @@ def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
 
 
 def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
-    shipper: Shipper, tmp_path: Path
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     held, ended = CaptureWriter(tmp_path / "spool"), CaptureWriter(tmp_path / "spool")
     write(held, "a", ["AA"])
@@ -201,7 +245,9 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
 
 
 def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
-    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: CaptureWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -212,7 +258,11 @@ def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
         writer.write_feedback("flights", NOON, [Feedback("p-a", None, None, 1)])
         writer.close()
         with monkeypatch.context() as without_memory:
-            without_memory.setattr(pq, "write_table", Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")))
+            without_memory.setattr(
+                pq,
+                "write_table",
+                Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")),
+            )
             assert shipper.ship() == 0
             assert "malloc of size" in shipper.state.error
         with monkeypatch.context() as without_boto:
@@ -220,5 +270,9 @@ def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
             assert shipper.ship() == 0
             assert "needs boto3" in shipper.state.error
         assert shipper.ship() == 1
-        assert (shipper.state.error, len(bucket.objects), shipper.progress.totals.lost) == ("", 2, {})
+        assert (shipper.state.error, len(bucket.objects), shipper.progress.totals.lost) == (
+            "",
+            2,
+            {},
+        )
     assert not list((tmp_path / "spool").iterdir())

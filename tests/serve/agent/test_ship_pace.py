@@ -14,7 +14,9 @@ from tests.support.shipping import rows, write
 
 
 def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
-    writer: CaptureWriter, shipper: Shipper, tmp_path: Path
+    writer: CaptureWriter,
+    shipper: Shipper,
+    tmp_path: Path,
 ) -> None:
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
@@ -31,7 +33,9 @@ def test_only_what_is_new_is_shipped_and_a_segment_goes_when_its_worker_let_go(
     assert sorted(row["_request_id"] for row in rows(tmp_path)) == ["a", "b", "c"]
 
 
-def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(tmp_path: Path) -> None:
+def test_after_a_clock_that_was_ahead_the_log_is_said_to_be_complete_until_now(
+    tmp_path: Path,
+) -> None:
     clock, day = Clock(0.0), 86400.0
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), now=clock)
     said = []
@@ -53,7 +57,9 @@ def test_a_new_server_whose_log_is_away_is_behind_since_its_start(tmp_path: Path
 
 
 def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
-    writer: CaptureWriter, patient: Shipper, clock: Clock[float]
+    writer: CaptureWriter,
+    patient: Shipper,
+    clock: Clock[float],
 ) -> None:
     shipped = []
     for second in range(0, 14, 2):
@@ -64,7 +70,8 @@ def test_a_segment_that_grows_is_left_to_grow_for_ten_seconds(
 
 
 def test_a_segment_that_has_stopped_growing_is_shipped_in_the_next_round(
-    writer: CaptureWriter, patient: Shipper
+    writer: CaptureWriter,
+    patient: Shipper,
 ) -> None:
     write(writer, "a", ["AA"])
     assert [patient.round() for _ in range(3)] == [0, 1, 0]
@@ -72,14 +79,20 @@ def test_a_segment_that_has_stopped_growing_is_shipped_in_the_next_round(
     assert [patient.round() for _ in range(3)] == [0, 1, 0]
 
 
-def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(writer: CaptureWriter, patient: Shipper) -> None:
+def test_a_segment_that_its_worker_let_go_of_is_shipped_at_once(
+    writer: CaptureWriter,
+    patient: Shipper,
+) -> None:
     write(writer, "a", ["AA"])
     writer.close()
     assert patient.round() == 1
 
 
 def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
-    patient: Shipper, clock: Clock[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    patient: Shipper,
+    clock: Clock[float],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     (tmp_path / "log").touch()
@@ -95,7 +108,9 @@ def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
         if patient._retry_at != before:
             failed.append(second)
     assert failed == [0, 2, 6, 14, 30]
-    assert patient.state.error.startswith(f"the inference log {tmp_path / 'log'} cannot be written: ")
+    assert patient.state.error.startswith(
+        f"the inference log {tmp_path / 'log'} cannot be written: ",
+    )
     assert len(caplog.records) == 1
 
     (tmp_path / "log").unlink()
@@ -104,7 +119,11 @@ def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
     assert caplog.messages[1:] == ["the inference log can be written again"]
 
 
-def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock[float], tmp_path: Path) -> None:
+def test_a_log_that_is_down_for_days_is_asked_on(
+    patient: Shipper,
+    clock: Clock[float],
+    tmp_path: Path,
+) -> None:
     (tmp_path / "log").touch()
     writer = CaptureWriter(tmp_path / "spool")
     write(writer, "a", ["AA"])
@@ -118,7 +137,9 @@ def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock[
 
 
 def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
-    writer: CaptureWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    writer: CaptureWriter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock(0.0)
     shipper = Shipper(tmp_path / "spool", str(tmp_path / "log"), clock, clock)
@@ -143,7 +164,10 @@ def test_an_hour_without_the_log_costs_no_row_and_few_attempts(
 
 
 def test_a_bucket_that_refuses_is_told_once_and_gets_each_row_once_it_takes_them(
-    writer: CaptureWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    writer: CaptureWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -156,6 +180,10 @@ def test_a_bucket_that_refuses_is_told_once_and_gets_each_row_once_it_takes_them
             write(writer, name, ["AA"])
             shipped.append(shipper.ship())
         assert shipped == [0, 0, 3]
-        assert [line for line in caplog.messages if "cannot be written" in line] == [caplog.messages[0]]
-        tables = [pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()]
+        assert [line for line in caplog.messages if "cannot be written" in line] == [
+            caplog.messages[0],
+        ]
+        tables = [
+            pq.ParquetFile(pa.BufferReader(content)).read() for content in bucket.objects.values()
+        ]
     assert [row["_request_id"] for table in tables for row in table.to_pylist()] == ["a", "b", "c"]

@@ -55,9 +55,21 @@ DATATYPES = {
 NUMBERS = tuple(TYPES)[:-1]
 TEXT = Input("carrier", "str", (-1, 1), ("carrier",), "?")
 STACKED = compile_schema(COLUMNS, (), (Input("X", "float32", (-1, 5), NUMBERS), TEXT))
-APART = compile_schema(COLUMNS, (), (*(Input(name, "float32", (-1, 1), (name,)) for name in NUMBERS), TEXT))
+APART = compile_schema(
+    COLUMNS,
+    (),
+    (*(Input(name, "float32", (-1, 1), (name,)) for name in NUMBERS), TEXT),
+)
 WIDE = compile_schema(COLUMNS, (), (Input("X", "float64", (-1, 5), NUMBERS), TEXT))
-ARTIFACT = Artifact(Path(), Path(), "onnxserve", "", "", "", outputs=(Output("y", "float32", (-1,)),))
+ARTIFACT = Artifact(
+    Path(),
+    Path(),
+    "onnxserve",
+    "",
+    "",
+    "",
+    outputs=(Output("y", "float32", (-1,)),),
+)
 RECORD = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
 
 Rows = list[dict[str, Any]]
@@ -81,7 +93,9 @@ def by_v2(rows: Rows, schema: Schema) -> Feeds:
 
 
 def by_arrow(rows: Rows, schema: Schema) -> Feeds:
-    table = pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in TYPES.items()})
+    table = pa.table(
+        {name: pa.array([row[name] for row in rows], kind) for name, kind in TYPES.items()},
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -97,7 +111,12 @@ def by_v2_binary(rows: Rows, schema: Schema) -> Feeds:
     arrays = _arrays_of(rows)
     parts = {name: to_binary(array) for name, array in arrays.items()}
     inputs = [
-        {"name": name, "datatype": DATATYPES[name], "shape": [len(rows)], "parameters": {"binary_data_size": len(part)}}
+        {
+            "name": name,
+            "datatype": DATATYPES[name],
+            "shape": [len(rows)],
+            "parameters": {"binary_data_size": len(part)},
+        }
         for name, part in parts.items()
     ]
     head = orjson.dumps({"inputs": inputs})
@@ -128,7 +147,9 @@ def by_inputs(rows: Rows, schema: Schema) -> Feeds:
 
 WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
     "records": lambda rows, schema: mlflow.decode(
-        "application/json", orjson.dumps({"dataframe_records": rows}), schema
+        "application/json",
+        orjson.dumps({"dataframe_records": rows}),
+        schema,
     ),
     "split": by_split,
     "lines": lambda rows, schema: jsonlines.decode(b"\n".join(map(orjson.dumps, rows)), schema),
@@ -163,8 +184,10 @@ ROW = st.fixed_dictionaries(
         "is_late": st.booleans(),
         "distance": st.floats(-1e38, 1e38) | st.none(),
         "wind": st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none(),
-        "carrier": TEXTS.filter(lambda text: text != TEXT.missing),  # This text marks a missing value.
-    }
+        "carrier": TEXTS.filter(
+            lambda text: text != TEXT.missing,
+        ),  # This text marks a missing value.
+    },
 )
 
 
@@ -206,13 +229,25 @@ def by_input(datatype: str, data: list[float]) -> Feeds:
     head = TensorHeader("X", (1, 5), datatype)
     text = TensorHeader("carrier", (1, 1), "BYTES")
     given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
-    return v2.bind_tensors({"X": (head, given), "carrier": (text, np.array([["UA"]], object))}, STACKED)
+    return v2.bind_tensors(
+        {"X": (head, given), "carrier": (text, np.array([["UA"]], object))},
+        STACKED,
+    )
 
 
 @pytest.mark.parametrize("datatype", ["FP64", "INT64"])
 def test_a_tensor_for_the_graph_is_kept_as_it_came(datatype: str) -> None:
-    (row,) = logged(STACKED, by_input(datatype, [123456789, 7, 1, 3, 4])).select(list(TYPES)).to_pylist()
-    assert row == {"key": 123456789, "count": 7, "is_late": True, "distance": 3.0, "wind": 4.0, "carrier": "UA"}
+    (row,) = (
+        logged(STACKED, by_input(datatype, [123456789, 7, 1, 3, 4])).select(list(TYPES)).to_pylist()
+    )
+    assert row == {
+        "key": 123456789,
+        "count": 7,
+        "is_late": True,
+        "distance": 3.0,
+        "wind": 4.0,
+        "carrier": "UA",
+    }
 
 
 def test_values_that_no_column_of_the_type_can_hold_stand_beside_those_that_it_can() -> None:
@@ -223,14 +258,20 @@ def test_values_that_no_column_of_the_type_can_hold_stand_beside_those_that_it_c
 
 
 def test_a_tensor_stands_in_the_type_of_the_signature() -> None:
-    schema = compile_schema((), (Tensor("ids", "int64", (-1, 2)),), (Input("ids", "float32", (-1, 2)),))
+    schema = compile_schema(
+        (),
+        (Tensor("ids", "int64", (-1, 2)),),
+        (Input("ids", "float32", (-1, 2)),),
+    )
     table = logged(schema, schema.from_columns({"ids": [[123456789, 2**62 + 1]]}))
     assert table.column("ids").to_pylist() == [[123456789, 2**62 + 1]]
 
 
 @pytest.mark.parametrize(("drop", "mask"), [((), ()), (("count",), ()), ((), ("count",))])
 def test_a_request_without_rows_takes_no_others_from_the_log(
-    tmp_path: Path, drop: tuple[str, ...], mask: tuple[str, ...]
+    tmp_path: Path,
+    drop: tuple[str, ...],
+    mask: tuple[str, ...],
 ) -> None:
     rows: Rows = [dict.fromkeys(NUMBERS, 1) | {"is_late": True, "carrier": "AA"}]
     feeds = dict(by_split(rows, STACKED))  # The rows are split into the graph's tensors.
@@ -238,7 +279,9 @@ def test_a_request_without_rows_takes_no_others_from_the_log(
     model = exclude_columns(CapturedModel("m", "1", STACKED, ("y",)), drop, mask)
     writer = CaptureWriter(tmp_path / "spool")
     for sent in (feeds, none, feeds):
-        assert writer.write(RECORD, model, sent, {"y": np.zeros(len(sent["X"]), np.float32)}, 100)[-1]
+        assert writer.write(RECORD, model, sent, {"y": np.zeros(len(sent["X"]), np.float32)}, 100)[
+            -1
+        ]
     writer.close()
     shipped = Shipper(tmp_path / "spool", str(tmp_path / "log"))
     shipped.ship()

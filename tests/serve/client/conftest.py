@@ -32,10 +32,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     with ExitStack() as ending:
         mounted: dict[str, Any] = {}
         for name, model in folders.items():
-            app = mounted[f"/{name}"] = wsgi_app(str(model), name=name, state_dir=folder / f"state-{name}")
+            app = mounted[f"/{name}"] = wsgi_app(
+                str(model),
+                name=name,
+                state_dir=folder / f"state-{name}",
+            )
             ending.callback(app.close)
         server = make_server(
-            "127.0.0.1", 0, DispatcherMiddleware(NotFound(), mounted), threaded=True, request_handler=_Quiet
+            "127.0.0.1",
+            0,
+            DispatcherMiddleware(NotFound(), mounted),
+            threaded=True,
+            request_handler=_Quiet,
         )
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

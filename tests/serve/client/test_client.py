@@ -37,7 +37,14 @@ from tests.support.serving import Served as RunningServer
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
 
-FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+FRAME = pd.DataFrame(
+    {
+        "carrier": ["UA", "AA"],
+        "distance": [1400.0, -4000.0],
+        "hour": [17, 9],
+        "late": [True, False],
+    },
+)
 DAY = "2013-07-01T00:00:00"
 OK = (200, {"X-Prediction-Id": "p1"}, b'{"predictions": [1.5]}', 0.0)
 FAST = RetryPolicy(first_pause_seconds=0.001)
@@ -77,7 +84,9 @@ def test_one_record_is_one_row(flights: Client) -> None:
     assert np.asarray(flights.predict(FRAME.iloc[0].to_dict())).tolist() == ["yes"]
 
 
-def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(served: Served) -> None:
+def test_an_array_is_the_models_tensor_and_several_outputs_come_by_their_names(
+    served: Served,
+) -> None:
     images = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
 
     prediction = Client(served("images")).predict(images)
@@ -93,19 +102,29 @@ def test_columns_without_names_are_known_by_their_position(flights: Client) -> N
     assert np.asarray(flights.predict(FRAME.set_axis(range(4), axis=1))).tolist() == ["yes", "no"]
 
 
-def test_a_graph_answers_the_outputs_that_predict_leaves_out(flights: Client, served: Served) -> None:
+def test_a_graph_answers_the_outputs_that_predict_leaves_out(
+    flights: Client,
+    served: Served,
+) -> None:
     every = flights.infer(COLUMNS)
     chosen = flights.infer(COLUMNS, ["probabilities"])
 
     assert isinstance(every.values, dict)
     assert every.values["label"].tolist() == ["yes", "no"]
     assert list(every.values) == ["label", "probabilities"]
-    np.testing.assert_array_equal(np.asarray(chosen.values["probabilities"]), every.values["probabilities"])
+    np.testing.assert_array_equal(
+        np.asarray(chosen.values["probabilities"]),
+        every.values["probabilities"],
+    )
     image = np.ones((1, 2, 2), np.float32)
-    assert Client(served("images"), "images").infer({"image": image}).values["total"].tolist() == [4.0]
+    assert Client(served("images"), "images").infer({"image": image}).values["total"].tolist() == [
+        4.0,
+    ]
 
 
-def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flights: Client) -> None:
+def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(
+    flights: Client,
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
 
@@ -116,12 +135,18 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (object(), "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a list of rows"),
+        (
+            object(),
+            "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a list of rows",
+        ),
         (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: pass a DataFrame, "),
         ([{"a": object()}], "the input cannot be sent as JSON: "),
     ],
 )
-def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any, message: str) -> None:
+def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(
+    rows: Any,
+    message: str,
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         Client("http://127.0.0.1:1").predict(rows)
     assert refused.value.message.startswith(message)
@@ -129,12 +154,21 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any,
 
 
 @pytest.mark.parametrize(
-    ("labels", "taken"), [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)]
+    ("labels", "taken"),
+    [(["yes", "no"], 2), (FRAME["late"], 2), ({1: None}, 1), ("yes", 1), (np.float32(0.5), 1)],
 )
-def test_labels_are_sent_to_the_prediction_that_they_are_of(flights: Client, labels: Any, taken: int) -> None:
+def test_labels_are_sent_to_the_prediction_that_they_are_of(
+    flights: Client,
+    labels: Any,
+    taken: int,
+) -> None:
     def accepted() -> float:
         page = requests.get(f"{flights.url}/metrics", timeout=10).text
-        lines = [line for line in page.splitlines() if line.startswith("onnxserve_feedback_labels_total{")]
+        lines = [
+            line
+            for line in page.splitlines()
+            if line.startswith("onnxserve_feedback_labels_total{")
+        ]
         return sum(float(line.rpartition(" ")[2]) for line in lines if 'outcome="accepted"' in line)
 
     prediction = flights.predict(FRAME)
@@ -147,7 +181,9 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(flights: Client, lab
 
 def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, served: Served) -> None:
     assert flights.metadata()["name"] == "flights"
-    assert [one["name"] for one in Client(served("images"), "images").metadata()["inputs"]] == ["image"]
+    assert [one["name"] for one in Client(served("images"), "images").metadata()["inputs"]] == [
+        "image",
+    ]
     assert flights.ready()
     assert Client(served("images"), "images").ready()
     assert not Client(served("images"), "other").ready()
@@ -156,8 +192,13 @@ def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, serve
         Client(served("images"), "other").predict(np.ones((1, 2, 2)))
 
 
-def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(scripted: Callable[..., Any]) -> None:
-    message = {"error_code": "PERMISSION_DENIED", "message": "the key 'shop' is for infer; this needs read"}
+def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_index(
+    scripted: Callable[..., Any],
+) -> None:
+    message = {
+        "error_code": "PERMISSION_DENIED",
+        "message": "the key 'shop' is for infer; this needs read",
+    }
     server = scripted((403, {}, json.dumps(message).encode(), 0))
     with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
         client.infer({"x": np.zeros((1, 1), np.float32)})
@@ -184,7 +225,9 @@ def test_an_explanation_has_arrays(scripted: Callable[..., Any]) -> None:
     assert orjson.loads(body) == {"inputs": [[1.0]], "params": {"seed": 3, "version": "7"}}
 
 
-def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(scripted: Callable[..., Any]) -> None:
+def test_a_server_that_knows_no_arrow_is_asked_in_json_from_then_on(
+    scripted: Callable[..., Any],
+) -> None:
     server = scripted((415, {}, b'{"detail": "no"}', 0.0), OK)
     client = Client(server.url)
 
@@ -214,15 +257,26 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[...,
 @pytest.mark.parametrize(
     ("rows", "document"),
     [
-        (pd.DataFrame({"a": pd.to_datetime(["2013-07-01"])}), {"dataframe_split": {"columns": ["a"], "data": [[DAY]]}}),
-        (pd.DataFrame({"a": [1, "x"]}), {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}}),
-        (pd.DataFrame({"a": [{"b": 1}]}), {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}}),
+        (
+            pd.DataFrame({"a": pd.to_datetime(["2013-07-01"])}),
+            {"dataframe_split": {"columns": ["a"], "data": [[DAY]]}},
+        ),
+        (
+            pd.DataFrame({"a": [1, "x"]}),
+            {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}},
+        ),
+        (
+            pd.DataFrame({"a": [{"b": 1}]}),
+            {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}},
+        ),
         ({"a": np.ones(2), "b": np.ones(1)}, {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}),
     ],
     ids=["dates", "mixed types", "objects", "tensors of several lengths"],
 )
 def test_what_arrow_or_the_server_has_no_column_for_is_sent_as_json(
-    scripted: Callable[..., Any], rows: Any, document: Any
+    scripted: Callable[..., Any],
+    rows: Any,
+    document: Any,
 ) -> None:
     server = scripted(OK)
     Client(server.url).predict(rows)
@@ -266,7 +320,10 @@ def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_ma
 
 
 @pytest.mark.parametrize("status", [500, 502, 301])
-def test_what_may_have_been_computed_is_not_sent_again(scripted: Callable[..., Any], status: int) -> None:
+def test_what_may_have_been_computed_is_not_sent_again(
+    scripted: Callable[..., Any],
+    status: int,
+) -> None:
     server = scripted((status, {}, b"<html>", 0.0))
 
     with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
@@ -275,7 +332,9 @@ def test_what_may_have_been_computed_is_not_sent_again(scripted: Callable[..., A
     assert len(server.asked) == 1
 
 
-def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Callable[..., Any]) -> None:
+def test_a_server_that_does_not_answer_in_time_is_not_asked_again(
+    scripted: Callable[..., Any],
+) -> None:
     server = scripted((*OK[:3], 60.0))
 
     with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
@@ -284,9 +343,14 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Call
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize(("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)],
+)
 def test_a_refusal_is_the_error_of_its_status(
-    scripted: Callable[..., Any], status: int, error: type[OnnxserveError]
+    scripted: Callable[..., Any],
+    status: int,
+    error: type[OnnxserveError],
 ) -> None:
     server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
     with pytest.raises(error, match="no") as refused:
@@ -306,11 +370,18 @@ def test_a_refusal_is_the_error_of_its_status(
     ids=["predict", "infer", "explain", "metadata", "index"],
 )
 def test_an_answer_in_another_form_is_an_error_of_this_package(
-    scripted: Callable[..., Any], ask: Callable[[Client], object]
+    scripted: Callable[..., Any],
+    ask: Callable[[Client], object],
 ) -> None:
-    kinds = {"text/html": b"<html>", "application/json": b"[[1]]", "application/vnd.apache.arrow.stream": b"<html>"}
+    kinds = {
+        "text/html": b"<html>",
+        "application/json": b"[[1]]",
+        "application/vnd.apache.arrow.stream": b"<html>",
+    }
     named = {"X-Request-Id": "r-9"}
-    server = scripted(*((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()))
+    server = scripted(
+        *((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()),
+    )
     for kind in kinds:
         with pytest.raises(OnnxserveError, match=rf"status 200 .*\({kind}\)") as refused:
             ask(Client(server.url, "e"))
@@ -330,7 +401,10 @@ def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() ->
         client.predict([[1]])
 
 
-@pytest.mark.parametrize("url", ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8123", "ftp://x", "http://", "", "http://[x", "http://x:99999"],
+)
 def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
     with pytest.raises(InvalidConfig, match="http://HOST:PORT is expected"):
         Client(url)
@@ -339,7 +413,9 @@ def test_a_url_has_a_scheme_and_a_host(url: str) -> None:
 def test_pauses_double_up_to_a_bound_and_follow_what_the_server_says() -> None:
     policy, generator = RetryPolicy(first_pause_seconds=1, max_pause_seconds=5), random.Random(1)
 
-    pauses = [[policy.pause_seconds(attempt, None, generator) for _ in range(500)] for attempt in range(4)]
+    pauses = [
+        [policy.pause_seconds(attempt, None, generator) for _ in range(500)] for attempt in range(4)
+    ]
 
     assert [round(max(one)) for one in pauses] == [1, 2, 4, 5]
     assert min(map(min, pauses)) < 0.1
@@ -348,7 +424,9 @@ def test_pauses_double_up_to_a_bound_and_follow_what_the_server_says() -> None:
 
 def test_threads_share_a_client(flights: Client) -> None:
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: np.asarray(flights.predict(FRAME)).tolist(), range(40)))
+        answers = list(
+            threads.map(lambda _: np.asarray(flights.predict(FRAME)).tolist(), range(40)),
+        )
     assert answers == [["yes", "no"]] * 40
 
 
@@ -369,7 +447,9 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
 
 @pytest.mark.long
 def test_a_client_outlives_the_server_that_it_has_a_connection_to(
-    serve: Callable[..., RunningServer], tmp_path: Path, free_port: int
+    serve: Callable[..., RunningServer],
+    tmp_path: Path,
+    free_port: int,
 ) -> None:
     model = mixed_model(tmp_path / "flights")
     arguments = ("-m", str(model), "-p", str(free_port))
@@ -385,6 +465,8 @@ def test_a_client_outlives_the_server_that_it_has_a_connection_to(
 
 def test_a_client_imports_neither_mlflow_nor_pandas() -> None:
     heavy = "{'mlflow', 'pandas', 'flask', 'pyarrow'}"
-    code = f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"
+    code = (
+        f"import sys, mlflow_deploy_plugin.serve.client.client; print({heavy} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()"

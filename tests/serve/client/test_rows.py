@@ -38,7 +38,10 @@ def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array: Any) -> No
 
     assert isinstance(decoded, dict)
     assert decoded["y"].dtype == array.dtype
-    np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)  # [N, 1] is a plain column.
+    np.testing.assert_array_equal(
+        decoded["y"].reshape(array.shape),
+        array,
+    )  # [N, 1] is a plain column.
 
 
 def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
@@ -54,8 +57,14 @@ def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
         ([[1.5, 2.0]], np.array([[1.5, 2.0]])),
         ([[1, 2.0], [None, 0.5]], np.array([[1.0, 2.0], [np.nan, 0.5]])),
         ([True, None], np.array([True, None], object)),
-        ([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}], {"a": np.array([1, 2]), "b": np.array(["x", "y"], object)}),
-        ({"label": ["x"], "p": [[0.5, 0.5]]}, {"label": np.array(["x"], object), "p": np.array([[0.5, 0.5]])}),
+        (
+            [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
+            {"a": np.array([1, 2]), "b": np.array(["x", "y"], object)},
+        ),
+        (
+            {"label": ["x"], "p": [[0.5, 0.5]]},
+            {"label": np.array(["x"], object), "p": np.array([[0.5, 0.5]])},
+        ),
         ([[1], [1, 2]], np.array([[1], [1, 2]], object)),
     ],
 )
@@ -109,7 +118,9 @@ def test_a_series_is_the_only_column(name: Any) -> None:
     series = pd.Series(["good day", None], index=[7, 3], name=name)
 
     body, content_type, _ = encode_rows(series)
-    sent = arrow.decode(body, schema, 10_000) if name == "text" else decode(content_type, body, schema)
+    sent = (
+        arrow.decode(body, schema, 10_000) if name == "text" else decode(content_type, body, schema)
+    )
     as_json = decode("application/json", encode_json(series), schema)
 
     assert sent["text"].tolist() == as_json["text"].tolist() == [["good day"], [""]]

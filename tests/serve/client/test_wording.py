@@ -60,12 +60,22 @@ ANSWERS: dict[str, tuple[int, bytes, str]] = {
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_an_error_names_what_is_wrong(
-    served: Callable[[str], str], cause: Callable[[Client], object], message: str
+    served: Callable[[str], str],
+    cause: Callable[[Client], object],
+    message: str,
 ) -> None:
     assert message_of(lambda: cause(Client(served("flights")))) == message
 
 
 @pytest.mark.parametrize(("status", "body", "message"), ANSWERS.values(), ids=ANSWERS)
-def test_an_unknown_answer_is_named(scripted: Callable[..., Any], status: int, body: bytes, message: str) -> None:
+def test_an_unknown_answer_is_named(
+    scripted: Callable[..., Any],
+    status: int,
+    body: bytes,
+    message: str,
+) -> None:
     server = scripted((status, {}, body, 0.0))
-    assert message_of(lambda: Client(server.url, "e").predict([[1]])).replace(server.url, "URL") == message
+    assert (
+        message_of(lambda: Client(server.url, "e").predict([[1]])).replace(server.url, "URL")
+        == message
+    )

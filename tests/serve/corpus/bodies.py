@@ -24,7 +24,11 @@ def _good(route: Route) -> bytes:
 
 
 def _zstd(body: bytes, window_log: int = 20, is_sized: bool = True) -> bytes:
-    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=window_log, write_content_size=is_sized)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        3,
+        window_log=window_log,
+        write_content_size=is_sized,
+    )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     if is_sized:
         return zstandard.ZstdCompressor(compression_params=parameters).compress(body)
@@ -33,7 +37,15 @@ def _zstd(body: bytes, window_log: int = 20, is_sized: bool = True) -> bytes:
 
 _TYPED = tuple(route for route in POSTS if "Content-Type" in route.headers)
 CONTENT_TYPES: list[AnyCase] = [
-    BodyCase(f"the content type {given[:40] or 'left out'}", "content type", _good, on, 415, (word,), {_TYPE: given})
+    BodyCase(
+        f"the content type {given[:40] or 'left out'}",
+        "content type",
+        _good,
+        on,
+        415,
+        (word,),
+        {_TYPE: given},
+    )
     for _TYPE in ("Content-Type",)
     for given, on, word in (
         ("", _TYPED, "no Content-Type"),
@@ -50,20 +62,83 @@ CONTENT_TYPES: list[AnyCase] = [
 _BOMB = b" " * (MAX_BODY_BYTES + 1)
 _ENCODED: list[tuple[str, str, str, Body, int, str]] = [
     ("an unknown encoding", "encoding", "br", _good, 415, "'br'"),
-    ("two encodings", "encoding", "gzip, gzip", lambda route: gzip.compress(gzip.compress(_good(route))), 415, "one"),
+    (
+        "two encodings",
+        "encoding",
+        "gzip, gzip",
+        lambda route: gzip.compress(gzip.compress(_good(route))),
+        415,
+        "one",
+    ),
     ("gzip that is none", "encoding", "gzip", _always(b"not compressed"), 400, "gzip"),
     ("zstd that is none", "encoding", "zstd", _always(b"not compressed"), 400, "zstd"),
-    ("half a gzip body", "encoding", "gzip", lambda route: gzip.compress(_good(route))[:-9], 400, "gzip"),
+    (
+        "half a gzip body",
+        "encoding",
+        "gzip",
+        lambda route: gzip.compress(_good(route))[:-9],
+        400,
+        "gzip",
+    ),
     ("half a zstd body", "encoding", "zstd", lambda route: _zstd(_good(route))[:-3], 400, "zstd"),
-    ("gzip with a wrong sum", "encoding", "gzip", lambda route: gzip.compress(_good(route))[:-8] + bytes(8), 400, ""),
-    ("zlib in place of gzip", "encoding", "gzip", lambda route: zlib.compress(_good(route)), 400, "gzip"),
-    ("bytes behind a zstd frame", "encoding", "zstd", lambda route: _zstd(_good(route)) + b"x", 400, "zstd"),
+    (
+        "gzip with a wrong sum",
+        "encoding",
+        "gzip",
+        lambda route: gzip.compress(_good(route))[:-8] + bytes(8),
+        400,
+        "",
+    ),
+    (
+        "zlib in place of gzip",
+        "encoding",
+        "gzip",
+        lambda route: zlib.compress(_good(route)),
+        400,
+        "gzip",
+    ),
+    (
+        "bytes behind a zstd frame",
+        "encoding",
+        "zstd",
+        lambda route: _zstd(_good(route)) + b"x",
+        400,
+        "zstd",
+    ),
     ("a gzip bomb", "decompressed bytes", "gzip", _always(gzip.compress(_BOMB)), 413, _LIMIT),
-    ("a gzip bomb in parts", "decompressed bytes", "gzip", _always(gzip.compress(_BOMB[::2]) * 3), 413, _LIMIT),
+    (
+        "a gzip bomb in parts",
+        "decompressed bytes",
+        "gzip",
+        _always(gzip.compress(_BOMB[::2]) * 3),
+        413,
+        _LIMIT,
+    ),
     ("a zstd bomb", "decompressed bytes", "zstd", _always(_zstd(_BOMB)), 413, _LIMIT),
-    ("a zstd bomb without a size", "decompressed bytes", "zstd", _always(_zstd(_BOMB, 20, False)), 413, _LIMIT),
-    ("ten thousand gzip members", "gzip members", "gzip", _always(gzip.compress(b"") * 10_001), 400, "members"),
-    ("a zstd window of 128 MiB", "zstd window", "zstd", lambda route: _zstd(_good(route), 27, False), 400, "zstd"),
+    (
+        "a zstd bomb without a size",
+        "decompressed bytes",
+        "zstd",
+        _always(_zstd(_BOMB, 20, False)),
+        413,
+        _LIMIT,
+    ),
+    (
+        "ten thousand gzip members",
+        "gzip members",
+        "gzip",
+        _always(gzip.compress(b"") * 10_001),
+        400,
+        "members",
+    ),
+    (
+        "a zstd window of 128 MiB",
+        "zstd window",
+        "zstd",
+        lambda route: _zstd(_good(route), 27, False),
+        400,
+        "zstd",
+    ),
 ]
 ENCODINGS: list[AnyCase] = [
     BodyCase(name, bound, body, POSTS, status, (word,), {"Content-Encoding": encoding})
@@ -99,7 +174,13 @@ _DEEP_NAN = {
     "501 arrays": b"[" * 501 + b"NaN" + b"]" * 501,
     "900 objects": b'{"a":' * 900 + b"NaN" + b"}" * 900,
 }
-_KINDS = {"array": b"[1, 2]", "null": b"null", "string": b'"{}"', "number": b"1e5", "boolean": b"true"}
+_KINDS = {
+    "array": b"[1, 2]",
+    "null": b"null",
+    "string": b'"{}"',
+    "number": b"1e5",
+    "boolean": b"true",
+}
 FIELDS = {
     route.reads: name.encode()
     for route in JSON_ROUTES
@@ -118,10 +199,20 @@ _NEVER_EMPTY = tuple(route for route in JSON_ROUTES if route.reads not in ("inde
 JSON_BODIES: list[AnyCase] = [
     BodyCase("an object without the data", "JSON", _always(b'{"x": 1}'), reading(*FIELDS), 400),
     BodyCase("no body", "JSON", _always(b""), _NEVER_EMPTY, 400, ("empty",)),
-    *[BodyCase(name, "JSON", _always(body), JSON_ROUTES, 400, ("JSON",)) for name, body in _DOCUMENTS.items()],
+    *[
+        BodyCase(name, "JSON", _always(body), JSON_ROUTES, 400, ("JSON",))
+        for name, body in _DOCUMENTS.items()
+    ],
     *[BodyCase(name, "depth of JSON", _always(body), JSON_ROUTES) for name, body in _DEEP.items()],
     *[
-        BodyCase(f"{name} around NaN", "depth around NaN", _always(body), JSON_ROUTES, 400, ("500 levels",))
+        BodyCase(
+            f"{name} around NaN",
+            "depth around NaN",
+            _always(body),
+            JSON_ROUTES,
+            400,
+            ("500 levels",),
+        )
         for name, body in _DEEP_NAN.items()
     ],
     *[
@@ -134,8 +225,21 @@ JSON_BODIES: list[AnyCase] = [
         for kind, body in _KINDS.items()
     ],
     *[
-        BodyCase(f"{value[:12].decode()} in place of the data", "kinds of JSON", _in_field(value), reading(*FIELDS))
-        for value in (b"null", b"5", b'"text"', b"true", b"[]", b"{}", b"[" * 900 + b"1" + b"]" * 900)
+        BodyCase(
+            f"{value[:12].decode()} in place of the data",
+            "kinds of JSON",
+            _in_field(value),
+            reading(*FIELDS),
+        )
+        for value in (
+            b"null",
+            b"5",
+            b'"text"',
+            b"true",
+            b"[]",
+            b"{}",
+            b"[" * 900 + b"1" + b"]" * 900,
+        )
     ],
 ]
 

@@ -23,7 +23,15 @@ from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.serve.grpc import tensors
-from mlflow_deploy_plugin.serve.protocols import arrow, clouds, feedback, jsonlines, mlflow, predict, tfserving
+from mlflow_deploy_plugin.serve.protocols import (
+    arrow,
+    clouds,
+    feedback,
+    jsonlines,
+    mlflow,
+    predict,
+    tfserving,
+)
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
@@ -53,7 +61,9 @@ DOUBLE: ColumnType = "double"
 
 
 def _schema(**types: ColumnType) -> Schema:
-    inputs = tuple(Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), None) for name, kind in types.items())
+    inputs = tuple(
+        Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), None) for name, kind in types.items()
+    )
     return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
 
 
@@ -61,7 +71,10 @@ def _tensor(dtype: str, *shape: int) -> Schema:
     return compile_schema((), (Tensor("", dtype, shape),), (Input("x", dtype, shape),))
 
 
-def _stream(batches: Callable[[], list[Any]], compression: str | None = "zstd") -> Callable[[], bytes]:
+def _stream(
+    batches: Callable[[], list[Any]],
+    compression: str | None = "zstd",
+) -> Callable[[], bytes]:
     def body() -> bytes:
         sink = io.BytesIO()
         written = batches()
@@ -93,12 +106,19 @@ def _views(count: int) -> list[Any]:
     return [pa.record_batch({"x": column})] * count
 
 
-def _filled(piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b",") -> Callable[[], bytes]:
+def _filled(
+    piece: bytes,
+    before: bytes = b"",
+    after: bytes = b"",
+    by: bytes = b",",
+) -> Callable[[], bytes]:
     return lambda: before + by.join([piece] * ((LIMIT - 100) // len(piece + by))) + after
 
 
 def _keys() -> bytes:
-    return b'{"instances":[{' + b",".join(b'"%d":1' % number for number in range(1_400_000)) + b"}]}"
+    return (
+        b'{"instances":[{' + b",".join(b'"%d":1' % number for number in range(1_400_000)) + b"}]}"
+    )
 
 
 NUMBER, TEXT, MATRIX = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3)
@@ -107,17 +127,41 @@ JSON_MIB = 450
 
 BOMBS: dict[str, Bomb] = {
     "Arrow: buffers that unpack": Bomb(
-        arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})])
+        arrow.STREAM,
+        NUMBER,
+        _stream(lambda: [pa.record_batch({"x": np.zeros(30_000_000)})]),
     ),
-    "Arrow: a text in every row": Bomb(arrow.STREAM, TEXT, _stream(_batches_of_words(1, 4_000_000, 10_000))),
+    "Arrow: a text in every row": Bomb(
+        arrow.STREAM,
+        TEXT,
+        _stream(_batches_of_words(1, 4_000_000, 10_000)),
+    ),
     "Arrow: a text in every row of many batches": Bomb(
-        arrow.STREAM, TEXT, _stream(_batches_of_words(900, 160, 100_000))
+        arrow.STREAM,
+        TEXT,
+        _stream(_batches_of_words(900, 160, 100_000)),
     ),
     "Arrow: views of one text": Bomb(arrow.STREAM, TEXT, _stream(lambda: _views(230), None)),
-    "Arrow: a text for a number": Bomb(arrow.STREAM, NUMBER, _stream(_batches_of_words(1, 4_000_000, 10_000))),
-    "Arrow: nulls": Bomb(arrow.STREAM, NUMBER, _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})])),
-    "JSON: three million empty rows": Bomb(JSON, NUMBER, lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}"),
-    "JSON: three million empty objects": Bomb(JSON, NUMBER, lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}"),
+    "Arrow: a text for a number": Bomb(
+        arrow.STREAM,
+        NUMBER,
+        _stream(_batches_of_words(1, 4_000_000, 10_000)),
+    ),
+    "Arrow: nulls": Bomb(
+        arrow.STREAM,
+        NUMBER,
+        _stream(lambda: [pa.record_batch({"x": pa.nulls(2_000_000_000)})]),
+    ),
+    "JSON: three million empty rows": Bomb(
+        JSON,
+        NUMBER,
+        lambda: b'{"inputs":[' + b"[]," * 3_000_000 + b"[]]}",
+    ),
+    "JSON: three million empty objects": Bomb(
+        JSON,
+        NUMBER,
+        lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}",
+    ),
     "JSON: rows of nothing for many columns": Bomb(
         JSON,
         _schema(**{f"c{number}": DOUBLE for number in range(1000)}),
@@ -135,7 +179,10 @@ BOMBS: dict[str, Bomb] = {
     "JSON: rows for a tensor": Bomb(JSON, MATRIX, _filled(b"[]", b'{"inputs":[', b"]}")),
     "JSON: depth": Bomb(JSON, MATRIX, _filled(b"[" * 900 + b"]" * 900, b'{"inputs":[', b"]}")),
     "JSON: a million rows for a tensor": Bomb(
-        JSON, MATRIX, lambda: b'{"inputs":[' + b"[]," * 990_000 + b"[]]}", JSON_MIB
+        JSON,
+        MATRIX,
+        lambda: b'{"inputs":[' + b"[]," * 990_000 + b"[]]}",
+        JSON_MIB,
     ),
     "JSON: numbers": Bomb(JSON, NUMBER, _filled(b"1.5", b'{"inputs":[', b"]}"), JSON_MIB),
     "JSON: texts": Bomb(JSON, NUMBER, _filled(b'"ab"', b'{"inputs":[', b"]}"), JSON_MIB),
@@ -149,22 +196,42 @@ BOMBS: dict[str, Bomb] = {
     "CSV: blank lines": Bomb(CSV, NUMBER, lambda: b"x\n" + b"\n" * 3_000_000),
     "CSV: carriage returns": Bomb(CSV, NUMBER, lambda: b"x\n" + b"\r" * 3_000_000),
     "CSV: a million columns": Bomb(CSV, NUMBER, lambda: b"," * 1_000_000 + b"\n1"),
-    "CSV: a million columns in quotes": Bomb(CSV, NUMBER, lambda: b'"\n"' + b"," * 1_000_000 + b"\n1", 128),
+    "CSV: a million columns in quotes": Bomb(
+        CSV,
+        NUMBER,
+        lambda: b'"\n"' + b"," * 1_000_000 + b"\n1",
+        128,
+    ),
     "CSV: lines of a comma": Bomb(CSV, NUMBER, _filled(b",", by=b"\n")),
     "gRPC: empty tensors": Bomb(
-        GRPC, NUMBER, lambda: messages.ModelInferRequest(inputs=[{}]).SerializeToString() * 8_000_000
+        GRPC,
+        NUMBER,
+        lambda: messages.ModelInferRequest(inputs=[{}]).SerializeToString() * 8_000_000,
     ),
     "gRPC: empty outputs": Bomb(
-        GRPC, NUMBER, lambda: messages.ModelInferRequest(outputs=[{}]).SerializeToString() * 8_000_000
+        GRPC,
+        NUMBER,
+        lambda: messages.ModelInferRequest(outputs=[{}]).SerializeToString() * 8_000_000,
     ),
     "gRPC: empty bytes": Bomb(
-        GRPC, NUMBER, lambda: messages.ModelInferRequest(raw_input_contents=[b""]).SerializeToString() * 8_000_000
+        GRPC,
+        NUMBER,
+        lambda: (
+            messages.ModelInferRequest(raw_input_contents=[b""]).SerializeToString() * 8_000_000
+        ),
     ),
     "gRPC: texts": Bomb(
         GRPC,
         TEXT,
         lambda: messages.ModelInferRequest(
-            inputs=[{"name": "x", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b""] * 8_000_000}}]
+            inputs=[
+                {
+                    "name": "x",
+                    "datatype": "BYTES",
+                    "shape": [1],
+                    "contents": {"bytes_contents": [b""] * 8_000_000},
+                },
+            ],
         ).SerializeToString(),
         JSON_MIB,
     ),
@@ -180,7 +247,11 @@ def read(bomb: Bomb, body: bytes) -> None:
     if bomb.media in arrow.MEDIA_TYPES:
         arrow.decode(body, bomb.schema, LIMIT)
     elif bomb.media == GRPC:
-        tensors.decode(tensors.read_message(messages.ModelInferRequest, body), _ARTIFACT, bomb.schema)
+        tensors.decode(
+            tensors.read_message(messages.ModelInferRequest, body),
+            _ARTIFACT,
+            bomb.schema,
+        )
     elif bomb.media == LINES:
         jsonlines.decode(body, bomb.schema)
     elif bomb.media == "tf":
@@ -213,12 +284,18 @@ def _try(name: str, packed: Path) -> None:
         read(BOMBS[name], body)
     except OnnxserveError as error:
         message = f"{error.http_status} {error.message}"
-    sys.stdout.write(json.dumps({"name": name, "mib": _peak_mib() - before, "message": message}) + "\n")
+    sys.stdout.write(
+        json.dumps({"name": name, "mib": _peak_mib() - before, "message": message}) + "\n",
+    )
     sys.stdout.flush()
 
 
 def main(packed: Mapping[str, str]) -> None:
-    mlflow.decode(JSON, b'{"inputs":[[1]]}', NUMBER)  # The imports of the first body must not count.
+    mlflow.decode(
+        JSON,
+        b'{"inputs":[[1]]}',
+        NUMBER,
+    )  # The imports of the first body must not count.
     pa.ipc.IpcReadOptions()
     for name, path in packed.items():
         if (child := os.fork()) == 0:

@@ -48,7 +48,10 @@ def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str,
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     """The server of `routes.py` in this process."""
     folder = tmp_path_factory.mktemp("here")
     _write_state(folder, model_folders, SERVER)
@@ -80,7 +83,12 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
         state_dir = tmp_path_factory.mktemp("state")
         server = {**SERVER, **fields}
         _write_state(state_dir, model_folders, server)
-        with gunicorn(state_dir, spec=ServerSpec.model_validate(server), config=config, environment=_VERTEX) as running:
+        with gunicorn(
+            state_dir,
+            spec=ServerSpec.model_validate(server),
+            config=config,
+            environment=_VERTEX,
+        ) as running:
             secrets = [str(state_dir).encode(), str(model_folders["mixed"].parent).encode()]
             port = int(running.url.rpartition(":")[2])
             yield Tried(running, Wire(port, secrets))

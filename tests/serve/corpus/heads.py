@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from tests.serve.corpus.case import AnyCase, BodyCase, Case, Route
-from tests.serve.corpus.routes import ALL, INVOCATIONS, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
+from tests.serve.corpus.routes import (
+    ALL,
+    INVOCATIONS,
+    MAX_BODY_BYTES,
+    ONE_A_FORM,
+    POSTS,
+    RECORDS,
+    TREE_WIDE,
+    reading,
+)
 
 Build = Callable[[Route], bytes]
 
@@ -20,7 +29,9 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 
 def _at(change: Callable[[str], str]) -> Build:
     """Return a request to another path, which is derived from the route's path."""
-    return _line(lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1")))
+    return _line(
+        lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1")),
+    )
 
 
 def _with(*lines: bytes) -> Build:
@@ -50,7 +61,12 @@ def _chunks(body: bytes) -> Build:
     return _lengths(b"Transfer-Encoding: chunked", body=body)
 
 
-def _refused(bound: str, status: int, on: tuple[Route, ...], sent: dict[str, Build]) -> list[AnyCase]:
+def _refused(
+    bound: str,
+    status: int,
+    on: tuple[Route, ...],
+    sent: dict[str, Build],
+) -> list[AnyCase]:
     return [Case(name, bound, build, status, on, closes=True) for name, build in sent.items()]
 
 
@@ -63,7 +79,9 @@ REQUEST_LINES = _refused(
         "no version": _line(lambda method, path: b"%s %s" % (method, path)),
         "HTTP/2 in words": _line(lambda method, path: b"%s %s HTTP/2.0" % (method, path)),
         "HTTP/0.9": _line(lambda method, path: b"%s %s HTTP/0.9" % (method, path)),
-        "a method in lower case": _line(lambda method, path: b"%s %s HTTP/1.1" % (method.lower(), path)),
+        "a method in lower case": _line(
+            lambda method, path: b"%s %s HTTP/1.1" % (method.lower(), path),
+        ),
         "two spaces": _line(lambda method, path: b"%s  %s HTTP/1.1" % (method, path)),
         "a tab": _line(lambda method, path: b"%s\t%s HTTP/1.1" % (method, path)),
         "a space in the path": _line(lambda method, path: b"%s %s x HTTP/1.1" % (method, path)),
@@ -116,15 +134,46 @@ _VERSIONED = tuple(route for route in TREE_WIDE if "/versions/1" in route.path)
 UNKNOWN: list[AnyCase] = [
     Case(name, "names of models", _at(change), 404, on, (word,))
     for name, change, on, word in (
-        ("an endpoint that is not there", lambda path: path.replace("flights", "none"), _FLIGHTS, "'none'"),
-        ("an endpoint of 300 characters", lambda path: path.replace("flights", "n" * 300), _FLIGHTS, "nnn"),
-        ("an endpoint that is a way up", lambda path: path.replace("flights", "%2e%2e%5c"), _FLIGHTS, "'..\\\\'"),
-        ("a version that is not there", lambda path: path.replace("/versions/1", "/versions/99"), _VERSIONED, "'99'"),
-        ("a version that is a word", lambda path: path.replace("/versions/1", "/versions/one"), _VERSIONED, "'one'"),
+        (
+            "an endpoint that is not there",
+            lambda path: path.replace("flights", "none"),
+            _FLIGHTS,
+            "'none'",
+        ),
+        (
+            "an endpoint of 300 characters",
+            lambda path: path.replace("flights", "n" * 300),
+            _FLIGHTS,
+            "nnn",
+        ),
+        (
+            "an endpoint that is a way up",
+            lambda path: path.replace("flights", "%2e%2e%5c"),
+            _FLIGHTS,
+            "'..\\\\'",
+        ),
+        (
+            "a version that is not there",
+            lambda path: path.replace("/versions/1", "/versions/99"),
+            _VERSIONED,
+            "'99'",
+        ),
+        (
+            "a version that is a word",
+            lambda path: path.replace("/versions/1", "/versions/one"),
+            _VERSIONED,
+            "'one'",
+        ),
     )
 ]
 METHODS: list[AnyCase] = [
-    Case(f"the method {method!r}", "methods", _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)), 405, ALL)  # type: ignore[misc]
+    Case(
+        f"the method {method!r}",
+        "methods",
+        _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)),
+        405,
+        ALL,
+    )  # type: ignore[misc]
     for method in (b"DELETE", b"TRACE", b"BREW")
 ]
 HOSTS = _refused(
@@ -154,7 +203,9 @@ FIELDS = _refused(
         "a NUL in a value": _with(b"A: \x00"),
         "a bare carriage return": _with(b"A: b\rC: d"),
         "a bare line feed": _with(b"A: b\nC: d"),
-        "lines that end with LF": lambda route: route.request(b"", length=-1).replace(b"\r\n", b"\n") + b"\r\n\r\n",
+        "lines that end with LF": lambda route: (
+            route.request(b"", length=-1).replace(b"\r\n", b"\n") + b"\r\n\r\n"
+        ),
         "two content types": _with(b"Content-Type: application/json", b"Content-Type: text/csv"),
     },
 )
@@ -163,8 +214,16 @@ SMUGGLING = _refused(
     400,
     tuple(route for route in ONE_A_FORM if route.method == "POST"),
     {
-        "a length and chunks": _lengths(b"Content-Length: 3", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
-        "chunks and a length": _lengths(b"Transfer-Encoding: chunked", b"Content-Length: 3", body=b"0\r\n\r\n"),
+        "a length and chunks": _lengths(
+            b"Content-Length: 3",
+            b"Transfer-Encoding: chunked",
+            body=b"0\r\n\r\n",
+        ),
+        "chunks and a length": _lengths(
+            b"Transfer-Encoding: chunked",
+            b"Content-Length: 3",
+            body=b"0\r\n\r\n",
+        ),
         "two lengths": _lengths(b"Content-Length: 3", b"Content-Length: 3"),
         "two lengths that differ": _lengths(b"Content-Length: 3", b"Content-Length: 4"),
         "a list of lengths": _lengths(b"Content-Length: 3, 3"),
@@ -174,7 +233,11 @@ SMUGGLING = _refused(
         "an empty length": _lengths(b"Content-Length:"),
         "a length in two parts": _lengths(b"Content-Length: 1 3"),
         "a length in other digits": _lengths(b"Content-Length: \xb3"),
-        "chunks of HTTP/1.0": lambda route: _chunks(b"0\r\n\r\n")(route).replace(b"HTTP/1.1", b"HTTP/1.0", 1),
+        "chunks of HTTP/1.0": lambda route: _chunks(b"0\r\n\r\n")(route).replace(
+            b"HTTP/1.1",
+            b"HTTP/1.0",
+            1,
+        ),
     },
 )
 CODINGS = _refused(
@@ -204,18 +267,40 @@ CALLERS: list[AnyCase] = [
     BodyCase(name, "callers", lambda route: b"{}", reading("parameters"), status, (word,), headers)
     for name, headers, status, word in (
         ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
-        ("a form of a web page", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "urlencoded"),
+        (
+            "a form of a web page",
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            415,
+            "urlencoded",
+        ),
         ("a page of elsewhere", {"Origin": "http://evil.example"}, 403, "http://evil.example"),
         ("a page of another port", {"Origin": "http://localhost:1"}, 403, "http://localhost:1"),
         ("a page that hides", {"Origin": "null"}, 403, "null"),
         ("a name that leads here", {"Host": "evil.example"}, 403, "evil.example"),
-        ("its page", {"Host": "evil.example", "Origin": "http://evil.example"}, 403, "evil.example"),
-        ("a name that begins as ours", {"Host": "localhost.evil.example"}, 403, "localhost.evil.example"),
+        (
+            "its page",
+            {"Host": "evil.example", "Origin": "http://evil.example"},
+            403,
+            "evil.example",
+        ),
+        (
+            "a name that begins as ours",
+            {"Host": "localhost.evil.example"},
+            403,
+            "localhost.evil.example",
+        ),
         ("a number for an address", {"Host": "2130706433"}, 403, "2130706433"),
     )
 ]
 TIMES: list[AnyCase] = [
-    Case("an empty time of an event", "event time", _with(b"X-Event-Time:"), 400, RECORDS, ("X-Event-Time", "RFC 3339"))
+    Case(
+        "an empty time of an event",
+        "event time",
+        _with(b"X-Event-Time:"),
+        400,
+        RECORDS,
+        ("X-Event-Time", "RFC 3339"),
+    ),
 ]
 MEASURES: list[AnyCase] = [
     *_refused(
@@ -224,10 +309,17 @@ MEASURES: list[AnyCase] = [
         TREE_WIDE,
         {
             "a query of 9,000 bytes": _at(lambda path: f"{path}?{'a' * 9000}"),
-            "a request line without an end": lambda route: f"{route.method} {route.path}?{'a' * 9000}".encode(),
+            "a request line without an end": lambda route: (
+                f"{route.method} {route.path}?{'a' * 9000}".encode()
+            ),
         },
     ),
-    *_refused("field bytes", 431, TREE_WIDE, {"a field of 9,000 bytes": _with(b"A: " + b"a" * 9000)}),
+    *_refused(
+        "field bytes",
+        431,
+        TREE_WIDE,
+        {"a field of 9,000 bytes": _with(b"A: " + b"a" * 9000)},
+    ),
     *_refused("fields", 431, TREE_WIDE, {"a hundred and ten fields": _with(*[b"A: b"] * 110)}),
     *_refused(
         "expectation",
@@ -243,7 +335,9 @@ BODIES: list[AnyCase] = [
         "body bytes",
         lambda route: route.request(b"", length=10**12),
         413,
-        tuple(route for route in POSTS if route.reads != "jsonl"),  # The body is streamed: see "a long line".
+        tuple(
+            route for route in POSTS if route.reads != "jsonl"
+        ),  # The body is streamed: see "a long line".
         (str(MAX_BODY_BYTES),),
         closes=True,
     ),
@@ -282,7 +376,14 @@ BODIES: list[AnyCase] = [
     ),
 ]
 PIPELINED: list[AnyCase] = [
-    Case(f"{case.name}, behind a good request", case.bound, case.sent, case.status, (INVOCATIONS,), closes=case.closes)
+    Case(
+        f"{case.name}, behind a good request",
+        case.bound,
+        case.sent,
+        case.status,
+        (INVOCATIONS,),
+        closes=case.closes,
+    )
     for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
     for case in group
 ]

@@ -17,14 +17,24 @@ Fill = Callable[[int], bytes]
 
 
 def filled(
-    size: int, piece: Callable[[int], bytes], before: bytes = b"", after: bytes = b"", by: bytes = b","
+    size: int,
+    piece: Callable[[int], bytes],
+    before: bytes = b"",
+    after: bytes = b"",
+    by: bytes = b",",
 ) -> bytes:
     """Return numbered pieces up to a size, between a beginning and an end."""
     length = len(piece(10_000)) + len(by)
     return before + by.join(map(piece, range(max(1, size // length)))) + after
 
 
-def _repeated(size: int, piece: bytes, before: bytes = b"", after: bytes = b"", by: bytes = b",") -> bytes:
+def _repeated(
+    size: int,
+    piece: bytes,
+    before: bytes = b"",
+    after: bytes = b"",
+    by: bytes = b",",
+) -> bytes:
     return before + by.join([piece] * max(1, size // (len(piece) + len(by)))) + after
 
 
@@ -36,7 +46,12 @@ VALUES: dict[str, Fill] = {
     "keys": lambda size: filled(size, _keys(b"1"), b"{", b"}"),
     "keys of arrays": lambda size: filled(size, _keys(b"[1]"), b"{", b"}"),
     "keys of objects": lambda size: filled(size, _keys(b"{}"), b"{", b"}"),
-    "keys with escapes": lambda size: filled(size, lambda number: b'"\\u0041%d":1' % number, b"{", b"}"),
+    "keys with escapes": lambda size: filled(
+        size,
+        lambda number: b'"\\u0041%d":1' % number,
+        b"{",
+        b"}",
+    ),
     "one key again and again": lambda size: _repeated(size, b'"k":[1]', b"{", b"}"),
     "numbers": lambda size: _repeated(size, b"1.5", b"[", b"]"),
     "nulls": lambda size: _repeated(size, b"null", b"[", b"]"),
@@ -46,23 +61,49 @@ VALUES: dict[str, Fill] = {
     "rows of three and one of two": lambda size: _repeated(size, b"[1.5,2,3]", b"[", b",[1,2]]"),
     "rows of four values": lambda size: _repeated(size, b'["AA",1.5,3,true]', b"[", b"]"),
     "rows of four values and a wrong one": lambda size: _repeated(
-        size, b'["AA",1.5,3,true]', b"[", b',["AA",1,1.5,7]]'
+        size,
+        b'["AA",1.5,3,true]',
+        b"[",
+        b',["AA",1,1.5,7]]',
     ),
     "empty rows": lambda size: _repeated(size, b"[]", b"[", b"]"),
     "empty objects": lambda size: _repeated(size, b"{}", b"[", b"]"),
     "a row of numbers": lambda size: _repeated(size, b"1.5", b"[[", b"]]"),
     "an object of keys": lambda size: filled(size, _keys(b"1"), b"[{", b"}]"),
-    "objects with keys of their own": lambda size: filled(size, lambda n: b'{"k%d":1}' % n, b"[", b"]"),
+    "objects with keys of their own": lambda size: filled(
+        size,
+        lambda n: b'{"k%d":1}' % n,
+        b"[",
+        b"]",
+    ),
     "records with keys of their own": lambda size: filled(
-        size, lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n, b"[", b"]"
+        size,
+        lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n,
+        b"[",
+        b"]",
     ),
     "records": lambda size: _repeated(size, dump(RECORD), b"[", b"]"),
     "records and a wrong one": lambda size: _repeated(size, dump(RECORD), b"[", b',{"carrier":5}]'),
-    "records without a column": lambda size: _repeated(size, b'{"carrier":"AA","hour":3}', b"[", b"]"),
+    "records without a column": lambda size: _repeated(
+        size,
+        b'{"carrier":"AA","hour":3}',
+        b"[",
+        b"]",
+    ),
     "pictures": lambda size: _repeated(size, b"[[1,2],[3,4]]", b"[", b"]"),
-    "pictures and a ragged one": lambda size: _repeated(size, b"[[1,2],[3,4]]", b"[", b",[[1,2],[3]]]"),
+    "pictures and a ragged one": lambda size: _repeated(
+        size,
+        b"[[1,2],[3,4]]",
+        b"[",
+        b",[[1,2],[3]]]",
+    ),
     "depth after depth": lambda size: _repeated(size, b"[" * 900 + b"]" * 900, b"[", b"]"),
-    "objects after objects": lambda size: _repeated(size, b'{"a":' * 900 + b"1" + b"}" * 900, b"[", b"]"),
+    "objects after objects": lambda size: _repeated(
+        size,
+        b'{"a":' * 900 + b"1" + b"}" * 900,
+        b"[",
+        b"]",
+    ),
     "a text": lambda size: b'"%s"' % (b"a" * size),
     "a text in a row": lambda size: b'[["%s"]]' % (b"a" * size),
     "escapes": lambda size: b'["%s"]' % (b"\\u0041" * (size // 6)),
@@ -101,7 +142,8 @@ _ALL = {"invocations", "inputs", "v2", "tf tensor"}
 
 def _columns(column: Callable[[int], bytes]) -> Fill:
     return lambda size: (
-        filled(size // 2, column, b'{"columns":[', b'],"data":[') + _repeated(size // 2, b"1.5", b"[", b"]]}")
+        filled(size // 2, column, b'{"columns":[', b'],"data":[')
+        + _repeated(size // 2, b"1.5", b"[", b"]]}")
     )
 
 
@@ -110,48 +152,93 @@ _SPLITS: dict[str, Fill] = {
     "columns of one name": _columns(lambda number: b'"c"'),
     "columns by number": _columns(lambda number: b"%d" % number),
     "columns of arrays": _columns(lambda number: b"[]"),
-    "an index": lambda size: _repeated(size, b"1", b'{"columns":["a","b","c"],"data":[[1,2,3]],"index":[', b"]}"),
-    "rows of a table": lambda size: _repeated(size, b"[1,2,3]", b'{"columns":["a","b","c"],"data":[', b"]}"),
-    "rows of a table beside a column": lambda size: _repeated(
-        size, b"[1,2,3]", b'{"columns":["a","b","x"],"data":[', b"]}"
+    "an index": lambda size: _repeated(
+        size,
+        b"1",
+        b'{"columns":["a","b","c"],"data":[[1,2,3]],"index":[',
+        b"]}",
     ),
-    "keys of a table": lambda size: filled(size, _keys(b"1"), b'{"columns":["a","b","c"],"data":[[1,2,3]],', b"}"),
+    "rows of a table": lambda size: _repeated(
+        size,
+        b"[1,2,3]",
+        b'{"columns":["a","b","c"],"data":[',
+        b"]}",
+    ),
+    "rows of a table beside a column": lambda size: _repeated(
+        size,
+        b"[1,2,3]",
+        b'{"columns":["a","b","x"],"data":[',
+        b"]}",
+    ),
+    "keys of a table": lambda size: filled(
+        size,
+        _keys(b"1"),
+        b'{"columns":["a","b","c"],"data":[[1,2,3]],',
+        b"}",
+    ),
 }
 
 _TENSOR = b'"shape":[1],"datatype":"FP64","data":[1]'
 
 
-def _tensors(tensor: Callable[[int], bytes], before: bytes = b'{"inputs":[', after: bytes = b"]}") -> Fill:
+def _tensors(
+    tensor: Callable[[int], bytes],
+    before: bytes = b'{"inputs":[',
+    after: bytes = b"]}",
+) -> Fill:
     return lambda size: filled(size, tensor, before, after)
 
 
 def _data(datatype: bytes, values: Fill, shape: bytes) -> Fill:
     return lambda size: (
-        b'{"inputs":[{"name":"distance","shape":%s,"datatype":"%s","data":%s}]}' % (shape, datatype, values(size))
+        b'{"inputs":[{"name":"distance","shape":%s,"datatype":"%s","data":%s}]}'
+        % (shape, datatype, values(size))
     )
 
 
 _V2: dict[str, Fill] = {
     "tensors": _tensors(lambda number: b'{"name":"t%d",%s}' % (number, _TENSOR)),
     "tensors of one name": _tensors(lambda number: b'{"name":"t",%s}' % _TENSOR),
-    "tensors with parameters": _tensors(lambda number: b'{"name":"t%d","parameters":{"x":1},%s}' % (number, _TENSOR)),
-    "parameters": _tensors(_keys(b"1"), b'{"inputs":[{"name":"distance",%s}],"parameters":{' % _TENSOR, b"}}"),
-    "parameters of a tensor": _tensors(
-        _keys(b"1"), b'{"inputs":[{"name":"distance",%s,"parameters":{' % _TENSOR, b"}}]}"
+    "tensors with parameters": _tensors(
+        lambda number: b'{"name":"t%d","parameters":{"x":1},%s}' % (number, _TENSOR),
     ),
-    "keys of a tensor": _tensors(_keys(b"1"), b'{"inputs":[{"name":"distance",%s,' % _TENSOR, b"}]}"),
-    "keys of the request": _tensors(_keys(b"1"), b'{"inputs":[{"name":"distance",%s}],' % _TENSOR, b"}"),
+    "parameters": _tensors(
+        _keys(b"1"),
+        b'{"inputs":[{"name":"distance",%s}],"parameters":{' % _TENSOR,
+        b"}}",
+    ),
+    "parameters of a tensor": _tensors(
+        _keys(b"1"),
+        b'{"inputs":[{"name":"distance",%s,"parameters":{' % _TENSOR,
+        b"}}]}",
+    ),
+    "keys of a tensor": _tensors(
+        _keys(b"1"),
+        b'{"inputs":[{"name":"distance",%s,' % _TENSOR,
+        b"}]}",
+    ),
+    "keys of the request": _tensors(
+        _keys(b"1"),
+        b'{"inputs":[{"name":"distance",%s}],' % _TENSOR,
+        b"}",
+    ),
     "keys of the request with escapes": _tensors(
-        _keys(b'"\\u0041"'), b'{"inputs":[{"name":"distance",%s}],' % _TENSOR, b"}"
+        _keys(b'"\\u0041"'),
+        b'{"inputs":[{"name":"distance",%s}],' % _TENSOR,
+        b"}",
     ),
     "outputs": _tensors(
-        lambda number: b'{"name":"o%d"}' % number, b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR
+        lambda number: b'{"name":"o%d"}' % number,
+        b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR,
     ),
     "outputs of one name": _tensors(
-        lambda n: b'{"name":"label"}', b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR
+        lambda n: b'{"name":"label"}',
+        b'{"inputs":[{"name":"distance",%s}],"outputs":[' % _TENSOR,
     ),
     "sizes": _tensors(
-        lambda number: b"1", b'{"inputs":[{"name":"distance","datatype":"FP64","data":[1],"shape":[', b"]}]}"
+        lambda number: b"1",
+        b'{"inputs":[{"name":"distance","datatype":"FP64","data":[1],"shape":[',
+        b"]}]}",
     ),
     "an id": lambda size: b'{"id":"%s","inputs":[{"name":"distance",%s}]}' % (b"a" * size, _TENSOR),
     **{
@@ -181,12 +268,22 @@ _LINES: dict[str, Fill] = {
     "empty arrays": lambda size: _repeated(size, b"[]", by=b"\n"),
     "numbers": lambda size: _repeated(size, b"1", by=b"\n"),
     "records": lambda size: _repeated(size, dump(RECORD), by=b"\n"),
-    "records and a wrong one": lambda size: _repeated(size, dump(RECORD), after=b'\n{"carrier":5}', by=b"\n"),
+    "records and a wrong one": lambda size: _repeated(
+        size,
+        dump(RECORD),
+        after=b'\n{"carrier":5}',
+        by=b"\n",
+    ),
     "records with a wrong value at the end": lambda size: _repeated(
-        size, dump(RECORD), after=b"\n" + dump({**RECORD, "hour": "x"}), by=b"\n"
+        size,
+        dump(RECORD),
+        after=b"\n" + dump({**RECORD, "hour": "x"}),
+        by=b"\n",
     ),
     "records with keys of their own": lambda size: filled(
-        size, lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n, by=b"\n"
+        size,
+        lambda n: dump(RECORD)[:-1] + b',"k%d":1}' % n,
+        by=b"\n",
     ),
     "keys in a line": lambda size: filled(size, _keys(b"1"), b"{", b"}"),
     "a text in a line": lambda size: b'"%s"' % (b"a" * size),
@@ -208,20 +305,39 @@ _CSV: dict[str, Fill] = {
         filled(size // 2, lambda n: b"c%d" % n) + b"\n" + _repeated(size // 2, b"123456")
     ),
     "rows": lambda size: _repeated(size, b"AA,1.5,3,true", _HEADER, by=b"\n"),
-    "rows and a wrong one": lambda size: _repeated(size, b"AA,1.5,3,true", _HEADER, b"\nAA,x,3,true", by=b"\n"),
+    "rows and a wrong one": lambda size: _repeated(
+        size,
+        b"AA,1.5,3,true",
+        _HEADER,
+        b"\nAA,x,3,true",
+        by=b"\n",
+    ),
     "rows that have NA": lambda size: _repeated(size, b"AA,NA,3,true", _HEADER, by=b"\n"),
-    "rows and a short one": lambda size: _repeated(size, b"AA,1.5,3,true", _HEADER, b"\nAA", by=b"\n"),
+    "rows and a short one": lambda size: _repeated(
+        size,
+        b"AA,1.5,3,true",
+        _HEADER,
+        b"\nAA",
+        by=b"\n",
+    ),
     "a field": lambda size: _HEADER + b"a" * size,
     "a field in quotes": lambda size: _HEADER + b'"%s"' % (b'""' * (size // 2)),
     "an open quote": lambda size: _HEADER + b'"' + b"\n" * size,
     "a number of digits": lambda size: _HEADER + b"AA,1,%s,true" % (b"7" * size),
-    "fields of digits": lambda size: _repeated(size, b"AA,1,%s,true" % (b"7" * 100_000), _HEADER, by=b"\n"),
+    "fields of digits": lambda size: _repeated(
+        size,
+        b"AA,1,%s,true" % (b"7" * 100_000),
+        _HEADER,
+        by=b"\n",
+    ),
     "carriage returns": lambda size: _HEADER + b"\r" * size,
 }
 
 
 def _arrow_columns(write: Callable[[pa.Table], bytes]) -> Fill:
-    return lambda size: write(pa.table({f"c{number}": pa.array([1.0]) for number in range(size // 50)}))
+    return lambda size: write(
+        pa.table({f"c{number}": pa.array([1.0]) for number in range(size // 50)}),
+    )
 
 
 def _arrow_twins(size: int) -> bytes:
@@ -244,8 +360,8 @@ def _rows(write: Callable[[pa.Table], bytes]) -> Fill:
                     "distance": np.arange(rows) * 0.1,
                     "hour": np.arange(rows),
                     "late": np.arange(rows) % 2 == 1,
-                }
-            )
+                },
+            ),
         )
 
     return fill
@@ -304,8 +420,18 @@ def shapes(route: Route) -> dict[str, Fill]:
     found["keys of the document"] = VALUES["keys"]
     found["keys beside the field"] = lambda size: filled(size, _keys(b"1"), before, b"}")
     found["keys of params"] = lambda size: filled(size, _keys(b"1"), before + b'"params":{', b"}}")
-    found["keys of parameters"] = lambda size: filled(size, _keys(b"1"), before + b'"parameters":{', b"}}")
-    found["the field again and again"] = lambda size: _repeated(size, b'"%s":[1]' % field, b"{", b"}")
+    found["keys of parameters"] = lambda size: filled(
+        size,
+        _keys(b"1"),
+        before + b'"parameters":{',
+        b"}}",
+    )
+    found["the field again and again"] = lambda size: _repeated(
+        size,
+        b'"%s":[1]' % field,
+        b"{",
+        b"}",
+    )
     if route.reads in ("invocations", "azure"):
         found |= _within(field, _SPLITS)
     if route.reads == "v2":

@@ -10,13 +10,27 @@ from threading import Barrier
 from typing import Any
 
 from tests.serve.corpus.case import Route
-from tests.serve.corpus.routes import INFER, INVOCATIONS, LINES, PREDICT, SCORE, TF_PREDICT, VERTEX_PREDICT, dump
+from tests.serve.corpus.routes import (
+    INFER,
+    INVOCATIONS,
+    LINES,
+    PREDICT,
+    SCORE,
+    TF_PREDICT,
+    VERTEX_PREDICT,
+    dump,
+)
 from tests.serve.corpus.wire import Answer, Refused, Wire, check_right, read_answer
 
 _BATCHING = {"max_batch_size": 64, "max_queue_delay_microseconds": 150_000, "threads": 32}
 NARROW: dict[str, Any] = {
     "queue": {**_BATCHING, "max_queue_size": 4},
-    "flight": {**_BATCHING, "max_concurrent_requests": 4, "rate_limit": "12/hour", "rate_limit_header": "x-key"},
+    "flight": {
+        **_BATCHING,
+        "max_concurrent_requests": 4,
+        "rate_limit": "12/hour",
+        "rate_limit_header": "x-key",
+    },
 }
 """The servers, with fields of their specs."""
 
@@ -47,7 +61,12 @@ class Crowd:
         """
         together = Barrier(self.at_once)
         with ThreadPoolExecutor(self.at_once) as pool:
-            answers = list(pool.map(lambda number: self._ask(wire, route, number, together), range(self.requests)))
+            answers = list(
+                pool.map(
+                    lambda number: self._ask(wire, route, number, together),
+                    range(self.requests),
+                ),
+            )
         refused = [answer for answer in answers if answer.status != route.status]
         if not refused:
             raise Refused("everything passes")
@@ -67,8 +86,12 @@ class Crowd:
         if self.parameters:
             body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
         with wire.connect() as connection, connection.makefile("rb") as stream:
-            together.wait(60)  # On a busy machine, connecting may take longer than the server waits for a batch.
-            connection.sendall(route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}))
+            together.wait(
+                60,
+            )  # On a busy machine, connecting may take longer than the server waits for a batch.
+            connection.sendall(
+                route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}),
+            )
             answer = read_answer(stream)
         if answer is None:
             raise Refused("no answer at all")
@@ -77,8 +100,24 @@ class Crowd:
 
 ROUTES = (INVOCATIONS, LINES, PREDICT, SCORE, VERTEX_PREDICT, INFER, TF_PREDICT)
 CASES = [
-    ("queue", Crowd("more than the queue holds", "queue", 8, 8, 429, "waiting for this model"), ROUTES),
-    ("queue", Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}), ROUTES[5:6]),
-    ("flight", Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "being answered"), ROUTES),
-    ("flight", Crowd("more than the rate of one caller", "rate", 16, 4, 429, "12/hour", {"X-Key": "one"}), ROUTES[:1]),
+    (
+        "queue",
+        Crowd("more than the queue holds", "queue", 8, 8, 429, "waiting for this model"),
+        ROUTES,
+    ),
+    (
+        "queue",
+        Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}),
+        ROUTES[5:6],
+    ),
+    (
+        "flight",
+        Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "being answered"),
+        ROUTES,
+    ),
+    (
+        "flight",
+        Crowd("more than the rate of one caller", "rate", 16, 4, 429, "12/hour", {"X-Key": "one"}),
+        ROUTES[:1],
+    ),
 ]

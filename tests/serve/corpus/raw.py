@@ -47,7 +47,11 @@ class Raw:
         return [*places[:4], *places[4::step]]
 
 
-def exchanged(port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS) -> tuple[tuple[int, ...], bool]:
+def exchanged(
+    port: int,
+    pieces: Sequence[bytes],
+    pause: float = _PAUSE_SECONDS,
+) -> tuple[tuple[int, ...], bool]:
     """Return the statuses for these segments, and True if the last request was answered."""
     answered = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
@@ -126,7 +130,9 @@ def _each(texts: bytes) -> list[bytes]:
 _LARGE = MAX_BODY_BYTES + 1
 _TAKEN = {
     "chunks": _chunks(_ONE + _END),
-    "two chunks": _chunks(b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END),
+    "two chunks": _chunks(
+        b"5\r\n" + ROW[:5] + b"\r\n%X\r\n" % len(ROW[5:]) + ROW[5:] + b"\r\n" + _END,
+    ),
     "a size with zeros before it": _size(b"0" * 10 + _SIZE),
     "a last size of zeros": _chunks(_ONE + b"0000\r\n\r\n"),
     "an extension": _size(_SIZE + b";a=b"),
@@ -139,7 +145,9 @@ _TAKEN = {
     "a trailer": _trailer(b"X: y\r\n"),
     "a hundred trailers": _trailer(b"X: y\r\n" * 100),
     "a trailer beyond ASCII": _trailer(b"X: \xe4\r\n"),
-    "trailers that would say where the body ends": _trailer(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+    "trailers that would say where the body ends": _trailer(
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    ),
     "trailers that would say who asks": _trailer(b"Host: y\r\nAuthorization: y\r\n"),
     "chunks of a GET": _chunks(_ONE + _END).replace(b"POST /predict", b"GET /ping"),
     "a body of a GET": _sized().replace(b"POST /predict", b"GET /ping"),
@@ -153,9 +161,16 @@ _TAKEN = {
     "an empty host": PING.replace(b" x", b""),
     "a tab in a value": _get(b"/ping", b"A: a\tb"),
     "a value beyond ASCII": _get(b"/ping", b"A: \x85\xa0\xe4"),
-    "a length with an underscore in its name": _get(b"/ping", b"Content_Length: 5", b"Transfer_Encoding: chunked"),
+    "a length with an underscore in its name": _get(
+        b"/ping",
+        b"Content_Length: 5",
+        b"Transfer_Encoding: chunked",
+    ),
     "an upgrade to HTTP/2": _get(
-        b"/ping", b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AA"
+        b"/ping",
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Upgrade: h2c",
+        b"HTTP2-Settings: AA",
     ),
     "an upgrade to a websocket": _get(b"/ping", b"Connection: Upgrade", b"Upgrade: websocket"),
     "an option of the connection that nobody knows": _get(b"/ping", b"Connection: closed"),
@@ -178,8 +193,14 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "an empty line behind a body": (_sized() + b"\r\n" + PING, (200, 200)),
     "an empty line behind chunks": (_chunks(_ONE + _END) + b"\r\n" + PING, (200, 200)),
     "behind what is not there": (_get(b"/nowhere") + PING, (404, 200)),
-    "behind a body that is not there": (_sized().replace(b"/predict", b"/nowhere") + PING, (404, 200)),
-    "behind chunks that are not there": (_chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING, (404, 200)),
+    "behind a body that is not there": (
+        _sized().replace(b"/predict", b"/nowhere") + PING,
+        (404, 200),
+    ),
+    "behind chunks that are not there": (
+        _chunks(_ONE + _END).replace(b"/predict", b"/nowhere") + PING,
+        (404, 200),
+    ),
     "behind a bad document": (_sized(b"{") + PING, (400, 200)),
     "behind a method that is not taken": (PING.replace(b"GET", b"DELETE") + PING, (405, 200)),
     "behind the methods": (PING.replace(b"GET", b"OPTIONS") + PING, (204, 200)),
@@ -190,12 +211,21 @@ _SEVERAL: dict[str, tuple[bytes, tuple[int, ...]]] = {
 _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "two empty lines between": (PING + b"\r\n\r\n" + PING, (200, 400)),
     "a line feed behind a body": (_sized() + b"\n" + PING, (200, 400)),
-    "a body that is too large": (_post(b"x" * _LARGE, b"Content-Length: %d" % _LARGE) + PING, (413,)),
-    "a chunk that is too large": (_chunks(b"%x\r\n%s\r\n%s" % (_LARGE, b"x" * _LARGE, _END)) + PING, (413,)),
+    "a body that is too large": (
+        _post(b"x" * _LARGE, b"Content-Length: %d" % _LARGE) + PING,
+        (413,),
+    ),
+    "a chunk that is too large": (
+        _chunks(b"%x\r\n%s\r\n%s" % (_LARGE, b"x" * _LARGE, _END)) + PING,
+        (413,),
+    ),
     "a chunk that says so": (_chunks(b"f" * 15 + b"\r\nabc\r\n" + _END), (413,)),
     "a body that says so": (_post(b"x", b"Content-Length: " + b"9" * 18), (413,)),
     "an expectation": (_sized(ROW, b"Expect: miracles") + PING, (417,)),
-    "an expectation in HTTP/1.0": (_sized(ROW, b"Expect: m").replace(b"HTTP/1.1", b"HTTP/1.0") + PING, (417,)),
+    "an expectation in HTTP/1.0": (
+        _sized(ROW, b"Expect: m").replace(b"HTTP/1.1", b"HTTP/1.0") + PING,
+        (417,),
+    ),
     "two expectations": (_sized(ROW, b"Expect: 100-continue", b"Expect: 100-continue"), (417,)),
     "an empty expectation": (_sized(ROW, b"Expect:"), (417,)),
     "a line of 8,191 bytes": (_get(b"/ping?" + b"a" * 8172), (414,)),
@@ -205,10 +235,13 @@ _CUT: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "a field of 20,000 bytes": (_get(b"/ping", b"A: " + b"a" * 20_000), (431,)),
     "fields of 320,000 bytes": (_get(b"/ping", *[b"A: " + b"a" * 4000] * 80), (431,)),
     **{
-        f"Transfer-Encoding: {coding.decode()!r}": (_length(b"Transfer-Encoding: " + coding), (501,))
+        f"Transfer-Encoding: {coding.decode()!r}": (
+            _length(b"Transfer-Encoding: " + coding),
+            (501,),
+        )
         for coding in _each(
             b"br|gzip|gzip, chunked|identity|identity, chunked|chunked, identity|chunked, chunked|chunked,"
-            b'|,chunked|"chunked"|chunked;q=1|xchunked|'
+            b'|,chunked|"chunked"|chunked;q=1|xchunked|',
         )
     },
 }
@@ -223,7 +256,7 @@ _REFUSED = {
                 b"|GET /ping HTTP/01.1|GET /ping HTTP 1.1|GET /ping HTTP/1.1 |GET  /ping HTTP/1.1"
                 b"|GET /ping  HTTP/1.1|GET\t/ping HTTP/1.1|GET /pi ng HTTP/1.1|GET /ping HTTP/1.1\r"
                 b"| GET /ping HTTP/1.1|\r\n GET /ping HTTP/1.1|\x00GET /ping HTTP/1.1|\nGET /ping HTTP/1.1"
-                b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1"
+                b"|\rGET /ping HTTP/1.1|\r\n\nGET /ping HTTP/1.1|\r\n\r\nGET /ping HTTP/1.1",
             ),
             b"G" * 21 + b" /ping HTTP/1.1",
         ]
@@ -233,14 +266,14 @@ _REFUSED = {
         for target in _each(
             b"http://x/ping|https://y/ping|x:80|ping|?ping|/ping#a|/a/../ping|/%2e%2e/ping|/ping%00"
             b"|/ping%0d%0aX:%20y|/%2fping|//ping|/ping?\x01|/ping?\xe4|/ping?\x00|/ping\x00|/ping\x7f"
-            b"|/p\xefng|/pi\rng"
+            b"|/p\xefng|/pi\rng",
         )
     },
     **{
         f"the field {field.decode('latin-1')!r}": _get(b"/ping", field) + PING
         for field in _each(
             b"Host: x|Host: y|A: b\r\n c|A: b\r\n\tc|A: b\r\n |A : b|A\t: b|A|: b|\xe4: b|A\x01: b|A(: b"
-            b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n"
+            b"|A: \x00|A: \x01|A: \x7f|A:\x0bb|A: b\x0b|A: \x0cb|A: b\rC: d|A: b\nC: d|A: b\r|\n",
         )
     },
     **{
@@ -287,7 +320,7 @@ _REFUSED = {
         f"the trailer {trailer[:20].decode('latin-1')!r}": _trailer(trailer + b"\r\n") + PING
         for trailer in [
             *_each(
-                b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|GET /ping HTTP/1.1\r\nHost: x"
+                b": y|X|X : y|X: y\r\n z| X: y|X: \x00|X: y\n|X: y\n\n|X: y\rz|\xe4: a|GET /ping HTTP/1.1\r\nHost: x",
             ),
             b"A: " + b"a" * 9000,
             b"A: b\r\n" * 100 + b"A: b",
@@ -298,7 +331,12 @@ _REFUSED = {
     "bad chunks of a bad path": _chunks(b"zz\r\n").replace(b"/predict", b"//predict"),
     "bad chunks of a GET": _chunks(b"zz\r\n\r\n").replace(b"POST /predict", b"GET /ping"),
     "bad chunks of a stream": _post(b"zz\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
-    "a bad trailer of a stream": _post(_ONE + b"0\r\nX\r\n\r\n", _CHUNKED, path=b"/invocations", kind=b"jsonl"),
+    "a bad trailer of a stream": _post(
+        _ONE + b"0\r\nX\r\n\r\n",
+        _CHUNKED,
+        path=b"/invocations",
+        kind=b"jsonl",
+    ),
 }
 CASES = [
     *[Raw(name, sent, (200,), goes_on=True) for name, sent in _TAKEN.items()],

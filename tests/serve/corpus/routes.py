@@ -42,7 +42,11 @@ def table(records: Sequence[Record]) -> pa.Table:
 
 def arrow_stream(content: pa.Table, compression: str | None = None) -> bytes:
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, content.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+    with pa.ipc.new_stream(
+        sink,
+        content.schema,
+        options=pa.ipc.IpcWriteOptions(compression=compression),
+    ) as writer:
         writer.write_table(content)
     return sink.getvalue()
 
@@ -67,11 +71,18 @@ def _split(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _v2(records: Sequence[Record]) -> bytes:
-    return dump({"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]})
+    return dump(
+        {"id": "7", "inputs": [tensor(name, values) for name, values in _columns(records).items()]},
+    )
 
 
 def tensor(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    return {"name": name, "shape": [len(values)], "datatype": DATATYPES.get(name, "FP64"), "data": values}
+    return {
+        "name": name,
+        "shape": [len(values)],
+        "datatype": DATATYPES.get(name, "FP64"),
+        "data": values,
+    }
 
 
 def _jsonl(records: Sequence[Record]) -> bytes:
@@ -79,7 +90,12 @@ def _jsonl(records: Sequence[Record]) -> bytes:
 
 
 FLIGHTS = compile_schema(
-    (Column("carrier", "string"), Column("distance", "double"), Column("hour", "long"), Column("late", "boolean")),
+    (
+        Column("carrier", "string"),
+        Column("distance", "double"),
+        Column("hour", "long"),
+        Column("late", "boolean"),
+    ),
     (),
     (),
 )
@@ -120,9 +136,14 @@ IMAGE = np.arange(4, dtype="<f4").reshape(1, 2, 2)
 _HEAD = dump(
     {
         "inputs": [
-            {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": IMAGE.nbytes}}
-        ]
-    }
+            {
+                "name": "image",
+                "shape": [1, 2, 2],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": IMAGE.nbytes},
+            },
+        ],
+    },
 )
 BINARY = _route(
     "/v2/models/tensor/infer",
@@ -174,16 +195,40 @@ TABLES = (
 )
 TENSORS = (
     BINARY,
-    _route("/endpoints/tensor/invocations", "tensor", dump({"inputs": IMAGE.tolist()}), b'"total":[6.0]'),
-    _route("/v1/models/tensor:predict", "tf tensor", dump({"instances": IMAGE.tolist()}), b'"total":6.0'),
+    _route(
+        "/endpoints/tensor/invocations",
+        "tensor",
+        dump({"inputs": IMAGE.tolist()}),
+        b'"total":[6.0]',
+    ),
+    _route(
+        "/v1/models/tensor:predict",
+        "tf tensor",
+        dump({"instances": IMAGE.tolist()}),
+        b'"total":6.0',
+    ),
 )
 _NOBODY = b"this server does not allow requests to"
 _KNOWN = {"Host": "localhost"}
 INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
 ADMIN = (
     INDEX,
-    _route("/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
-    _route("/v2/repository/models/flights/unload", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
+    _route(
+        "/v2/repository/models/other/load",
+        "parameters",
+        b"",
+        _NOBODY,
+        status=400,
+        headers=_KNOWN,
+    ),
+    _route(
+        "/v2/repository/models/flights/unload",
+        "parameters",
+        b"",
+        _NOBODY,
+        status=400,
+        headers=_KNOWN,
+    ),
 )
 PAGES = {
     path: Route("GET", path, right=right)
@@ -232,5 +277,7 @@ def reading(*languages: str) -> tuple[Route, ...]:
     return tuple(route for route in POSTS if route.reads in languages)
 
 
-JSON_ROUTES = tuple(route for route in POSTS if route.reads not in _TYPES and route.reads != "v2 binary")
+JSON_ROUTES = tuple(
+    route for route in POSTS if route.reads not in _TYPES and route.reads != "v2 binary"
+)
 """Routes whose body is a single JSON document."""

@@ -71,7 +71,13 @@ def _half_a_chunk(route: Route) -> bytes:
 
 _ROUTES = (INVOCATIONS, PREDICT, INFER, TF_PREDICT, BINARY)
 CASES = [
-    Slow("half a request line", "seconds of a head", lambda route: b"GET /pi", (PAGES["/docs"],), 408),
+    Slow(
+        "half a request line",
+        "seconds of a head",
+        lambda route: b"GET /pi",
+        (PAGES["/docs"],),
+        408,
+    ),
     Slow("half a head", "seconds of a head", _head, _ROUTES, 408),
     Slow("a head that trickles", "seconds of a head", _head, _ROUTES[:2], 408, b"a"),
     Slow("half a body", "seconds of a body", _half, _ROUTES, 408),
@@ -81,7 +87,9 @@ CASES = [
     Slow(
         "a chunk whose line ends with LF",
         "seconds of a body",
-        lambda route: route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1) + b"3\nabc\n0\n\n",
+        lambda route: (
+            route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1) + b"3\nabc\n0\n\n"
+        ),
         _ROUTES[:1],
         400,
     ),

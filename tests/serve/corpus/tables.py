@@ -29,9 +29,15 @@ def _always(body: bytes) -> Body:
 
 
 def _cases(
-    bound: str, on: tuple[Route, ...], bodies: dict[str, bytes], status: int = 400, *words: str
+    bound: str,
+    on: tuple[Route, ...],
+    bodies: dict[str, bytes],
+    status: int = 400,
+    *words: str,
 ) -> list[AnyCase]:
-    return [BodyCase(name, bound, _always(body), on, status, words) for name, body in bodies.items()]
+    return [
+        BodyCase(name, bound, _always(body), on, status, words) for name, body in bodies.items()
+    ]
 
 
 _HEADER = b"carrier,distance,hour,late\n"
@@ -57,7 +63,11 @@ CSV: list[AnyCase] = _cases(
         "a hundred thousand commas": b"," * 100_000 + b"\n1",
         "a hundred thousand columns": b",".join(b"c%d" % n for n in range(100_000)) + b"\n1",
     },
-) + _cases("field of CSV", reading("csv"), {"a field of 200,000 characters": _HEADER + b"x" * 200_000 + b",1,1,true\n"})
+) + _cases(
+    "field of CSV",
+    reading("csv"),
+    {"a field of 200,000 characters": _HEADER + b"x" * 200_000 + b",1,1,true\n"},
+)
 
 _LINE = dump(RECORD) + b"\n"
 LINES: list[AnyCase] = _cases(
@@ -83,11 +93,16 @@ _WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 
 def _many(column: str, values: Any) -> pa.Table:
     """Return a table with the column `values`, in which the other columns are valid."""
-    return pa.table({name: values if name == column else [RECORD[name]] * len(values) for name in RECORD})
+    return pa.table(
+        {name: values if name == column else [RECORD[name]] * len(values) for name in RECORD},
+    )
 
 
 _LONG = pa.table({"distance": np.zeros(MAX_BODY_BYTES // 8 + 1)})
-_DICTIONARY = pa.DictionaryArray.from_arrays(pa.array(np.zeros(1000, np.int32)), pa.array(["x" * 10_000]))
+_DICTIONARY = pa.DictionaryArray.from_arrays(
+    pa.array(np.zeros(1000, np.int32)),
+    pa.array(["x" * 10_000]),
+)
 _TABLES: dict[str, pa.Table] = {
     "a text for a number in {}": _many("distance", ["far"]),
     "null for an integer in {}": _many("hour", pa.array([None], pa.int64())),
@@ -125,11 +140,21 @@ ARROW: list[AnyCase] = [
         413,
         "decompressed",
     ),
-    *_cases("rows of a table", reading("arrow"), {"600,000 rows of nothing": arrow_stream(_WIDE)}, 413, "600000"),
+    *_cases(
+        "rows of a table",
+        reading("arrow"),
+        {"600,000 rows of nothing": arrow_stream(_WIDE)},
+        413,
+        "600000",
+    ),
     *_cases(
         "words of a dictionary",
         reading("arrow", "arrow file"),
-        {"a long word that stands for a thousand rows": arrow_stream(_many("carrier", _DICTIONARY))},
+        {
+            "a long word that stands for a thousand rows": arrow_stream(
+                _many("carrier", _DICTIONARY),
+            ),
+        },
         413,
         "limit",
     ),
@@ -138,9 +163,18 @@ ARROW: list[AnyCase] = [
 _SIZE = "Inference-Header-Content-Length"
 
 
-def _binary(size: Any = IMAGE.nbytes, data: bytes = IMAGE.tobytes(), **changes: Any) -> tuple[Body, dict[str, str]]:
+def _binary(
+    size: Any = IMAGE.nbytes,
+    data: bytes = IMAGE.tobytes(),
+    **changes: Any,
+) -> tuple[Body, dict[str, str]]:
     """Return an infer request whose tensor follows the JSON."""
-    entry = {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": size}}
+    entry = {
+        "name": "image",
+        "shape": [1, 2, 2],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": size},
+    }
     head = dump({"inputs": [{**entry, **changes}]})
     return _always(head + data), {_SIZE: str(len(head))}
 
@@ -174,7 +208,8 @@ _BINARIES: dict[str, tuple[Body, dict[str, str]]] = {
     "a datatype of another width": _binary(datatype="FP64"),
 }
 BINARIES: list[AnyCase] = [
-    BodyCase(name, "binary tensors", body, (BINARY,), 400, (), headers) for name, (body, headers) in _BINARIES.items()
+    BodyCase(name, "binary tensors", body, (BINARY,), 400, (), headers)
+    for name, (body, headers) in _BINARIES.items()
 ]
 
 
@@ -184,13 +219,21 @@ def _parameters(**parameters: Any) -> bytes:
 
 _LOAD = tuple(route for route in reading("parameters") if route.path.endswith("/load"))
 _SPEC = {"name": "other", "variants": {"v": {"model": "models:/m/1"}}}
-_LAUGHS = "b0: &b0 [x,x]\n" + "".join(f"b{n + 1}: &b{n + 1} [{','.join([f'*b{n}'] * 9)}]\n" for n in range(9))
+_LAUGHS = "b0: &b0 [x,x]\n" + "".join(
+    f"b{n + 1}: &b{n + 1} [{','.join([f'*b{n}'] * 9)}]\n" for n in range(9)
+)
 REPOSITORY: list[AnyCase] = [
     *_cases(
-        "the repository", reading("parameters"), {"an unknown parameter of a load": _parameters(x="y")}, 400, "known"
+        "the repository",
+        reading("parameters"),
+        {"an unknown parameter of a load": _parameters(x="y")},
+        400,
+        "known",
     ),
     *_cases(
-        "kinds of JSON", reading("parameters"), {"parameters of a command that are a list": dump({"parameters": [1]})}
+        "kinds of JSON",
+        reading("parameters"),
+        {"parameters of a command that are a list": dump({"parameters": [1]})},
     ),
     *_cases("the repository", reading("index"), {"ready that is a text": dump({"ready": "yes"})}),
     *_cases(
@@ -203,7 +246,9 @@ REPOSITORY: list[AnyCase] = [
             "a config that is no YAML": _parameters(config="{: ["),
             "a config that makes objects": _parameters(config="!!python/object/apply:os.getcwd []"),
             "a config with an unknown field": _parameters(config=json.dumps({**_SPEC, "x": 1})),
-            "a config that changes the server": _parameters(config=json.dumps({**_SPEC, "server": {"workers": 9}})),
+            "a config that changes the server": _parameters(
+                config=json.dumps({**_SPEC, "server": {"workers": 9}}),
+            ),
             "a config with an impossible date": _parameters(config="name: 2001-99-99"),
             "a model that is none": _parameters(model_uri=""),
         },
@@ -218,7 +263,10 @@ REPOSITORY: list[AnyCase] = [
     *_cases(
         "YAML of a config",
         _LOAD,
-        {"a config of aliases": _parameters(config=_LAUGHS), "a deep config": _parameters(config="[" * 20_000)},
+        {
+            "a config of aliases": _parameters(config=_LAUGHS),
+            "a deep config": _parameters(config="[" * 20_000),
+        },
         400,
         "config cannot be read",
     ),

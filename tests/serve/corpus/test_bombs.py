@@ -25,9 +25,18 @@ def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> N
         Path(path).write_bytes(zstandard.compress(BOMBS[name].body(), 1))
     command = [sys.executable, "-m", "tests.serve.corpus.bombs", json.dumps(packed)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=True)
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
     told = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
-    assert list(told) == names, ran.stderr[-2000:]  # A missing name means that the bomb has crashed the process.
+    assert list(told) == names, ran.stderr[
+        -2000:
+    ]  # A missing name means that the bomb has crashed the process.
     assert {name: line for name, line in told.items() if line["mib"] >= BOMBS[name].most_mib} == {}
     refused = {name for name, line in told.items() if line["message"].startswith(("400 ", "413 "))}
     assert set(names) - refused == TAKEN & set(names), told

@@ -49,13 +49,20 @@ def fails(attempts: Iterable[Callable[[], None]]) -> bool:
 
 def removals(*of: str) -> Any:
     """Parametrize a test by these removals."""
-    found = [pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}") for entry in REMOVALS if entry[1].of in of]
+    found = [
+        pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}")
+        for entry in REMOVALS
+        if entry[1].of in of
+    ]
     return pytest.mark.parametrize(("name", "removal"), found)
 
 
 @removals("answer", "wsgi")
 def test_without_a_bound_of_the_application_one_of_its_cases_fails(
-    wsgi: Wsgi, monkeypatch: pytest.MonkeyPatch, name: str, removal: Removal
+    wsgi: Wsgi,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    removal: Removal,
 ) -> None:
     for target, text in removal.patched.items():
         module, _, attribute = target.rpartition(".")
@@ -63,23 +70,38 @@ def test_without_a_bound_of_the_application_one_of_its_cases_fails(
         value = eval(text, {"re": re, "original": getattr(owner, attribute)})
         monkeypatch.setattr(owner, attribute, value)
     cases = [case for case in CASES if case.bound == name]
-    assert fails([lambda case=case, route=route: wsgi.check(case, route) for case in cases for route in case.on])  # type: ignore[misc]
+    assert fails(
+        [
+            lambda case=case, route=route: wsgi.check(case, route)
+            for case in cases
+            for route in case.on
+        ],
+    )  # type: ignore[misc]
 
 
 @pytest.mark.long
 @removals("fast")
 def test_without_a_bound_of_the_worker_one_of_its_cases_fails(
-    start: Any, tmp_path: Path, name: str, removal: Removal
+    start: Any,
+    tmp_path: Path,
+    name: str,
+    removal: Removal,
 ) -> None:
     config = tmp_path / "without.py"
     config.write_text(_CONFIG.format(patched=dict(removal.patched)))
-    crowds = [(where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name]
+    crowds = [
+        (where, crowd, routes) for where, crowd, routes in limits.CASES if crowd.bound == name
+    ]
     fields = {**(limits.NARROW[crowds[0][0]] if crowds else {}), **removal.fields}
     with start(config, **fields) as tried:
         attempts: list[Callable[[], None]] = [
             *[lambda c=c, r=r: c.try_on(tried.wire, r) for _, c, routes in crowds for r in routes],
             *[lambda c=c: tried.wire.check(c, c.on[0]) for c in CASES if c.bound == name],
-            *[lambda c=c: c.try_on(tried.wire, c.on[0], _SLOW_SECONDS) for c in slow.CASES if c.bound == name],
+            *[
+                lambda c=c: c.try_on(tried.wire, c.on[0], _SLOW_SECONDS)
+                for c in slow.CASES
+                if c.bound == name
+            ],
         ]  # type: ignore[misc]
         assert attempts
         assert fails(attempts)

@@ -30,17 +30,25 @@ def test_every_route_gives_its_right_answer(tried: Tried, wsgi: Wsgi) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_bad_request_is_refused_and_the_good_one_after_it_answered(tried: Tried, case: AnyCase) -> None:
+def test_a_bad_request_is_refused_and_the_good_one_after_it_answered(
+    tried: Tried,
+    case: AnyCase,
+) -> None:
     assert failures(lambda route: tried.wire.check(case, route), case.on) == []
 
 
 @pytest.mark.parametrize("case", heads.PIPELINED, ids=lambda case: case.name)
-def test_a_bad_request_behind_a_good_one_does_not_touch_its_answer(tried: Tried, case: AnyCase) -> None:
+def test_a_bad_request_behind_a_good_one_does_not_touch_its_answer(
+    tried: Tried,
+    case: AnyCase,
+) -> None:
     assert failures(lambda route: tried.wire.check(case, route, comes_first=True), case.on) == []
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.bound not in OF_THE_CONNECTION], ids=lambda case: case.name
+    "case",
+    [case for case in CASES if case.bound not in OF_THE_CONNECTION],
+    ids=lambda case: case.name,
 )
 def test_the_wsgi_application_refuses_a_bad_request_alike(wsgi: Wsgi, case: AnyCase) -> None:
     assert failures(lambda route: wsgi.check(case, route), case.on) == []

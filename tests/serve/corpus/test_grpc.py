@@ -12,9 +12,15 @@ from mlflow_deploy_plugin.serve.grpc.service import METHODS as MANAGEMENT
 from tests.serve.corpus.routes import IMAGE, MAX_BODY_BYTES
 from tests.support.waiting import free_port
 
-_TENSOR = messages.ModelInferRequest.InferInputTensor(name="image", datatype="FP32", shape=IMAGE.shape)
+_TENSOR = messages.ModelInferRequest.InferInputTensor(
+    name="image",
+    datatype="FP32",
+    shape=IMAGE.shape,
+)
 GOOD = messages.ModelInferRequest(
-    model_name="tensor", inputs=[_TENSOR], raw_input_contents=[IMAGE.tobytes()]
+    model_name="tensor",
+    inputs=[_TENSOR],
+    raw_input_contents=[IMAGE.tobytes()],
 ).SerializeToString()
 METHODS = [f"/{INFERENCE}/{name}" for name in ("ModelInfer", *MANAGEMENT)] + [f"/{HEALTH}/Check"]
 NOISE = {
@@ -50,19 +56,25 @@ def refusal(channel: Any, method: str, body: bytes) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_noise_is_refused_by_every_method_and_the_good_call_answered(called: tuple[Any, Any], noise: str) -> None:
+def test_noise_is_refused_by_every_method_and_the_good_call_answered(
+    called: tuple[Any, Any],
+    noise: str,
+) -> None:
     channel, _ = called
     for method in METHODS:
         code, told = refusal(channel, method, NOISE[noise])
         assert code in _CODES, (method, told)
         assert "Traceback" not in told
         assert ".py" not in told
-        answer = messages.ModelInferResponse.FromString(channel.unary_unary(METHODS[0])(GOOD, timeout=20))
+        answer = messages.ModelInferResponse.FromString(
+            channel.unary_unary(METHODS[0])(GOOD, timeout=20),
+        )
         assert answer.raw_output_contents[0] == (IMAGE * 2).tobytes()
 
 
 @pytest.mark.parametrize(
-    "path", ["/x/y", "/inference.GRPCInferenceService/None", "/inference.GRPCInferenceService/../ping"]
+    "path",
+    ["/x/y", "/inference.GRPCInferenceService/None", "/inference.GRPCInferenceService/../ping"],
 )
 def test_methods_that_are_not_there_are_unimplemented(called: tuple[Any, Any], path: str) -> None:
     assert refusal(called[0], path, GOOD)[0] == "UNIMPLEMENTED"

@@ -35,7 +35,11 @@ def test_hostile_bytes_that_come_one_by_one_are_read_alike(tried: Tried) -> None
     cases = [case for case in raw.CASES if len(case.sent) < 250][::3]
 
     def check(case: Raw) -> str:
-        found = exchanged(port, [case.sent[place : place + 1] for place in range(len(case.sent))], pause=0.0002)
+        found = exchanged(
+            port,
+            [case.sent[place : place + 1] for place in range(len(case.sent))],
+            pause=0.0002,
+        )
         return "" if found == (case.statuses, case.goes_on) else f"{case.name}: {found}"
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:

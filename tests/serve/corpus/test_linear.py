@@ -31,7 +31,13 @@ _ROUTES = [
     next(route for route in POSTS if route.reads == "records"),
     next(route for route in POSTS if route.path.endswith("/load")),
     Route("POST", "/feedback", "feedback", headers=_JSON),
-    Route("POST", "/endpoints/single/invocations", "invocations", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
+    Route(
+        "POST",
+        "/endpoints/single/invocations",
+        "invocations",
+        dump({"inputs": [[1, 2, 3]]}),
+        headers=_JSON,
+    ),
     Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
@@ -113,24 +119,37 @@ _TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
 _ModelInferRequest: Any = messages.ModelInferRequest  # Protobuf accepts dictionaries for messages.
 _CALLS: dict[str, Callable[[int], Any]] = {
     "tensors": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)], raw_input_contents=[b"12345678"] * count
+        inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)],
+        raw_input_contents=[b"12345678"] * count,
     ),
     "empty tensors": lambda count: _ModelInferRequest(inputs=[{}] * count * 10),
     "parameters": lambda count: _ModelInferRequest(
-        parameters={f"k{number}": {"bool_param": True} for number in range(count)}
+        parameters={f"k{number}": {"bool_param": True} for number in range(count)},
     ),
     "parameters of a tensor": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}]
+        inputs=[
+            {
+                **_TENSOR,
+                "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)},
+            },
+        ],
     ),
-    "outputs": lambda count: _ModelInferRequest(outputs=[{"name": f"o{number}"} for number in range(count)]),
+    "outputs": lambda count: _ModelInferRequest(
+        outputs=[{"name": f"o{number}"} for number in range(count)],
+    ),
     "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
     "values": lambda count: _ModelInferRequest(
-        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
+        inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}],
     ),
     "texts": lambda count: _ModelInferRequest(
         inputs=[
-            {"name": "carrier", "datatype": "BYTES", "shape": [count], "contents": {"bytes_contents": [b"AA"] * count}}
-        ]
+            {
+                "name": "carrier",
+                "datatype": "BYTES",
+                "shape": [count],
+                "contents": {"bytes_contents": [b"AA"] * count},
+            },
+        ],
     ),
 }
 

@@ -14,13 +14,17 @@ from tests.serve.corpus.wire import Answer, check_right
 from tests.support.handling import handle
 
 ENCODINGS = st.sampled_from(["", "gzip", "zstd", "br", "identity", "gzip, zstd"])
-TYPES = st.sampled_from(sorted({route.headers.get("Content-Type", "") for route in POSTS} | {"application/x"}))
+TYPES = st.sampled_from(
+    sorted({route.headers.get("Content-Type", "") for route in POSTS} | {"application/x"}),
+)
 
 
 @pytest.fixture
 def ask(server: Any) -> Any:
     def asked(route: Route, body: bytes, headers: dict[str, str]) -> Answer:
-        given = {name.lower(): value for name, value in {**route.headers, **headers}.items() if value}
+        given = {
+            name.lower(): value for name, value in {**route.headers, **headers}.items() if value
+        }
         response = handle(server, RawRequest(route.method, route.path, given, body))
         return Answer(response.status, response.headers, response.body)
 
@@ -28,10 +32,19 @@ def ask(server: Any) -> Any:
 
 
 Ask = Callable[[Route, bytes, dict[str, str]], Answer]
-NOISE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+NOISE = settings(
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
-def check(ask: Ask, route: Route, body: bytes, headers: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def check(
+    ask: Ask,
+    route: Route,
+    body: bytes,
+    headers: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     answered = ask(route, body, headers)
     assert answered.status < 500, answered
     assert b"Traceback" not in answered.body
@@ -43,11 +56,18 @@ def check(ask: Ask, route: Route, body: bytes, headers: dict[str, str], caplog: 
 @NOISE
 @given(data=st.data())
 def test_noise_is_refused_or_answered(
-    ask: Ask, caplog: pytest.LogCaptureFixture, route: Route, data: st.DataObject
+    ask: Ask,
+    caplog: pytest.LogCaptureFixture,
+    route: Route,
+    data: st.DataObject,
 ) -> None:
     headers = {"Content-Encoding": data.draw(ENCODINGS), "Content-Type": data.draw(TYPES)}
-    headers["Inference-Header-Content-Length"] = data.draw(st.sampled_from(["", "0", "5", "-1", "x"]))
-    headers["Accept"] = data.draw(st.sampled_from(["", "*/*", "text/html;q=x", *route.headers.values()]))
+    headers["Inference-Header-Content-Length"] = data.draw(
+        st.sampled_from(["", "0", "5", "-1", "x"]),
+    )
+    headers["Accept"] = data.draw(
+        st.sampled_from(["", "*/*", "text/html;q=x", *route.headers.values()]),
+    )
     check(ask, route, data.draw(st.binary(max_size=200)), headers, caplog)
 
 
@@ -55,7 +75,10 @@ def test_noise_is_refused_or_answered(
 @NOISE
 @given(data=st.data())
 def test_a_good_body_that_is_bent_is_refused_or_answered(
-    ask: Ask, caplog: pytest.LogCaptureFixture, route: Route, data: st.DataObject
+    ask: Ask,
+    caplog: pytest.LogCaptureFixture,
+    route: Route,
+    data: st.DataObject,
 ) -> None:
     body = bytearray(route.good or b'{"parameters": {"model_uri": "models:/m/1"}}')
     for _ in range(data.draw(st.integers(1, 4))):
@@ -65,4 +88,17 @@ def test_a_good_body_that_is_bent_is_refused_or_answered(
     check(ask, route, bytes(body), {}, caplog)
 
 
-WORDS = [b"NaN", b"-Infinity", b"1e999", b"\\ud800", b"null", b"[", b"{}", b'"', b"9" * 30, b"-0.0", b"\xff\xfe", b",,"]
+WORDS = [
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"\\ud800",
+    b"null",
+    b"[",
+    b"{}",
+    b'"',
+    b"9" * 30,
+    b"-0.0",
+    b"\xff\xfe",
+    b",,",
+]

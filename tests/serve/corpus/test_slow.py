@@ -19,7 +19,10 @@ LIMIT_SECONDS = 15.0
 def test_slow_clients_are_let_go_and_hold_nobody_up(start: Any) -> None:
     clients = [(case.name, case.try_on, route) for case in slow.CASES for route in case.on]
     clients.append(("answers that nobody takes", slow.never_read, PAGES["/docs"]))
-    with start(threads=len(clients) + 4, request_timeout_seconds=2) as tried, ThreadPoolExecutor(len(clients)) as pool:
+    with (
+        start(threads=len(clients) + 4, request_timeout_seconds=2) as tried,
+        ThreadPoolExecutor(len(clients)) as pool,
+    ):
         before = tried.pids
         begun = threading.Barrier(len(clients) + 1)
 

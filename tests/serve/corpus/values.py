@@ -43,7 +43,8 @@ _WRONG: list[tuple[str, str, Any, tuple[str, ...]]] = [
     ("the wrong half of a surrogate pair", "carrier", "\udc00x", ()),
 ]
 TYPES: list[AnyCase] = [
-    BodyCase(name, "types", _one(column, value), RECORDS, 400, words) for name, column, value, words in _WRONG
+    BodyCase(name, "types", _one(column, value), RECORDS, 400, words)
+    for name, column, value, words in _WRONG
 ]
 
 
@@ -82,7 +83,14 @@ _ROW = list(RECORD.values())
 _SPLITS = reading("invocations", "azure")
 COLUMN_CASES: list[AnyCase] = [
     *[
-        BodyCase(f"without the column {column}", "columns", _record(_without(column)), RECORDS, 400, (column,))
+        BodyCase(
+            f"without the column {column}",
+            "columns",
+            _record(_without(column)),
+            RECORDS,
+            400,
+            (column,),
+        )
         for column in COLUMNS
     ],
     BodyCase("other columns", "columns", _record({"a": 1, "b": 2}), RECORDS, 400, ("carrier",)),
@@ -94,16 +102,54 @@ COLUMN_CASES: list[AnyCase] = [
         400,
         ("'distnce'", "distance"),
     ),
-    BodyCase("a column of another case", "columns", _record({**_without("late"), "LATE": True}), RECORDS),
     BodyCase(
-        "a column of two", "columns", _split([*COLUMNS, "late"], [*_ROW, True]), _SPLITS, 400, ("late", "duplicated")
+        "a column of another case",
+        "columns",
+        _record({**_without("late"), "LATE": True}),
+        RECORDS,
     ),
-    BodyCase("a row that is too short", "rows", _split(COLUMNS, _ROW[:3]), _SPLITS, 400, ("row 0",)),
-    BodyCase("a row that is too long", "rows", _split(COLUMNS, [*_ROW, 1]), _SPLITS, 400, ("row 0",)),
-    BodyCase("a second row that is too short", "rows", _split(COLUMNS, _ROW, _ROW[:3]), _SPLITS, 400, ("row 1",)),
+    BodyCase(
+        "a column of two",
+        "columns",
+        _split([*COLUMNS, "late"], [*_ROW, True]),
+        _SPLITS,
+        400,
+        ("late", "duplicated"),
+    ),
+    BodyCase(
+        "a row that is too short",
+        "rows",
+        _split(COLUMNS, _ROW[:3]),
+        _SPLITS,
+        400,
+        ("row 0",),
+    ),
+    BodyCase(
+        "a row that is too long",
+        "rows",
+        _split(COLUMNS, [*_ROW, 1]),
+        _SPLITS,
+        400,
+        ("row 0",),
+    ),
+    BodyCase(
+        "a second row that is too short",
+        "rows",
+        _split(COLUMNS, _ROW, _ROW[:3]),
+        _SPLITS,
+        400,
+        ("row 1",),
+    ),
     BodyCase("a row that is a number", "rows", _split(COLUMNS, 7), _SPLITS, 400, ("row 0",)),
     BodyCase("no rows", "rows", _split(COLUMNS), _SPLITS, 400, ("no rows",)),
-    BodyCase("columns that are no names", "columns", _split([["x"], {}, 1.5, None], _ROW), _SPLITS, 400, ("columns",)),
+    BodyCase(
+        "columns that are no names",
+        "columns",
+        _split([["x"], {}, 1.5, None], _ROW),
+        _SPLITS,
+        400,
+        ("columns",),
+    ),
     BodyCase(
         "a key that stands twice, the last time wrongly",
         "types",
@@ -124,13 +170,28 @@ COLUMN_CASES: list[AnyCase] = [
     ],
     BodyCase("a record in place of records", "rows", _always(dump(RECORD)), reading("records")),
     BodyCase(
-        "a number among records", "rows", lambda route: route.good[:-1] + b", 5]", reading("records"), 400, ("row 1",)
+        "a number among records",
+        "rows",
+        lambda route: route.good[:-1] + b", 5]",
+        reading("records"),
+        400,
+        ("row 1",),
     ),
     BodyCase(
-        "a column of another length", "columns", _uneven, reading("inputs", "tf columns"), 400, ("distance", "2 values")
+        "a column of another length",
+        "columns",
+        _uneven,
+        reading("inputs", "tf columns"),
+        400,
+        ("distance", "2 values"),
     ),
     BodyCase(
-        "a table without rows", "rows", lambda route: b'{"columns": ["a"]}', reading("invocations"), 400, ("colu",)
+        "a table without rows",
+        "rows",
+        lambda route: b'{"columns": ["a"]}',
+        reading("invocations"),
+        400,
+        ("colu",),
     ),
 ]
 
@@ -147,7 +208,11 @@ def _v2(position: int = 1, **changes: Any) -> Callable[[Route], bytes]:
 
     def body(route: Route) -> bytes:
         entries = [dict(entry) for entry in _TENSORS]
-        entries[position] = {key: value for key, value in {**entries[position], **changes}.items() if value is not None}
+        entries[position] = {
+            key: value
+            for key, value in {**entries[position], **changes}.items()
+            if value is not None
+        }
         return dump({"inputs": entries})
 
     return body
@@ -184,18 +249,26 @@ _V2: dict[str, tuple[str, Callable[[Route], bytes]]] = {
     "an id that is a number": ("V2", _document(id=7, inputs=_TENSORS)),
     "an id with a line feed": ("V2", _document(id="a\nb", inputs=_TENSORS)),
     "an unknown output": ("V2", _document(inputs=_TENSORS, outputs=[{"name": "half"}])),
-    "an output that stands twice": ("V2", _document(inputs=_TENSORS, outputs=[{"name": "label"}] * 2)),
+    "an output that stands twice": (
+        "V2",
+        _document(inputs=_TENSORS, outputs=[{"name": "label"}] * 2),
+    ),
     "outputs that are names": ("V2", _document(inputs=_TENSORS, outputs=["label"])),
     "classification": (
         "V2",
-        _document(inputs=_TENSORS, outputs=[{"name": "label", "parameters": {"classification": 3}}]),
+        _document(
+            inputs=_TENSORS,
+            outputs=[{"name": "label", "parameters": {"classification": 3}}],
+        ),
     ),
     "a timeout that is a text": ("V2", _document(inputs=_TENSORS, parameters={"timeout": "soon"})),
     "a timeout that is negative": ("V2", _document(inputs=_TENSORS, parameters={"timeout": -1})),
     "batches that differ": ("V2", _v2(shape=[2], data=[1.0, 2.0])),
     "columns as a matrix": ("V2", _v2(shape=[1, 2], data=[1.0, 2.0])),
 }
-V2_CASES: list[AnyCase] = [BodyCase(name, bound, body, reading("v2")) for name, (bound, body) in _V2.items()]
+V2_CASES: list[AnyCase] = [
+    BodyCase(name, bound, body, reading("v2")) for name, (bound, body) in _V2.items()
+]
 
 _IMAGES: dict[str, Any] = {
     "a matrix for a picture": [[1, 2], [3, 4]],
@@ -217,14 +290,25 @@ def _image(value: Any) -> Callable[[Route], bytes]:
 
 
 SHAPES: list[AnyCase] = [
-    BodyCase(name, "shapes", _image(value), reading("tensor", "tf tensor")) for name, value in _IMAGES.items()
+    BodyCase(name, "shapes", _image(value), reading("tensor", "tf tensor"))
+    for name, value in _IMAGES.items()
 ]
 
 _TF = reading("tfserving")
 TF_CASES: list[AnyCase] = [
     BodyCase("instances and inputs", "TensorFlow", _document(instances=[RECORD], inputs={}), _TF),
-    BodyCase("another signature", "TensorFlow", _document(signature_name="x", instances=[RECORD]), _TF),
-    BodyCase("a signature that is a list", "TensorFlow", _document(signature_name=[1], instances=[RECORD]), _TF),
+    BodyCase(
+        "another signature",
+        "TensorFlow",
+        _document(signature_name="x", instances=[RECORD]),
+        _TF,
+    ),
+    BodyCase(
+        "a signature that is a list",
+        "TensorFlow",
+        _document(signature_name=[1], instances=[RECORD]),
+        _TF,
+    ),
     BodyCase("base64 that is none", "TensorFlow", _one("carrier", {"b64": "*"}), _TF),
     BodyCase("base64 of a number", "TensorFlow", _one("carrier", {"b64": 5}), _TF),
     BodyCase("base64 of no UTF-8", "TensorFlow", _one("carrier", {"b64": "/w=="}), _TF),
@@ -237,12 +321,34 @@ TF_CASES: list[AnyCase] = [
     ),
 ]
 
-_SINGLE = tuple(route for route in RECORDS if route.path == "/invocations" and route.reads == "invocations")
+_SINGLE = tuple(
+    route for route in RECORDS if route.path == "/invocations" and route.reads == "invocations"
+)
 MLFLOW: list[AnyCase] = [
-    BodyCase("no field", "MLflow", _document(columns=COLUMNS, data=[]), reading("invocations", "instances")),
-    BodyCase("two fields", "MLflow", _document(inputs=[], instances=[]), reading("invocations", "instances")),
-    BodyCase("params that are a list", "MLflow", _document(instances=[RECORD], params=[1]), _SINGLE),
-    BodyCase("a key of the table that is unknown", "MLflow", _document(dataframe_split={"data": [], "x": 1}), _SINGLE),
+    BodyCase(
+        "no field",
+        "MLflow",
+        _document(columns=COLUMNS, data=[]),
+        reading("invocations", "instances"),
+    ),
+    BodyCase(
+        "two fields",
+        "MLflow",
+        _document(inputs=[], instances=[]),
+        reading("invocations", "instances"),
+    ),
+    BodyCase(
+        "params that are a list",
+        "MLflow",
+        _document(instances=[RECORD], params=[1]),
+        _SINGLE,
+    ),
+    BodyCase(
+        "a key of the table that is unknown",
+        "MLflow",
+        _document(dataframe_split={"data": [], "x": 1}),
+        _SINGLE,
+    ),
     BodyCase(
         "an index of another length",
         "MLflow",

@@ -14,7 +14,15 @@ from tests.support.handling import ask_wsgi
 
 PATIENCE_SECONDS = 8.0
 """Seconds after which an answer counts as missing."""
-_SECRETS = (b"Traceback", b'File "', b"site-packages", b"/python3", b".py", b"mlflow_deploy_plugin", b"onnxserve-")
+_SECRETS = (
+    b"Traceback",
+    b'File "',
+    b"site-packages",
+    b"/python3",
+    b".py",
+    b"mlflow_deploy_plugin",
+    b"onnxserve-",
+)
 """Texts that must not be in the answer to a bad request, unless the request contains them."""
 _CODES = {404: ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"), 501: ("NOT_IMPLEMENTED",)}
 """MLflow's error code by status; other statuses have BAD_REQUEST."""
@@ -74,7 +82,9 @@ class Wire:
             comes_first: True to send a valid request together with the case, before it.
         """
         with self.connect() as connection, connection.makefile("rb") as stream:
-            with contextlib.suppress(OSError):  # The server may close the connection while the client sends.
+            with contextlib.suppress(
+                OSError,
+            ):  # The server may close the connection while the client sends.
                 connection.sendall((route.request() if comes_first else b"") + case.sent(route))
             if comes_first:
                 check_right(route, read_answer(stream))
@@ -125,7 +135,9 @@ class Wsgi:
         head, _, body = sent.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
         method, target, _ = line.split(" ")
-        headers = {name: value.strip(" ") for name, _, value in (field.partition(":") for field in fields)}
+        headers = {
+            name: value.strip(" ") for name, _, value in (field.partition(":") for field in fields)
+        }
         if "Transfer-Encoding" in headers:  # in a single chunk
             size, _, rest = body.partition(b"\r\n")
             body = rest[: int(size, 16)]
@@ -139,7 +151,12 @@ def check_right(route: Route, answer: Answer | None) -> None:
         raise Neglected(f"the good request is answered by {answer.status} {answer.body[:300]!r}")
 
 
-def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable[bytes] = _SECRETS) -> None:
+def check_refusal(
+    case: AnyCase,
+    route: Route,
+    answer: Answer,
+    secrets: Iterable[bytes] = _SECRETS,
+) -> None:
     """Check the status, the form and the message of an error."""
     shown = answer.body[:300]
     if answer.status != case.status:

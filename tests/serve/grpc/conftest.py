@@ -20,7 +20,11 @@ from tests.support.waiting import free_port
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
-    **{f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{
+        f"{kind.upper()}{bits}": f"{kind}{bits}"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
     "FP16": np.float16,
     "FP32": np.float32,
     "FP64": np.float64,
@@ -70,7 +74,10 @@ def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterat
 
 
 @pytest.fixture(scope="session")
-def called(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Called]:
+def called(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Called]:
     """Run a server with the models of the other tests and one for each datatype."""
     root = tmp_path_factory.mktemp("grpc")
     folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
@@ -87,8 +94,20 @@ def tensor(name: str, array: Any) -> InferInput:
     return given
 
 
-def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datatype: str = "FP32", **more: Any) -> Any:
+def message(
+    endpoint: str,
+    *,
+    name: str = "image",
+    shape: Any = (1, 2, 2),
+    datatype: str = "FP32",
+    **more: Any,
+) -> Any:
     """Return an infer request with one tensor; `more` has fields of the request, `contents` fields of the tensor."""
     contents = more.pop("contents", None)
-    entry = service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, contents=contents)
+    entry = service_pb2.ModelInferRequest.InferInputTensor(
+        name=name,
+        datatype=datatype,
+        shape=shape,
+        contents=contents,
+    )
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)

@@ -43,7 +43,10 @@ def holds_grpcio(pid: int) -> bool:
     return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
 
 
-def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_a_worker_without_the_port_has_not_imported_grpcio(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     with calling(tmp_path, endpoints, grpc_port=None) as called:
         assert not holds_grpcio(worker_pids(called)[0])
 
@@ -51,12 +54,19 @@ def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path: Path, endpo
 @pytest.mark.long
 def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     with calling(tmp_path, endpoints, workers=2) as called:
-        pids = wait_until(lambda: len(found := worker_pids(called)) == 2 and found, what="two workers")
+        pids = wait_until(
+            lambda: len(found := worker_pids(called)) == 2 and found,
+            what="two workers",
+        )
         port = int(called.address.rpartition(":")[2])
 
         def listening() -> list[int]:
             held = {pid: psutil.Process(pid).net_connections() for pid in pids}
-            return [pid for pid in pids if any(c.status == "LISTEN" and c.laddr.port == port for c in held[pid])]
+            return [
+                pid
+                for pid in pids
+                if any(c.status == "LISTEN" and c.laddr.port == port for c in held[pid])
+            ]
 
         wait_until(lambda: listening() == pids, what="both listen")
         for _ in range(10):
@@ -68,12 +78,17 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -
 @pytest.mark.long
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_a_call_in_flight_is_answered_when_the_server_ends(
-    tmp_path: Path, endpoints: dict[str, Any], worker_class: str
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+    worker_class: str,
 ) -> None:
     """The model waits 1.5 s for a partial batch; a second call on the connection shows that the first has arrived."""
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
-    with calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called, called.stub() as stub:
+    with (
+        calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called,
+        called.stub() as stub,
+    ):
         asked = stub.ModelInfer.future(request)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live
         assert not asked.done()
@@ -82,7 +97,10 @@ def test_a_call_in_flight_is_answered_when_the_server_ends(
         assert called.http.process.wait(20) == 0
 
 
-def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_idle_streams_and_connections_do_not_delay_the_end(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     answered = threading.Event()
     serving = calling(tmp_path, endpoints, graceful_timeout_seconds=60)
     with serving as called, called.client() as client:
@@ -95,7 +113,9 @@ def test_idle_streams_and_connections_do_not_delay_the_end(tmp_path: Path, endpo
 
 
 def test_calls_are_answered_by_the_threads_that_there_are(
-    serve_here: Callable[..., Server], endpoints: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    serve_here: Callable[..., Server],
+    endpoints: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = threading.Thread.start
 
@@ -111,16 +131,26 @@ def test_calls_are_answered_by_the_threads_that_there_are(
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         for _ in range(2):
             request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
-            assert stub.ModelInfer(request, timeout=30).raw_output_contents[1] == np.float32(4).tobytes()
+            assert (
+                stub.ModelInfer(request, timeout=30).raw_output_contents[1]
+                == np.float32(4).tobytes()
+            )
     served.drain()
     served.wait()
 
 
-def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_who_watches_the_health_hears_how_it_is_and_of_the_end(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     unknown, serving, not_serving = b"\x08\x03", b"\x08\x01", b"\x08\x02"
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
-        whole, service, other = watch(b""), watch(b"\x0a\x1einference.GRPCInferenceService"), watch(b"\x0a\x01x")
+        whole, service, other = (
+            watch(b""),
+            watch(b"\x0a\x1einference.GRPCInferenceService"),
+            watch(b"\x0a\x01x"),
+        )
         assert (next(whole), next(service), next(other)) == (serving, serving, unknown)
         with pytest.raises(grpc.RpcError) as refused:
             next(watch(b"\xff"))
@@ -131,7 +161,10 @@ def test_who_watches_the_health_hears_how_it_is_and_of_the_end(tmp_path: Path, e
         assert called.http.process.wait(30) == 0
 
 
-def test_watchers_that_leave_give_their_places_back(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_watchers_that_leave_give_their_places_back(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     with calling(tmp_path, endpoints) as called, grpc.insecure_channel(called.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
 
@@ -152,13 +185,20 @@ def test_watchers_that_leave_give_their_places_back(tmp_path: Path, endpoints: d
         wait_until(has_room, 10, "a place is free")
 
 
-def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_a_client_that_hears_nothing_does_not_delay_the_end(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     code = "import grpc, os, signal, sys; channel = grpc.insecure_channel(sys.argv[1]);"
     code += "grpc.channel_ready_future(channel).result(60); os.kill(os.getpid(), signal.SIGSTOP)"
     with calling(tmp_path, endpoints, graceful_timeout_seconds=60) as called:
         client = subprocess.Popen([sys.executable, "-c", code, called.address])
         try:
-            wait_until(lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED, 60, "the client's stop")
+            wait_until(
+                lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED,
+                60,
+                "the client's stop",
+            )
             called.http.process.send_signal(signal.SIGTERM)
             assert called.http.process.wait(15) == 0  # gRPC itself would wait 20 s.
         finally:
@@ -167,7 +207,8 @@ def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endp
 
 
 def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
-    tmp_path: Path, endpoints: dict[str, Any]
+    tmp_path: Path,
+    endpoints: dict[str, Any],
 ) -> None:
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints) as called, called.stub() as stub:
@@ -188,7 +229,10 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
         assert next(stub.ModelStreamInfer(iter([request]))).infer_response.outputs
 
 
-def test_messages_that_never_come_do_not_keep_others_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_messages_that_never_come_do_not_keep_others_out(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     """The calls outnumber the threads and send nothing, so that they are cancelled after the timeout."""
     ended = threading.Event()
 
@@ -224,18 +268,26 @@ def begun_and_reset(stream: int) -> bytes:
         b"content-type": b"application/grpc",
         b"te": b"trailers",
     }
-    block = b"".join(b"\0%c%b%c%b" % (len(name), name, len(text), text) for name, text in fields.items())
+    block = b"".join(
+        b"\0%c%b%c%b" % (len(name), name, len(text), text) for name, text in fields.items()
+    )
     return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
 
 
 @pytest.mark.long
-def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
+def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(
+    tmp_path: Path,
+    endpoints: dict[str, Any],
+) -> None:
     """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
     is_over = threading.Event()
 
     def flood(host: str, port: str) -> None:
         while not is_over.is_set():
-            with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
+            with (
+                suppress(OSError),
+                socket.create_connection((host, int(port)), timeout=5) as connection,
+            ):
                 connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + http2_frame(4, 0, 0))
                 for first in range(1, 2**20, 100):
                     if is_over.is_set():
@@ -273,30 +325,61 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a self-signed certificate for localhost, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certfile, keyfile = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, "-keyout", str(keyfile), "-out", str(certfile)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-keyout", str(keyfile), "-out", str(certfile)],
+        check=True,
+        capture_output=True,
+    )
     return certfile, keyfile
 
 
 def test_the_port_speaks_tls_where_the_server_does(
-    serve_here: Any, endpoints: dict[str, Any], certificate: tuple[Path, Path]
+    serve_here: Any,
+    endpoints: dict[str, Any],
+    certificate: tuple[Path, Path],
 ) -> None:
     certfile, keyfile = certificate
-    spec = ServerSpec(host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile))
+    spec = ServerSpec(
+        host="localhost",
+        grpc_port=free_port(),
+        certfile=str(certfile),
+        keyfile=str(keyfile),
+    )
     listener = GrpcServer(replace(serve_here(endpoints), spec=spec))
     credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert stub.ModelInfer(message("tensor", raw_input_contents=[IMAGE.tobytes()]), timeout=20).outputs
-    with grpc.insecure_channel(f"localhost:{spec.grpc_port}") as channel, pytest.raises(grpc.RpcError):
-        service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
+        assert stub.ModelInfer(
+            message("tensor", raw_input_contents=[IMAGE.tobytes()]),
+            timeout=20,
+        ).outputs
+    with (
+        grpc.insecure_channel(f"localhost:{spec.grpc_port}") as channel,
+        pytest.raises(grpc.RpcError),
+    ):
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(
+            service_pb2.ServerLiveRequest(),
+            timeout=5,
+        )
     listener.drain()
     listener.wait()
 
 
 def test_a_call_of_any_method_has_its_line_in_the_log(
-    serve_here: Any, endpoints: dict[str, Any], caplog: pytest.LogCaptureFixture
+    serve_here: Any,
+    endpoints: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     spec = ServerSpec(grpc_port=free_port())
     listener = GrpcServer(replace(serve_here(endpoints), spec=spec, logs_requests=True))
@@ -305,7 +388,10 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
         stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=20)
         channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
         with pytest.raises(grpc.RpcError):
-            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="tensor"), timeout=20)
+            stub.RepositoryModelUnload(
+                service_pb2.RepositoryModelUnloadRequest(model_name="tensor"),
+                timeout=20,
+            )
     listener.drain()
     listener.wait()
 
@@ -316,7 +402,11 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
     assert logged == [*answered, (f"{service}/RepositoryModelUnload", 400)]
 
 
-def test_a_certificate_that_is_not_there_is_told(serve_here: Any, endpoints: dict[str, Any], tmp_path: Path) -> None:
+def test_a_certificate_that_is_not_there_is_told(
+    serve_here: Any,
+    endpoints: dict[str, Any],
+    tmp_path: Path,
+) -> None:
     missing = str(tmp_path / "none.pem")
     spec = ServerSpec(grpc_port=free_port(), certfile=missing, keyfile=missing)
     with pytest.raises(InvalidConfig, match="No such file"):

@@ -14,7 +14,13 @@ from mlflow_deploy_plugin.serve.grpc.service import with_deadline
 from tests.serve.grpc.conftest import DTYPES, message, tensor
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
-DATATYPES = ["BOOL", *(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)), "FP16", "FP32", "FP64"]
+DATATYPES = [
+    "BOOL",
+    *(f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)),
+    "FP16",
+    "FP32",
+    "FP64",
+]
 
 
 @pytest.fixture
@@ -29,11 +35,18 @@ def ask_tensor(client: Any, **more: Any) -> Any:
 
 def test_server_and_models_tell_of_themselves(client: Any) -> None:
     assert (client.is_server_live(), client.is_server_ready()) == (True, True)
-    ready = [client.is_model_ready(*named) for named in (("mixed",), ("mixed", "7"), ("mixed", "8"), ("none",))]
+    ready = [
+        client.is_model_ready(*named)
+        for named in (("mixed",), ("mixed", "7"), ("mixed", "8"), ("none",))
+    ]
     assert ready == [True, True, False, False]
     assert client.get_server_metadata().name == "onnxserve"
     metadata = client.get_model_metadata("mixed", "7")
-    assert (metadata.name, list(metadata.versions), metadata.platform) == ("mixed", ["7"], "onnxruntime_onnx")
+    assert (metadata.name, list(metadata.versions), metadata.platform) == (
+        "mixed",
+        ["7"],
+        "onnxruntime_onnx",
+    )
     assert [(entry.name, entry.datatype, list(entry.shape)) for entry in metadata.inputs][:2] == [
         ("carrier", "BYTES", [-1, 1]),
         ("distance", "FP64", [-1, 1]),
@@ -49,7 +62,14 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
     }
     inputs = [tensor(name, array) for name, array in columns.items()]
     wanted = [InferRequestedOutput("probabilities"), InferRequestedOutput("label")]
-    result = client.infer("mixed", inputs, "7", outputs=wanted, request_id="mine", parameters={"note": "any"})
+    result = client.infer(
+        "mixed",
+        inputs,
+        "7",
+        outputs=wanted,
+        request_id="mine",
+        parameters={"note": "any"},
+    )
     response = result.get_response()
     assert (response.model_name, response.model_version, response.id) == ("mixed", "7", "mine")
     assert [output.name for output in response.outputs] == ["probabilities", "label"]
@@ -59,9 +79,13 @@ def test_columns_go_in_and_named_outputs_come_back(client: Any) -> None:
 
 def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
     with called.stub() as stub:
-        _, call = stub.ModelInfer.with_call(message("tensor", contents={"fp32_contents": [1, 2, 3, 4]}))
+        _, call = stub.ModelInfer.with_call(
+            message("tensor", contents={"fp32_contents": [1, 2, 3, 4]}),
+        )
     prediction_id = dict(call.trailing_metadata())["x-prediction-id"]
-    rows = requests.get(f"{called.http.url}/endpoints/tensor/requests", timeout=30).json()["requests"]
+    rows = requests.get(f"{called.http.url}/endpoints/tensor/requests", timeout=30).json()[
+        "requests"
+    ]
     (row,) = (row for row in rows if row["prediction_id"] == prediction_id)
     assert (row["protocol"], row["status"], row["version"], row["rows"]) == ("grpc", 200, "7", 1)
 
@@ -70,7 +94,10 @@ def test_a_call_is_on_the_page_of_requests(called: Any) -> None:
 def test_every_datatype_goes_both_ways_in_bytes(client: Any, datatype: str) -> None:
     dtype = np.dtype(DTYPES[datatype])
     limits = (np.finfo if dtype.kind == "f" else np.iinfo)(dtype) if dtype.kind != "b" else None
-    array = np.array([[False, True]] if limits is None else [[limits.min, limits.max], [0, 1]], dtype)
+    array = np.array(
+        [[False, True]] if limits is None else [[limits.min, limits.max], [0, 1]],
+        dtype,
+    )
     result = client.infer(datatype, [tensor("x", array)])
     assert result.as_numpy("y").dtype == dtype
     np.testing.assert_array_equal(result.as_numpy("y"), array)
@@ -86,14 +113,23 @@ def test_typed_contents_are_answered_in_kind(called: Any) -> None:
     with called.stub() as stub:
         answer = stub.ModelInfer(message("tensor", contents={"fp32_contents": IMAGE.ravel()}))
         assert not answer.raw_output_contents
-        assert [(output.name, list(output.contents.fp32_contents)) for output in answer.outputs] == [
+        assert [
+            (output.name, list(output.contents.fp32_contents)) for output in answer.outputs
+        ] == [
             ("doubled", [3.0, 4.0, 6.0, 8.0]),
             ("total", [10.5]),
         ]
         texts = message(
-            "BYTES", name="x", shape=(1, 2), datatype="BYTES", contents={"bytes_contents": [b"a", "ü".encode()]}
+            "BYTES",
+            name="x",
+            shape=(1, 2),
+            datatype="BYTES",
+            contents={"bytes_contents": [b"a", "ü".encode()]},
         )
-        assert list(stub.ModelInfer(texts).outputs[0].contents.bytes_contents) == [b"a", "ü".encode()]
+        assert list(stub.ModelInfer(texts).outputs[0].contents.bytes_contents) == [
+            b"a",
+            "ü".encode(),
+        ]
 
 
 def test_every_answer_says_who_gave_it(called: Any) -> None:
@@ -101,7 +137,11 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
         request = message("tensor", raw_input_contents=[IMAGE.tobytes()], id="from the body")
         _, call = stub.ModelInfer.with_call(request, metadata=[("x-request-id", "mine")])
         told = dict(call.trailing_metadata())
-        assert (told["x-request-id"], told["x-model-name"], told["x-model-version"]) == ("mine", "m", "7")
+        assert (told["x-request-id"], told["x-model-name"], told["x-model-version"]) == (
+            "mine",
+            "m",
+            "7",
+        )
         assert len(told["x-prediction-id"]) == 32
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, metadata=[("x-event-time", "yesterday")])
@@ -113,7 +153,9 @@ def test_every_answer_says_who_gave_it(called: Any) -> None:
 def test_calls_are_counted_beside_those_of_http(called: Any, client: Any) -> None:
     ask_tensor(client)
     page = requests.get(called.http.url + "/metrics", timeout=10).text
-    assert 'endpoint="tensor",model="m",protocol="grpc",status="200",variant="v",version="7"' in page
+    assert (
+        'endpoint="tensor",model="m",protocol="grpc",status="200",variant="v",version="7"' in page
+    )
 
 
 def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
@@ -132,7 +174,9 @@ def test_many_calls_at_once_get_their_own_answers(client: Any) -> None:
         np.testing.assert_array_equal(result.as_numpy("doubled"), (IMAGE + number) * 2)
 
 
-def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(client: Any) -> None:
+def test_a_client_that_reads_until_the_final_response_of_a_stream_comes_to_an_end(
+    client: Any,
+) -> None:
     """Triton marks each response: github.com/triton-inference-server/server, docs/user_guide/decoupled_models.md."""
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)))
@@ -156,7 +200,10 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any) -> Non
     assert "'nothing'" in str(told[3][1])
     for number in (0, 1, 2, 4, 5):
         response = told[number][0].get_response()
-        assert (response.id, response.parameters["x-model-version"].string_param) == (str(number), "7")
+        assert (response.id, response.parameters["x-model-version"].string_param) == (
+            str(number),
+            "7",
+        )
         np.testing.assert_array_equal(told[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
 
 
@@ -172,14 +219,34 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "too many bytes": ({"bytes": 17}, "INVALID_ARGUMENT", "17 bytes"),
     "an unknown tensor": ({"name": "picture", "shape": (4,)}, "INVALID_ARGUMENT", "'picture'"),
     "an unknown datatype": ({"datatype": "FP8"}, "INVALID_ARGUMENT", "'FP8'"),
-    "a datatype that does not fit": ({"datatype": "BYTES", "shape": (1, 1, 1)}, "INVALID_ARGUMENT", "BYTES"),
+    "a datatype that does not fit": (
+        {"datatype": "BYTES", "shape": (1, 1, 1)},
+        "INVALID_ARGUMENT",
+        "BYTES",
+    ),
     "no data": ({"raw_input_contents": []}, "INVALID_ARGUMENT", "no contents"),
-    "data for two": ({"raw_input_contents": [b"", b""]}, "INVALID_ARGUMENT", "2 raw_input_contents for 1"),
-    "data twice": ({"contents": {"fp32_contents": [1.0]}}, "INVALID_ARGUMENT", "both contents and raw_input_contents"),
+    "data for two": (
+        {"raw_input_contents": [b"", b""]},
+        "INVALID_ARGUMENT",
+        "2 raw_input_contents for 1",
+    ),
+    "data twice": (
+        {"contents": {"fp32_contents": [1.0]}},
+        "INVALID_ARGUMENT",
+        "both contents and raw_input_contents",
+    ),
     "an unknown output": ({"outputs": [{"name": "half"}]}, "INVALID_ARGUMENT", "'half'"),
-    "an output twice": ({"outputs": [{"name": "total"}, {"name": "total"}]}, "INVALID_ARGUMENT", "repeated"),
+    "an output twice": (
+        {"outputs": [{"name": "total"}, {"name": "total"}]},
+        "INVALID_ARGUMENT",
+        "repeated",
+    ),
     "shared memory": (
-        {"outputs": [{"name": "total", "parameters": {"shared_memory_region": {"string_param": "r"}}}]},
+        {
+            "outputs": [
+                {"name": "total", "parameters": {"shared_memory_region": {"string_param": "r"}}},
+            ],
+        },
         "INVALID_ARGUMENT",
         "shared_memory_region",
     ),
@@ -205,7 +272,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_wrong_is_told_and_the_next_call_is_answered(called: Any, case: str) -> None:
     fields, code, words = BAD[case]
-    fields = {"endpoint": "tensor", "raw_input_contents": [bytes(fields.get("bytes", 16))], **fields}
+    fields = {
+        "endpoint": "tensor",
+        "raw_input_contents": [bytes(fields.get("bytes", 16))],
+        **fields,
+    }
     fields.pop("bytes", None)
     with called.stub() as stub:
         with pytest.raises(grpc.RpcError, match=words) as refused:
@@ -253,7 +324,9 @@ def test_a_timeout_that_has_passed_is_answered_without_computing(client: Any) ->
     ],
 )
 def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(
-    said: dict[str, Any], seconds_left: float | None, timeout: Any
+    said: dict[str, Any],
+    seconds_left: float | None,
+    timeout: Any,
 ) -> None:
     assert with_deadline(said, seconds_left).get("timeout") == timeout
 
@@ -261,7 +334,9 @@ def test_the_deadline_of_a_call_is_a_timeout_unless_that_is_shorter(
 def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
     with grpc.insecure_channel(called.address) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        assert check(b"") == check(b"\x0a\x1e" + b"inference.GRPCInferenceService"[:30]) == b"\x08\x01"
+        assert (
+            check(b"") == check(b"\x0a\x1e" + b"inference.GRPCInferenceService"[:30]) == b"\x08\x01"
+        )
         with pytest.raises(grpc.RpcError) as refused:
             check(b"\x0a\x01x")
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
@@ -269,11 +344,18 @@ def test_grpc_s_own_health_check_is_answered(called: Any) -> None:
 
 def test_the_repository_its_statistics_and_configuration_are_told(called: Any, client: Any) -> None:
     ask_tensor(client)
-    index = {(model.name, model.version, model.state) for model in client.get_model_repository_index().models}
+    index = {
+        (model.name, model.version, model.state)
+        for model in client.get_model_repository_index().models
+    }
     assert {("tensor", "7", "READY"), ("mixed", "7", "READY")} <= index
     statistics = client.get_inference_statistics("tensor", "7").model_stats[0]
     assert (statistics.name, statistics.version) == ("tensor", "7")
     assert statistics.inference_stats.success.count >= 1
     config = client.get_model_config("tensor").config
-    assert (config.backend, config.input[0].name, list(config.input[0].dims)) == ("onnxruntime", "image", [-1, 2, 2])
+    assert (config.backend, config.input[0].name, list(config.input[0].dims)) == (
+        "onnxruntime",
+        "image",
+        [-1, 2, 2],
+    )
     assert list(config.version_policy.specific.versions) == [7]

@@ -27,20 +27,35 @@ def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
     return str(refused.value.status())
 
 
-def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model_folders: dict[str, Path]) -> None:
-    entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
-    write_keys(tmp_path, {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))})
+def test_each_method_needs_its_scope_and_health_needs_none(
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+) -> None:
+    entries: dict[str, KeyEntry] = {
+        scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
+    }
+    write_keys(
+        tmp_path,
+        {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))},
+    )
     endpoints = {"tensor": {"v": variant(model_folders["tensor"], "7")}}
     image = [tensor("image", IMAGE)]
     settings = {"api_keys": True, "model_control_mode": "explicit"}
     with calling(tmp_path, endpoints, **settings) as served, served.client() as client:
         assert (client.is_server_live(), client.is_server_ready()) == (True, True)
-        assert client.infer("tensor", image, headers=headers("infer")).get_response().model_version == "7"
+        assert (
+            client.infer("tensor", image, headers=headers("infer")).get_response().model_version
+            == "7"
+        )
         for key in ("read", "infer"):  # Both scopes permit reading the metadata.
             assert client.get_model_metadata("tensor", headers=headers(key)).name == "tensor"
             assert client.get_model_config("tensor", headers=headers(key)).config.name == "tensor"
             assert client.is_model_ready("tensor", headers=headers(key))
-        for key, expected in (("", "UNAUTHENTICATED"), ("wrong", "UNAUTHENTICATED"), ("read", "PERMISSION_DENIED")):
+        for key, expected in (
+            ("", "UNAUTHENTICATED"),
+            ("wrong", "UNAUTHENTICATED"),
+            ("read", "PERMISSION_DENIED"),
+        ):
             with pytest.raises(InferenceServerException) as refused:
                 client.infer("tensor", image, headers=headers(key) if key else None)
             assert code(refused) == f"StatusCode.{expected}"
@@ -65,11 +80,18 @@ def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def keyed(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     """A server whose callers need a key; `infer` is a valid key."""
     folder = tmp_path_factory.mktemp("keyed")
     write_keys(folder, {"infer": KeyEntry(name="infer", scopes=("infer",))})
-    with calling(folder, {"tensor": {"v": variant(model_folders["tensor"], "7")}}, api_keys=True) as served:
+    with calling(
+        folder,
+        {"tensor": {"v": variant(model_folders["tensor"], "7")}},
+        api_keys=True,
+    ) as served:
         yield served
 
 
@@ -101,11 +123,16 @@ def test_strangers_who_send_nothing_keep_no_caller_out(keyed: Any, path: str) ->
             one.cancel()
 
 
-@pytest.mark.parametrize("path", ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize(
+    "path",
+    ["/inference.GRPCInferenceService/ServerLive", "/grpc.health.v1.Health/Check"],
+)
 def test_all_health_checks_that_come_at_once_are_answered(keyed: Any, path: str) -> None:
     with grpc.insecure_channel(keyed.address) as channel:
         check = channel.unary_unary(path)
-        assert [call.code() for call in [check.future(b"", timeout=20) for _ in range(60)]] == [grpc.StatusCode.OK] * 60
+        assert [call.code() for call in [check.future(b"", timeout=20) for _ in range(60)]] == [
+            grpc.StatusCode.OK,
+        ] * 60
 
 
 def grpc_index() -> Any:

@@ -43,7 +43,11 @@ def test_a_call_is_open_until_it_ends() -> None:
 
 def test_one_stream_too_many_is_refused_until_another_ends() -> None:
     calls = OpenCalls(1, 60.0)
-    with calls.stream(Call()), pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: 1 streams"), calls.stream(Call()):
+    with (
+        calls.stream(Call()),
+        pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED: 1 streams"),
+        calls.stream(Call()),
+    ):
         pass
     with calls.stream(Call()):
         calls.drain()

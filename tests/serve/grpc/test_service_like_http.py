@@ -35,7 +35,10 @@ def told(call: Any) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def limited(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     endpoints = {"tensor": {"v": variant(model_folders["tensor"])}}
     with calling(tmp_path_factory.mktemp("limited"), endpoints, **LIMITS) as called:
         yield called
@@ -47,7 +50,13 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
         for _ in range(3):
             assert stub.ModelInfer(request, metadata=[("x-key", "one")]).outputs
         for _ in range(2):
-            assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 200
+            assert (
+                limited.http.post(
+                    json={"inputs": IMAGE.tolist()},
+                    headers={"X-Key": "one"},
+                ).status_code
+                == 200
+            )
         with pytest.raises(grpc.RpcError, match="5/day") as refused:
             stub.ModelInfer(request, metadata=[("x-key", "one"), ("x-request-id", "mine")])
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -56,7 +65,10 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any) -> None:
         assert stub.ModelInfer(request, metadata=[("x-key", "another")]).outputs
         streamed = next(stub.ModelStreamInfer(iter([request]), metadata=[("x-key", "one")]))
         assert "5/day" in streamed.error_message
-    assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code == 429
+    assert (
+        limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "one"}).status_code
+        == 429
+    )
 
 
 def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None:
@@ -64,17 +76,25 @@ def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
     with limited.stub() as stub:
-        calls = [stub.ModelInfer.future(request, metadata=[("x-key", f"crowd {number}")]) for number in range(8)]
+        calls = [
+            stub.ModelInfer.future(request, metadata=[("x-key", f"crowd {number}")])
+            for number in range(8)
+        ]
         errors = [error for call in calls if (error := call.exception(60)) is not None]
     assert 0 < len(errors) < 8
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert all("concurrent requests" in error.details() for error in errors)
-    assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code == 200
+    assert (
+        limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code
+        == 200
+    )
 
 
 @pytest.mark.long
 def test_answers_are_kept_captured_and_traced_as_those_of_http(
-    tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     metadata = [
@@ -95,7 +115,11 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
             wait_until(lambda: len(received.named(name)) == 2, 60, "the spans")
             page = requests.get(called.http.url + "/metrics", timeout=30).text
     assert first.raw_output_contents == again.raw_output_contents
-    assert [told(one)["x-cache"] for one in (call, second)] + [over_http.headers["X-Cache"]] == ["miss", "hit", "hit"]
+    assert [told(one)["x-cache"] for one in (call, second)] + [over_http.headers["X-Cache"]] == [
+        "miss",
+        "hit",
+        "hit",
+    ]
     assert 'protocol="grpc",status="200"' in page
 
     (span,) = (one for one in received.named(name) if one.trace_id.hex() == TRACE)
@@ -105,9 +129,15 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
     parts = {one.name for one in received.spans if one.parent_span_id == span.span_id}
     assert parts == {"decode", "infer", "encode"}
 
-    captured = [kept for segment in segments(tmp_path / "spool") for kept in read_segment(segment)[0]]
+    captured = [
+        kept for segment in segments(tmp_path / "spool") for kept in read_segment(segment)[0]
+    ]
     ids = {kept.record.prediction_id: kept for kept in captured}
-    answered = [told(call)["x-prediction-id"], told(second)["x-prediction-id"], over_http.headers["X-Prediction-Id"]]
+    answered = [
+        told(call)["x-prediction-id"],
+        told(second)["x-prediction-id"],
+        over_http.headers["X-Prediction-Id"],
+    ]
     assert ids.keys() == set(answered)
     mine = ids[told(call)["x-prediction-id"]]
     assert (mine.record.request_id, mine.record.event_time) == ("mine", 1_372_939_200_000_000)
@@ -127,7 +157,10 @@ def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
         texts = {"when": ["2013-07-01T12:00:00"], "name": ["ä"]}
         days = [tensor(name, np.array(values, object)) for name, values in texts.items()]
         answer = client.infer("days", days)
-        assert (answer.as_numpy("day").tolist(), answer.as_numpy("name")[0].decode()) == ([183], "Ä")
+        assert (answer.as_numpy("day").tolist(), answer.as_numpy("name")[0].decode()) == (
+            [183],
+            "Ä",
+        )
         days[0] = tensor("when", np.array(["yesterday"], object))
         with pytest.raises(InferenceServerException, match="when") as refused:
             client.infer("days", days)

@@ -17,7 +17,10 @@ def states(client: InferenceServerClient) -> dict[str, str]:
 
 
 @pytest.mark.long
-def test_endpoints_are_unloaded_loaded_and_added(serve: Callable[..., Served], model_folders: dict[str, Path]) -> None:
+def test_endpoints_are_unloaded_loaded_and_added(
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+) -> None:
     port = free_port()
     options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
     serve("-m", str(model_folders["single"]), "--name", "first", *options).wait_ready()
@@ -39,9 +42,19 @@ def test_endpoints_are_unloaded_loaded_and_added(serve: Callable[..., Served], m
 
 
 @pytest.mark.long
-def test_a_server_that_may_not_be_changed_says_so(serve: Callable[..., Served], model_folders: dict[str, Path]) -> None:
+def test_a_server_that_may_not_be_changed_says_so(
+    serve: Callable[..., Served],
+    model_folders: dict[str, Path],
+) -> None:
     port = free_port()
-    serve("-m", str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}").wait_ready()
+    serve(
+        "-m",
+        str(model_folders["single"]),
+        "--name",
+        "first",
+        "-C",
+        f"server.grpc_port={port}",
+    ).wait_ready()
     with (
         InferenceServerClient(f"127.0.0.1:{port}") as client,
         pytest.raises(InferenceServerException, match="model_control_mode") as refused,

@@ -33,7 +33,9 @@ FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-DTYPES = {name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"} | {
+DTYPES = {
+    name: np.dtype(name.lower().replace("fp", "float")) for name in FIELDS if name != "BYTES"
+} | {
     "FP16": np.dtype(np.float16),
     "BYTES": np.dtype(object),
 }
@@ -69,14 +71,22 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
 
 def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
     """Parse bytes that a client of the standard has encoded, with our messages."""
-    entry = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=array.shape)
+    entry = service_pb2.ModelInferRequest.InferInputTensor(
+        name="x",
+        datatype=datatype,
+        shape=array.shape,
+    )
     request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
     if is_raw:
         given = InferInput("x", list(array.shape), datatype)
         given.set_data_from_numpy(array)
         request.raw_input_contents.append(given._get_content())
     else:
-        values = [str(value).encode() for value in array.flat] if datatype == "BYTES" else array.ravel().tolist()
+        values = (
+            [str(value).encode() for value in array.flat]
+            if datatype == "BYTES"
+            else array.ravel().tolist()
+        )
         getattr(request.inputs[0].contents, FIELDS[datatype]).extend(values)
     return messages.ModelInferRequest.FromString(request.SerializeToString())
 
@@ -103,11 +113,20 @@ def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool
 
 
 @settings(max_examples=300)
-@given(st.binary(max_size=200), st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 2**62), max_size=4))
-def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, shape: list[int]) -> None:
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(sorted(DTYPES)),
+    st.lists(st.integers(-2, 2**62), max_size=4),
+)
+def test_no_message_brings_anything_but_our_errors(
+    noise: bytes,
+    datatype: str,
+    shape: list[int],
+) -> None:
     artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))
     request = messages.ModelInferRequest(
-        inputs=[{"name": "x", "datatype": datatype, "shape": shape}], raw_input_contents=[noise]
+        inputs=[{"name": "x", "datatype": datatype, "shape": shape}],
+        raw_input_contents=[noise],
     )
     with contextlib.suppress(InvalidRequest):
         decode(request, artifact, schema)
@@ -115,7 +134,11 @@ def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, 
 
 @pytest.mark.parametrize(
     ("datatype", "value", "words"),
-    [("INT8", 128, "does not fit INT8"), ("INT16", -(2**15) - 1, "does not fit INT16"), ("UINT8", 256, "UINT8")],
+    [
+        ("INT8", 128, "does not fit INT8"),
+        ("INT16", -(2**15) - 1, "does not fit INT16"),
+        ("UINT8", 256, "UINT8"),
+    ],
 )
 def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, words: str) -> None:
     array = np.array([[1, value]])
@@ -138,7 +161,14 @@ def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str)
 
 @pytest.mark.parametrize(
     "first",
-    [b"", b"\x48\xff\x7f", b"\x49" + bytes(8), b"\x4a\x03new", b"\x4b\x48\x01\x4c", b"\x4d" + bytes(4)],
+    [
+        b"",
+        b"\x48\xff\x7f",
+        b"\x49" + bytes(8),
+        b"\x4a\x03new",
+        b"\x4b\x48\x01\x4c",
+        b"\x4d" + bytes(4),
+    ],
     ids=["nothing", "varint", "64 bits", "bytes", "group", "32 bits"],
 )
 def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: bytes) -> None:

@@ -13,11 +13,19 @@ from tests.support.models import mixed_model
 from tests.support.servers import gunicorn, variant
 from tests.support.waiting import EXPLAINER_SECONDS
 
-FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
+FLIGHTS = {
+    "dataframe_split": {
+        "columns": ["carrier", "distance", "hour", "late"],
+        "data": [["AA", 1400.5, 7, False]],
+    },
+}
 
 
 @pytest.fixture(scope="session")
-def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def pages_server(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     """flights (a table, classes), digits (pictures, classes), hostile (HTML in names), tensor, stock, airlines."""
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
@@ -30,7 +38,10 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
         "hostile": page_models.hostile_model(root / "hostile"),
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
-        "airlines": page_models.with_categories(mixed_model(root / "airlines"), carrier=["AA", "UA", "W&N"]),
+        "airlines": page_models.with_categories(
+            mixed_model(root / "airlines"),
+            carrier=["AA", "UA", "W&N"],
+        ),
     }
     with gunicorn(
         state_dir,
@@ -46,6 +57,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(cert)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
     subprocess.run([*command, *subject], check=True, capture_output=True)
     return cert, key

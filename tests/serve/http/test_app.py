@@ -21,7 +21,10 @@ from tests.support.servers import one_endpoint
 
 PATIENCE_SECONDS = 1.0
 JSON = {"host": "localhost", "content-type": "application/json"}
-LINE, LINES = b"[1, 2, 3]\n", JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"}
+LINE, LINES = (
+    b"[1, 2, 3]\n",
+    JSON | {"content-type": "application/jsonl", "transfer-encoding": "chunked"},
+)
 
 
 class SlowBody(io.BytesIO):
@@ -31,11 +34,16 @@ class SlowBody(io.BytesIO):
 
 
 def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
-    inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")]
-    body = json.dumps({"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}).encode()
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")
+    ]
+    body = json.dumps(
+        {"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}},
+    ).encode()
     response = (
         ServerApp(server)
         .test_client()
@@ -52,10 +60,16 @@ def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
 
 @pytest.mark.parametrize(
     ("spec", "url"),
-    [({}, "http://flights:1/where"), ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where")],
+    [
+        ({}, "http://flights:1/where"),
+        ({"certfile": "/c.pem", "keyfile": "/k.pem"}, "https://flights:1/where"),
+    ],
 )
 def test_a_view_of_others_knows_by_which_address_it_was_asked(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], spec: dict[str, str], url: str
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    spec: dict[str, str],
+    url: str,
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), spec))
     app.add_url_rule("/where", view_func=lambda: request.url)
@@ -70,7 +84,10 @@ class UnreadableBody(io.BytesIO):
         raise TimeoutError
 
 
-def test_the_body_of_a_stranger_is_not_read(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> None:
+def test_the_body_of_a_stranger_is_not_read(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]), {"api_keys": True})
     write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",))})
     app = ServerApp(server)
@@ -83,19 +100,23 @@ def test_the_body_of_a_stranger_is_not_read(serve_here: Callable[..., Server], b
 
 
 def test_a_caller_is_named_by_the_certificate_of_its_connection(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     files = {"certfile": "/c.pem", "keyfile": "/k.pem", "ca_certs": "/ca.pem"}
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), files))
 
     for certificate, status in (({"subject": ((("commonName", "shop"),),)}, 200), ({}, 401)):
         connection = SimpleNamespace(getpeercert=lambda certificate=certificate: certificate)
-        environ = wsgi_environ("POST", "/invocations", JSON, io.BytesIO(ROW)) | {"gunicorn.socket": connection}
+        environ = wsgi_environ("POST", "/invocations", JSON, io.BytesIO(ROW)) | {
+            "gunicorn.socket": connection,
+        }
         assert run_wsgi_app(app, environ)[1].startswith(str(status))
 
 
 def test_a_body_that_ends_before_its_length_is_refused(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
     headers = {**JSON, "content-length": str(len(ROW) + 1)}
@@ -106,7 +127,10 @@ def test_a_body_that_ends_before_its_length_is_refused(
 
 @pytest.mark.parametrize(("limit", "is_read_to_its_end"), [(2000, False), (10_000_000, True)])
 def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has_ended(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], limit: int, is_read_to_its_end: bool
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    limit: int,
+    is_read_to_its_end: bool,
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"]), {"max_body_bytes": limit}))
     body = io.BytesIO(LINE * 100_000)
@@ -117,7 +141,8 @@ def test_a_stream_is_answered_once_its_answer_is_above_the_limit_or_its_body_has
 
 
 def test_a_stream_that_fails_late_names_the_line_and_breaks_off(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     app = ServerApp(serve_here(one_endpoint(bias_folders["1"])))
     body = io.BytesIO(LINE * 20_000 + b"[1, 2]\n")

@@ -61,18 +61,24 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flights-pages\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        f"[onnxserve.blueprints]\nflights = {entry}\nabsent = no_such_module:x\n"
+        f"[onnxserve.blueprints]\nflights = {entry}\nabsent = no_such_module:x\n",
     )
     return folder
 
 
 @pytest.fixture(scope="module")
 def running(
-    tmp_path_factory: pytest.TempPathFactory, distribution: Path, bias_folders: dict[str, Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    distribution: Path,
+    bias_folders: dict[str, Path],
 ) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
-    with gunicorn(state_dir, one_endpoint(bias_folders["1"]), environment={"PYTHONPATH": path}) as running:
+    with gunicorn(
+        state_dir,
+        one_endpoint(bias_folders["1"]),
+        environment={"PYTHONPATH": path},
+    ) as running:
         yield running
 
 
@@ -93,7 +99,10 @@ def test_its_methods_are_flask_s(running: Any) -> None:
 
 def test_a_view_may_send_a_file(running: Any, distribution: Path) -> None:
     response = requests.get(running.url + "/file", timeout=30)
-    assert (response.status_code, response.text) == (200, (distribution / "flights_pages.py").read_text())
+    assert (response.status_code, response.text) == (
+        200,
+        (distribution / "flights_pages.py").read_text(),
+    )
 
 
 @pytest.mark.parametrize("view", ["broken", "panics", "leaves"])

@@ -44,7 +44,12 @@ V2 = (
 REQUESTS = {
     "predictions": ("POST", "/invocations", JSON, RECORD),
     "of a named endpoint": ("POST", "/endpoints/flights/invocations", JSON, RECORD),
-    "compressed": ("POST", "/invocations", {**JSON, "Content-Encoding": "gzip"}, gzip.compress(RECORD, mtime=0)),
+    "compressed": (
+        "POST",
+        "/invocations",
+        {**JSON, "Content-Encoding": "gzip"},
+        gzip.compress(RECORD, mtime=0),
+    ),
     "answered as lines": ("POST", "/invocations", {**JSON, "Accept": "application/jsonl"}, RECORD),
     "V2": ("POST", "/v2/models/flights/infer", JSON, V2),
     "V2's metadata": ("GET", "/v2/models/flights", {}, b""),
@@ -53,7 +58,12 @@ REQUESTS = {
     "a HEAD": ("HEAD", "/health", {}, b""),
     "broken JSON": ("POST", "/invocations", JSON, b"{"),
     "another type": ("POST", "/invocations", {"Content-Type": "text/html"}, RECORD),
-    "a missing column": ("POST", "/v2/models/flights/infer", JSON, V2.replace(b"carrier", b"carier")),
+    "a missing column": (
+        "POST",
+        "/v2/models/flights/infer",
+        JSON,
+        V2.replace(b"carrier", b"carier"),
+    ),
     "too large": ("POST", "/invocations", JSON, b" " * 3000),
     "another method": ("DELETE", "/invocations", {}, b""),
     "what it takes": ("OPTIONS", "/feedback", {}, b""),
@@ -94,7 +104,11 @@ def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body
         environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
     began: list[Any] = []
 
-    def start_response(status: str, fields: list[tuple[str, str]], error: object = None) -> Callable[[bytes], object]:
+    def start_response(
+        status: str,
+        fields: list[tuple[str, str]],
+        error: object = None,
+    ) -> Callable[[bytes], object]:
         began.extend((status, fields))
         return began.append
 
@@ -111,7 +125,8 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
         "root_path": "/models",
         "path": "/models" + unquote(path),
         "query_string": b"",
-        "headers": [(b"host", b"localhost")] + [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+        "headers": [(b"host", b"localhost")]
+        + [(k.lower().encode(), v.encode()) for k, v in headers.items()],
         "client": ("127.0.0.1", 1),
     }
     pieces = [body[:10], body[10:]]
@@ -127,7 +142,11 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
 
     asyncio.run(app(scope, receive, send))
     fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], fields, b"" if method == "HEAD" else b"".join(message["body"] for message in sent[1:])
+    return (
+        sent[0]["status"],
+        fields,
+        b"" if method == "HEAD" else b"".join(message["body"] for message in sent[1:]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,28 +158,44 @@ CONFIG = {"server.max_body_bytes": 2000}
 
 
 @pytest.fixture(scope="module")
-def mounted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callable[..., Answer]]]:
+def mounted(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Callable[..., Answer]]]:
     states = tmp_path_factory.mktemp("states")
     wsgi = wsgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "wsgi")
     asgi = asgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "asgi")
     with closing(wsgi), closing(asgi):
-        yield {"wsgi": lambda *given: ask_wsgi(wsgi, *given), "asgi": lambda *given: ask_asgi(asgi, *given)}
+        yield {
+            "wsgi": lambda *given: ask_wsgi(wsgi, *given),
+            "asgi": lambda *given: ask_asgi(asgi, *given),
+        }
 
 
 @pytest.mark.long
 def test_a_mounted_model_answers_as_the_server_does(
-    mounted: dict[str, Callable[..., Answer]], folder: Path, serve: Callable[..., Served]
+    mounted: dict[str, Callable[..., Answer]],
+    folder: Path,
+    serve: Callable[..., Served],
 ) -> None:
-    url = serve("-m", str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000").wait_ready().url
+    url = (
+        serve("-m", str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000")
+        .wait_ready()
+        .url
+    )
     for case, (method, path, headers, body) in REQUESTS.items():
         plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}
         response = requests.request(method, url + path, headers=plain, data=body, timeout=30)
         expected = {name.lower(): value for name, value in response.headers.items()}
         for kind, ask in mounted.items():
             status, fields, content = ask(method, path, headers, body)
-            assert (status, content) == (response.status_code, response.content), f"{case} by {kind}"
+            assert (status, content) == (response.status_code, response.content), (
+                f"{case} by {kind}"
+            )
             kept = {name: value for name, value in fields.items() if name not in OF_THE_REQUEST}
-            length = {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
+            length = (
+                {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
+            )
             wanted = {name: value for name, value in expected.items() if name not in OF_THE_REQUEST}
             assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
 
@@ -170,7 +205,11 @@ def answering_in_parts(pieces: Generator[bytes, None, None]) -> AsgiApp:
         return RawResponse(200, b"", "text/event-stream", pieces=pieces)
 
     server = SimpleNamespace(spec=SimpleNamespace(threads=1), max_body_bytes=1000)
-    model: Any = SimpleNamespace(app=SimpleNamespace(server=server), handle=handle, close=lambda: None)
+    model: Any = SimpleNamespace(
+        app=SimpleNamespace(server=server),
+        handle=handle,
+        close=lambda: None,
+    )
     return AsgiApp(model)
 
 
@@ -204,25 +243,48 @@ def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
             if message["type"] == "http.response.body":
                 has_part.set()
 
-        await app({"type": "http", "method": "POST", "path": "/invocations", "headers": []}, receive, send)
+        await app(
+            {"type": "http", "method": "POST", "path": "/invocations", "headers": []},
+            receive,
+            send,
+        )
 
     with closing(answering_in_parts(pieces())) as app:
         asyncio.run(ask(app))
     assert len(made) < 100
 
 
-def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dict[str, Callable[..., Answer]]) -> None:
+def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(
+    mounted: dict[str, Callable[..., Answer]],
+) -> None:
     line = b'{"carrier": "UA", "distance": 1400.0, "hour": 17, "late": true}\n'
-    status, fields, content = mounted["wsgi"]("POST", "/invocations", {"Content-Type": "application/jsonl"}, 50 * line)
+    status, fields, content = mounted["wsgi"](
+        "POST",
+        "/invocations",
+        {"Content-Type": "application/jsonl"},
+        50 * line,
+    )
     assert (status, fields["content-type"]) == (200, "application/jsonl")
     assert content.count(b"\n") == 50
 
 
 @pytest.mark.parametrize("kind", ["wsgi", "asgi"])
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/requests", "/pages/page.css", "/endpoints/flights", "/endpoints/flights/requests"]
+    "path",
+    [
+        "/",
+        "/docs",
+        "/requests",
+        "/pages/page.css",
+        "/endpoints/flights",
+        "/endpoints/flights/requests",
+    ],
 )
-def test_pages_for_people_are_left_out(mounted: dict[str, Callable[..., Answer]], kind: str, path: str) -> None:
+def test_pages_for_people_are_left_out(
+    mounted: dict[str, Callable[..., Answer]],
+    kind: str,
+    path: str,
+) -> None:
     status, _, body = mounted[kind]("GET", path, {}, b"")
     assert status == 404
     assert b"an embedded model has no pages" in body
@@ -248,7 +310,10 @@ def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_p
     assert not any(child.is_running() for child in agents)
 
 
-def test_what_a_mounted_model_answers_reaches_the_inference_log(folder: Path, tmp_path: Path) -> None:
+def test_what_a_mounted_model_answers_reaches_the_inference_log(
+    folder: Path,
+    tmp_path: Path,
+) -> None:
     with closing(wsgi_app(str(folder), name="logged", state_dir=tmp_path)) as app:
         for _ in range(3):
             assert ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[0] == 200
@@ -264,11 +329,16 @@ def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> Non
     del app
     gc.collect()
     command = ["ls", "-l", f"/proc/{os.getpid()}/fd"]
-    assert metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert (
+        metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    )
 
 
 @pytest.mark.long
-def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_of_one_application_have_folders_of_their_own(
+    folder: Path,
+    tmp_path: Path,
+) -> None:
     with (
         closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
         closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
@@ -277,7 +347,9 @@ def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path
 
 
 def test_the_counters_of_the_application_stay_as_they_are(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     counters = tmp_path / "counters"
     counters.mkdir()
@@ -286,7 +358,9 @@ def test_the_counters_of_the_application_stay_as_they_are(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
     with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
         assert ask_wsgi(app, *REQUESTS["predictions"])[0] == 200
-        assert {path.name: path.read_bytes() for path in counters.iterdir()} == {mine.name: b"the application's"}
+        assert {path.name: path.read_bytes() for path in counters.iterdir()} == {
+            mine.name: b"the application's",
+        }
     assert mine.is_file()
 
 
@@ -296,7 +370,9 @@ def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_
     with pytest.raises(DeploymentFailed, match="nowhere"):
         asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
     assert len(psutil.Process().children()) == before
-    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):  # The folder is free again.
+    with closing(
+        wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state"),
+    ):  # The folder is free again.
         pass
 
 
@@ -309,7 +385,9 @@ def test_a_model_that_cannot_be_loaded_is_said_at_the_start(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_an_alias_is_followed_unless_the_application_says_otherwise(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     uri = new_database(tmp_path)
@@ -320,8 +398,12 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
             client.create_model_version("flights", mixed_model(tmp_path / str(number)).as_uri())
         client.set_registered_model_alias("flights", "champion", "1")
         with (
-            closing(wsgi_app("models:/flights@champion", state_dir=tmp_path / "follows")) as follows,
-            closing(wsgi_app("models:/flights@champion", state_dir=tmp_path / "stays", follow=False)) as stays,
+            closing(
+                wsgi_app("models:/flights@champion", state_dir=tmp_path / "follows"),
+            ) as follows,
+            closing(
+                wsgi_app("models:/flights@champion", state_dir=tmp_path / "stays", follow=False),
+            ) as stays,
         ):
 
             def version(app: WsgiApp) -> str:
@@ -347,7 +429,8 @@ def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path
 
 @pytest.mark.long
 def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_nothing(
-    folder: Path, tmp_path: Path
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
     code = (
         "import mlflow_deploy_plugin as onnxserve, psutil\n"
@@ -361,7 +444,8 @@ def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_not
 
 @pytest.mark.long
 def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
-    folder: Path, tmp_path: Path
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
     code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
@@ -374,17 +458,27 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
         assert app.stdout.readline() == b"ready\n"
         (killed,) = agents()
         os.kill(killed.pid, signal.SIGKILL)
-        wait_until(lambda: any("--parent" in one.cmdline() for one in agents() if one != killed), what="a new agent")
+        wait_until(
+            lambda: any("--parent" in one.cmdline() for one in agents() if one != killed),
+            what="a new agent",
+        )
         (agent,) = agents()
         app.kill()
     wait_until(lambda: not agent.is_running(), what="the agent has ended")
 
 
 @pytest.mark.long
-def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(folder: Path, tmp_path: Path) -> None:
+def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(
+    folder: Path,
+    tmp_path: Path,
+) -> None:
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
     code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as app:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as app:
         assert app.stdout is not None
         assert app.stderr is not None
         assert app.stdout.readline() == b"ready\n"

@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
-from mlflow_deploy_plugin.serve.http.encodings import COMPRESSED_FROM_BYTES, decode_body, encode_body
+from mlflow_deploy_plugin.serve.http.encodings import (
+    COMPRESSED_FROM_BYTES,
+    decode_body,
+    encode_body,
+)
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
@@ -43,7 +47,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def undo(body: bytes, encoding: str, limit: int = LIMIT) -> bytes:
-    return decode_body(RawRequest("POST", "/invocations", {"content-encoding": encoding}, body), limit).body
+    return decode_body(
+        RawRequest("POST", "/invocations", {"content-encoding": encoding}, body),
+        limit,
+    ).body
 
 
 @pytest.mark.parametrize("encoding", COMPRESS)
@@ -132,7 +139,10 @@ LARGE = b'{"predictions":[' + b"0.5," * 10_000 + b"1]}"
 
 def compressed(accepted: str | None, response: RawResponse | None = None) -> RawResponse:
     headers = {} if accepted is None else {"accept-encoding": accepted}
-    return encode_body(RawRequest("POST", "/invocations", headers, b""), response or RawResponse(200, LARGE))
+    return encode_body(
+        RawRequest("POST", "/invocations", headers, b""),
+        response or RawResponse(200, LARGE),
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +165,10 @@ def compressed(accepted: str | None, response: RawResponse | None = None) -> Raw
         (",;,;q=", None),
     ],
 )
-def test_an_answer_is_compressed_as_the_caller_asks(accepted: str | None, expected: str | None) -> None:
+def test_an_answer_is_compressed_as_the_caller_asks(
+    accepted: str | None,
+    expected: str | None,
+) -> None:
     response = compressed(accepted)
     assert response.headers.get("Content-Encoding") == expected
     assert response.headers["Vary"] == "Accept-Encoding"
@@ -181,7 +194,10 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) ->
 
 def ask(server: Server, path: str, body: bytes, **headers: str) -> RawResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest("POST", path, {"content-type": "application/json", **named}, body))
+    return handle(
+        server,
+        RawRequest("POST", path, {"content-type": "application/json", **named}, body),
+    )
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations", "/predict/batch"])

@@ -16,7 +16,10 @@ from tests.support.guides import ROOT
     [
         ("request line", [limits.REQUEST_LINE_BYTES]),
         ("header fields", [limits.FIELDS, limits.FIELD_BYTES, limits.HEAD_BYTES // 1024]),
-        ("bodies that are incomplete or not yet answered", [limits.ConnectionLimits(60).body_bytes // 1024**2]),
+        (
+            "bodies that are incomplete or not yet answered",
+            [limits.ConnectionLimits(60).body_bytes // 1024**2],
+        ),
         ("answers of one worker", [limits.MAX_UNSENT_BYTES // 1024**2]),
         ("time between two requests", [limits.KEEP_ALIVE_SECONDS]),
         ("open connections", [limits.MAX_CONNECTIONS]),
@@ -30,6 +33,16 @@ def test_the_page_states_the_limit(row: str, numbers: list[int]) -> None:
 
 def test_gunicorn_gets_the_limits_of_a_head() -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(), 7)
-    options = ("--limit-request-line", "--limit-request-fields", "--limit-request-field_size", "--keep-alive")
+    options = (
+        "--limit-request-line",
+        "--limit-request-fields",
+        "--limit-request-field_size",
+        "--keep-alive",
+    )
     given = [int(command[command.index(option) + 1]) for option in options]
-    assert given == [limits.REQUEST_LINE_BYTES, limits.FIELDS, limits.FIELD_BYTES, limits.KEEP_ALIVE_SECONDS]
+    assert given == [
+        limits.REQUEST_LINE_BYTES,
+        limits.FIELDS,
+        limits.FIELD_BYTES,
+        limits.KEEP_ALIVE_SECONDS,
+    ]

@@ -31,19 +31,37 @@ from mlflow_deploy_plugin.serve.http.parser import (
 def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
     got = read_head(
         b"POST /v2/models/a%20b/infer?x=%2F HTTP/1.1\r\nHost: x:80\r\nContent-LENGTH: 007\r\nAccept: a\r\n"
-        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue"
+        b"ACCEPT:\t b \r\nx_y: z\r\nName: caf\xe9\r\nExpect: 100-Continue",
     )
-    headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
+    headers = {
+        "host": "x:80",
+        "content-length": "007",
+        "accept": "a,b",
+        "name": "café",
+        "expect": "100-Continue",
+    }
     assert got == RequestHead(
-        "POST", "/v2/models/a b/infer", "x=%2F", headers, 7, True, expects_continue=True, is_http_1_1=True
+        "POST",
+        "/v2/models/a b/infer",
+        "x=%2F",
+        headers,
+        7,
+        True,
+        expects_continue=True,
+        is_http_1_1=True,
     )
 
 
 @pytest.mark.parametrize("before", [b"", b"\r\n"])
 @pytest.mark.parametrize("line", [b"GET /ping HTTP/1.1", b"GET /" + b"a" * 8176 + b" HTTP/1.1"])
-def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before: bytes, line: bytes) -> None:
+def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(
+    before: bytes,
+    line: bytes,
+) -> None:
     data = before + line + b"\r\nHost: x\r\n\r\n"
-    assert [parse_head(data[:end]) for end in range(len(data))] == [(None, data[:end]) for end in range(len(data))]
+    assert [parse_head(data[:end]) for end in range(len(data))] == [
+        (None, data[:end]) for end in range(len(data))
+    ]
     head, rest = parse_head(data + b"\r\nrest")
     assert (head, rest) == (read_head(data.removeprefix(b"\r\n")[:-4]), b"\r\nrest")
 
@@ -51,14 +69,24 @@ def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before:
 @pytest.mark.parametrize(
     ("head", "error", "said"),
     [
-        (b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x", TargetTooLong, "longer than .* limit of 8190 bytes"),
-        (b"GET / HTTP/1.1\r\nHost: x" + 17 * (b"\r\nA: " + b"a" * 8000), HeadersTooLarge, "together exceed"),
+        (
+            b"GET /" + b"a" * 8190 + b" HTTP/1.1\r\nHost: x",
+            TargetTooLong,
+            "longer than .* limit of 8190 bytes",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nHost: x" + 17 * (b"\r\nA: " + b"a" * 8000),
+            HeadersTooLarge,
+            "together exceed",
+        ),
         (b"GET / HTTP/1.1\r\nHost: x\nA: b", InvalidRequest, "ends without CR"),
     ],
     ids=["line", "fields", "LF"],
 )
 def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
-    head: bytes, error: type[OnnxserveError], said: str
+    head: bytes,
+    error: type[OnnxserveError],
+    said: str,
 ) -> None:
     with pytest.raises(error, match=said):
         parse_head(head + b"\r\n\r\n")
@@ -68,7 +96,9 @@ def test_a_head_beyond_a_limit_is_refused_alike_whole_and_while_it_comes(
 
 def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:
     assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").expects_continue
-    assert not read_head(b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue").expects_continue
+    assert not read_head(
+        b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue",
+    ).expects_continue
 
 
 def test_chunks_say_themselves_where_they_end() -> None:
@@ -103,7 +133,9 @@ def test_any_bytes_are_a_head_or_refused(text: bytes) -> None:
             got = read_head(head)
         except OnnxserveError:
             continue
-        assert not {"\r", "\n", "\0"} & set("".join([got.path, *got.headers, *got.headers.values()]))
+        assert not {"\r", "\n", "\0"} & set(
+            "".join([got.path, *got.headers, *got.headers.values()]),
+        )
 
 
 AFTER = b"GET /next"
@@ -154,7 +186,17 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_held(length: int) -> No
 
 
 @pytest.mark.parametrize(
-    "data", [b"x\r\n", b"\r\n", b" 1\r\n", b"1 \r\nx", b"1\rx", b"1\nx", b"1" * 16 + b"\r\n", b"1;" + b"a" * 2000]
+    "data",
+    [
+        b"x\r\n",
+        b"\r\n",
+        b" 1\r\n",
+        b"1 \r\nx",
+        b"1\rx",
+        b"1\nx",
+        b"1" * 16 + b"\r\n",
+        b"1;" + b"a" * 2000,
+    ],
 )
 def test_what_is_no_chunk_is_refused(data: bytes) -> None:
     body = BodyParser(CHUNKED, 10**6)

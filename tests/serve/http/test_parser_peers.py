@@ -53,7 +53,9 @@ def read_ours(segments: list[bytes]) -> Reading:
                     if not body.is_whole:
                         data = body.feed(data)
                     if body.is_whole:
-                        requests.append((head.method.encode(), head.path, head.query, bytes(body.content)))
+                        requests.append(
+                            (head.method.encode(), head.path, head.query, bytes(body.content)),
+                        )
                         if not head.keep_alive:
                             return Reading(requests, "closed")
                         head, body = None, None
@@ -86,7 +88,9 @@ def read_h11(segments: list[bytes]) -> Reading:
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage) and head is not None:
                     requests.append(framed(head.method, head.target, body))
-                    connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                    connection.send(
+                        h11.Response(status_code=200, headers=[("content-length", "0")]),
+                    )
                     connection.send(h11.EndOfMessage())
                     if connection.our_state is not h11.DONE:
                         return Reading(requests, "closed")
@@ -140,7 +144,13 @@ PEERS: dict[str, Callable[[list[bytes]], Reading]] = {"h11": read_h11, "llhttp":
 
 METHODS = [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"]
 TARGETS = [b"/", b"/invocations", b"/v2/models/a/infer?x=1&y=%20", b"/ping", b"/a%2Fb", b"/~x;v=1"]
-FIELDS = [b"Accept: */*", b"User-Agent: x/1.0 (y)", b"X-Empty:", b"X-Latin: caf\xe9", b"Content-Type: application/json"]
+FIELDS = [
+    b"Accept: */*",
+    b"User-Agent: x/1.0 (y)",
+    b"X-Empty:",
+    b"X-Latin: caf\xe9",
+    b"Content-Type: application/json",
+]
 BODIES = [
     b"",
     b"{}",
@@ -193,12 +203,18 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
 
 def valid_request(chance: random.Random) -> bytes:
     """Draw a request that the standard allows, with a target and a host that our server accepts."""
-    fields = [b"Host: " + chance.choice([b"x", b"x:80", b"[::1]:8080"]), *chance.sample(FIELDS, chance.randint(0, 3))]
+    fields = [
+        b"Host: " + chance.choice([b"x", b"x:80", b"[::1]:8080"]),
+        *chance.sample(FIELDS, chance.randint(0, 3)),
+    ]
     body = b""
     if chance.random() < 0.7:
         content = chance.choice(BODIES)
         if chance.random() < 0.5:
-            fields.append(chance.choice([b"Content-Length: ", b"content-length:"]) + str(len(content)).encode())
+            fields.append(
+                chance.choice([b"Content-Length: ", b"content-length:"])
+                + str(len(content)).encode(),
+            )
             body = content
         else:
             fields.append(b"Transfer-Encoding: chunked")
@@ -219,10 +235,16 @@ def mutated(stream: bytes, chance: random.Random) -> bytes:
     if kind == 2:
         return stream[:at] + bytes([chance.randrange(256)]) + stream[at + 1 :]
     if kind == 3:
-        return stream.replace(b"\r\n", chance.choice([b"\n", b"\r", b"\r\r\n", b"\n\r"]), chance.randint(1, 3))
+        return stream.replace(
+            b"\r\n",
+            chance.choice([b"\n", b"\r", b"\r\r\n", b"\n\r"]),
+            chance.randint(1, 3),
+        )
     if kind == 4:
         return stream.replace(
-            b"HTTP/1.1", chance.choice([b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 "]), 1
+            b"HTTP/1.1",
+            chance.choice([b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.1 "]),
+            1,
         )
     lines = stream.split(b"\r\n")
     place = chance.randint(1, max(1, lines.index(b"") if b"" in lines else 1))
@@ -242,7 +264,9 @@ def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
 
 def segments_of(stream: bytes, chance: random.Random) -> list[bytes]:
     """Split the stream as it may arrive."""
-    cuts = sorted(chance.sample(range(1, len(stream)), min(len(stream) - 1, chance.choice([1, 2, 5, 40]))))
+    cuts = sorted(
+        chance.sample(range(1, len(stream)), min(len(stream) - 1, chance.choice([1, 2, 5, 40]))),
+    )
     return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
 
@@ -250,7 +274,11 @@ def check_agreement(ours: Reading, theirs: Reading, stream: bytes, peer: str) ->
     both = min(len(ours.requests), len(theirs.requests))
     assert ours.requests[:both] == theirs.requests[:both], (peer, stream)
     if len(ours.requests) > both:
-        assert theirs.end != "open", (peer, "waits for more of a request that we have taken", stream)
+        assert theirs.end != "open", (
+            peer,
+            "waits for more of a request that we have taken",
+            stream,
+        )
     if len(theirs.requests) > both:
         assert ours.end != "open", (peer, "has taken a request of which we wait for more", stream)
 

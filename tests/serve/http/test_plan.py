@@ -51,7 +51,10 @@ BODIES: list[tuple[str, Any]] = [
 
 @pytest.fixture
 def endpoints(model_folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    return {kind: {"v": servers.variant(model_folders[kind])} for kind in ("mixed", "single", "tensor", "stock")}
+    return {
+        kind: {"v": servers.variant(model_folders[kind])}
+        for kind in ("mixed", "single", "tensor", "stock")
+    }
 
 
 @pytest.fixture
@@ -77,7 +80,11 @@ def post(path: str, document: Any, **headers: str) -> RawRequest:
 
 
 @pytest.mark.parametrize(("path", "document"), BODIES)
-def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, document: Any) -> None:
+def test_a_plan_gives_the_bytes_of_the_general_way(
+    server: Server,
+    path: str,
+    document: Any,
+) -> None:
     plans = PlanTable(server)
     for request in (
         post(path, document),
@@ -93,7 +100,9 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
 @pytest.mark.parametrize("endpoint", ["mixed", "single", "tensor", "stock"])
 def test_each_protocol_has_plans_unless_its_body_may_name_the_endpoint(
-    shared: Server, protocol: Protocol, endpoint: str
+    shared: Server,
+    protocol: Protocol,
+    endpoint: str,
 ) -> None:
     plans = PlanTable(shared)
     described = describe_endpoint(shared, endpoint)
@@ -122,12 +131,22 @@ def table_of_flights() -> bytes:
     ("headers", "body"),
     [
         ({"content-type": "application/vnd.apache.arrow.stream"}, table_of_flights()),
-        ({"content-type": "application/vnd.apache.arrow.stream", "accept": "application/json"}, table_of_flights()),
+        (
+            {"content-type": "application/vnd.apache.arrow.stream", "accept": "application/json"},
+            table_of_flights(),
+        ),
         ({**JSON, "accept": "application/jsonl"}, orjson.dumps({"dataframe_split": SPLIT})),
-        ({"content-type": "application/jsonl"}, orjson.dumps(FLIGHT) + b"\n" + orjson.dumps(FLIGHT)),
+        (
+            {"content-type": "application/jsonl"},
+            orjson.dumps(FLIGHT) + b"\n" + orjson.dumps(FLIGHT),
+        ),
     ],
 )
-def test_a_plan_answers_tables_of_any_format(server: Server, headers: dict[str, str], body: bytes) -> None:
+def test_a_plan_answers_tables_of_any_format(
+    server: Server,
+    headers: dict[str, str],
+    body: bytes,
+) -> None:
     request = RawRequest("POST", "/invocations", headers, body)
     planned = PlanTable(server).answer(request)
     assert planned is not None
@@ -135,7 +154,8 @@ def test_a_plan_answers_tables_of_any_format(server: Server, headers: dict[str, 
 
 
 def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     variant = {**servers.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
     server = serve_here({"mixed": {"v": variant}})
@@ -144,23 +164,45 @@ def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
         planned = PlanTable(server).answer(request)
         assert planned is not None
         assert shown(planned, request) == shown(handle(server, request), request)
-        assert b"\r\nX-Model-Name: 50 %25 Mod%C3%A8le%0D%0AX-Evil: yes\r\n" in serialize_response(planned, True)
+        assert b"\r\nX-Model-Name: 50 %25 Mod%C3%A8le%0D%0AX-Evil: yes\r\n" in serialize_response(
+            planned,
+            True,
+        )
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Any:
     state_dir = tmp_path_factory.mktemp("plans")
     kinds = ("mixed", "single", "tensor", "stock")
-    with servers.opened(state_dir, {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds}) as server:
+    with servers.opened(
+        state_dir,
+        {kind: {"v": servers.variant(model_folders[kind])} for kind in kinds},
+    ) as server:
         yield server
 
 
 OLD = [b"1400.5", b"7", b'"AA"', b"false", b"[", b"1", b"3", b"FP32", b'"data"']
-NEW = [b"", b"[]", b"{}", b"null", b"NaN", b"1e999", b"true", b"2.5", b'"x"', b"-1", b"123456789012345678901234567890"]
+NEW = [
+    b"",
+    b"[]",
+    b"{}",
+    b"null",
+    b"NaN",
+    b"1e999",
+    b"true",
+    b"2.5",
+    b'"x"',
+    b"-1",
+    b"123456789012345678901234567890",
+]
 
 
 HEADERS = st.fixed_dictionaries(
-    {"content-type": st.sampled_from(["application/json", "application/json; charset=utf-8", "text/csv"])},
+    {
+        "content-type": st.sampled_from(
+            ["application/json", "application/json; charset=utf-8", "text/csv"],
+        ),
+    },
     optional={
         "accept": st.sampled_from(["*/*", "application/json", "application/jsonl", "text/html"]),
         "accept-encoding": st.sampled_from(["gzip", "identity"]),
@@ -171,7 +213,11 @@ HEADERS = st.fixed_dictionaries(
 
 def counters(server: Server) -> Counter[str]:
     """Return the value of each sample of the metrics except times."""
-    lines = (line.rpartition(" ") for line in server.metrics.page().decode().splitlines() if not line.startswith("#"))
+    lines = (
+        line.rpartition(" ")
+        for line in server.metrics.page().decode().splitlines()
+        if not line.startswith("#")
+    )
     return Counter({name: int(float(value)) for name, _, value in lines if "seconds" not in name})
 
 
@@ -179,11 +225,17 @@ def counters(server: Server) -> Counter[str]:
 @settings(max_examples=300)
 @given(
     st.sampled_from(BODIES),
-    st.lists(st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)), max_size=2),
+    st.lists(
+        st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)),
+        max_size=2,
+    ),
     st.just(JSON) | HEADERS,
 )
 def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves_it(
-    shared: Server, request_: tuple[str, Any], changes: list[tuple[bytes, bytes]], headers: dict[str, str]
+    shared: Server,
+    request_: tuple[str, Any],
+    changes: list[tuple[bytes, bytes]],
+    headers: dict[str, str],
 ) -> None:
     path, document = request_
     body = orjson.dumps(document)
@@ -203,7 +255,8 @@ def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves
 
 
 def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
-    serve_here: Callable[..., Server], endpoints: Any
+    serve_here: Callable[..., Server],
+    endpoints: Any,
 ) -> None:
     kept = []
     for is_planned in (True, False):
@@ -232,7 +285,9 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
         ]
         kept.append((counted, rows))
     (planned, planned_rows), (general, general_rows) = kept
-    assert {*planned} ^ {*general} == set(), "Metrics.prediction_counter and count_response count alike"
+    assert {*planned} ^ {*general} == set(), (
+        "Metrics.prediction_counter and count_response count alike"
+    )
     assert planned_rows == general_rows
     assert len(planned_rows) == len(BODIES)
 
@@ -243,12 +298,13 @@ def canary(model_folders: dict[str, Path], kind: str) -> dict[str, dict[str, Any
         "canary": {
             "v": servers.variant(model_folders["mixed"], weight=50),
             "w": servers.variant(model_folders[kind], "2", weight=50),
-        }
+        },
     }
 
 
 def test_a_plan_selects_a_variant_by_weight_and_names_it(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "mixed"))
     plans, answered = PlanTable(server), []
@@ -263,7 +319,8 @@ def test_a_plan_selects_a_variant_by_weight_and_names_it(
 
 
 def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(canary(model_folders, "single"))
     plans, refusing = PlanTable(server), []
@@ -277,20 +334,24 @@ def test_a_request_that_the_selected_variant_refuses_is_not_given_to_another_one
 
 
 def test_a_plan_captures_a_sample_and_counts_all_rows(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"mixed": {"v": servers.variant(model_folders["mixed"])}}, fraction=0.5)
     plans = PlanTable(server)
     assert all(plans.answer(post("/invocations", {"dataframe_split": SPLIT})) for _ in range(200))
     server.capture.close()
-    captured = sum(len(read_segment(segment)[0]) for segment in (server.repository.state_dir / SPOOL).iterdir())
+    captured = sum(
+        len(read_segment(segment)[0]) for segment in (server.repository.state_dir / SPOOL).iterdir()
+    )
     assert 60 < captured < 140
     counted = server.metrics.page().decode()
     assert 'onnxserve_capture_rows_total{endpoint="mixed",outcome="answered"} 200.0' in counted
 
 
 @pytest.mark.parametrize(
-    ("other", "sticky"), [({"shadow": True}, None), ({}, {"header": "x-user"}), ({}, {"key": "a"})]
+    ("other", "sticky"),
+    [({"shadow": True}, None), ({}, {"header": "x-user"}), ({}, {"key": "a"})],
 )
 def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
     serve_here: Callable[..., Server],
@@ -298,7 +359,10 @@ def test_an_endpoint_with_a_shadow_or_with_sticky_callers_has_no_plan(
     other: dict[str, Any],
     sticky: dict[str, str] | None,
 ) -> None:
-    variants = {"v": servers.variant(bias_folders["1"]), "w": servers.variant(bias_folders["2"], "2", **other)}
+    variants = {
+        "v": servers.variant(bias_folders["1"]),
+        "w": servers.variant(bias_folders["2"], "2", **other),
+    }
     server = serve_here({"e": variants})
     wanted = {"generation": 2, "endpoints": {"e": {"variants": variants, "sticky": sticky}}}
     write_state(server.repository.state_dir / WANTED, Wanted.model_validate(wanted))
@@ -327,14 +391,17 @@ def test_what_a_plan_does_not_cover_leaves_no_trace(server: Server, request_: Ra
     "spec", [{"max_batch_size": 4}, {"response_cache_bytes": 1000}, {"default_timeout_microseconds": 10**6}],
 )  # fmt: skip
 def test_a_server_that_decides_by_the_request_has_no_plans(
-    serve_here: Callable[..., Server], endpoints: Any, spec: dict[str, Any]
+    serve_here: Callable[..., Server],
+    endpoints: Any,
+    spec: dict[str, Any],
 ) -> None:
     plans = PlanTable(serve_here(endpoints, server=spec))
     assert plans.answer(post("/invocations", {"dataframe_split": SPLIT})) is None
 
 
 def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
-    serve_here: Callable[..., Server], endpoints: Any
+    serve_here: Callable[..., Server],
+    endpoints: Any,
 ) -> None:
     server = serve_here(endpoints, server={"max_concurrent_requests": 1, "rate_limit": "3/day"})
     plans = PlanTable(server)
@@ -354,12 +421,17 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
     assert plans.answer(late) is None
     refused = handle(server, late)
     assert (refused.status, b"limited to 3/day" in refused.body) == (429, True)
-    counted = [line for line in server.metrics.page().decode().splitlines() if line.startswith("onnxserve_refused")]
+    counted = [
+        line
+        for line in server.metrics.page().decode().splitlines()
+        if line.startswith("onnxserve_refused")
+    ]
     assert sorted(line.rpartition(" ")[2] for line in counted) == ["1.0", "1.0"]
 
 
 def test_a_version_that_is_swapped_in_has_its_plan_at_once(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(servers.one_endpoint(bias_folders["1"]))
     plans = PlanTable(server)
@@ -368,7 +440,10 @@ def test_a_version_that_is_swapped_in_has_its_plan_at_once(
     def version() -> str:
         response = plans.answer(request)
         assert response is not None
-        assert response.body == b'{"predictions":[[%s000.0]]}' % response.headers["X-Model-Version"].encode()
+        assert (
+            response.body
+            == b'{"predictions":[[%s000.0]]}' % response.headers["X-Model-Version"].encode()
+        )
         return response.headers["X-Model-Version"]
 
     assert version() == "1"

@@ -2,17 +2,27 @@
 
 import pytest
 
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, serialize_response, serialize_streamed_head
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    serialize_response,
+    serialize_streamed_head,
+)
 
 
 def test_an_answer_has_its_length_and_says_whether_the_connection_goes_on() -> None:
-    head, _, body = serialize_response(RawResponse(200, b"abc", "text/plain", {"X-A": "b"}), keep_alive=True).partition(
-        b"\r\n\r\n"
-    )
+    head, _, body = serialize_response(
+        RawResponse(200, b"abc", "text/plain", {"X-A": "b"}),
+        keep_alive=True,
+    ).partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
     assert (line, body) == ("HTTP/1.1 200 OK", b"abc")
     assert fields[0].startswith("Date: ")
-    assert fields[1:] == ["Connection: keep-alive", "Content-Type: text/plain", "Content-Length: 3", "X-A: b"]
+    assert fields[1:] == [
+        "Connection: keep-alive",
+        "Content-Type: text/plain",
+        "Content-Length: 3",
+        "X-A: b",
+    ]
 
 
 def test_the_answer_to_a_head_has_the_length_and_not_the_body() -> None:
@@ -44,7 +54,10 @@ def test_the_value_of_a_header_begins_no_other(value: str, sent: bytes) -> None:
         assert b"\r\nX-Model-Name: " + sent + b"\r\nX-Model-Version: 1\r\n\r\n" in head
 
 
-@pytest.mark.parametrize(("value", "sent"), [("a%20b", b"a%20b"), ("100%", b"100%"), ("a\r\nb%", b"a%0D%0Ab%25")])
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [("a%20b", b"a%20b"), ("100%", b"100%"), ("a\r\nb%", b"a%0D%0Ab%25")],
+)
 def test_the_id_of_a_caller_comes_back_as_it_came_if_it_is_one(value: str, sent: bytes) -> None:
     response = RawResponse(200, b"", headers={"X-Request-Id": value, "X-Model-Name": "50% é"})
     head = serialize_response(response, keep_alive=True)

@@ -19,7 +19,9 @@ from tests.support.servers import variant
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}})
+    return serve_here(
+        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}},
+    )
 
 
 def test_the_plain_pages_answer(server: Server) -> None:
@@ -37,7 +39,9 @@ def test_v2_says_what_is_served(server: Server) -> None:
         ["binary_tensor_data", "model_configuration", "model_repository", "statistics"],
     )
     assert document["version"]
-    assert json.loads(ask(server, "/v2/", "GET").body) == document  # the path in the standard's OpenAPI document
+    assert (
+        json.loads(ask(server, "/v2/", "GET").body) == document
+    )  # the path in the standard's OpenAPI document
     metadata = {
         "name": "f",
         "versions": ["2"],
@@ -67,7 +71,11 @@ def test_v2_says_what_is_ready(server: Server, path: str, document: dict[str, An
 def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> None:
     with contextlib.closing(open_server(tmp_path)) as server:
         assert ask(server, "/v2/health/live", "GET").status == 200
-        for method, path in [("GET", "/health/ready"), ("GET", "/models/e/ready"), ("POST", "/models/e/infer")]:
+        for method, path in [
+            ("GET", "/health/ready"),
+            ("GET", "/models/e/ready"),
+            ("POST", "/models/e/infer"),
+        ]:
             response = ask(server, "/v2" + path, method, V2_ROW)
             assert (response.status, list(json.loads(response.body))) == (503, ["error"])
 
@@ -87,7 +95,13 @@ def test_before_a_model_is_loaded_v2_lives_and_is_not_ready(tmp_path: Path) -> N
         ("GET", "/v2/models/e/versions/1/nothing", 404, "/v2/models/e/infer"),
     ],
 )
-def test_errors_of_v2_have_its_form(server: Server, method: str, path: str, status: int, told: str) -> None:
+def test_errors_of_v2_have_its_form(
+    server: Server,
+    method: str,
+    path: str,
+    status: int,
+    told: str,
+) -> None:
     response = ask(server, path, method)
     document = json.loads(response.body)
     assert (response.status, list(document)) == (status, ["error"])
@@ -126,7 +140,11 @@ def test_what_flask_refuses_has_v2_s_form_too(server: Server) -> None:
     ],
 )
 def test_flask_sends_what_the_function_answers(
-    server: Server, method: str, path: str, body: bytes, content_type: str
+    server: Server,
+    method: str,
+    path: str,
+    body: bytes,
+    content_type: str,
 ) -> None:
     headers = {"content-type": content_type, "x-request-id": "mine"}
     expected = handle(server, RawRequest(method, path, headers, body))
@@ -142,10 +160,16 @@ def test_flask_sends_what_the_function_answers(
 
 @pytest.mark.parametrize(
     ("accept", "content_type"),
-    [("text/html,*/*;q=0.8", "text/html"), ("*/*", "application/json"), ("application/json", "application/json")],
+    [
+        ("text/html,*/*;q=0.8", "text/html"),
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+    ],
 )
 def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
-    server: Server, accept: str, content_type: str
+    server: Server,
+    accept: str,
+    content_type: str,
 ) -> None:
     answer = handle(server, RawRequest("GET", "/", {"accept": accept}, b""))
     assert (answer.status, answer.content_type.partition(";")[0]) == (200, content_type)
@@ -158,7 +182,9 @@ def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Se
     assert told.startswith("the path /invocation does not exist; the nearest are /invocations, ")
     assert told.endswith("; /docs lists all routes")
     assert len(told) < 200
-    assert "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+    assert (
+        "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +192,10 @@ def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Se
     [
         ("/metrics", ["/metrics"]),
         ("/endpoints/NAME/openapi.json", ["/endpoints/<endpoint>/openapi.json"]),
-        ("/v2/models/NAME[/versions/V]", ["/v2/models/<endpoint>", "/v2/models/<endpoint>/versions/<version>"]),
+        (
+            "/v2/models/NAME[/versions/V]",
+            ["/v2/models/<endpoint>", "/v2/models/<endpoint>/versions/<version>"],
+        ),
         (
             "/v1/models/NAME[/versions/V|/labels/L]/metadata",
             [
@@ -177,5 +206,8 @@ def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Se
         ),
     ],
 )
-def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(path: str, paths: list[str]) -> None:
+def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(
+    path: str,
+    paths: list[str],
+) -> None:
     assert expand_path(path, "<{}>") == paths

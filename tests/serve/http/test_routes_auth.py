@@ -35,7 +35,9 @@ SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 def write_scopes(state_dir: Path) -> None:
     """Write a key for each scope, whose text is the scope, and a key for the endpoint f."""
-    entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    entries: dict[str, KeyEntry] = {
+        scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES
+    }
     entries["thrice"] = KeyEntry(name="thrice", scopes=("infer", "read"), limits=("3/hour",))
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
     write_keys(state_dir, entries)
@@ -61,8 +63,16 @@ def need_of(path: str, method: str) -> str:
     return "read" if method == "GET" or path == "/v2/repository/index" else "infer"
 
 
-@pytest.mark.parametrize(("path", "method", "declared"), [(route.path, route.method, route.need) for route in ROUTES])
-def test_every_route_needs_its_scope(server: Server, path: str, method: str, declared: str | None) -> None:
+@pytest.mark.parametrize(
+    ("path", "method", "declared"),
+    [(route.path, route.method, route.need) for route in ROUTES],
+)
+def test_every_route_needs_its_scope(
+    server: Server,
+    path: str,
+    method: str,
+    declared: str | None,
+) -> None:
     assert (declared or "") == need_of(path, method)
     plain = path.partition("[")[0] + path.partition("]")[2]  # without the optional parts
     named = plain.replace("/NAME", "/e")
@@ -71,20 +81,46 @@ def test_every_route_needs_its_scope(server: Server, path: str, method: str, dec
     assert (ask(server, named, method).status == 401) is bool(needed)
     body = b"{" if needed == "admin" else ROW  # The server does not execute these requests.
     for scope in SCOPES if needed else ():
-        refused = ask(server, named, method, body, host="localhost", authorization=f"Bearer {scope}").status == 403
+        refused = (
+            ask(
+                server,
+                named,
+                method,
+                body,
+                host="localhost",
+                authorization=f"Bearer {scope}",
+            ).status
+            == 403
+        )
         assert refused is (scope not in allowing), scope
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "only-e", "nothing"])
-def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(server: Server, key: str) -> None:
+def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
+    server: Server,
+    key: str,
+) -> None:
     """A caller without permission cannot find names by guessing, in any path or body."""
     only_e = KeyEntry(name="only-e", scopes=SCOPES, endpoints=("e",))
-    write_keys(server.repository.state_dir, {"only-e": only_e, "nothing": KeyEntry(name="nothing", scopes=())})
+    write_keys(
+        server.repository.state_dir,
+        {"only-e": only_e, "nothing": KeyEntry(name="nothing", scopes=())},
+    )
     caller = {"authorization": f"Bearer {key}"} if key else {}
 
     def answer(route: Route, template: str, endpoint: str, choice: str) -> tuple[int, bytes]:
-        path, body = template.format(endpoint=endpoint, version=choice, label=choice), {"model": endpoint}
-        response = ask(server, path, route.method, json.dumps(body).encode(), host="localhost", **caller)
+        path, body = (
+            template.format(endpoint=endpoint, version=choice, label=choice),
+            {"model": endpoint},
+        )
+        response = ask(
+            server,
+            path,
+            route.method,
+            json.dumps(body).encode(),
+            host="localhost",
+            **caller,
+        )
         return response.status, response.body.replace(b"'%b'" % endpoint.encode(), b"NAME")
 
     for route in [route for route in ROUTES if route.need]:
@@ -109,19 +145,32 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
         ("/metrics", "GET", 403),
     ],
 )
-def test_a_key_may_hold_for_one_endpoint(server: Server, path: str, method: str, status: int) -> None:
+def test_a_key_may_hold_for_one_endpoint(
+    server: Server,
+    path: str,
+    method: str,
+    status: int,
+) -> None:
     assert ask(server, path, method, authorization="Bearer only-f").status == status
 
 
 def test_a_key_for_the_default_endpoint_does_not_tell_what_the_others_take(server: Server) -> None:
-    write_keys(server.repository.state_dir, {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))})
+    write_keys(
+        server.repository.state_dir,
+        {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))},
+    )
 
     assert ask(server, "/openapi.json", "GET", authorization="Bearer only-e").status == 403
-    assert ask(server, "/endpoints/e/openapi.json", "GET", authorization="Bearer only-e").status == 200
+    assert (
+        ask(server, "/endpoints/e/openapi.json", "GET", authorization="Bearer only-e").status == 200
+    )
 
 
 @pytest.mark.parametrize("path", ["/endpoints/f", "/endpoints/f/docs"])
-def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(server: Server, path: str) -> None:
+def test_a_page_tells_a_key_for_one_endpoint_the_name_of_no_other(
+    server: Server,
+    path: str,
+) -> None:
     def offered(key: str) -> list[str]:
         page = ask(server, path, "GET", authorization=f"Bearer {key}").body.decode()
         return re.findall(r"<option value=\"(\w+)\"", page)
@@ -142,13 +191,18 @@ def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Pat
 
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
-    assert answer.headers["WWW-Authenticate"].split(", ") == ['Basic realm="onnxserve"', 'Bearer realm="onnxserve"']
+    assert answer.headers["WWW-Authenticate"].split(", ") == [
+        'Basic realm="onnxserve"',
+        'Bearer realm="onnxserve"',
+    ]
     assert b"send Authorization: Bearer KEY" in answer.body
 
 
 @pytest.mark.parametrize(("method", "need"), [("GET", "read"), ("POST", "admin")])
 def test_a_view_of_another_distribution_is_for_readers_and_what_changes_something_for_admins(
-    server: Server, method: str, need: str
+    server: Server,
+    method: str,
+    need: str,
 ) -> None:
     blueprint = Blueprint("flights", __name__)
     blueprint.add_url_rule("/flights", "flights", lambda: "seen", methods=[method])
@@ -156,12 +210,20 @@ def test_a_view_of_another_distribution_is_for_readers_and_what_changes_somethin
     app.register_blueprint(blueprint)
     assert app.handle(RawRequest(method, "/flights", {}, b"")).status == 401
     for scope in SCOPES:
-        response = app.handle(RawRequest(method, "/flights", {"authorization": f"Bearer {scope}"}, b""))
+        response = app.handle(
+            RawRequest(method, "/flights", {"authorization": f"Bearer {scope}"}, b""),
+        )
         assert response.status == (200 if scope == need else 403), scope
 
 
-def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    write_keys(server.repository.state_dir, {"secret-text": KeyEntry(name="shop", scopes=("infer", "read"))})
+def test_the_log_names_the_key_and_never_its_text(
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_keys(
+        server.repository.state_dir,
+        {"secret-text": KeyEntry(name="shop", scopes=("infer", "read"))},
+    )
     observed = replace(server, logs_requests=True)
     with caplog.at_level("INFO"):
         for path, method in (("/invocations", "POST"), ("/metrics", "GET")):
@@ -179,7 +241,9 @@ KEY = "onnxserve_" + secrets.token_urlsafe(32)
 
 @pytest.mark.parametrize("uses_plan", [False, True])
 def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
-    server: Server, uses_plan: bool, caplog: pytest.LogCaptureFixture
+    server: Server,
+    uses_plan: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Callers sometimes put the key into these headers."""
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
@@ -198,8 +262,18 @@ def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
         new = [new_id("/invocations", KEY), new_id("/invocations", f"id={KEY};1")]
         new.append(new_id("/v2/models/e/infer", body=with_id))
         new_id("/invocations", body=json.dumps({"dataframe_records": [{"x": KEY}]}).encode())
-        new_id("/invocations", body=json.dumps({"dataframe_split": {"columns": [KEY, KEY], "data": [[1, 2]]}}).encode())
-        for path in (f"/{KEY}", f"/endpoints/{KEY}/invocations", f"/v2/models/e/versions/{KEY}", "/a" * 240 + KEY):
+        new_id(
+            "/invocations",
+            body=json.dumps(
+                {"dataframe_split": {"columns": [KEY, KEY], "data": [[1, 2]]}},
+            ).encode(),
+        )
+        for path in (
+            f"/{KEY}",
+            f"/endpoints/{KEY}/invocations",
+            f"/v2/models/e/versions/{KEY}",
+            "/a" * 240 + KEY,
+        ):
             new_id(path, "mine")
         failure(RawRequest("POST", "/a" * 90 + KEY, {}, b""), RuntimeError())
 
@@ -234,7 +308,9 @@ def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) ->
     assert requests.get(f"{url}/ping", timeout=10).status_code == 200
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[")
+        connection.sendall(
+            b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n[",
+        )
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert b"\r\nConnection: close\r\n" in answer
@@ -243,13 +319,20 @@ def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) ->
 
 def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url: str) -> None:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
-    answers = [requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)]
+    answers = [
+        requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)
+    ]
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # The limit ends with the hour of the worker.
+    assert (
+        0 < int(answers[-1].headers["Retry-After"]) <= 3600
+    )  # The limit ends with the hour of the worker.
     headers["Authorization"] = "Bearer infer"
-    for body in (ROW, b"no JSON"):  # The plan decodes the first body, and the general path the second body.
+    for body in (
+        ROW,
+        b"no JSON",
+    ):  # The plan decodes the first body, and the general path the second body.
         requests.post(f"{url}/invocations", body, headers=headers, timeout=10)
     page = requests.get(f"{url}/metrics", auth=("", "read"), timeout=10).text
     counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))
@@ -258,15 +341,17 @@ def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url
 
 
 def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
-    serve_here: Callable[..., Server], tmp_path: Path
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
 ) -> None:
-    pick = (
-        "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
-    )
+    pick = "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
     folder = write_model(tmp_path / "pick", pick)
     server = serve_here(one_endpoint(folder), SETTINGS)
     limits = ("3/minute", "4/hour")
-    write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",), limits=limits)})
+    write_keys(
+        server.repository.state_dir,
+        {"k": KeyEntry(name="k", scopes=("infer",), limits=limits)},
+    )
     plans = PlanTable(server)
 
     def status(inputs: bytes) -> int:
@@ -275,4 +360,6 @@ def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
         return (plans.answer(request) or handle(server, request)).status
 
     assert [status(b"[0]"), status(b"[7]"), status(b"[1]"), status(b"[1]")] == [200, 400, 200, 429]
-    assert b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
+    assert (
+        b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()
+    )

@@ -22,7 +22,10 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     spec = ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=3)
     with gunicorn(state_dir, one_endpoint(bias_folders["1"]), spec) as running:
@@ -37,7 +40,10 @@ Post = Callable[..., requests.Response]
 def post(running: Any) -> Post:
     def post(body: Any, path: str = "/invocations", **headers: str) -> requests.Response:
         return requests.post(
-            running.url + path, data=body, headers={"Content-Type": "application/jsonl", **headers}, timeout=60
+            running.url + path,
+            data=body,
+            headers={"Content-Type": "application/jsonl", **headers},
+            timeout=60,
         )
 
     return post
@@ -51,7 +57,10 @@ def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
         with socket.create_connection(address, timeout=30) as last:
             last.sendall(CHUNKED + chunk(LINE % 3) + chunk())
-            assert read_all(last, b"0\r\n\r\n").partition(b"\r\n\r\n")[2] == chunk(b"[1006.0]\n") + chunk()
+            assert (
+                read_all(last, b"0\r\n\r\n").partition(b"\r\n\r\n")[2]
+                == chunk(b"[1006.0]\n") + chunk()
+            )
 
 
 def chunk(piece: bytes = b"") -> bytes:
@@ -70,16 +79,22 @@ def test_a_body_without_a_declared_length_is_answered_line_by_line(post: Post) -
     pieces = (LINE % number for number in range(2500))
     response = post(pieces, **{"X-Request-Id": "mine"})
     assert response.status_code == 200, response.text
-    assert [json.loads(line) for line in response.content.splitlines()] == [[1003.0 + n] for n in range(2500)]
+    assert [json.loads(line) for line in response.content.splitlines()] == [
+        [1003.0 + n] for n in range(2500)
+    ]
     headers = response.headers
     assert headers["Transfer-Encoding"] == "chunked"
     assert (headers["Content-Type"], headers["X-Request-Id"]) == ("application/jsonl", "mine")
     assert (headers["X-Model-Name"], headers["X-Model-Version"]) == ("m", "1")
 
 
-def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Callable[[], socket.socket]) -> None:
+def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(
+    connect: Callable[[], socket.socket],
+) -> None:
     connection = connect()
-    connection.sendall(CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk())
+    connection.sendall(
+        CHUNKED + b"".join(chunk(b"%c" % byte) for byte in LINE % 3 * 1000) + chunk(),
+    )
     connection.shutdown(socket.SHUT_WR)
     assert read_all(connection).count(b"1006.0") == 1000
 
@@ -113,7 +128,12 @@ def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.
         (b'["far", 2, 3]\n', 400, "line 1: column 'a'"),
     ],
 )
-def test_what_is_wrong_from_the_beginning_is_an_error_as_any(post: Post, lines: bytes, status: int, words: str) -> None:
+def test_what_is_wrong_from_the_beginning_is_an_error_as_any(
+    post: Post,
+    lines: bytes,
+    status: int,
+    words: str,
+) -> None:
     response = post(iter([lines] if lines else []))
     assert response.status_code == status
     assert words in response.json()["message"]
@@ -134,7 +154,9 @@ def test_what_is_wrong_later_is_told_in_the_last_line_of_an_answer_that_breaks_o
     assert "line 20001" in last["message"]
 
 
-def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[], socket.socket]) -> None:
+def test_a_client_that_falls_silent_or_leaves_holds_nothing(
+    connect: Callable[[], socket.socket],
+) -> None:
     silent = connect()
     silent.sendall(CHUNKED + chunk(LINE % 3))
     for _ in range(6):  # more than the limit
@@ -146,7 +168,9 @@ def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[]
     assert not content.endswith(chunk())
 
 
-def test_a_stream_may_last_longer_than_the_time_for_a_request(connect: Callable[[], socket.socket]) -> None:
+def test_a_stream_may_last_longer_than_the_time_for_a_request(
+    connect: Callable[[], socket.socket],
+) -> None:
     connection = connect()
     connection.sendall(CHUNKED)
     until = time.monotonic() + 5
@@ -156,12 +180,21 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(connect: Callable[
         pieces += 1
         time.sleep(0.4)
     connection.sendall(chunk())
-    assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces  # Some numbers are split between chunks.
+    assert (
+        read_all(connection, chunk()).count(b"006.0") > 6599 * pieces
+    )  # Some numbers are split between chunks.
 
 
 @pytest.mark.long
-def test_the_model_has_all_the_time_between_two_pieces(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    slow: Any = {"max_batch_size": 64, "max_queue_delay_microseconds": 4_000_000, "request_timeout_seconds": 2}
+def test_the_model_has_all_the_time_between_two_pieces(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
+    slow: Any = {
+        "max_batch_size": 64,
+        "max_queue_delay_microseconds": 4_000_000,
+        "request_timeout_seconds": 2,
+    }
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(**slow)) as running:
         line = b"[1, 2, 3" + b" " * 60_000 + b"]\n"
         response = requests.post(
@@ -173,17 +206,25 @@ def test_the_model_has_all_the_time_between_two_pieces(tmp_path: Path, bias_fold
         assert response.content == b"[1006.0]\n" * 3
 
 
-def test_a_client_that_does_not_read_until_it_has_sent_is_answered(connect: Callable[[], socket.socket]) -> None:
+def test_a_client_that_does_not_read_until_it_has_sent_is_answered(
+    connect: Callable[[], socket.socket],
+) -> None:
     connection = connect()
     body = LINE % 3 * 80_000
-    connection.sendall(CHUNKED + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500)))
+    connection.sendall(
+        CHUNKED
+        + b"".join(chunk(body[start : start + 65_500]) for start in range(0, len(body), 65_500)),
+    )
     connection.sendall(chunk())
     content = read_all(connection, b"\r\n0\r\n\r\n")
     assert content.count(b"[1006.0]\n") + content.count(b"\r\n") >= 80_000
 
 
 @pytest.mark.long
-def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket], post: Post) -> None:
+def test_there_are_as_many_streams_as_may_be(
+    connect: Callable[[], socket.socket],
+    post: Post,
+) -> None:
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:

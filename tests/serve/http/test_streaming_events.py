@@ -61,7 +61,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     (folder / "code").mkdir()
     (folder / "code" / "agent_in_parts.py").write_text(CODE)
     loader = {"loader_module": "agent_in_parts", "code": "code", "streamable": True}
-    fields = {name: {"type": "string", "required": name == "content"} for name in ("role", "content")}
+    fields = {
+        name: {"type": "string", "required": name == "content"} for name in ("role", "content")
+    }
     messages = {
         "type": "array",
         "items": {"type": "object", "properties": fields},
@@ -69,7 +71,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "required": True,
     }
     signature = {"inputs": json.dumps([messages])}
-    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}))
+    (folder / "MLmodel").write_text(
+        yaml.safe_dump({"flavors": {"python_function": loader}, "signature": signature}),
+    )
     state_dir = folder / "state"
     with gunicorn(state_dir, {"agent": {"v": variant(folder)}}, ServerSpec(threads=2)) as running:
         yield running
@@ -86,7 +90,11 @@ def post(running: Any) -> Post:
 
 def captured(running: Any) -> list[CapturedRequest]:
     """Return the captured requests in order."""
-    return [request for segment in segments(running.state_dir / SPOOL) for request in read_segment(segment)[0]]
+    return [
+        request
+        for segment in segments(running.state_dir / SPOOL)
+        for request in read_segment(segment)[0]
+    ]
 
 
 def count(running: Any, sample: str) -> float:
@@ -115,7 +123,11 @@ def test_the_parts_of_an_answer_are_events(post: Post, tmp_path: Path) -> None:
     assert last == "[DONE]"
 
 
-def test_what_was_streamed_is_captured_as_one_output(running: Any, post: Post, tmp_path: Path) -> None:
+def test_what_was_streamed_is_captured_as_one_output(
+    running: Any,
+    post: Post,
+    tmp_path: Path,
+) -> None:
     response = post(f"say {tmp_path}/a b")
     *parts, _ = events(response)
     request = captured(running)[-1]
@@ -125,7 +137,9 @@ def test_what_was_streamed_is_captured_as_one_output(running: Any, post: Post, t
 
 
 def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
-    running: Any, post: Post, tmp_path: Path
+    running: Any,
+    post: Post,
+    tmp_path: Path,
 ) -> None:
     abandoned = 'onnxserve_stream_parts_count.*outcome="abandoned"'
     before = count(running, abandoned)
@@ -139,18 +153,34 @@ def test_a_stream_that_its_client_leaves_is_captured_as_far_as_it_came(
 
 
 @pytest.mark.parametrize("task", ["fail", "refuse"])
-def test_a_stream_that_fails_is_captured_once_as_a_failure(running: Any, post: Post, tmp_path: Path, task: str) -> None:
+def test_a_stream_that_fails_is_captured_once_as_a_failure(
+    running: Any,
+    post: Post,
+    tmp_path: Path,
+    task: str,
+) -> None:
     before = len(captured(running))
     assert post(f"{task} {tmp_path}/a").text
     (request,) = captured(running)[before:]
     assert request.record.status == 400
-    assert request.outputs.keys() == {"_error_code", "_message", "_column"}  # No part of the stream is captured.
+    assert request.outputs.keys() == {
+        "_error_code",
+        "_message",
+        "_column",
+    }  # No part of the stream is captured.
 
 
-def test_streams_are_counted_by_their_end_and_until_their_first_part(running: Any, post: Post, tmp_path: Path) -> None:
+def test_streams_are_counted_by_their_end_and_until_their_first_part(
+    running: Any,
+    post: Post,
+    tmp_path: Path,
+) -> None:
     samples = ["count.*complete", "sum.*complete", "count.*failed"]
     before = [count(running, f"onnxserve_stream_parts_{sample}") for sample in samples]
-    streams, seconds = "onnxserve_stream_first_part_seconds_count", "onnxserve_stream_first_part_seconds_sum"
+    streams, seconds = (
+        "onnxserve_stream_first_part_seconds_count",
+        "onnxserve_stream_first_part_seconds_sum",
+    )
     streams_before = count(running, streams)
     list(events(post(f"say {tmp_path}/a b c")))
     list(events(post(f"fail {tmp_path}/a")))
@@ -160,7 +190,10 @@ def test_streams_are_counted_by_their_end_and_until_their_first_part(running: An
     assert count(running, seconds) > 0
 
 
-def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(post: Post, tmp_path: Path) -> None:
+def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(
+    post: Post,
+    tmp_path: Path,
+) -> None:
     told = tmp_path / "told"
     coming = events(post(f"wait {told}"))
     assert json.loads(next(coming))["word"] == str(told)
@@ -169,7 +202,10 @@ def test_each_part_is_sent_when_it_is_made_and_others_are_answered_meanwhile(pos
     assert list(coming)[-1] == "[DONE]"
 
 
-def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(running: Any, tmp_path: Path) -> None:
+def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(
+    running: Any,
+    tmp_path: Path,
+) -> None:
     told = tmp_path / "told"
     body = json.dumps({"messages": [{"content": f"wait {told}"}], "stream": True}).encode()
     head = f"POST /invocations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -190,7 +226,9 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(runnin
 
 
 def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:
-    for number in range(4):  # There are more requests than threads, so that each must release its place.
+    for number in range(
+        4,
+    ):  # There are more requests than threads, so that each must release its place.
         told = tmp_path / str(number)
         response = post(f"wait {told}")
         next(events(response))

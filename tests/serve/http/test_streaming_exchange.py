@@ -65,7 +65,8 @@ class Listener:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self._address = listening.getsockname()
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}), sock=listening
+            lambda: HttpConnection(config, state, {}),
+            sock=listening,
         )
 
     async def connect(self, sent: bytes) -> socket.socket:
@@ -82,7 +83,12 @@ class Listener:
         async with asyncio.timeout(20):
             await asyncio.get_running_loop().sock_sendall(client, sent)
 
-    async def read(self, client: socket.socket, end: bytes = b"", at_least: int = sys.maxsize) -> bytes:
+    async def read(
+        self,
+        client: socket.socket,
+        end: bytes = b"",
+        at_least: int = sys.maxsize,
+    ) -> bytes:
         """Return the received bytes up to these bytes or this number, or until the connection ends."""
         content = b""
         async with asyncio.timeout(20):
@@ -149,7 +155,15 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
 
     async def talk() -> None:
         loop = asyncio.get_running_loop()
-        exchange = StreamedExchange(body, transport, LIMIT, written.append, lambda response: None, ended.append, loop)
+        exchange = StreamedExchange(
+            body,
+            transport,
+            LIMIT,
+            written.append,
+            lambda response: None,
+            ended.append,
+            loop,
+        )
         request = RawRequest("POST", "/invocations", {"content-type": "application/jsonl"}, b"")
         thread = threading.Thread(target=exchange.run, args=(server, request))
         take = body.take
@@ -168,7 +182,11 @@ def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -
     assert (written, ended) == ([ANSWER], [True])
 
 
-@pytest.mark.parametrize("lines", [9_000, 30_000], ids=["answer-within-the-limit", "answer-beyond-the-limit"])
+@pytest.mark.parametrize(
+    "lines",
+    [9_000, 30_000],
+    ids=["answer-within-the-limit", "answer-beyond-the-limit"],
+)
 def test_a_client_that_takes_nothing_of_its_answer_is_left(server: Server, lines: int) -> None:
     async def talk() -> None:
         async with listener(server) as opened:
@@ -195,7 +213,8 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
 
 
 def test_time_runs_for_the_client_only_while_the_model_is_done(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     slow = {"max_batch_size": 64, "max_queue_delay_microseconds": 1_000_000}
     server = serve_here(one_endpoint(bias_folders["1"]), slow)
@@ -233,25 +252,35 @@ def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(serve
     play(talk())
 
 
-def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in(server: Server) -> None:
+def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in(
+    server: Server,
+) -> None:
     async def talk() -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
             await opened.read(client, ANSWER + b"\r\n")
             await asyncio.sleep(0.1)  # The thread probably waits for the next line.
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            client.setsockopt(
+                socket.SOL_SOCKET,
+                socket.SO_LINGER,
+                struct.pack("ii", 1, 0),
+            )  # a reset
             client.close()
             await until(lambda: not opened.app.streams)
             client = await opened.connect(HEAD + chunk(LINE) + chunk())
             assert b" 200 OK" in await opened.read(client, LAST)
 
     play(talk())
-    statuses = {re.findall('status="([0-9]+)"', labels)[0] for labels in counted(server, "onnxserve_requests_total")}
+    statuses = {
+        re.findall('status="([0-9]+)"', labels)[0]
+        for labels in counted(server, "onnxserve_requests_total")
+    }
     assert statuses == {"499", "200"}
 
 
 def test_the_labels_that_a_stream_predicts_are_counted(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(model_folders["mixed"], "7"))
 
@@ -265,7 +294,10 @@ def test_the_labels_that_a_stream_predicts_are_counted(
     assert counted(server, "ml_predictions_total")['model_version="7",prediction="yes"'] == 1_500
 
 
-def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_piece_without_an_answer_does_not_end_the_answer(
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
+) -> None:
     """An empty chunk would end the response."""
     graph = """
     positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
@@ -286,14 +318,17 @@ def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[
 
     async def talk() -> None:
         async with listener(server) as opened:
-            client = await opened.connect(HEAD + chunk(b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n") + chunk())
+            client = await opened.connect(
+                HEAD + chunk(b"[0]\n[0]\n" * 500 + b"[1]\n[2]\n") + chunk(),
+            )
             assert (await opened.read(client, LAST)).endswith(chunk(b"1.0\n2.0\n") + LAST)
 
     play(talk())
 
 
 def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
-    serve_here: Callable[..., Server], tmp_path: Path
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
 ) -> None:
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
     server = serve_here(one_endpoint(panicking_model(tmp_path / "model")), limits)
@@ -301,7 +336,9 @@ def test_a_stream_that_panics_is_aborted_and_lets_the_next_stream_in(
 
     async def talk() -> None:
         async with listener(server) as opened:
-            client = await opened.connect(HEAD + chunk(good) + chunk(b'{"text": "%b"}\n' % PANIC.encode()) + chunk())
+            client = await opened.connect(
+                HEAD + chunk(good) + chunk(b'{"text": "%b"}\n' % PANIC.encode()) + chunk(),
+            )
             answer = await opened.read(client)
             assert answer.count(b"]\n") == 1_000
             assert b"retry-limit-in-match" in answer
@@ -348,7 +385,9 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
             here.app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
             here.app.pool.submit(answering.wait)  # the only thread
             row = LINE.strip()
-            head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(b'{"inputs":[%s]}' % row)
+            head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(
+                b'{"inputs":[%s]}' % row,
+            )
             first = await here.connect(head + b'{"inputs":[%s]}' % row)
             await until(lambda: [one.idle_since for one in here.connections] == [math.inf])
             second = await here.connect(b"")

@@ -26,17 +26,26 @@ BATCH = {
         {"prediction_id": "p1", "row": 2, "label": "yes"},
         {"prediction_id": "p2", "label": 1.5},
         {"key": {"carrier": "AA", "hour": 7}, "label": None},
-    ]
+    ],
 }
 ROW = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
 
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) -> Server:
-    return serve_here({"flights": {"v": variant(model_folders["mixed"])}}, mask=["carrier"], drop=["distance"])
+    return serve_here(
+        {"flights": {"v": variant(model_folders["mixed"])}},
+        mask=["carrier"],
+        drop=["distance"],
+    )
 
 
-def give(server: Server, body: Any, path: str = "/feedback", content_type: str = "application/json") -> RawResponse:
+def give(
+    server: Server,
+    body: Any,
+    path: str = "/feedback",
+    content_type: str = "application/json",
+) -> RawResponse:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     return handle(server, RawRequest("POST", path, {"content-type": content_type}, content))
 
@@ -46,12 +55,16 @@ def kept(spool: Path) -> list[FeedbackFrame]:
 
 
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
-    tmp_path: Path, model_folders: dict[str, Path]
+    tmp_path: Path,
+    model_folders: dict[str, Path],
 ) -> None:
     with gunicorn(tmp_path, {"flights": {"v": variant(model_folders["mixed"])}}) as running:
         predicted = running.post(json={"dataframe_records": [ROW]})
         one = {"prediction_id": predicted.headers["X-Prediction-Id"], "row": 0, "label": True}
-        for path, body, accepted in (("/feedback", one, 1), ("/endpoints/flights/feedback", BATCH, 3)):
+        for path, body, accepted in (
+            ("/feedback", one, 1),
+            ("/endpoints/flights/feedback", BATCH, 3),
+        ):
             answered = running.post(path, json=body)
             assert (answered.status_code, answered.json()) == (202, {"accepted": accepted})
         first, second = kept(tmp_path / SPOOL)
@@ -65,13 +78,19 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
         assert 0 < first.received_time <= second.received_time
         assert first.offset < second.offset
         page = running.url + "/metrics"
-        assert b'onnxserve_feedback_labels_total{outcome="accepted"} 4.0' in requests.get(page, timeout=30).content
+        assert (
+            b'onnxserve_feedback_labels_total{outcome="accepted"} 4.0'
+            in requests.get(page, timeout=30).content
+        )
 
 
 def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
     assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
-    masked = ColumnMask(server.repository.state_dir / "mask.key").hash_values({"carrier": "AA"}, frozenset({"carrier"}))
+    masked = ColumnMask(server.repository.state_dir / "mask.key").hash_values(
+        {"carrier": "AA"},
+        frozenset({"carrier"}),
+    )
     assert frame.entries == (Feedback(None, None, masked | {"_request_id": "r"}, 1),)
 
 
@@ -80,21 +99,51 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
     [
         ({}, "the feedback has no label; null withdraws an earlier label"),
         ({"label": 1}, "the feedback needs either a prediction_id or a key"),
-        ({"label": 1, "prediction_id": "p", "key": {"hour": 1}}, "needs either a prediction_id or a key"),
-        ({"label": [1], "prediction_id": "p"}, "label is [1]; a text, a number, true, false or null is expected"),
-        ({"label": "x" * 1001, "prediction_id": "p"}, "label has 1001 characters; at most 1000 are allowed"),
-        ({"label": 1, "prediction_id": ""}, "prediction_id is ''; the X-Prediction-Id of an answer"),
-        ({"label": 1, "prediction_id": "p", "row": -1}, "row is -1; a whole number from 0 is expected"),
-        ({"label": 1, "prediction_id": "p", "row": True}, "row is true; a whole number from 0 is expected"),
-        ({"label": 1, "key": {"hour": 1}, "row": 0}, "row requires a prediction_id; a key already selects its row"),
+        (
+            {"label": 1, "prediction_id": "p", "key": {"hour": 1}},
+            "needs either a prediction_id or a key",
+        ),
+        (
+            {"label": [1], "prediction_id": "p"},
+            "label is [1]; a text, a number, true, false or null is expected",
+        ),
+        (
+            {"label": "x" * 1001, "prediction_id": "p"},
+            "label has 1001 characters; at most 1000 are allowed",
+        ),
+        (
+            {"label": 1, "prediction_id": ""},
+            "prediction_id is ''; the X-Prediction-Id of an answer",
+        ),
+        (
+            {"label": 1, "prediction_id": "p", "row": -1},
+            "row is -1; a whole number from 0 is expected",
+        ),
+        (
+            {"label": 1, "prediction_id": "p", "row": True},
+            "row is true; a whole number from 0 is expected",
+        ),
+        (
+            {"label": 1, "key": {"hour": 1}, "row": 0},
+            "row requires a prediction_id; a key already selects its row",
+        ),
         ({"label": 1, "key": {}}, "key is {}; an object of 1 to 16 columns is expected"),
-        ({"label": 1, "key": {"hour": {}}}, "key.hour is {}; a text, a number, true, false or null is expected"),
+        (
+            {"label": 1, "key": {"hour": {}}},
+            "key.hour is {}; a text, a number, true, false or null is expected",
+        ),
         (
             {"label": 1, "key": {"hours": 1}},
             "key names 'hours', but no logged row of flights has this column; did you mean 'hour'?",
         ),
-        ({"label": 1, "key": {"distance": 1}}, "key names 'distance', but no logged row of flights has this column"),
-        ({"label": 1, "prediction": "p"}, "prediction is not known; feedback has prediction_id, row, key, label"),
+        (
+            {"label": 1, "key": {"distance": 1}},
+            "key names 'distance', but no logged row of flights has this column",
+        ),
+        (
+            {"label": 1, "prediction": "p"},
+            "prediction is not known; feedback has prediction_id, row, key, label",
+        ),
         ({"feedback": {}}, "feedback is {}; a list of objects is expected"),
         ({"feedback": []}, "feedback has 0 entries; 1 to 10000 are expected"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback has 10001 entries"),
@@ -106,32 +155,53 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         ({"feedback": [], "label": 1}, "the document has 'label' next to 'feedback'"),
         ([], "the body is a JSON array; an object is expected"),
         (b'{"prediction_id": "p", "label": NaN}', "label is nan; null withdraws an earlier label"),
-        (b'{"prediction_id": "p", "label": -Infinity}', "label is -inf; a finite number is expected"),
-        (b'{"key": {"hour": Infinity}, "label": 1}', "key.hour is inf; a finite number is expected"),
+        (
+            b'{"prediction_id": "p", "label": -Infinity}',
+            "label is -inf; a finite number is expected",
+        ),
+        (
+            b'{"key": {"hour": Infinity}, "label": 1}',
+            "key.hour is inf; a finite number is expected",
+        ),
         (b'{"key": {"hour": NaN, "carrier": "\\ud800"}, "label": 1}', "the body is not valid JSON"),
         (b'{"\\ud800": NaN}', "the body is not valid JSON"),
         (b"{", "the body is not valid JSON"),
         (b"", "the body is empty"),
     ],
 )
-def test_what_is_no_feedback_is_refused_with_what_is_wrong(server: Server, body: Any, message: str) -> None:
+def test_what_is_no_feedback_is_refused_with_what_is_wrong(
+    server: Server,
+    body: Any,
+    message: str,
+) -> None:
     response = give(server, body)
     assert response.status == 400
     assert message in orjson.loads(response.body)["message"]
     assert kept(server.repository.state_dir / SPOOL) == []
 
 
-def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_as_floats(server: Server) -> None:
-    body = b'{"feedback": [{"key": {"hour": NaN}, "label": %d}, {"prediction_id": "p", "label": %d}]}' % (10**23, -7)
+def test_numbers_that_are_none_and_huge_ones_are_kept_as_values_without_any_and_as_floats(
+    server: Server,
+) -> None:
+    body = (
+        b'{"feedback": [{"key": {"hour": NaN}, "label": %d}, {"prediction_id": "p", "label": %d}]}'
+        % (10**23, -7)
+    )
     assert give(server, body).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
-    assert frame.entries == (Feedback(None, None, {"hour": None}, 1e23), Feedback("p", None, None, -7))
+    assert frame.entries == (
+        Feedback(None, None, {"hour": None}, 1e23),
+        Feedback("p", None, None, -7),
+    )
 
 
 def test_another_content_type_and_an_unknown_endpoint_are_refused(server: Server) -> None:
     assert give(server, b"a,b", content_type="text/csv").status == 415
     response = give(server, {"prediction_id": "p", "label": 1}, "/endpoints/flight/feedback")
-    assert (response.status, orjson.loads(response.body)["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
+    assert (response.status, orjson.loads(response.body)["error_code"]) == (
+        404,
+        "RESOURCE_DOES_NOT_EXIST",
+    )
 
 
 def test_on_a_full_disk_the_caller_is_told_to_come_back(server: Server) -> None:

@@ -41,7 +41,15 @@ def test_a_name_that_leads_here_for_the_moment_may_not(host: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["null", "", "http://evil.example", "http://localhost", "http://localhost:80800", "http://[", "localhost:8080"],
+    [
+        "null",
+        "",
+        "http://evil.example",
+        "http://localhost",
+        "http://localhost:80800",
+        "http://[",
+        "localhost:8080",
+    ],
 )
 def test_a_page_of_elsewhere_may_not(origin: str) -> None:
     with pytest.raises(CallerRefused, match="may not change"):
@@ -49,7 +57,8 @@ def test_a_page_of_elsewhere_may_not(origin: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""]
+    "kind",
+    ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""],
 )
 def test_what_a_browser_sends_without_a_question_is_not_taken(kind: str) -> None:
     with pytest.raises(UnsupportedMediaType):

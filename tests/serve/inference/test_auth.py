@@ -48,7 +48,8 @@ def auth(tmp_path: Path, clock: Clock[float], uptime: Clock[float]) -> Authentic
 
 
 def test_the_first_requests_of_two_threads_both_know_the_keys(
-    auth: Authenticator, monkeypatch: pytest.MonkeyPatch
+    auth: Authenticator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read, asked, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
 
@@ -66,7 +67,10 @@ def test_the_first_requests_of_two_threads_both_know_the_keys(
 
 
 def test_keys_that_cannot_be_read_leave_those_of_before(
-    auth: Authenticator, uptime: Clock[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    auth: Authenticator,
+    uptime: Clock[float],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert auth.require(bearer("ops"), "read").name == "ops"
     (tmp_path / KEYS).write_text('{"keys": ')
@@ -76,7 +80,10 @@ def test_keys_that_cannot_be_read_leave_those_of_before(
     assert ["cannot be read" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(auth: Authenticator, tmp_path: Path) -> None:
+def test_keys_that_cannot_be_read_keep_no_other_file_from_being_read(
+    auth: Authenticator,
+    tmp_path: Path,
+) -> None:
     (tmp_path / KEYS).write_text('{"keys": ')
     make_local_key(tmp_path)
     assert auth.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
@@ -91,9 +98,13 @@ def basic(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "headers", [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")]
+    "headers",
+    [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")],
 )
-def test_a_key_comes_as_bearer_or_as_a_password(auth: Authenticator, headers: dict[str, str]) -> None:
+def test_a_key_comes_as_bearer_or_as_a_password(
+    auth: Authenticator,
+    headers: dict[str, str],
+) -> None:
     assert auth.require(headers, "read").name == "ops"
 
 
@@ -120,7 +131,11 @@ def test_long_user_names_beside_a_key_take_no_memory(auth: Authenticator) -> Non
         ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
     ],
 )
-def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: dict[str, str], message: str) -> None:
+def test_who_has_no_key_is_told_how_to_send_one(
+    auth: Authenticator,
+    headers: dict[str, str],
+    message: str,
+) -> None:
     with pytest.raises(Unauthenticated) as refused:
         auth.require(headers, "read")
     assert message in refused.value.message
@@ -138,7 +153,11 @@ def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: di
     ],
 )
 def test_a_key_for_something_else_is_refused(
-    auth: Authenticator, key: str, scope: str, endpoint: str | None, message: str
+    auth: Authenticator,
+    key: str,
+    scope: str,
+    endpoint: str | None,
+    message: str,
 ) -> None:
     with pytest.raises(ScopeMissing, match=message):
         auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
@@ -158,7 +177,10 @@ def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> 
     both = Authenticator(tmp_path, WITH_CERTIFICATES.model_copy(update={"api_keys": True}))
     assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
     for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
-        with pytest.raises(Unauthenticated, match="requires a key" if certificate else "requires a client certificate"):
+        with pytest.raises(
+            Unauthenticated,
+            match="requires a key" if certificate else "requires a client certificate",
+        ):
             both.require(headers, "infer", certificate=certificate)
     assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
 
@@ -177,7 +199,9 @@ def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock[float]) 
 
 
 def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
-    auth: Authenticator, uptime: Clock[float], tmp_path: Path
+    auth: Authenticator,
+    uptime: Clock[float],
+    tmp_path: Path,
 ) -> None:
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
     write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
@@ -186,7 +210,10 @@ def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
 
 
 def test_a_revoked_key_is_gone_within_a_second_though_the_clock_was_set_back(
-    auth: Authenticator, clock: Clock[float], uptime: Clock[float], tmp_path: Path
+    auth: Authenticator,
+    clock: Clock[float],
+    uptime: Clock[float],
+    tmp_path: Path,
 ) -> None:
     assert holds(auth, "shop")
     clock.now -= 3600
@@ -219,14 +246,28 @@ def of_issuer(tmp_path: Path) -> Authenticator:
 
 def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **claims: Any) -> str:
     moment = int(time.time())
-    document = {"iss": ISSUER, "aud": AUDIENCE, "sub": "shop", "exp": moment + 60, "scope": "openid infer", **claims}
-    return jwt.encode({k: v for k, v in document.items() if v is not None}, key, algorithm, headers={"kid": kid})
+    document = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "shop",
+        "exp": moment + 60,
+        "scope": "openid infer",
+        **claims,
+    }
+    return jwt.encode(
+        {k: v for k, v in document.items() if v is not None},
+        key,
+        algorithm,
+        headers={"kid": kid},
+    )
 
 
 def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
     sent = bearer(token())
     for _ in range(2):  # The key is verified once and then cached.
-        assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"  # No key has this name.
+        assert (
+            of_issuer.require(sent, "infer", "flights").name == "shop@login.example"
+        )  # No key has this name.
     with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
         of_issuer.require(sent, "read")
     limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
@@ -247,9 +288,18 @@ def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
         ({"iss": "https://elsewhere"}, "the token is not valid: invalid issuer"),
         ({"exp": None}, 'the token is not valid: token is missing the "exp" claim'),
         ({"kid": "sunday"}, "https://login.example has no key 'sunday'"),
-        ({"key": generate_private_key(SECP256R1())}, "the token is not valid: signature verification failed"),
-        ({"key": "x" * 64, "algorithm": "HS256"}, "the token is not valid: the specified alg value is not allowed"),
-        ({"key": None, "algorithm": "none"}, "the token is not valid: the specified alg value is not allowed"),
+        (
+            {"key": generate_private_key(SECP256R1())},
+            "the token is not valid: signature verification failed",
+        ),
+        (
+            {"key": "x" * 64, "algorithm": "HS256"},
+            "the token is not valid: the specified alg value is not allowed",
+        ),
+        (
+            {"key": None, "algorithm": "none"},
+            "the token is not valid: the specified alg value is not allowed",
+        ),
         (
             {"key": ed25519.Ed25519PrivateKey.generate(), "algorithm": "EdDSA"},
             "is not valid: its key is of another kind$",
@@ -259,11 +309,16 @@ def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
             "is not valid: its key is of another kind$",
         ),
         ({"scope": 7}, "claims scope and onnxserve_endpoints are not lists of names"),
-        ({"onnxserve_endpoints": "flights"}, "claims scope and onnxserve_endpoints are not lists of names"),
+        (
+            {"onnxserve_endpoints": "flights"},
+            "claims scope and onnxserve_endpoints are not lists of names",
+        ),
     ],
 )
 def test_a_token_that_does_not_hold_is_refused_with_the_reason(
-    of_issuer: Authenticator, changed: dict[str, Any], message: str
+    of_issuer: Authenticator,
+    changed: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(Unauthenticated, match=message):
         of_issuer.require(bearer(token(**changed)), "infer")
@@ -271,10 +326,14 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize(
-    "seconds", [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}], ids=repr
+    "seconds",
+    [10**400, -(10**400), math.nan, math.inf, -math.inf, True, False, "soon", "9" * 400, [], {}],
+    ids=repr,
 )
 def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
-    of_issuer: Authenticator, claim: str, seconds: Any
+    of_issuer: Authenticator,
+    claim: str,
+    seconds: Any,
 ) -> None:
     with pytest.raises(Unauthenticated, match="not valid"):
         of_issuer.require(bearer(token(**{claim: seconds})), "infer")
@@ -292,7 +351,11 @@ def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> Non
         of_issuer.require(bearer(sent), "infer")
 
 
-def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock[float]) -> None:
+def test_a_token_expires_though_it_is_remembered(
+    tmp_path: Path,
+    of_issuer: Authenticator,
+    clock: Clock[float],
+) -> None:
     clock.now = time.time()
     auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
@@ -303,5 +366,8 @@ def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Auth
 
 
 def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match="not been fetched"):  # Its client may retry with the same token.
+    with pytest.raises(
+        NotReady,
+        match="not been fetched",
+    ):  # Its client may retry with the same token.
         Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

@@ -20,7 +20,9 @@ def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
         assert "secret" not in error.value.message
 
 
-def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     asked, answers, counted = queue.SimpleQueue[str](), queue.SimpleQueue[bool](), list[int]()
 
     def ping() -> None:
@@ -28,7 +30,12 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.L
         if not answers.get():
             raise OSError("away, redis://:secret@h")
 
-    circuit = CircuitBreaker("nothing happens", ping, lambda: counted.append(1), pause_seconds=0.001)
+    circuit = CircuitBreaker(
+        "nothing happens",
+        ping,
+        lambda: counted.append(1),
+        pause_seconds=0.001,
+    )
     for _ in range(2):  # The second request began before the first failed.
         circuit.record_failure(OSError("away, redis://:secret@h"))
     for answer in (False, False, True):
@@ -39,12 +46,21 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.L
 
     assert asked.empty()
     assert len(counted) == 3
-    assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # The log drops repeats.
+    assert set(caplog.messages) == {
+        "Redis does not answer (OSError): nothing happens",
+    }  # The log drops repeats.
 
 
-def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> None:
+def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> (
+    None
+):
     asked = queue.SimpleQueue[None]()
-    circuit = CircuitBreaker("nothing happens", lambda: asked.put(None), lambda: None, pause_seconds=60)
+    circuit = CircuitBreaker(
+        "nothing happens",
+        lambda: asked.put(None),
+        lambda: None,
+        pause_seconds=60,
+    )
     circuit.record_failure(OSError("slow"))
     asked.get(timeout=10)
     wait_until(lambda: not circuit.is_open, 10, "the circuit closes once Redis answers")

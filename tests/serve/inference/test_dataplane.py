@@ -38,9 +38,17 @@ def serve(serve_here: Serve, bias_folders: dict[str, Path]) -> Serve:
     return lambda **server: serve_here({"e": {"e": variant(bias_folders["1"])}}, server)
 
 
-def ask(server: Server, body: Any = None, path: str = "/invocations", **headers: str) -> RawResponse:
+def ask(
+    server: Server,
+    body: Any = None,
+    path: str = "/invocations",
+    **headers: str,
+) -> RawResponse:
     content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
-    named = {"content-type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
+    named = {
+        "content-type": "application/json",
+        **{key.replace("_", "-"): value for key, value in headers.items()},
+    }
     return handle(server, RawRequest("POST", path, named, content, "192.0.2.1"))
 
 
@@ -58,7 +66,11 @@ def sample(server: Server, name: str, **labels: str) -> float:
     """Return the sum of the values of a metric over the series with these labels."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     lines = server.metrics.page().decode().splitlines()
-    found = [line for line in lines if line.startswith(name + "{") and all(text in line for text in wanted)]
+    found = [
+        line
+        for line in lines
+        if line.startswith(name + "{") and all(text in line for text in wanted)
+    ]
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
@@ -79,16 +91,21 @@ def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> No
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(one, range(200)))
 
-    assert [found["predictions"] for found in answers] == [[[1005.0 + number]] for number in range(200)]
+    assert [found["predictions"] for found in answers] == [
+        [[1005.0 + number]] for number in range(200)
+    ]
     assert sample(server, "onnxserve_batch_rows_sum", endpoint="e") == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") < 150
-    captured = [request for path in segments(server.capture.spool) for request in read_segment(path)[0]]
+    captured = [
+        request for path in segments(server.capture.spool) for request in read_segment(path)[0]
+    ]
     assert len(captured) == 200
 
 
 @pytest.mark.parametrize("batching", [{}, {"max_batch_size": 8}], ids=["alone", "batched"])
 def test_a_request_that_comes_too_late_is_answered_with_504_and_not_computed(
-    serve: Serve, batching: dict[str, Any]
+    serve: Serve,
+    batching: dict[str, Any],
 ) -> None:
     server = serve(default_timeout_microseconds=1_000_000, **batching)
     runs = sample(server, "onnxserve_batch_rows_count", endpoint="e")
@@ -123,7 +140,12 @@ def test_what_a_version_does_not_answer_is_captured_as_a_failure(serve: Serve, b
     assert ask(server).status == 200
     segment = segments(server.capture.spool)[0]
     failed, answered = sorted(read_batches(segment).batches, key=lambda one: not one.is_failed)
-    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (True, 1, [400], {})
+    assert (failed.is_failed, failed.rows, failed.statuses.tolist(), failed.feeds) == (
+        True,
+        1,
+        [400],
+        {},
+    )
     assert (answered.is_failed, answered.statuses.tolist()) == (False, [200])
     assert bytes(failed.request_ids.content) == b"bad"
     assert failed.event_times.tolist() == [1_372_681_800_000_000]
@@ -134,7 +156,11 @@ def test_only_a_refused_row_is_not_captured_again_for_a_repeated_request(serve: 
     server = serve(max_batch_size=8)
     assert ask(server, {"dataframe_records": [{"a": "x"}]}, x_onnxserve_repeated="1").status == 400
     assert ask(server, v2(timeout=1), "/v2/models/e/infer", x_onnxserve_repeated="1").status == 504
-    (failed,) = [batch for batch in read_batches(segments(server.capture.spool)[0]).batches if batch.is_failed]
+    (failed,) = [
+        batch
+        for batch in read_batches(segments(server.capture.spool)[0]).batches
+        if batch.is_failed
+    ]
     assert failed.statuses.tolist() == [504]
 
 
@@ -146,13 +172,22 @@ JSON_LINES = {"content_type": "application/jsonl"}
 def infer_inputs(**values: Any) -> dict[str, Any]:
     kinds = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "BOOL"}
     row = {**FLIGHT, **values}
-    return {"inputs": [{"name": n, "datatype": kinds[n], "shape": [1], "data": [row[n]]} for n in row]}
+    return {
+        "inputs": [{"name": n, "datatype": kinds[n], "shape": [1], "data": [row[n]]} for n in row],
+    }
 
 
 def reasons(server: Server) -> list[dict[str, Any]]:
     """Return the captured texts of each failure, oldest first."""
-    batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
-    failed = [(batch.outputs, row) for batch in batches if batch.is_failed for row in range(len(batch.offsets))]
+    batches = [
+        batch for path in segments(server.capture.spool) for batch in read_batches(path).batches
+    ]
+    failed = [
+        (batch.outputs, row)
+        for batch in batches
+        if batch.is_failed
+        for row in range(len(batch.offsets))
+    ]
     return [{name: texts[row] for name, texts in outputs.items()} for outputs, row in failed]
 
 
@@ -167,7 +202,12 @@ def reasons(server: Server) -> list[dict[str, Any]]:
             "hour",
         ),
         ("/invocations", {}, {"dataframe_split": {"columns": ["hour"], "data": [[1]]}}, "carrier"),
-        ("/invocations", {}, {"inputs": {**{name: [value] for name, value in FLIGHT.items()}, "late": 1}}, "late"),
+        (
+            "/invocations",
+            {},
+            {"inputs": {**{name: [value] for name, value in FLIGHT.items()}, "late": 1}},
+            "late",
+        ),
         ("/invocations", CSV, b"carrier,distance,hour,late\nAA,7.5,x,true\n", "hour"),
         ("/invocations", JSON_LINES, orjson.dumps({**FLIGHT, "distance": "x"}), "distance"),
         ("/invocations", JSON_LINES, b'{"carrier": "AA"}', "distance"),
@@ -178,12 +218,19 @@ def reasons(server: Server) -> list[dict[str, Any]]:
     ],
 )
 def test_a_failure_keeps_its_code_its_message_and_the_column(
-    serve_here: Serve, model_folders: dict[str, Path], path: str, headers: dict[str, str], body: Any, column: str | None
+    serve_here: Serve,
+    model_folders: dict[str, Path],
+    path: str,
+    headers: dict[str, str],
+    body: Any,
+    column: str | None,
 ) -> None:
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}})
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     named = {"content-type": headers.get("content_type", "application/json")}
-    answered = orjson.loads(handle(server, RawRequest("POST", path, named, content, "192.0.2.1")).body)
+    answered = orjson.loads(
+        handle(server, RawRequest("POST", path, named, content, "192.0.2.1")).body,
+    )
     (reason,) = reasons(server)
     assert reason == {
         "_error_code": "BAD_REQUEST",
@@ -192,9 +239,14 @@ def test_a_failure_keeps_its_code_its_message_and_the_column(
     }
 
 
-@pytest.mark.parametrize("hidden", [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}])
+@pytest.mark.parametrize(
+    "hidden",
+    [{"drop": ["carrier"]}, {"mask": ["carrier"]}, {"mask": ["prediction", "carrier"]}],
+)
 def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_without_any_value(
-    serve_here: Serve, model_folders: dict[str, Path], hidden: dict[str, list[str]]
+    serve_here: Serve,
+    model_folders: dict[str, Path],
+    hidden: dict[str, list[str]],
 ) -> None:
     server = serve_here({"e": {"e": variant(model_folders["mixed"])}}, **hidden)
     documents = (
@@ -206,11 +258,25 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
     )
     for document in documents:
         assert ask(server, document).status == 400
-    row_as_header = RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"secret,7.5\nAA,8\n")
+    row_as_header = RawRequest(
+        "POST",
+        "/invocations",
+        {"content-type": "text/csv"},
+        b"secret,7.5\nAA,8\n",
+    )
     assert handle(server, row_as_header).status == 400
     found = reasons(server)
-    assert [reason["_column"] for reason in found] == ["carrier", "distance", None, None, None, "carrier"]
-    assert {(reason["_error_code"], reason["_message"]) for reason in found} == {("BAD_REQUEST", None)}
+    assert [reason["_column"] for reason in found] == [
+        "carrier",
+        "distance",
+        None,
+        None,
+        None,
+        "carrier",
+    ]
+    assert {(reason["_error_code"], reason["_message"]) for reason in found} == {
+        ("BAD_REQUEST", None),
+    }
     captured = b"".join(path.read_bytes() for path in segments(server.capture.spool))
     assert not any(value in captured for value in (b"471147114711", b"far away", b"secret"))
 
@@ -218,7 +284,9 @@ def test_where_columns_are_hidden_a_failure_keeps_its_code_and_its_column_withou
 def test_a_captured_reason_is_bounded(serve: Serve) -> None:
     server = serve()
     name = "a" * 100_000
-    assert ask(server, {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}).status == 400
+    assert (
+        ask(server, {"dataframe_split": {"columns": [name, name], "data": [[1, 2]]}}).status == 400
+    )
     (reason,) = reasons(server)
     assert (reason["_column"], len(reason["_message"])) == (name[:100], 500)
 
@@ -233,12 +301,17 @@ def test_an_answer_from_the_cache_is_captured_and_counted_as_any_other(serve: Se
     assert len({found.headers["X-Prediction-Id"] for found in answers}) == 3
     assert sample(server, "onnxserve_requests_total", endpoint="e", status="200") == 3
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
-    captured = [request for path in segments(server.capture.spool) for request in read_segment(path)[0]]
+    captured = [
+        request for path in segments(server.capture.spool) for request in read_segment(path)[0]
+    ]
     assert [request.outputs["y"].tolist() for request in captured] == [[[1006.0]]] * 3
     assert "X-Cache" not in ask(serve()).headers
 
 
-def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders: dict[str, Path]) -> None:
+def test_a_new_version_has_nothing_in_the_cache(
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     folders = {name: variant(bias_folders[name], name) for name in ("1", "2")}
     server = serve_here({"e": folders}, {"response_cache_bytes": 1_000_000})
     for version, path in ((v, f"/v2/models/e/versions/{v}/infer") for v in ("1", "2")):
@@ -248,23 +321,38 @@ def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders:
 
 
 def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
-    serve_here: Serve, bias_folders: dict[str, Path]
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
 ) -> None:
     # versions of two registries or workspaces, both without a run
-    endpoints = {name: {name: variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
+    endpoints = {
+        name: {name: variant(bias_folders[folder], "1")}
+        for name, folder in (("a", "1"), ("b", "2"))
+    }
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
+    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [
+        [1006.0],
+        [2006.0],
+    ]
 
 
 def test_two_folders_of_one_name_do_not_answer_for_each_other(
-    serve_here: Serve, bias_folders: dict[str, Path], tmp_path: Path
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    copies = {name: shutil.copytree(bias_folders[number], tmp_path / name / "model") for name, number in ("a1", "b2")}
+    copies = {
+        name: shutil.copytree(bias_folders[number], tmp_path / name / "model")
+        for name, number in ("a1", "b2")
+    }
     endpoints = {name: {name: variant(folder, "unknown")} for name, folder in copies.items()}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
-    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [[1006.0], [2006.0]]
+    assert [orjson.loads(found.body)["outputs"][0]["data"] for found in answers] == [
+        [1006.0],
+        [2006.0],
+    ]
 
 
 def test_random_answers_are_not_cached(serve_here: Serve, tmp_path: Path) -> None:
@@ -287,11 +375,16 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
     assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
         for _ in range(5):
-            assert handle(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
+            assert (
+                handle(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status
+                == 200
+            )
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 
-def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(serve: Serve) -> None:
+def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_them(
+    serve: Serve,
+) -> None:
     server = serve(max_concurrent_requests=1)
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
@@ -304,7 +397,9 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
 
 
 def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
-    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     server = serve(max_batch_size=4)
     stop = threading.Event()
@@ -314,7 +409,9 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
         while not stop.is_set():
             found = ask(server)
             assert found.status == 200, found.body
-            answers.append((found.headers["X-Model-Version"], orjson.loads(found.body)["predictions"]))
+            answers.append(
+                (found.headers["X-Model-Version"], orjson.loads(found.body)["predictions"]),
+            )
 
     threads = [threading.Thread(target=client) for _ in range(8)]
     for thread in threads:
@@ -322,7 +419,11 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
     try:
         wait_until(lambda: answers, what="version 1")
         for generation, version in enumerate("234", 2):
-            want(tmp_path / "state-0", generation, {"e": {"e": variant(bias_folders[version], version)}})
+            want(
+                tmp_path / "state-0",
+                generation,
+                {"e": {"e": variant(bias_folders[version], version)}},
+            )
             wait_until(lambda: answers and answers[-1][0] == version, what=f"version {version}")  # noqa: B023
     finally:
         stop.set()
@@ -336,7 +437,10 @@ def test_a_version_that_is_swapped_out_answers_what_it_was_asked(
 
 BODIES = [
     ("/invocations", {"dataframe_records": [ROW]}),
-    ("/endpoints/e/invocations", {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}}),
+    (
+        "/endpoints/e/invocations",
+        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 2.0, 3.0]] * 3}},
+    ),
     ("/predict", ROW),
     ("/v2/models/e/infer", v2(2)),
     ("/v2/models/e/versions/1/infer", v2(1, timeout=60_000_000)),
@@ -350,20 +454,32 @@ def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawRespon
     """Send a request as the event loop does; return None if it must use the general path."""
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     named = {"content-type": "application/json", "x-request-id": "r", **headers}
-    if not handle_request_async(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
+    if not handle_request_async(
+        server,
+        RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"),
+        answers.put,
+    ):
         return None
     return answers.get(timeout=30)
 
 
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve: Serve, path: str, body: Any) -> None:
+def test_an_event_loop_gets_the_answer_that_a_thread_gets(
+    serve: Serve,
+    path: str,
+    body: Any,
+) -> None:
     server = serve(max_batch_size=8, max_concurrent_requests=1)
 
     later = [ask_later(server, path, body) for _ in range(2)][1]
     plain = ask(server, body, path, x_request_id="r")
 
     assert later is not None
-    assert (later.status, later.body, later.content_type) == (plain.status, plain.body, plain.content_type)
+    assert (later.status, later.body, later.content_type) == (
+        plain.status,
+        plain.body,
+        plain.content_type,
+    )
     ids = {"X-Prediction-Id"}
     assert {k: v for k, v in later.headers.items() if k not in ids} == {
         k: v for k, v in plain.headers.items() if k not in ids
@@ -372,7 +488,8 @@ def test_an_event_loop_gets_the_answer_that_a_thread_gets(serve: Serve, path: st
 
 
 def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_other(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(body: bytes) -> bytes:
         raise MemoryError
@@ -399,7 +516,11 @@ def test_an_event_loop_is_sent_elsewhere_with_what_is_not_batched(serve: Serve) 
 
 
 @pytest.mark.redis
-def test_an_event_loop_does_not_wait_for_redis(serve: Serve, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_loop_does_not_wait_for_redis(
+    serve: Serve,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_REDIS_URL", redis_url)
     server = serve(max_batch_size=8, rate_limit="2/minute", response_cache_bytes=0)
     assert ask_later(server, "/predict", ROW) is None
@@ -415,7 +536,9 @@ def test_an_event_loop_is_limited_as_threads_are(serve: Serve) -> None:
 
 
 def test_the_threads_of_a_batcher_end_with_its_version(
-    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
@@ -423,5 +546,8 @@ def test_the_threads_of_a_batcher_end_with_its_version(
     assert batcher is not None
     want(tmp_path / "state-0", 2, {"e": {"e": variant(bias_folders["2"], "2")}})
 
-    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+    wait_until(
+        lambda: not any(thread.is_alive() for thread in batcher._threads),
+        what="the end of the threads",
+    )
     assert ask_later(server, "/predict", ROW)

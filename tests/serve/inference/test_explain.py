@@ -47,7 +47,9 @@ def rows_of_flights(count: int, seed: int) -> dict[str, Any]:
 
 
 FLIGHTS = rows_of_flights(40, 1)
-NUMBERS = {name: np.random.default_rng(2).normal(size=30).astype("float32").tolist() for name in "abc"}
+NUMBERS = {
+    name: np.random.default_rng(2).normal(size=30).astype("float32").tolist() for name in "abc"
+}
 
 
 def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
@@ -70,7 +72,10 @@ def numbers_model(folder: Path, graph: str, output: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("explained")
     state_dir = root / "state"
     state_dir.mkdir()
@@ -84,16 +89,23 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
         "wide": page_models.with_example(numbers_model(root / "wide", WIDE, wide), example),
         "labels": page_models.with_example(numbers_model(root / "labels", LABELS, label), example),
         "bare": mixed_model(root / "bare"),
-        "stock": page_models.with_example(write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
+        "stock": page_models.with_example(
+            write_model(root / "stock", LINEAR),
+            {"inputs": [[1.0, 2.0, 3.0]]},
+        ),
         "images": model_folders["tensor"],
     }
     wanted = {name: {"v": variant(folder)} for name, folder in folders.items()}
     wanted["sticky"] = {
-        name: variant(folders["linear"], str(version), weight=50) for version, name in enumerate(("old", "new"))
+        name: variant(folders["linear"], str(version), weight=50)
+        for version, name in enumerate(("old", "new"))
     }
     endpoints: dict[str, Any] = {name: {"variants": variants} for name, variants in wanted.items()}
     endpoints["sticky"]["sticky"] = {"key": "a"}
-    write_state(state_dir / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
+    write_state(
+        state_dir / WANTED,
+        Wanted.model_validate({"generation": 1, "endpoints": endpoints}),
+    )
     spec = ServerSpec(explain_max_rows=MOST_ROWS, request_timeout_seconds=EXPLAINER_SECONDS)
     write_spec(state_dir, "flights", spec)
     with gunicorn(state_dir, spec=spec) as running:
@@ -101,7 +113,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 
 def explain(server: Any, endpoint: str, **more: Any) -> requests.Response:
-    return requests.post(f"{server.url}/endpoints/{endpoint}/explain", timeout=EXPLAINER_SECONDS, **more)
+    return requests.post(
+        f"{server.url}/endpoints/{endpoint}/explain",
+        timeout=EXPLAINER_SECONDS,
+        **more,
+    )
 
 
 def split(columns: dict[str, Sequence[Any]]) -> dict[str, Any]:
@@ -113,7 +129,9 @@ def message(response: requests.Response) -> tuple[int, str]:
     return response.status_code, response.json()["message"]
 
 
-def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_from_the_mean(server: Any) -> None:
+def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_from_the_mean(
+    server: Any,
+) -> None:
     rows = np.array([[1.0, 2.0, 3.0], [-4.0, 0.5, 0.0]], dtype="float32")
 
     answer = explain(server, "linear", json={"inputs": rows.tolist()})
@@ -125,7 +143,10 @@ def test_the_contributions_of_a_linear_model_are_its_weights_times_the_distance_
     np.testing.assert_allclose(document["base_values"], [mean @ WEIGHTS] * 2, atol=1e-5)
     np.testing.assert_allclose(document["predictions"], rows @ WEIGHTS, atol=1e-5)
     assert (document["columns"], document["outputs"]) == (["a", "b", "c"], ["y"])
-    assert (document["background"], document["max_evals"]) == ({"source": "reference", "rows": 30}, 70)
+    assert (document["background"], document["max_evals"]) == (
+        {"source": "reference", "rows": 30},
+        70,
+    )
     assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("m", "1")
 
 
@@ -134,15 +155,25 @@ def test_kserves_client_asks_by_its_own_path(server: Any) -> None:
         url, rows = f"{server.url}/v1/models/{endpoint}:explain", {"instances": [[1.0, 2.0, 3.0]]}
         return requests.post(url, json=rows, timeout=EXPLAINER_SECONDS)
 
-    assert ask("linear").json() == explain(server, "linear", json={"instances": [[1.0, 2.0, 3.0]]}).json()
+    assert (
+        ask("linear").json()
+        == explain(server, "linear", json={"instances": [[1.0, 2.0, 3.0]]}).json()
+    )
     assert (ask("nobody").status_code, list(ask("nobody").json())) == (404, ["error"])
 
 
-def test_columns_of_all_types_share_out_the_probability_of_each_class(server: Any, tmp_path: Path) -> None:
+def test_columns_of_all_types_share_out_the_probability_of_each_class(
+    server: Any,
+    tmp_path: Path,
+) -> None:
     rows = rows_of_flights(3, 7)
     rows["carrier"][0] = "AA"
 
-    document = requests.post(server.url + "/explain", json=split(rows), timeout=EXPLAINER_SECONDS).json()
+    document = requests.post(
+        server.url + "/explain",
+        json=split(rows),
+        timeout=EXPLAINER_SECONDS,
+    ).json()
 
     values, base_values = np.array(document["values"]), np.array(document["base_values"])
     assert values.shape == (3, 4, 2)
@@ -151,15 +182,17 @@ def test_columns_of_all_types_share_out_the_probability_of_each_class(server: An
     np.testing.assert_allclose(base_values + values.sum(axis=1), probabilities, atol=1e-5)
     assert document["predictions"] == [["no", "yes"][int(p)] for p in probabilities[:, 1] > 0.5]
     model = OnnxModel.load(tmp_path / "flights")
-    exact = np.array([shapley(model, {name: column[row] for name, column in rows.items()}) for row in range(3)])
+    exact = np.array(
+        [shapley(model, {name: column[row] for name, column in rows.items()}) for row in range(3)],
+    )
     np.testing.assert_allclose(values[:, :, 1], exact, atol=0.01)
     np.testing.assert_allclose(values[:, :, 0], -values[:, :, 1], atol=1e-6)
 
 
 def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any:
-    return model.run(model.schema.from_columns({name: list(column) for name, column in columns.items()}))[
-        "probabilities"
-    ]
+    return model.run(
+        model.schema.from_columns({name: list(column) for name, column in columns.items()}),
+    )["probabilities"]
 
 
 def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
@@ -168,7 +201,8 @@ def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
     count = len(FLIGHTS["carrier"])
     value = {
         chosen: probabilities_of(
-            model, {name: [row[name]] * count if name in chosen else FLIGHTS[name] for name in names}
+            model,
+            {name: [row[name]] * count if name in chosen else FLIGHTS[name] for name in names},
         )[:, 1].mean(dtype="float64")
         for size in range(len(names) + 1)
         for chosen in itertools.combinations(names, size)
@@ -189,7 +223,9 @@ def test_the_same_question_has_the_same_answer_whatever_rows_are_beside_it(serve
     rows = rows_of_flights(3, 9)
     alone = {name: column[1:2] for name, column in rows.items()}
 
-    first, again, single = (explain(server, "flights", json=split(asked)) for asked in (rows, rows, alone))
+    first, again, single = (
+        explain(server, "flights", json=split(asked)) for asked in (rows, rows, alone)
+    )
     other = explain(server, "flights", json={**split(rows), "params": {"seed": 5, "max_evals": 9}})
 
     assert first.content == again.content
@@ -208,7 +244,9 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
         "application/x-ndjson": b'{"a":1,"b":1,"c":1}\n{"a":0.5,"b":0.5,"c":0.5}\n',
         "application/vnd.apache.arrow.stream": stream.getvalue(),
     }
-    wanted = explain(server, "linear", json={"dataframe_records": table.to_pylist()}).json()["values"]
+    wanted = explain(server, "linear", json={"dataframe_records": table.to_pylist()}).json()[
+        "values"
+    ]
 
     for kind, body in bodies.items():
         answer = explain(server, "linear", data=body, headers={"Content-Type": kind})
@@ -216,12 +254,17 @@ def test_rows_come_in_every_form_of_invocations(server: Any) -> None:
         assert answer.json()["values"] == wanted
 
 
-def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(server: Any) -> None:
+def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_enough(
+    server: Any,
+) -> None:
     document = explain(server, "wide", json={"inputs": [[2.0, 2.0, 3.0]] * MOST_ROWS}).json()
 
     assert document["outputs"] == [0, 1, 2]
     assert document["background"] == {"source": "input_example", "rows": 1}
-    np.testing.assert_allclose(document["values"], [[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]] * MOST_ROWS)
+    np.testing.assert_allclose(
+        document["values"],
+        [[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]] * MOST_ROWS,
+    )
     assert document["base_values"] == [[2.0, 4.0, 6.0]] * MOST_ROWS
 
 
@@ -236,7 +279,11 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
     seen = set()
     for caller in range(8):
         rows = {"inputs": [[float(caller), 0.0, 0.0]]}
-        predicted = requests.post(f"{server.url}/endpoints/sticky/invocations", json=rows, timeout=EXPLAINER_SECONDS)
+        predicted = requests.post(
+            f"{server.url}/endpoints/sticky/invocations",
+            json=rows,
+            timeout=EXPLAINER_SECONDS,
+        )
         explained = explain(server, "sticky", json=rows)
         assert explained.headers["X-Model-Variant"] == predicted.headers["X-Model-Variant"]
         assert explained.headers["X-Model-Version"] == predicted.headers["X-Model-Version"]
@@ -246,9 +293,17 @@ def test_a_caller_is_explained_by_the_variant_that_predicts_for_him(server: Any)
 
 def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
     for version in ("0", "1", "0"):
-        answer = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": version}})
+        answer = explain(
+            server,
+            "sticky",
+            json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": version}},
+        )
         assert answer.headers["X-Model-Version"] == version
-    missing = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": "7"}})
+    missing = explain(
+        server,
+        "sticky",
+        json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": "7"}},
+    )
     assert message(missing) == (404, "endpoint 'sticky' has no version '7' loaded; it has 0, 1")
     number = explain(server, "sticky", json={"inputs": [[1.0, 0.0, 0.0]], "params": {"version": 1}})
     assert message(number)[1].startswith("params.version is 1; a text is expected")
@@ -257,19 +312,42 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "document", "said"),
     [
-        ("images", {"inputs": [[[1, 2], [3, 4]]]}, "the input 'image' has 3 dimensions; only tables can be explained"),
+        (
+            "images",
+            {"inputs": [[[1, 2], [3, 4]]]},
+            "the input 'image' has 3 dimensions; only tables can be explained",
+        ),
         ("labels", {"inputs": [[1, 2, 3]]}, "the model returns only labels"),
         ("bare", split(rows_of_flights(1, 0)), "the model has no sample rows"),
         ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 can be explained"),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
-        ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}}, "3 columns need at least 7"),
-        ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}}, "a whole number from 1 to 20000"),
-        ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 9.5}}, "max_evals is 9.5; a whole number from 1"),
-        ("linear", {"inputs": [[1, 2, 3]], "params": {"evals": 9}}, "params has 'evals'; an explanation may have"),
+        (
+            "linear",
+            {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}},
+            "3 columns need at least 7",
+        ),
+        (
+            "linear",
+            {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}},
+            "a whole number from 1 to 20000",
+        ),
+        (
+            "linear",
+            {"inputs": [[1, 2, 3]], "params": {"max_evals": 9.5}},
+            "max_evals is 9.5; a whole number from 1",
+        ),
+        (
+            "linear",
+            {"inputs": [[1, 2, 3]], "params": {"evals": 9}},
+            "params has 'evals'; an explanation may have",
+        ),
     ],
 )
 def test_what_cannot_be_explained_is_refused_with_its_reason(
-    server: Any, endpoint: str, document: Any, said: str
+    server: Any,
+    endpoint: str,
+    document: Any,
+    said: str,
 ) -> None:
     status, told = message(explain(server, endpoint, json=document))
     assert (status, said in told) == (400, True), told
@@ -283,13 +361,17 @@ def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(serve
         line
         for line in metrics.splitlines()
         if line.startswith("onnxserve_requests_total{")
-        and all(label in line for label in ('endpoint="linear"', 'protocol="explain"', 'status="200"'))
+        and all(
+            label in line for label in ('endpoint="linear"', 'protocol="explain"', 'status="200"')
+        )
     ]
     assert float(counted.split()[-1]) >= 1
     (worker,) = psutil.Process(server.process.pid).children()
     (side,) = [child for child in worker.children() if "explain" in child.cmdline()]
     mapped = Path(f"/proc/{worker.pid}/maps").read_text()
-    assert not [package for package in ("pandas", "shap", "numba", "scipy") if f"/{package}/" in mapped]
+    assert not [
+        package for package in ("pandas", "shap", "numba", "scipy") if f"/{package}/" in mapped
+    ]
     assert side.nice() > worker.nice()
 
 

@@ -94,7 +94,9 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
     refused: list[str] = []
     limited = RequestLimits(
-        rate="3/minute", count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(3, 60, clock)
+        rate="3/minute",
+        count_refused=refused.append,
+        open_rate=lambda rate: MemoryRateLimiter(3, 60, clock),
     )
     for _ in range(3):
         limited.check_rates(sent("192.0.2.1"), None)
@@ -122,7 +124,10 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
     ],
 )
 def test_a_caller_has_one_rate_for_all_addresses_of_its_ipv6_network(
-    clock: Clock[float], first: str, second: str, is_one_caller: bool
+    clock: Clock[float],
+    first: str,
+    second: str,
+    is_one_caller: bool,
 ) -> None:
     limited = RequestLimits(rate="1/minute", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock))
     limited.check_rates(sent(first), None)
@@ -172,7 +177,9 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock[
 
 def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None:
     limited = RequestLimits(
-        rate="1/minute", rate_header="x-api-key", open_rate=lambda rate: MemoryRateLimiter(1, 60, clock)
+        rate="1/minute",
+        rate_header="x-api-key",
+        open_rate=lambda rate: MemoryRateLimiter(1, 60, clock),
     )
     limited.check_rates(sent("192.0.2.1", "one"), None)
     limited.check_rates(sent("192.0.2.1", "two"), None)
@@ -183,16 +190,22 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock[float]) -> None
             limited.check_rates(sent("192.0.2.1", key), None)
 
 
-def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock[float]) -> None:
+def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(
+    clock: Clock[float],
+) -> None:
     refused: list[str] = []
     amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
     of_keys = RequestLimits(
-        count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(*amounts[rate], clock)
+        count_refused=refused.append,
+        open_rate=lambda rate: MemoryRateLimiter(*amounts[rate], clock),
     )
 
     def ask(key: str) -> str:
         try:
-            of_keys.check_rates(sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)))
+            of_keys.check_rates(
+                sent(),
+                KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)),
+            )
         except TooManyRequests as error:
             return f"{error.retry_after}: {error.message}"
         return ""
@@ -207,7 +220,8 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
 
 
 def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_is_not_forgotten(
-    clock: Clock[float], monkeypatch: pytest.MonkeyPatch
+    clock: Clock[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate, shared = MemoryRateLimiter(1000, 60, clock), share(FixedWindow(), "1000/minute", clock)
@@ -221,9 +235,14 @@ def test_clients_without_number_take_bounded_memory_and_one_that_goes_on_asking_
 
 
 @pytest.mark.parametrize(
-    ("text", "amount", "period"), [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)]
+    ("text", "amount", "period"),
+    [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)],
 )
-def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
+def test_a_rate_is_read_in_the_words_of_the_limits_library(
+    text: str,
+    amount: int,
+    period: int,
+) -> None:
     rate = open_rate_limiter(text, None)
     assert isinstance(rate, MemoryRateLimiter)
     assert (rate.amount, rate.period) == (amount, period)
@@ -281,7 +300,9 @@ def test_a_slow_client_loses_nothing_to_reservations(clock: Clock[float]) -> Non
 
 @pytest.mark.parametrize(("burst", "pause"), [(5, 0.2), (12, 0.7), (40, 2.3)])
 def test_a_client_that_comes_in_bursts_within_its_rate_is_never_refused(
-    clock: Clock[float], burst: int, pause: float
+    clock: Clock[float],
+    burst: int,
+    pause: float,
 ) -> None:
     redis = FixedWindow()
     workers = [share(redis, "2000/minute", clock) for _ in range(2)]
@@ -309,7 +330,9 @@ def test_a_client_above_its_rate_does_not_keep_redis_busy(clock: Clock[float]) -
     assert len(redis.asked) <= 1 + 1000 * 0.001 / 0.1 + 1
 
 
-def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: Clock[float]) -> None:
+def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(
+    clock: Clock[float],
+) -> None:
     redis = FixedWindow()
     limiter = share(redis, "300/minute", clock)
     waits = []
@@ -323,7 +346,8 @@ def test_a_limit_waits_for_nobody_while_a_reservation_or_a_refusal_holds(clock: 
     clock.now += 0.1
     assert limiter.may_wait(b"a")
     own = RequestLimits(
-        rate="9/second", open_rate=lambda rate: limiter if "minute" in rate else open_rate_limiter(rate, None)
+        rate="9/second",
+        open_rate=lambda rate: limiter if "minute" in rate else open_rate_limiter(rate, None),
     )
     assert not own.may_wait(sent(), KeyEntry(name="shop", scopes=()))
     assert own.may_wait(sent(), KeyEntry(name="shop", scopes=(), limits=("300/minute",)))
@@ -347,7 +371,10 @@ def test_threads_of_several_workers_never_pass_more_than_the_rate(redis_url: str
 
 @pytest.mark.redis
 def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
-    workers = [RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url))) for _ in range(2)]
+    workers = [
+        RequestLimits(open_rate=partial(open_rate_limiter, redis=RedisRates(redis_url)))
+        for _ in range(2)
+    ]
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
         worker.check_rates(sent(), shop)
@@ -357,7 +384,8 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
 
 @pytest.mark.redis
 def test_a_key_of_another_workspace_does_not_use_up_the_limit_of_one_of_its_name(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wholesale = KeyEntry(name="wholesale", scopes=("infer",), limits=("1/day",))
     for workspace in ("team-a", "team-b", ""):
@@ -378,7 +406,8 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
 
 
 def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)

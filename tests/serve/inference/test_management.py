@@ -29,7 +29,7 @@ def server(serve_here: Serve, model_folders: dict[str, Path]) -> Server:
                 "b": servers.variant(model_folders["single"], "m-2", weight=0),
             },
             "broken": {"v": servers.variant(model_folders["single"].parent / "nothing", "1")},
-        }
+        },
     )
 
 
@@ -47,7 +47,10 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
     assert "no MLmodel file" in broken["reason"]
 
 
-@pytest.mark.parametrize(("body", "ready"), [(b"", False), (b"{}", False), (b'{"ready":null}', False)])
+@pytest.mark.parametrize(
+    ("body", "ready"),
+    [(b"", False), (b"{}", False), (b'{"ready":null}', False)],
+)
 def test_an_index_request_may_be_empty(body: bytes, ready: bool) -> None:
     assert management.decode_index(body) is ready
     assert management.decode_index(b'{"ready": true}')
@@ -64,7 +67,13 @@ def test_a_load_may_say_what_the_endpoint_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", ["", "name: e", "name: e\nvariants: {v: {model: x}}\n---\nname: f\nvariants: {v: {model: x}}", "\x00"]
+    "config",
+    [
+        "",
+        "name: e",
+        "name: e\nvariants: {v: {model: x}}\n---\nname: f\nvariants: {v: {model: x}}",
+        "\x00",
+    ],
 )
 def test_a_config_that_is_no_endpoint_is_refused_in_one_line(config: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
@@ -74,7 +83,10 @@ def test_a_config_that_is_no_endpoint_is_refused_in_one_line(config: str) -> Non
 
 def test_tritons_own_configuration_is_refused_by_its_name() -> None:
     with pytest.raises(InvalidConfig, match=r"ModelConfig.*name: Field"):
-        management.endpoint_to_load("e", {"config": '{"backend": "onnxruntime", "max_batch_size": 8}'})
+        management.endpoint_to_load(
+            "e",
+            {"config": '{"backend": "onnxruntime", "max_batch_size": 8}'},
+        )
 
 
 def test_an_unload_takes_what_tritons_client_sends() -> None:
@@ -99,7 +111,12 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
     }
     server = replace(server, metrics=SimpleNamespace(statistics=lambda: counted))  # type: ignore[arg-type]
     first, second = management.model_statistics(server, "two")["model_stats"]
-    assert (first["name"], first["version"], first["inference_count"], first["execution_count"]) == ("two", "1", 40, 2)
+    assert (
+        first["name"],
+        first["version"],
+        first["inference_count"],
+        first["execution_count"],
+    ) == ("two", "1", 40, 2)
     assert first["last_inference"] == 1500
     assert first["inference_stats"]["success"] == {"count": 4, "ns": 500_000_000}
     assert first["inference_stats"]["fail"] == {"count": 1, "ns": 0}
@@ -113,14 +130,33 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
             management.model_statistics(server, endpoint, version)
 
 
-def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server: Server) -> None:
-    config = management.triton_config(server.repository.select_variant("mixed"), ("7",), ServerSpec(workers=3))
-    assert (config["name"], config["platform"], config["backend"]) == ("mixed", "onnxruntime_onnx", "onnxruntime")
+def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
+    server: Server,
+) -> None:
+    config = management.triton_config(
+        server.repository.select_variant("mixed"),
+        ("7",),
+        ServerSpec(workers=3),
+    )
+    assert (config["name"], config["platform"], config["backend"]) == (
+        "mixed",
+        "onnxruntime_onnx",
+        "onnxruntime",
+    )
     assert config["max_batch_size"] == 0
     assert "dynamic_batching" not in config
     assert config["input"][0] == {"name": "carrier", "data_type": "TYPE_STRING", "dims": [-1, 1]}
-    assert [entry["data_type"] for entry in config["input"]] == ["TYPE_STRING", "TYPE_FP64", "TYPE_INT64", "TYPE_BOOL"]
-    assert config["output"][1] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [-1, 2]}
+    assert [entry["data_type"] for entry in config["input"]] == [
+        "TYPE_STRING",
+        "TYPE_FP64",
+        "TYPE_INT64",
+        "TYPE_BOOL",
+    ]
+    assert config["output"][1] == {
+        "name": "probabilities",
+        "data_type": "TYPE_FP32",
+        "dims": [-1, 2],
+    }
     assert config["instance_group"] == [{"name": "mixed", "kind": "KIND_CPU", "count": 3}]
     assert config["version_policy"] == {"specific": {"versions": [7]}}
     assert config["default_model_filename"] == "model.onnx"
@@ -128,12 +164,25 @@ def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(
 
 def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None:
     variant = server.repository.select_variant("mixed")
-    policy = BatchPolicy(8, preferred_batch_size=(4,), max_queue_delay_microseconds=100, max_queue_size=16)
-    joined = replace(variant, loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)))
+    policy = BatchPolicy(
+        8,
+        preferred_batch_size=(4,),
+        max_queue_delay_microseconds=100,
+        max_queue_size=16,
+    )
+    joined = replace(
+        variant,
+        loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)),
+    )
     config = management.triton_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
     assert config["max_batch_size"] == 8
     assert config["input"][0]["dims"] == [1]
-    assert config["output"][0] == {"name": "label", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}}
+    assert config["output"][0] == {
+        "name": "label",
+        "data_type": "TYPE_STRING",
+        "dims": [1],
+        "reshape": {"shape": []},
+    }
     assert config["dynamic_batching"] == {
         "preferred_batch_size": [4],
         "max_queue_delay_microseconds": 100,
@@ -143,5 +192,9 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
 
 def test_versions_without_numbers_have_no_policy_that_names_them(server: Server) -> None:
     versions = server.repository.versions("two")
-    config = management.triton_config(server.repository.select_variant("two", "m-2"), versions, ServerSpec())
+    config = management.triton_config(
+        server.repository.select_variant("two", "m-2"),
+        versions,
+        ServerSpec(),
+    )
     assert config["version_policy"] == {"latest": {"num_versions": 2}}

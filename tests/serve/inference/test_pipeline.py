@@ -25,16 +25,28 @@ from tests.support.spool import read_segment
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    return serve_here({"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}})
+    return serve_here(
+        {"e": {"v": variant(bias_folders["1"])}, "f": {"w": variant(bias_folders["2"], "2")}},
+    )
 
 
 def captured(server: Server, tmp_path: Path) -> list[Any]:
     server.capture.close()
-    return [request for path in segments(tmp_path / "state-0" / "spool") for request in read_segment(path)[0]]
+    return [
+        request
+        for path in segments(tmp_path / "state-0" / "spool")
+        for request in read_segment(path)[0]
+    ]
 
 
-@pytest.mark.parametrize("given", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"])
-def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(server: Server, given: str) -> None:
+@pytest.mark.parametrize(
+    "given",
+    ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"],
+)
+def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(
+    server: Server,
+    given: str,
+) -> None:
     response = ask(server, x_event_time=given)
     assert response.status == 400
     assert "X-Event-Time" in json.loads(response.body)["message"]
@@ -60,16 +72,24 @@ def test_a_refused_request_says_which_version_refused_it(server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    "scarce", [orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0), MemoryError()]
+    "scarce",
+    [
+        orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0),
+        MemoryError(),
+    ],
 )
 def test_want_of_memory_is_not_the_fault_of_the_request(
-    server: Server, scarce: Exception, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    scarce: Exception,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(orjson, "loads", Mock(side_effect=scarce))
     response = ask(server)
     assert response.status == 503
     assert response.headers["Retry-After"] == "1"
-    assert json.loads(response.body.decode())["message"].startswith("the server lacks memory for this request")
+    assert json.loads(response.body.decode())["message"].startswith(
+        "the server lacks memory for this request",
+    )
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
@@ -79,18 +99,32 @@ def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: s
     assert len(made) == 32
 
 
-def test_what_is_answered_is_captured_with_its_ids_and_times(server: Server, tmp_path: Path) -> None:
+def test_what_is_answered_is_captured_with_its_ids_and_times(
+    server: Server,
+    tmp_path: Path,
+) -> None:
     first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
     second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
     ask(server, body=b"{}")
     one, two, failed = captured(server, tmp_path)
     assert (one.record.endpoint, one.record.variant, one.record.request_id) == ("e", "v", "mine")
     assert one.record.event_time == 1_372_681_800_500_000
-    assert one.record.prediction_id == first.headers["X-Prediction-Id"] != second.headers["X-Prediction-Id"]
-    assert (two.record.endpoint, two.model.version, two.record.event_time) == ("f", "2", two.record.received_time)
+    assert (
+        one.record.prediction_id
+        == first.headers["X-Prediction-Id"]
+        != second.headers["X-Prediction-Id"]
+    )
+    assert (two.record.endpoint, two.model.version, two.record.event_time) == (
+        "f",
+        "2",
+        two.record.received_time,
+    )
     assert two.outputs["y"].tolist() == [[2006.0]]
     assert (one.record.status, failed.record.status, failed.feeds) == (200, 400, {})
-    assert b'onnxserve_capture_requests_total{outcome="captured"} 2.0' in ask(server, "/metrics", "GET").body
+    assert (
+        b'onnxserve_capture_requests_total{outcome="captured"} 2.0'
+        in ask(server, "/metrics", "GET").body
+    )
 
 
 @pytest.mark.parametrize(("fraction", "low", "high"), [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)])
@@ -109,7 +143,9 @@ def test_a_fraction_of_the_requests_is_captured(
 
 
 def test_an_error_that_nobody_foresaw_is_logged_and_answered_without_details(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("secret")
@@ -123,7 +159,9 @@ def test_an_error_that_nobody_foresaw_is_logged_and_answered_without_details(
 
 
 def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tmp_path: Path
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     variants = {
         "champion": variant(bias_folders["1"]),
@@ -136,16 +174,24 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
         response = ask(server, f"/v2/models/e/versions/{version}/infer", body=V2_ROW)
         document = json.loads(response.body)
         assert (document["model_name"], document["model_version"]) == ("e", version)
-        assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == ([biased], version)
+        assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == (
+            [biased],
+            version,
+        )
     page = ask(server, "/metrics", "GET").body
-    assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0' in page
+    assert (
+        b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0'
+        in page
+    )
     names = [request.record.variant for request in captured(server, tmp_path)]
     assert "shadow" in names  # It appears again if the shadow has already computed the request.
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]
 
 
 def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_smaller_pieces(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(assembly, "_LEAST_VALUES", 1024)
     server = serve_here(one_endpoint(model_folders["mixed"]), {"max_body_bytes": 1024})
@@ -159,10 +205,15 @@ def test_lines_with_more_values_than_may_be_answered_at_once_are_answered_in_sma
     assert b"".join(reply.pieces) == b'"yes"\n"no"\n' * 1000
 
 
-def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Server, tmp_path: Path) -> None:
+def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(
+    server: Server,
+    tmp_path: Path,
+) -> None:
     body = OpaqueBody("application/json", b'{"stream": true}', is_streamed=True)
     streamed = Protocol("invocations", lambda *_: DecodedRequest({}, Mock(), body=body))
-    server.dataplane.stream = Mock(return_value=iter(Mock(side_effect=InferenceError("no such tool")), None))  # type: ignore[method-assign]
+    server.dataplane.stream = Mock(
+        return_value=iter(Mock(side_effect=InferenceError("no such tool")), None),
+    )  # type: ignore[method-assign]
     reply = infer(server, RawRequest("POST", "/invocations", {}, b""), streamed)
     assert (reply.status, reply.pieces) == (400, None)
     assert b'status="400"' in server.metrics.page()
@@ -179,7 +230,10 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Serv
     ],
 )
 def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(
-    server: Server, tmp_path: Path, pieces: list[bytes | ClientDisconnected], expected: list[int]
+    server: Server,
+    tmp_path: Path,
+    pieces: list[bytes | ClientDisconnected],
+    expected: list[int],
 ) -> None:
     def sent() -> Iterator[bytes]:
         for piece in pieces:

@@ -45,8 +45,14 @@ def test_the_key_tells_everything_that_the_answer_depends_on() -> None:
     keys = [request_digest(*question) for question in questions]
 
     assert len(set(keys)) == len(questions)
-    assert request_digest(VERSION, {"a": x, "b": x + 1}) == request_digest(VERSION, {"b": x + 1, "a": x})
-    assert request_digest(VERSION, {"x": np.arange(8.0)[::2]}) == request_digest(VERSION, {"x": x * 2})
+    assert request_digest(VERSION, {"a": x, "b": x + 1}) == request_digest(
+        VERSION,
+        {"b": x + 1, "a": x},
+    )
+    assert request_digest(VERSION, {"x": np.arange(8.0)[::2]}) == request_digest(
+        VERSION,
+        {"x": x * 2},
+    )
 
 
 def test_a_question_without_bytes_has_no_key() -> None:
@@ -104,10 +110,11 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     st.dictionaries(
         st.text(st.characters(codec="utf-8"), max_size=5),
         npst.arrays(
-            st.sampled_from(["f4", "f8", "f2", "i1", "i8", "u2", "?"]), npst.array_shapes(min_dims=0, min_side=0)
+            st.sampled_from(["f4", "f8", "f2", "i1", "i8", "u2", "?"]),
+            npst.array_shapes(min_dims=0, min_side=0),
         ),
         max_size=3,
-    )
+    ),
 )
 def test_numbers_come_back_as_they_were_packed(outputs: dict[str, Any]) -> None:
     content = encode_outputs(outputs)
@@ -133,7 +140,14 @@ def test_foreign_bytes_are_no_answer(content: bytes) -> None:
 
 
 def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer() -> None:
-    for layout in ('[["y","O",[1],8]]', '[["y","f8",[9],8]]', '[["y","S8",[1],8]]', '{"a":1}', "[[1]]", "[1]"):
+    for layout in (
+        '[["y","O",[1],8]]',
+        '[["y","f8",[9],8]]',
+        '[["y","S8",[1],8]]',
+        '{"a":1}',
+        "[[1]]",
+        "[1]",
+    ):
         text = layout.encode()
         assert decode_outputs(len(text).to_bytes(4, "little") + text + bytes(8)) is None
 
@@ -166,7 +180,8 @@ def test_what_another_wrote_into_redis_is_computed_anew(redis_url: str) -> None:
 
 
 def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
@@ -177,4 +192,6 @@ def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
             assert cache.get(b"k") is None
 
     # The second failed request logs the same, and the log drops repeats.
-    assert set(caplog.messages) == {"Redis does not answer (Connection refused): responses are computed and not cached"}
+    assert set(caplog.messages) == {
+        "Redis does not answer (Connection refused): responses are computed and not cached",
+    }

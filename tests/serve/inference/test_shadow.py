@@ -45,8 +45,16 @@ Serve = Callable[..., Server]
 def serve(serve_here: Serve) -> Callable[..., Server]:
     """Serve the endpoint e with an answering variant and its shadow."""
 
-    def serve(answering: Path, shadow: Path, server: dict[str, Any] | None = None, **capture: Any) -> Server:
-        variants = {"main": servers.variant(answering, "1"), "new": servers.variant(shadow, "2", shadow=True)}
+    def serve(
+        answering: Path,
+        shadow: Path,
+        server: dict[str, Any] | None = None,
+        **capture: Any,
+    ) -> Server:
+        variants = {
+            "main": servers.variant(answering, "1"),
+            "new": servers.variant(shadow, "2", shadow=True),
+        }
         return serve_here({"e": variants}, server, **capture)
 
     return serve
@@ -54,7 +62,10 @@ def serve(serve_here: Serve) -> Callable[..., Server]:
 
 def ask(server: Server, *rows: list[float]) -> RawResponse:
     body = orjson.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
-    return handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    return handle(
+        server,
+        RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
+    )
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
@@ -66,7 +77,10 @@ def shadowed(server: Server, name: str, **labels: str) -> float:
 
 
 def compared(server: Server, requests: int) -> None:
-    wait_until(lambda: shadowed(server, "requests", outcome="compared") == requests, what=f"{requests} compared")
+    wait_until(
+        lambda: shadowed(server, "requests", outcome="compared") == requests,
+        what=f"{requests} compared",
+    )
 
 
 def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
@@ -75,7 +89,10 @@ def captured(place: Server | Path, variant: str) -> list[CapturedRequest]:
     return [request for request in found if request.record.variant == variant]
 
 
-def test_an_answer_is_compared_with_what_the_shadow_says(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_an_answer_is_compared_with_what_the_shadow_says(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
     response = ask(server, [1, 2, 3], [4, 5, 6])
     assert orjson.loads(response.body) == {"predictions": [[1006.0], [1015.0]]}
@@ -98,13 +115,20 @@ def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tmp_pa
     assert shadowed(server, "difference") == 0.0
 
 
-def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], max_rows_per_request=1)
     response = ask(server, [1, 2, 3], [4, 5, 6])
     compared(server, 1)
     (request,) = captured(server, "new")
     (answered,) = captured(server, "main")
-    assert request.record == answered.record._replace(variant="new", latency=request.record.latency, is_shadow=True)
+    assert request.record == answered.record._replace(
+        variant="new",
+        latency=request.record.latency,
+        is_shadow=True,
+    )
     assert 0 < answered.record.latency < 60e6
     assert request.record.prediction_id == response.headers["X-Prediction-Id"]
     assert request.model.version == "2"
@@ -114,7 +138,9 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve,
 
 
 def test_the_shadows_rows_have_the_keys_of_the_request(
-    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     """The shadow has the same schema as the answering version, or another schema that needs converted feeds."""
     inputs = [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["c", "b", "a"]}]
@@ -126,15 +152,23 @@ def test_the_shadows_rows_have_the_keys_of_the_request(
         server = serve(bias_folders["1"], shadow, keys=["customer_id"])
         record = {"a": 1, "b": 2, "c": 3, "customer_id": 7}
         body = orjson.dumps({"dataframe_records": [record]})
-        handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        handle(
+            server,
+            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
+        )
         compared(server, 1)
         for name in ("main", "new"):
             (request,) = captured(server, name)
             sent = request.model.schema.to_columns(request.feeds)
-            assert {name: array.tolist() for name, array in sent.items()} == {name: [v] for name, v in record.items()}
+            assert {name: array.tolist() for name, array in sent.items()} == {
+                name: [v] for name, v in record.items()
+            }
 
 
-def test_what_is_not_captured_has_no_row_of_the_shadow_either(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_what_is_not_captured_has_no_row_of_the_shadow_either(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], fraction=0.5)
     for _ in range(30):
         ask(server, [1, 2, 3])
@@ -145,7 +179,10 @@ def test_what_is_not_captured_has_no_row_of_the_shadow_either(serve: Serve, bias
 
 
 def test_a_shadow_that_refuses_the_input_has_failed(
-    serve: Serve, bias_folders: dict[str, Path], model_folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    model_folders: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = serve(bias_folders["1"], model_folders["mixed"])
     assert ask(server, [1, 2, 3]).status == 200
@@ -157,30 +194,45 @@ def test_a_shadow_that_refuses_the_input_has_failed(
 
 
 def test_joined_and_batched_requests_are_each_compared_with_their_own_answer(
-    serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
+    serve: Serve,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    server = serve(bias_folders["1"], servers.single_model(tmp_path / "same", 1000.0), {"max_batch_size": 16})
+    server = serve(
+        bias_folders["1"],
+        servers.single_model(tmp_path / "same", 1000.0),
+        {"max_batch_size": 16},
+    )
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: ask(server, [number, 0, 0], [0, number, 1]), range(100)))
     compared(server, 100)
     assert shadowed(server, "rows", agreement="same") == 200
     told = {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "main")}
-    assert {one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "new")} == told
+    assert {
+        one.record.prediction_id: one.outputs["y"].tolist() for one in captured(server, "new")
+    } == told
 
 
 @pytest.mark.parametrize("most", [1, 16])
 def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
-    serve: Serve, tmp_path: Path, most: int
+    serve: Serve,
+    tmp_path: Path,
+    most: int,
 ) -> None:
     mean = "mean (float[N,1] X) => (float[N,1] y) { m = ReduceMean(X) y = Sub(X, m) }"
     same = "same (float[N,1] X) => (float[N,1] y) { y = Sub(X, X) }"
     signature = [{"name": "a", "type": "double", "required": True}]
-    folders = [write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))]
+    folders = [
+        write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))
+    ]
     server = serve(*folders, {"max_batch_size": most})
     assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
-        handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        handle(
+            server,
+            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
+        )
     compared(server, 50)
     assert shadowed(server, "rows", agreement="same") == 50
 
@@ -198,12 +250,21 @@ class Slow:
     def __post_init__(self) -> None:
         self.artifact, self.schema = self.model.artifact, self.model.schema
 
-    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
+    def run(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str] | None = None,
+        deadline: float = math.inf,
+    ) -> dict[str, Array]:
         self.runs += 1
         self.go_on.wait(60)
         return self.model.run(feeds, outputs, deadline)
 
-    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
+    def prediction(
+        self,
+        outputs: Mapping[str, Array],
+        of_table: bool = False,
+    ) -> Array | dict[str, Array]:
         return self.model.prediction(outputs)
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
@@ -211,7 +272,10 @@ class Slow:
 
 
 @pytest.fixture
-def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:
+def slow(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> Iterator[tuple[Server, ServedVariant, Slow]]:
     """Return a server, its answering variant, and the predictor of the shadow."""
     server = serve(bias_folders["1"], bias_folders["2"])
     variant = server.repository.select_variant("e")
@@ -225,12 +289,20 @@ def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, 
 def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 0) -> None:
     for number in range(first, first + requests):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
-        shadows.mirror(variant, record, True, {"X": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 1), np.float32)})
+        shadows.mirror(
+            variant,
+            record,
+            True,
+            {"X": np.ones((1, 3), np.float32)},
+            {"y": np.ones((1, 1), np.float32)},
+        )
 
 
 @pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
 def test_what_finds_no_room_is_dropped_and_counted(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, bound: dict[str, Any]
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
+    bound: dict[str, Any],
 ) -> None:
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, **bound)
@@ -239,17 +311,27 @@ def test_what_finds_no_room_is_dropped_and_counted(
     predictor.go_on.set()
     compared(server, 3)
     found = captured(tmp_path / "spool", "new")
-    assert [request.record.prediction_id for request in found] == ["0", "1", "2"]  # The newest copies are dropped.
+    assert [request.record.prediction_id for request in found] == [
+        "0",
+        "1",
+        "2",
+    ]  # The newest copies are dropped.
     shadows.close()
 
 
 def test_what_finds_no_thread_is_dropped_and_counted(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
     with monkeypatch.context() as scarce:
-        scarce.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+        scarce.setattr(
+            threading.Thread,
+            "start",
+            lambda thread: raise_it(RuntimeError("can't start new thread")),
+        )
         offer(shadows, variant, 2)
     assert shadowed(server, "requests", outcome="dropped") == 2
     predictor.go_on.set()
@@ -258,7 +340,10 @@ def test_what_finds_no_thread_is_dropped_and_counted(
     shadows.close()
 
 
-def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVariant, Slow], tmp_path: Path) -> None:
+def test_what_has_waited_is_computed_in_one_run(
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
+) -> None:
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
     offer(shadows, variant, 1)
@@ -271,7 +356,9 @@ def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVarian
 
 
 def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, variant, predictor = slow
     model, sizes = predictor.model, []
@@ -293,7 +380,10 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
         shadows.mirror(variant, record, True, rows, {"y": np.ones((1, 1), np.float32)})
     predictor.go_on.set()
     compared(server, 10)
-    wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the copy that fails")
+    wait_until(
+        lambda: shadowed(server, "requests", outcome="failed") == 1,
+        what="the copy that fails",
+    )
     assert max(sizes) > 1
     found = [request.record.prediction_id for request in captured(tmp_path / "spool", "new")]
     assert found == ["0", *(str(number) for number in range(10, 20) if number != 13)]
@@ -301,7 +391,8 @@ def test_a_copy_that_fails_takes_none_of_those_along_with_which_it_was_run(
 
 
 def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
 ) -> None:
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, max_copies=50)
@@ -313,7 +404,10 @@ def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
     assert not predictor.go_on.is_set()
 
 
-def test_copies_are_computed_at_a_lower_priority(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_copies_are_computed_at_a_lower_priority(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
     ask(server, [1, 2, 3])
     compared(server, 1)
@@ -324,7 +418,9 @@ def test_copies_are_computed_at_a_lower_priority(serve: Serve, bias_folders: dic
 
 
 def test_copies_are_computed_where_the_system_lowers_no_priority(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: tuple[Server, ServedVariant, Slow],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(increment: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")  # systemd may do this
@@ -338,21 +434,28 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(
     shadows.close()
 
 
-def test_without_a_shadow_there_is_no_thread(serve_here: Serve, bias_folders: dict[str, Path]) -> None:
+def test_without_a_shadow_there_is_no_thread(
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve_here({"e": {"main": servers.variant(bias_folders["1"])}})
     ask(server, [1, 2, 3])
     assert server.shadows._thread is None
 
 
 def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow(
-    serve_here: Serve, bias_folders: dict[str, Path]
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
 ) -> None:
     one, two = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
     assert server.repository.select_variant("e", "2").name == "new"
 
 
-def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_whatever_the_protocol_a_copy_is_compared(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"])
     columns = {name: pa.array([1.0, 2.0]) for name in "abc"}
     stream = pa.BufferOutputStream()
@@ -371,7 +474,10 @@ def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: di
     assert shadowed(server, "rows", agreement="different") == 6
 
 
-def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:
+def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(
+    serve: Serve,
+    bias_folders: dict[str, Path],
+) -> None:
     server = serve(bias_folders["1"], bias_folders["2"], {"max_batch_size": 16})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})
     answers: SimpleQueue[RawResponse] = SimpleQueue()
@@ -383,25 +489,47 @@ def test_a_batch_that_an_event_loop_has_not_waited_for_is_compared(serve: Serve,
 
 
 def test_endpoints_that_share_their_versions_are_counted_apart(
-    serve_here: Serve, bias_folders: dict[str, Path]
+    serve_here: Serve,
+    bias_folders: dict[str, Path],
 ) -> None:
-    variants = {"main": servers.variant(bias_folders["1"]), "new": servers.variant(bias_folders["2"], "2", shadow=True)}
+    variants = {
+        "main": servers.variant(bias_folders["1"]),
+        "new": servers.variant(bias_folders["2"], "2", shadow=True),
+    }
     server = serve_here({"e": variants, "f": variants})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})
-    for path in ["/endpoints/e/invocations", "/endpoints/f/invocations", "/endpoints/f/invocations"] * 10:
+    for path in [
+        "/endpoints/e/invocations",
+        "/endpoints/f/invocations",
+        "/endpoints/f/invocations",
+    ] * 10:
         handle(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
     compared(server, 30)
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
 
 
 @pytest.mark.long
-def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(serve: Serve, tmp_path: Path) -> None:
+def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(
+    serve: Serve,
+    tmp_path: Path,
+) -> None:
     folder = save_pyfuncs(tmp_path)["days"]
     server = serve(folder, folder)
     wait_until(lambda: not server.repository.not_ready_reason(), 60, "the side processes")
     body = orjson.dumps(
-        {"dataframe_records": [{"when": "2013-07-01", "name": "a"}, {"when": "2013-07-02", "name": "b"}]}
+        {
+            "dataframe_records": [
+                {"when": "2013-07-01", "name": "a"},
+                {"when": "2013-07-02", "name": "b"},
+            ],
+        },
     )
-    assert handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)).status == 200
+    assert (
+        handle(
+            server,
+            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
+        ).status
+        == 200
+    )
     compared(server, 1)
     assert shadowed(server, "rows") == shadowed(server, "rows", agreement="same") == 2

@@ -49,6 +49,10 @@ def test_the_same_schema_takes_the_same_arrays() -> None:
 
 
 def test_a_column_that_was_not_read_is_missing() -> None:
-    wider = compile_schema((*COLUMNS, Column("more", "double")), (), (Input("m", "float64", (-1, 1), ("more",)),))
+    wider = compile_schema(
+        (*COLUMNS, Column("more", "double")),
+        (),
+        (Input("m", "float64", (-1, 1), ("more",)),),
+    )
     with pytest.raises(SchemaMismatch, match="'more' is missing"):
         translate_feeds(STACKED.from_columns(DATA), STACKED, wider)

@@ -10,14 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.serve.inference_log.label_files import BadRow, LabelColumns, LabelEntry, read_label_file
+from mlflow_deploy_plugin.serve.inference_log.label_files import (
+    BadRow,
+    LabelColumns,
+    LabelEntry,
+    read_label_file,
+)
 from mlflow_deploy_plugin.serve.spool.codec import Feedback
 from tests.support.refusals import mentions
 
 KEY = LabelColumns(key=("flight", "day"), label="late")
 
 
-def read(kind: Any, content: str | bytes, columns: LabelColumns | None = None) -> list[LabelEntry | BadRow]:
+def read(
+    kind: Any,
+    content: str | bytes,
+    columns: LabelColumns | None = None,
+) -> list[LabelEntry | BadRow]:
     data = content.encode() if isinstance(content, str) else content
     return list(read_label_file(io.BytesIO(data), "labels", kind, columns or LabelColumns()))
 
@@ -57,22 +66,39 @@ def test_csv_knows_the_numbers_of_the_log_however_they_are_written() -> None:
 
 def test_parquet_of_bytes_decimals_and_lists() -> None:
     ids = pa.array([b"a", b"\xff", b"c"])
-    rows = read("parquet", parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]))
+    rows = read(
+        "parquet",
+        parquet(prediction_id=ids, label=[Decimal("1.10"), Decimal("2.0"), Decimal("100")]),
+    )
     assert good(rows) == [Feedback("a", None, None, "1.1"), Feedback("c", None, None, "100")]
     assert list(bad(rows)) == ["row 1 (from 0)"]
     lists = read("parquet", parquet(prediction_id=["a"], label=[[1]]))
-    assert bad(lists) == {"row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected"}
+    assert bad(lists) == {
+        "row 0 (from 0)": "label is [1]; a text, a number, true, false or null is expected",
+    }
 
 
 def test_jsonl_takes_what_post_feedback_takes_and_columns() -> None:
-    lines = '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
-    assert good(read("jsonl", lines)) == [Feedback("a", 1, None, 2.5), Feedback(None, None, {"flight": 7}, None)]
+    lines = (
+        '{"prediction_id": "a", "row": 1, "label": 2.5}\n{"key": {"flight": 7}, "label": null}\n'
+    )
+    assert good(read("jsonl", lines)) == [
+        Feedback("a", 1, None, 2.5),
+        Feedback(None, None, {"flight": 7}, None),
+    ]
     columns = '{"flight": 7, "day": null, "late": true, "more": [1]}\n'
-    assert good(read("jsonl", columns, KEY)) == [Feedback(None, None, {"flight": 7, "day": None}, True)]
+    assert good(read("jsonl", columns, KEY)) == [
+        Feedback(None, None, {"flight": 7, "day": None}, True),
+    ]
 
 
 def test_parquet_keeps_types_and_days_become_text() -> None:
-    content = parquet(flight=[7, 8], day=[date(2013, 7, 1)] * 2, late=[True, None], unused=[[1], [2]])
+    content = parquet(
+        flight=[7, 8],
+        day=[date(2013, 7, 1)] * 2,
+        late=[True, None],
+        unused=[[1], [2]],
+    )
 
     rows = read("parquet", content, KEY)
 
@@ -82,7 +108,11 @@ def test_parquet_keeps_types_and_days_become_text() -> None:
 
 def test_numbers_that_are_none_are_missing_in_parquet_as_nulls_are() -> None:
     nan, infinity = float("nan"), float("inf")
-    content = parquet(prediction_id=["a", "b", "c"], row=[nan, 1.0, nan], label=[1.0, nan, infinity])
+    content = parquet(
+        prediction_id=["a", "b", "c"],
+        row=[nan, 1.0, nan],
+        label=[1.0, nan, infinity],
+    )
 
     rows = read("parquet", content)
 
@@ -112,7 +142,11 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
     assert "X-Prediction-Id" in bad(rows)["line 10"]
     assert "whole number" in bad(rows)["line 12"]
     assert "UTF-8" in bad(rows)["line 9"]
-    assert {place: why for place, why in bad(rows).items() if place not in ("line 9", "line 10", "line 12")} == {
+    assert {
+        place: why
+        for place, why in bad(rows).items()
+        if place not in ("line 9", "line 10", "line 12")
+    } == {
         "line 3": "2 fields; the header has 3",
         "line 4": "it has no 'prediction_id'",
         "line 5": "its 'label' is empty",
@@ -132,7 +166,9 @@ def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only() -> None:
 def test_bad_lines_of_json_are_named() -> None:
     lines = '{"prediction_id": "a", "label": 1}\nnope\n[1]\n{"prediction_id": "a"}\n{"label": 1}\n'
     lines += '{"prediction_id": 5, "label": 1}\n'
-    lines += '{"prediction_id": "a", "key": {"f": 1}, "label": 1}\n{"key": {"f": [1]}, "label": 1}\n'
+    lines += (
+        '{"prediction_id": "a", "key": {"f": 1}, "label": 1}\n{"key": {"f": [1]}, "label": 1}\n'
+    )
 
     rows = read("jsonl", lines)
 
@@ -143,7 +179,9 @@ def test_bad_lines_of_json_are_named() -> None:
 
 
 def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
-    text = "prediction_id,label\n" + "".join(f"p{number},{number if number % 100 else ''}\n" for number in range(3500))
+    text = "prediction_id,label\n" + "".join(
+        f"p{number},{number if number % 100 else ''}\n" for number in range(3500)
+    )
 
     rows = read("csv", text)
 
@@ -155,10 +193,25 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
     ("kind", "content", "columns", "message"),
     [
         ("csv", "", LabelColumns(), "labels is empty"),
-        ("csv", "a,b\n1,2\n", LabelColumns(), "has no column 'prediction_id'; it has a, b; see --id-column or --key"),
-        ("csv", "prediction_id,label,label\np,0,1\n", LabelColumns(), "labels has two columns 'label'"),
+        (
+            "csv",
+            "a,b\n1,2\n",
+            LabelColumns(),
+            "has no column 'prediction_id'; it has a, b; see --id-column or --key",
+        ),
+        (
+            "csv",
+            "prediction_id,label,label\np,0,1\n",
+            LabelColumns(),
+            "labels has two columns 'label'",
+        ),
         ("csv", "flight,late\n1,2\n", KEY, "has no column 'day'; it has flight, late; see --key"),
-        ("csv", "flight,day\n1,2\n", KEY, "has no column 'late'; it has flight, day; see --label-column"),
+        (
+            "csv",
+            "flight,day\n1,2\n",
+            KEY,
+            "has no column 'late'; it has flight, day; see --label-column",
+        ),
         ("parquet", b"PAR1", LabelColumns(), "labels cannot be read as Parquet"),
         ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
         (
@@ -169,6 +222,11 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
         ),
     ],
 )
-def test_a_file_without_such_columns_is_refused(kind: str, content: Any, columns: LabelColumns, message: str) -> None:
+def test_a_file_without_such_columns_is_refused(
+    kind: str,
+    content: Any,
+    columns: LabelColumns,
+    message: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=message):
         read(kind, content, columns)

@@ -23,7 +23,12 @@ from mlflow_deploy_plugin.serve.inference_log.labels import (
     labels_table,
     write_labels,
 )
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.reader import (
+    InferenceLog,
+    View,
+    open_log,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.tables import contains
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
@@ -40,7 +45,16 @@ def test_a_key_is_written_in_one_way() -> None:
 
 @pytest.mark.parametrize(
     ("label", "number"),
-    [(1, 1.0), ("1.5", 1.5), (True, 1.0), ("false", 0.0), ("late", None), (None, None), ("inf", None), ([1], None)],
+    [
+        (1, 1.0),
+        ("1.5", 1.5),
+        (True, 1.0),
+        ("false", 0.0),
+        ("late", None),
+        (None, None),
+        ("inf", None),
+        ([1], None),
+    ],
 )
 def test_a_label_is_a_number_where_it_can_be_one(label: Any, number: float | None) -> None:
     assert as_number(label) == number
@@ -48,11 +62,19 @@ def test_a_label_is_a_number_where_it_can_be_one(label: Any, number: float | Non
 
 def test_a_label_names_a_prediction_or_a_key() -> None:
     table = labels_table(
-        [Label("p", 3, None, True, RECEIVED, "s", 7), Label(None, None, '{"flight": 7, "day": "mon"}', None, RECEIVED)]
+        [
+            Label("p", 3, None, True, RECEIVED, "s", 7),
+            Label(None, None, '{"flight": 7, "day": "mon"}', None, RECEIVED),
+        ],
     )
     assert table.schema == SCHEMA
     first, second = table.to_pylist()
-    assert (first["_prediction_id"], first["_row"], first["_label"], first["_label_number"]) == ("p", 3, "true", 1.0)
+    assert (first["_prediction_id"], first["_row"], first["_label"], first["_label_number"]) == (
+        "p",
+        3,
+        "true",
+        1.0,
+    )
     assert (second["_key"], second["_label"]) == ('{"day":"mon","flight":"7"}', None)
     assert first["_received_time"] == datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -64,7 +86,9 @@ def test_labels_that_are_written_without_a_server_are_read_back(log: InferenceLo
 
 
 def test_few_labels_are_read_once_and_many_each_time(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     writer.label(Label("p", None, None, 1, RECEIVED), name="one")
     kept, many = (EndpointLabels(log.location, "flights", {}) for _ in range(2))
@@ -82,7 +106,12 @@ NEXT = microseconds(DAY) + 86_400_000_000
 
 def request(count: int, **columns: Any) -> dict[str, Any]:
     """Return a request of some rows with the X-Prediction-Id `p`."""
-    return {"_event_time": [DAY] * count, "_prediction_id": ["p"] * count, "x": np.arange(float(count)), **columns}
+    return {
+        "_event_time": [DAY] * count,
+        "_prediction_id": ["p"] * count,
+        "x": np.arange(float(count)),
+        **columns,
+    }
 
 
 def by_id(label: Any, row: int | None = None, at: int = 0, **more: Any) -> Label:
@@ -100,7 +129,10 @@ def labels(log: InferenceLog) -> list[Any]:
     return rows.table.sort_by("x").column("_label").to_pylist()
 
 
-def test_labels_that_the_caller_has_are_not_read_again(log: InferenceLog, writer: LogWriter) -> None:
+def test_labels_that_the_caller_has_are_not_read_again(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(1))
     writer.label(by_id("late", 0))
     known = EndpointLabels(log.location, "flights", {})
@@ -113,7 +145,10 @@ def test_labels_that_the_caller_has_are_not_read_again(log: InferenceLog, writer
     assert rows.table.column("_label").to_pylist() == ["late"]
 
 
-def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_label_is_a_text_and_where_it_can_be_a_number(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(7))
     given = [1, 2.5, "late", True, "7", "false"]
     writer.label(*(by_id(label, row) for row, label in enumerate(given)))
@@ -127,7 +162,8 @@ def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, write
 
 
 def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_over_it(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     writer.write(request(3))
     writer.label(by_id("all", at=0), by_id("one", row=1, at=1))
@@ -147,7 +183,10 @@ def test_a_label_without_a_row_is_of_every_row_and_a_later_one_of_a_row_wins_ove
 )
 @pytest.mark.parametrize("said", [5, 5.0, "5"])
 def test_a_key_means_the_same_row_whatever_type_its_values_have(
-    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+    log: InferenceLog,
+    writer: LogWriter,
+    column: pa.Array,
+    said: Any,
 ) -> None:
     writer.write(request(2, flight=column, tail=['N"1', None]))
     writer.label(by_key("yes", flight=said, tail='N"1'))
@@ -155,13 +194,21 @@ def test_a_key_means_the_same_row_whatever_type_its_values_have(
     assert labels(log) == ["yes", None]
 
 
-TRUTHS = [pa.array([True, False]), pa.array([1.0, 0.0], pa.float32()), pa.array([1, 0]), pa.array(["True", "False"])]
+TRUTHS = [
+    pa.array([True, False]),
+    pa.array([1.0, 0.0], pa.float32()),
+    pa.array([1, 0]),
+    pa.array(["True", "False"]),
+]
 
 
 @pytest.mark.parametrize("column", TRUTHS)
 @pytest.mark.parametrize("said", [True, "true", "True", "TRUE", 1, 1.0, "1"])
 def test_a_boolean_key_means_the_same_row_in_every_spelling(
-    log: InferenceLog, writer: LogWriter, column: pa.Array, said: Any
+    log: InferenceLog,
+    writer: LogWriter,
+    column: pa.Array,
+    said: Any,
 ) -> None:
     writer.write(request(2, is_late=column))
     writer.label(by_key("yes", is_late=said))
@@ -170,7 +217,9 @@ def test_a_boolean_key_means_the_same_row_in_every_spelling(
 
 @pytest.mark.parametrize("number", [123456789, 2**62 + 1])
 def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
-    log: InferenceLog, writer: LogWriter, number: int
+    log: InferenceLog,
+    writer: LogWriter,
+    number: int,
 ) -> None:
     writer.write({**request(1, key=pa.array([7], pa.float32())), "x": [0.0]})
     writer.write({**request(1, key=pa.array([number])), "x": [1.0]})
@@ -182,7 +231,10 @@ def test_an_integer_key_joins_rows_of_a_log_that_has_older_ones_in_another_type(
     assert found == {0.0: "old", 1.0: "new"}
 
 
-def test_keys_take_small_fractions_dates_and_what_is_missing(log: InferenceLog, writer: LogWriter) -> None:
+def test_keys_take_small_fractions_dates_and_what_is_missing(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     columns = {
         "f": pa.array([0.1, 0.2, 0.3], pa.float32()),
         "day": pa.array([DAY.date()] * 3),
@@ -201,35 +253,50 @@ def test_keys_take_small_fractions_dates_and_what_is_missing(log: InferenceLog, 
     assert labels(log) == ["one", "two", "three"]
 
 
-def test_of_labels_by_id_and_by_key_the_later_one_wins(log: InferenceLog, writer: LogWriter) -> None:
+def test_of_labels_by_id_and_by_key_the_later_one_wins(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(2, flight=[5, 6]))
     writer.label(by_key("key", at=1, flight=5), by_id("id", at=0))
     assert labels(log) == ["key", "id"]
 
 
-def test_a_prediction_id_that_looks_like_a_key_is_no_key(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_prediction_id_that_looks_like_a_key_is_no_key(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(1, flight=[5]))
     writer.label(by_key("key", flight=5), Label('{"flight":"5"}', None, None, "id", NEXT + 1))
     assert labels(log) == ["key"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=1, names=2, unmatched=1)
 
 
-def test_a_label_without_a_value_takes_the_earlier_one_back(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_label_without_a_value_takes_the_earlier_one_back(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(2))
     writer.label(by_id("yes", at=0), by_id(None, row=0, at=1))
     assert labels(log) == [None, "yes"]
 
 
-def test_labels_of_one_moment_are_told_apart_by_segment_and_offset(log: InferenceLog, writer: LogWriter) -> None:
+def test_labels_of_one_moment_are_told_apart_by_segment_and_offset(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(1))
     writer.label(
-        by_id("a", segment="s", offset=7), by_id("b", segment="s", offset=9), by_id("c", segment="r", offset=99)
+        by_id("a", segment="s", offset=7),
+        by_id("b", segment="s", offset=9),
+        by_id("c", segment="r", offset=99),
     )
     assert labels(log) == ["b"]
 
 
 def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_counts_by_key_only(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     writer.write(request(2, flight=[5, 6]))
     early = -90 * 86_400_000_000
@@ -239,7 +306,10 @@ def test_a_label_may_come_in_another_year_and_one_of_before_the_prediction_count
     assert labels(log) == ["known before", "years later"]
 
 
-def test_rows_without_any_label_and_windows_without_rows(log: InferenceLog, writer: LogWriter) -> None:
+def test_rows_without_any_label_and_windows_without_rows(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     assert log.labelled("flights", WINDOW) is None
     writer.write(request(2))
     assert labels(log) == [None, None]
@@ -247,7 +317,10 @@ def test_rows_without_any_label_and_windows_without_rows(log: InferenceLog, writ
     assert labels(log) == [None, None]
 
 
-def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_broken_file_of_labels_is_passed_over_and_named(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(1))
     writer.label(by_id("yes"))
     bad = writer.root / "_labels/endpoint=flights/date=2013-07-02/bad.parquet"
@@ -258,20 +331,25 @@ def test_a_broken_file_of_labels_is_passed_over_and_named(log: InferenceLog, wri
 
 
 def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 50)
     monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 1)
     writer.write(request(2))
     for number in range(20):
-        corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]
+        corrections = [
+            by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)
+        ]
         writer.label(*corrections, name=f"f{number}")
 
     assert labels(log) == ["198", "199"]
 
 
 def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(labels_module, "MOST_KEPT_BYTES", 0)
     monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 2)
@@ -300,7 +378,9 @@ def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
             writer.write({"_event_time": [DAY] * 2, "_prediction_id": [f"p{number}"] * 2})
             writer.label(Label(f"p{number}", None, None, number, NEXT), name=f"f{number}")
 
-        tables = list(view_tables(open_log(str(writer.root)), View("flights"), ["_prediction_id", "_label"]))
+        tables = list(
+            view_tables(open_log(str(writer.root)), View("flights"), ["_prediction_id", "_label"]),
+        )
 
         rows = pa.concat_tables(tables).to_pylist()
         assert len(tables) == groups
@@ -312,7 +392,10 @@ def test_labels_beside_many_rows_are_read_and_sorted_a_fixed_number_of_times(
 
 
 def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
-    log: InferenceLog, writer: LogWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(labels_module, "MOST_HELD_LABELS", 1)
     monkeypatch.setattr(labels_module, "_BATCH_ROWS", 1)
@@ -325,7 +408,8 @@ def test_an_index_of_labels_that_finds_no_room_is_an_error_of_one_line(
 
 
 def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     times = [DAY + timedelta(seconds=second) for second in range(300)]
     writer.write(
@@ -334,7 +418,7 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
             "_prediction_id": [f"p{row}" for row in range(300)],
             "_row": [0] * 300,
             "_offset": pa.array(range(300), pa.int64()),
-        }
+        },
     )
     writer.label(*(Label(f"p{row}", 0, None, row, NEXT) for row in range(300)))
 
@@ -351,7 +435,9 @@ def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(
     ids=["list", "lists", "struct"],
 )
 def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_other_label(
-    log: InferenceLog, writer: LogWriter, column: pa.Array
+    log: InferenceLog,
+    writer: LogWriter,
+    column: pa.Array,
 ) -> None:
     writer.write(request(2, column=column))
     writer.label(by_key("nobody's", column=1, at=1), by_id("late", row=0))
@@ -359,17 +445,26 @@ def test_a_key_of_a_column_without_single_values_names_no_row_and_spoils_no_othe
     assert log_stats(log, "flights").labels.unmatched == 1
 
 
-def test_labels_of_many_kinds_of_keys_are_joined_and_counted(log: InferenceLog, writer: LogWriter) -> None:
+def test_labels_of_many_kinds_of_keys_are_joined_and_counted(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     columns = {f"c{place}": [place, place + 1] for place in range(30)}
     writer.write(request(2, **columns))
     writer.label(*(by_key("nobody's", **{name: -1}) for name in columns), name="first")
-    writer.label(by_key("late", c3=3), by_key("early", c29=30), by_id("by row", row=0, at=1), name="second")
+    writer.label(
+        by_key("late", c3=3),
+        by_key("early", c29=30),
+        by_id("by row", row=0, at=1),
+        name="second",
+    )
     assert labels(log) == ["by row", "early"]
     assert log_stats(log, "flights").labels == LabelCounts(rows=2, names=33, unmatched=30)
 
 
 def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_caller_can_send_thousands(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     columns = {f"c{place}": [place, place + 1] for place in range(66)}
     writer.write(request(2, **columns))
@@ -380,7 +475,9 @@ def test_the_64_sets_of_key_columns_that_most_labels_have_name_rows_since_a_call
 
 
 def test_labels_are_looked_through_once_for_the_first_rows(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kinds, counted = labels_module._key_kinds, list[int]()
 
@@ -399,26 +496,43 @@ def test_labels_are_looked_through_once_for_the_first_rows(
 
 
 def test_sets_of_key_columns_that_a_caller_makes_up_shut_out_no_others(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(labels_module, "_MOST_COUNTED_SETS", 100)
     monkeypatch.setattr(labels_module, "_BATCH_ROWS", 50)
     writer.write(request(1, flight=[7]))
     for file in range(10):
         made_up = (by_key("nobody's", **{f"made-up-{file}-{place}": 1}) for place in range(40))
-        writer.label(*made_up, by_key("another's", flight=8), by_key("late", flight=7), name=str(file))
+        writer.label(
+            *made_up,
+            by_key("another's", flight=8),
+            by_key("late", flight=7),
+            name=str(file),
+        )
     assert labels(log) == ["late"]
 
 
-def test_a_key_of_a_column_of_half_floats_names_its_rows(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_key_of_a_column_of_half_floats_names_its_rows(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(2, column=pa.array([0.5, 7.0], pa.float16())))
     writer.label(by_key("half", column="0.5"), by_key("seven", column=7))
     assert labels(log) == ["half", "seven"]
 
 
-def test_columns_whose_names_look_like_a_part_of_a_key_are_told_apart(log: InferenceLog, writer: LogWriter) -> None:
+def test_columns_whose_names_look_like_a_part_of_a_key_are_told_apart(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(request(2, **{"a": [1, 2], "a:null": [3, 4], 'b":null': [5, 6]}))
     writer.label(by_key("first", **{"a:null": 3}), by_key("second", a=2), name="one")
     assert labels(log) == ["first", "second"]
-    writer.label(by_key("again", **{'b":null': 5}, at=1), by_key("quoted", a='":null', at=1), name="two")
+    writer.label(
+        by_key("again", **{'b":null': 5}, at=1),
+        by_key("quoted", a='":null', at=1),
+        name="two",
+    )
     assert labels(log) == ["again", "second"]

@@ -13,7 +13,12 @@ import pytest
 
 from mlflow_deploy_plugin.serve.inference_log import maintenance
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.maintenance import MaintenanceResult, compact, expire, maintain
+from mlflow_deploy_plugin.serve.inference_log.maintenance import (
+    MaintenanceResult,
+    compact,
+    expire,
+    maintain,
+)
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.serve.inference_log.storage import write_file
 from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_window
@@ -49,7 +54,9 @@ def many(writer: LogWriter) -> list[str]:
 
 
 def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
-    log: InferenceLog, writer: LogWriter, many: list[str]
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
 ) -> None:
     before = rows(log)
 
@@ -63,14 +70,21 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
 
 
 def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
-    log: InferenceLog, writer: LogWriter, many: list[str]
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
 ) -> None:
-    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()  # The agent may still write the file.
+    assert (
+        compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()
+    )  # The agent may still write the file.
     assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
     assert len(files(writer)) == 7
 
 
-def test_rows_of_different_columns_or_types_are_not_mixed(log: InferenceLog, writer: LogWriter) -> None:
+def test_rows_of_different_columns_or_types_are_not_mixed(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     for _ in range(2):
         writer.write(hour(3))
         writer.write(hour(3, carrier=["UA", "AA", None]))
@@ -79,26 +93,39 @@ def test_rows_of_different_columns_or_types_are_not_mixed(log: InferenceLog, wri
 
     assert compact(log, "flights", LATER).written_files == 3
     assert rows(log) == before
-    assert sorted(str(pq.read_schema(file).field("x").type) for file in files(writer)) == ["double", "double", "string"]
+    assert sorted(str(pq.read_schema(file).field("x").type) for file in files(writer)) == [
+        "double",
+        "double",
+        "string",
+    ]
 
 
-def test_files_of_an_agent_of_before_and_of_now_become_one(log: InferenceLog, writer: LogWriter) -> None:
+def test_files_of_an_agent_of_before_and_of_now_become_one(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(hour(2))
     writer.write(hour(2, _shadow=[True, False], _latency_us=pa.array([5, 6])))
 
     assert compact(log, "flights", LATER).written_files == 1
     assert sorted(
-        row["_shadow"] for row in pq.read_table(files(writer)[0]).to_pylist() if row["_shadow"] is not None
+        row["_shadow"]
+        for row in pq.read_table(files(writer)[0]).to_pylist()
+        if row["_shadow"] is not None
     ) == [False, True]
     assert [table.num_rows for table in log.batches("flights", WINDOW)] == [3]
 
 
 def test_a_broken_file_stays_and_its_neighbours_become_one(
-    log: InferenceLog, writer: LogWriter, many: list[str]
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
 ) -> None:
     broken = writer.root / FOLDER / "broken.parquet"
     content = files(writer)[0].read_bytes()
-    broken.write_bytes(content[:4] + b"\x00" * (len(content) // 2) + content[4 + len(content) // 2 :])
+    broken.write_bytes(
+        content[:4] + b"\x00" * (len(content) // 2) + content[4 + len(content) // 2 :],
+    )
 
     compact(log, "flights", LATER)
 
@@ -107,7 +134,10 @@ def test_a_broken_file_stays_and_its_neighbours_become_one(
 
 
 def test_a_file_that_its_agent_writes_again_meanwhile_stays(
-    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     again = writer.root / FOLDER / f"{many[1]}-0.parquet"
 
@@ -124,7 +154,11 @@ def test_a_file_that_its_agent_writes_again_meanwhile_stays(
 
 @pytest.mark.parametrize("died", ["before it wrote", "before it deleted", "while it deleted"])
 def test_a_compactor_that_dies_loses_nothing(
-    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch, died: str
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    died: str,
 ) -> None:
     before = rows(log)
     deleted: list[Any] = []
@@ -162,7 +196,10 @@ def test_two_compactors_at_once_lose_nothing(log: InferenceLog, writer: LogWrite
 
 
 def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
-    log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    many: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = files(writer)[1].stat().st_size
     monkeypatch.setattr(maintenance, "GROUP_BYTES", 3 * size)
@@ -174,7 +211,10 @@ def test_large_files_are_left_alone_and_small_ones_do_not_become_too_large(
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
 
-def test_labels_of_a_day_become_one_file_and_mean_the_same(log: InferenceLog, writer: LogWriter) -> None:
+def test_labels_of_a_day_become_one_file_and_mean_the_same(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write({**hour(3), "_prediction_id": ["p"] * 3})
     for number in range(6):
         label = Label("p", number % 3, None, number, microseconds(DAY) + number, "s", number)
@@ -192,11 +232,18 @@ def test_labels_of_a_day_become_one_file_and_mean_the_same(log: InferenceLog, wr
     assert after.table.equals(before.table)
 
 
-def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, writer: LogWriter) -> None:
+def test_what_is_too_old_is_deleted_rows_labels_and_sketches(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     for days in range(4):
-        writer.write({"_event_time": [DAY + timedelta(days=days, hours=hours) for hours in range(24)]})
+        writer.write(
+            {"_event_time": [DAY + timedelta(days=days, hours=hours) for hours in range(24)]},
+        )
         writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{days + 1}")
-        sketch = writer.root / f"_sketches/k/endpoint=flights/date=2013-07-0{days + 1}/hours.parquet"
+        sketch = (
+            writer.root / f"_sketches/k/endpoint=flights/date=2013-07-0{days + 1}/hours.parquet"
+        )
         sketch.parent.mkdir(parents=True)
         sketch.write_bytes(b"12345")
     old = writer.root / "_sketches/of-other-bins/endpoint=flights/date=2013-07-01"
@@ -212,13 +259,19 @@ def test_what_is_too_old_is_deleted_rows_labels_and_sketches(log: InferenceLog, 
     assert log.hours("flights")[0].start == DAY + timedelta(days=2, hours=6)
     assert len(log.hours("flights")) == 42
     for kind in ("_labels/endpoint=flights", "_sketches/k/endpoint=flights", "endpoint=flights"):
-        assert sorted(path.name for path in (writer.root / kind).iterdir()) == ["date=2013-07-03", "date=2013-07-04"]
+        assert sorted(path.name for path in (writer.root / kind).iterdir()) == [
+            "date=2013-07-03",
+            "date=2013-07-04",
+        ]
     assert [path.name for path in (writer.root / "_sketches").iterdir()] == ["k"]
     assert len(log.hours("other")) == 1
     assert expire(log, "flights", now, timedelta(days=1)) == MaintenanceResult()
 
 
-def test_what_lies_in_a_window_that_is_spared_is_not_too_old(log: InferenceLog, writer: LogWriter) -> None:
+def test_what_lies_in_a_window_that_is_spared_is_not_too_old(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write({"_event_time": [DAY + timedelta(hours=hours) for hours in range(96)]})
     for day in (1, 2, 3, 4):
         writer.label(Label("p", None, None, 1, 0), day=f"2013-07-0{day}")
@@ -232,7 +285,10 @@ def test_what_lies_in_a_window_that_is_spared_is_not_too_old(log: InferenceLog, 
     assert labels == ["date=2013-07-01", "date=2013-07-04"]
 
 
-def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, writer: LogWriter) -> None:
+def test_requests_without_an_answer_are_kept_up_like_rows(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     failures = LogWriter(writer.root / "_failed")
     for number in range(3):
         failures.write(hour(5, start=number))
@@ -242,7 +298,9 @@ def test_requests_without_an_answer_are_kept_up_like_rows(log: InferenceLog, wri
     assert list(log.failures.batches("flights", WINDOW)) == []
 
 
-def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(log: InferenceLog) -> None:
+def test_nothing_is_older_than_the_calendar_and_an_endpoint_without_rows_is_fine(
+    log: InferenceLog,
+) -> None:
     assert expire(log, "flights", LATER, timedelta(days=999_999)) == MaintenanceResult()
     assert maintain(log, "flights", LATER, timedelta(days=1)) == MaintenanceResult()
 

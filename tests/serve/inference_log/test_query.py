@@ -17,7 +17,12 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.serve.inference_log import query, reader
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
-from mlflow_deploy_plugin.serve.inference_log.query import Query, StatementTimeout, limit_memory, run_query
+from mlflow_deploy_plugin.serve.inference_log.query import (
+    Query,
+    StatementTimeout,
+    limit_memory,
+    run_query,
+)
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.serve.inference_log.windows import parse_time_range
 from tests.support.clocks import Clock
@@ -41,21 +46,30 @@ def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
     segment = writer.write(first)
     writer.write(first, segment=segment, suffix="-again")
     later = [DAY + timedelta(days=1, minutes=minute) for minute in range(10)]
-    writer.write({"_event_time": later, "x": ["text"] * 10, "probs": [[0.1, 0.9]] * 10}, version="2")
+    writer.write(
+        {"_event_time": later, "x": ["text"] * 10, "probs": [[0.1, 0.9]] * 10},
+        version="2",
+    )
     writer.write({"_event_time": later, "_shadow": [True] * 10, "x": [1.0] * 10}, version="3")
     writer.label(*(Label(f"p{minute}", None, None, minute % 2, 1) for minute in range(0, 120, 10)))
     return log
 
 
 def ask(
-    log: InferenceLog, since: str | None = None, labels: bool = True, shadows: bool = False, **parts: Any
+    log: InferenceLog,
+    since: str | None = None,
+    labels: bool = True,
+    shadows: bool = False,
+    **parts: Any,
 ) -> pa.Table:
     asked = Query(View("flights", parse_time_range(since, None, NOW), labels, shadows), **parts)
     with run_query(log, asked) as answer:
         return pa.Table.from_batches(list(answer.batches), answer.schema)
 
 
-def test_each_row_is_there_once_with_every_column_that_any_version_has(flights: InferenceLog) -> None:
+def test_each_row_is_there_once_with_every_column_that_any_version_has(
+    flights: InferenceLog,
+) -> None:
     table = ask(flights)
 
     assert table.num_rows == 130
@@ -71,7 +85,9 @@ def test_each_row_is_there_once_with_every_column_that_any_version_has(flights: 
         "probs",
     ]
     assert str(table.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
-    assert table.column("x").to_pylist()[0] == "0"  # a number in one version and a text in the other
+    assert (
+        table.column("x").to_pylist()[0] == "0"
+    )  # a number in one version and a text in the other
     assert ask(flights, shadows=True).num_rows == 140
 
 
@@ -90,7 +106,12 @@ def test_conditions_expressions_order_and_limit(flights: InferenceLog) -> None:
 
 
 def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
-    table = ask(flights, where="_label IS NOT NULL", select="_prediction_id, _label, _label_number", order_by="1")
+    table = ask(
+        flights,
+        where="_label IS NOT NULL",
+        select="_prediction_id, _label, _label_number",
+        order_by="1",
+    )
 
     assert table.num_rows == 12
     assert table.to_pylist()[1] == {"_prediction_id": "p10", "_label": "0", "_label_number": 0.0}
@@ -98,36 +119,69 @@ def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
 
 
 def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
-    grouped = ask(flights, statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;")
-    assert grouped.to_pylist() == [{"carrier": "AA", "n": 60}, {"carrier": "UA", "n": 60}, {"carrier": None, "n": 10}]
+    grouped = ask(
+        flights,
+        statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;",
+    )
+    assert grouped.to_pylist() == [
+        {"carrier": "AA", "n": 60},
+        {"carrier": "UA", "n": 60},
+        {"carrier": None, "n": 10},
+    ]
     joined = "SELECT count(*) AS n FROM log AS a JOIN log AS b USING (_segment, _offset, _row)"
     assert ask(flights, statement=joined, limit=5).to_pylist() == [{"n": 130}]
 
 
-def test_a_window_of_event_time_and_what_was_received_lately(flights: InferenceLog, writer: LogWriter) -> None:
+def test_a_window_of_event_time_and_what_was_received_lately(
+    flights: InferenceLog,
+    writer: LogWriter,
+) -> None:
     assert ask(flights, since="2013-07-01T01:00/30m").num_rows == 30
     assert ask(flights, since="2013-07-02").num_rows == 10
     writer.write(
-        {"_event_time": [DAY - timedelta(days=300)], "_received_time": pa.array([NOW], pa.timestamp("us", "UTC"))}
+        {
+            "_event_time": [DAY - timedelta(days=300)],
+            "_received_time": pa.array([NOW], pa.timestamp("us", "UTC")),
+        },
     )
-    assert ask(flights, since="1h", select="_event_time").to_pylist() == [{"_event_time": DAY - timedelta(days=300)}]
+    assert ask(flights, since="1h", select="_event_time").to_pylist() == [
+        {"_event_time": DAY - timedelta(days=300)},
+    ]
 
 
 def test_times_are_in_utc_whatever_the_zone_of_this_machine_is(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch
+    flights: InferenceLog,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TZ", "America/New_York")
-    (row,) = ask(flights, select="hour(_event_time) AS h", where="_event_time = '2013-07-01 01:30'").to_pylist()
+    (row,) = ask(
+        flights,
+        select="hour(_event_time) AS h",
+        where="_event_time = '2013-07-01 01:30'",
+    ).to_pylist()
     assert row == {"h": 1}
 
 
 def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: LogWriter) -> None:
-    names = ["Age", "age", 'say "x"', "a\nb", "select", "_own", "ärger", *(f"c{number}" for number in range(1000))]
-    writer.write({"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}})
+    names = [
+        "Age",
+        "age",
+        'say "x"',
+        "a\nb",
+        "select",
+        "_own",
+        "ärger",
+        *(f"c{number}" for number in range(1000)),
+    ]
+    writer.write(
+        {"_event_time": [DAY], **{name: [float(number)] for number, name in enumerate(names)}},
+    )
 
     (row,) = ask(log).to_pylist()
 
-    assert [row[name] for name in ("Age", "age_1", 'say "x"', "a\nb", "select", "_own", "ärger")] == list(range(7))
+    assert [
+        row[name] for name in ("Age", "age_1", 'say "x"', "a\nb", "select", "_own", "ärger")
+    ] == list(range(7))
     assert [row[f"c{number}"] for number in range(1000)] == [number + 7 for number in range(1000)]
     assert ask(log, select='age_1, "say ""x""", "a\nb"').num_rows == 1
 
@@ -136,13 +190,19 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
     ("parts", "message"),
     [
         ({"where": "carier = 'UA'"}, "no column 'carier'; did you mean 'carrier'?"),
-        ({"order_by": "qqqqqq"}, "no column 'qqqqqq'; put a text in single quotes; the columns are _event_time, "),
+        (
+            {"order_by": "qqqqqq"},
+            "no column 'qqqqqq'; put a text in single quotes; the columns are _event_time, ",
+        ),
         ({"select": "output.p"}, 'put a name with a dot in double quotes: "output.p"'),
         ({"where": "x >"}, "syntax error"),
         ({"where": "carrier + 1 = 2"}, "cannot be run"),
         ({"select": "nofunction(x)"}, "Scalar Function with name nofunction does not exist"),
         ({"select": "CAST(carrier AS INT)"}, "Could not convert string 'UA' to INT32"),
-        ({"statement": "SELECT * FROM flights"}, "there is no table 'flights'; the SQL can query only the table log"),
+        (
+            {"statement": "SELECT * FROM flights"},
+            "there is no table 'flights'; the SQL can query only the table log",
+        ),
         ({"statement": "SELECT 1; SELECT 2"}, "a single SELECT is expected"),
         ({"statement": "DROP TABLE log"}, "a single SELECT is expected"),
         ({"statement": "DELETE FROM log", "limit": 20}, "a single SELECT is expected"),
@@ -150,11 +210,16 @@ def test_a_thousand_columns_and_names_of_any_kind(log: InferenceLog, writer: Log
         ({"statement": "SET enable_external_access = true"}, "a single SELECT is expected"),
         ({"where": "_label = '1'", "labels": False}, "no column '_label'"),
         ({"where": "carrier = '\udcff'"}, r"the SQL has '\udcff', which is not valid Unicode"),
-        ({"statement": "SELECT '\ud83d' FROM log"}, r"the SQL has '\ud83d', which is not valid Unicode"),
+        (
+            {"statement": "SELECT '\ud83d' FROM log"},
+            r"the SQL has '\ud83d', which is not valid Unicode",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_would_be_right(
-    flights: InferenceLog, parts: dict[str, Any], message: str
+    flights: InferenceLog,
+    parts: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
         ask(flights, **parts)
@@ -190,8 +255,15 @@ def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogW
     assert list(flights.unreadable) == [str(broken)]
 
 
-def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
+def test_a_log_that_goes_down_meanwhile_is_said_so(
+    flights: InferenceLog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        reader,
+        "scan_hour",
+        Mock(side_effect=OnnxserveError("the inference log is down")),
+    )
     with pytest.raises(OnnxserveError, match="inference log"):
         ask(flights)
 
@@ -216,7 +288,10 @@ def interrupted() -> Iterator[threading.Event]:
 @pytest.mark.long
 @pytest.mark.parametrize("moment", ["before it computes", "while it computes", "while it reads"])
 def test_ctrl_c_ends_a_statement_at_once(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, interrupted: threading.Event, moment: str
+    flights: InferenceLog,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: threading.Event,
+    moment: str,
 ) -> None:
     plan = query._plan
 
@@ -249,7 +324,11 @@ def test_ctrl_c_ends_a_statement_at_once(
     ],
 )
 def test_a_statement_without_end_or_measure_is_ended_in_one_line(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str, seconds: float, said: str
+    flights: InferenceLog,
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+    seconds: float,
+    said: str,
 ) -> None:
     monkeypatch.setattr(query, "TIMEOUT_SECONDS", seconds)
     with pytest.raises(InvalidConfig) as caught:
@@ -259,20 +338,32 @@ def test_a_statement_without_end_or_measure_is_ended_in_one_line(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])  # Each sorting thread takes memory.
+@pytest.mark.parametrize(
+    ("memory", "cores"),
+    [(128, 4), (512, 64)],
+)  # Each sorting thread takes memory.
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch, memory: int, cores: int
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: int,
+    cores: int,
 ) -> None:
     monkeypatch.setattr(query, "MEMORY_MB", memory)
     monkeypatch.setattr(query, "available_cores", lambda: cores)
     rng = np.random.default_rng(0)
     for hour in range(12):
         times = [DAY + timedelta(hours=hour)] * 200_000
-        writer.write({"_event_time": times, **{f"x{column}": rng.random(200_000) for column in range(10)}})
+        writer.write(
+            {"_event_time": times, **{f"x{column}": rng.random(200_000) for column in range(10)}},
+        )
     view_of_all = View("flights", labels=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for order in ("", "x3"):
-        with run_query(log, Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)")) as answer:
+        with run_query(
+            log,
+            Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)"),
+        ) as answer:
             assert sum(len(batch) for batch in answer.batches) == 2_400_000
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000

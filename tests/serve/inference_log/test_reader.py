@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.serve.inference_log.reader import (
     view_tables,
 )
 from mlflow_deploy_plugin.serve.inference_log.storage import LogLocation
-from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_time_range, parse_window
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    microseconds,
+    parse_time_range,
+    parse_window,
+)
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -51,13 +55,19 @@ class CountingFiles:
 
 
 @pytest.mark.parametrize(("newest_first", "day"), [(False, 0), (True, 8)])
-def test_of_hours_that_are_not_asked_for_no_day_is_listed(writer: LogWriter, newest_first: bool, day: int) -> None:
+def test_of_hours_that_are_not_asked_for_no_day_is_listed(
+    writer: LogWriter,
+    newest_first: bool,
+    day: int,
+) -> None:
     for number in range(9):
         writer.write({"_event_time": [DAY + timedelta(days=number)], "x": [1]})
     counting = CountingFiles()
     log = InferenceLog(LogLocation(counting, str(writer.root), "log", is_local=True))
 
-    assert next(log.walk_hours("flights", newest_first=newest_first)).start == DAY + timedelta(days=day)
+    assert next(log.walk_hours("flights", newest_first=newest_first)).start == DAY + timedelta(
+        days=day,
+    )
     assert counting.listed == 2  # the endpoint, and one day
 
 
@@ -72,7 +82,8 @@ def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:
 
 
 def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id_do_not_collide(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     times = [DAY + timedelta(minutes=minute) for minute in range(90)]
     segment = writer.write(columns(*times))
@@ -83,7 +94,8 @@ def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id
 
 
 def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_time(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     for number in range(10):
         times = [DAY + timedelta(hours=number, seconds=second) for second in range(1000)]
@@ -97,12 +109,15 @@ def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_tim
     assert rows.table.equals(again.table)
     hours = {time.hour for time in rows.table.column("_event_time").to_pylist()}
     assert hours == set(range(10))
-    keys = set(zip(*(rows.table.column(name).to_pylist() for name in ("_segment", "_row")), strict=True))
+    keys = set(
+        zip(*(rows.table.column(name).to_pylist() for name in ("_segment", "_row")), strict=True),
+    )
     assert len(keys) == 900
 
 
 def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     writer.write(columns(DAY, DAY), version="1")
     writer.write(columns(DAY, DAY, DAY, tag=["a", "b", "c"]), version="2")
@@ -113,14 +128,20 @@ def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
     assert sorted(rows.table.column("tag").to_pylist()) == ["a", "b", "c"]
 
 
-def test_a_file_without_values_in_a_column_and_one_with_join(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_file_without_values_in_a_column_and_one_with_join(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(columns(DAY, tag=[None]))
     writer.write(columns(DAY, tag=["a"]))
 
     assert sorted(map(str, read(log).table.column("tag").to_pylist())) == ["None", "a"]
 
 
-def test_large_tensors_are_summarised_while_they_are_read(log: InferenceLog, writer: LogWriter) -> None:
+def test_large_tensors_are_summarised_while_they_are_read(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(columns(DAY, DAY, image=[[[1.0, 3.0]], [[2.0, 2.0]]]))
 
     table = read(log).table
@@ -129,20 +150,31 @@ def test_large_tensors_are_summarised_while_they_are_read(log: InferenceLog, wri
     assert sorted(table.column("image.mean").to_pylist()) == [2, 2]
 
 
-def test_the_latest_whole_window_is_the_last_one_that_is_over(log: InferenceLog, writer: LogWriter) -> None:
+def test_the_latest_whole_window_is_the_last_one_that_is_over(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(columns(DAY))
     writer.write(columns(DAY + timedelta(days=9, hours=5, minutes=10)))
 
     later = DAY + timedelta(days=30)
     assert str(log.latest_window("flights", "1d", later)) == "2013-07-10/2013-07-11"
-    assert str(log.latest_window("flights", "1d", DAY + timedelta(days=9, hours=23))) == "2013-07-01/2013-07-02"
-    assert str(log.latest_window("flights", "15m", later)) == "2013-07-10T05:00:00/2013-07-10T05:15:00"
+    assert (
+        str(log.latest_window("flights", "1d", DAY + timedelta(days=9, hours=23)))
+        == "2013-07-01/2013-07-02"
+    )
+    assert (
+        str(log.latest_window("flights", "15m", later)) == "2013-07-10T05:00:00/2013-07-10T05:15:00"
+    )
     assert str(log.latest_window("flights", "6h", later)) == "2013-07-10/2013-07-10T06:00:00"
     with pytest.raises(NotFound, match="2013-07-01/2013-07-02"):
         log.latest_window("flights", "1d", DAY + timedelta(hours=1))
 
 
-def test_where_nothing_was_captured_there_is_no_window(log: InferenceLog, writer: LogWriter) -> None:
+def test_where_nothing_was_captured_there_is_no_window(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     assert (log.endpoints(), log.read("flights", WINDOW)) == ([], None)
     with pytest.raises(NotFound, match=r"endpoint 'flights' have been captured"):
         log.latest_window("flights", "1d", DAY)
@@ -152,15 +184,27 @@ def test_where_nothing_was_captured_there_is_no_window(log: InferenceLog, writer
 
 @pytest.fixture
 def written(writer: LogWriter) -> LogWriter:
-    writer.write({"_event_time": [DAY, DAY], "_prediction_id": ["p", "p"], "x": [1, 2]}, version="1")
     writer.write(
-        {"_event_time": [DAY + timedelta(hours=1)], "_prediction_id": ["q"], "x": [0.5], "y": ["a"]}, version="2"
+        {"_event_time": [DAY, DAY], "_prediction_id": ["p", "p"], "x": [1, 2]},
+        version="1",
+    )
+    writer.write(
+        {
+            "_event_time": [DAY + timedelta(hours=1)],
+            "_prediction_id": ["q"],
+            "x": [0.5],
+            "y": ["a"],
+        },
+        version="2",
     )
     writer.label(Label("p", 1, None, "late", microseconds(DAY)))
     return writer
 
 
-def test_the_columns_are_those_of_every_version_in_the_wider_type(log: InferenceLog, written: LogWriter) -> None:
+def test_the_columns_are_those_of_every_version_in_the_wider_type(
+    log: InferenceLog,
+    written: LogWriter,
+) -> None:
     schema = view_schema(log, View("flights"))
     assert (schema.names[0], schema.field("x").type, schema.field("y").type) == (
         "_event_time",
@@ -174,8 +218,14 @@ def test_the_columns_are_those_of_every_version_in_the_wider_type(log: Inference
 def test_labels_are_joined_where_they_are_asked_for(log: InferenceLog, written: LogWriter) -> None:
     tables = list(view_tables(log, View("flights"), ["x", "_label"]))
     rows = [row for table in tables for row in table.select(["x", "_label"]).to_pylist()]
-    assert sorted(rows, key=str) == [{"x": 0.5, "_label": None}, {"x": 1, "_label": None}, {"x": 2, "_label": "late"}]
-    assert all("_label" not in table.column_names for table in view_tables(log, View("flights"), ["x"]))
+    assert sorted(rows, key=str) == [
+        {"x": 0.5, "_label": None},
+        {"x": 1, "_label": None},
+        {"x": 2, "_label": "late"},
+    ]
+    assert all(
+        "_label" not in table.column_names for table in view_tables(log, View("flights"), ["x"])
+    )
 
 
 def test_a_time_range_chooses_the_rows(log: InferenceLog, written: LogWriter) -> None:
@@ -183,15 +233,25 @@ def test_a_time_range_chooses_the_rows(log: InferenceLog, written: LogWriter) ->
     assert sum(map(len, view_tables(log, view, ["x"]))) == 2
 
 
-def test_labels_are_matched_with_rows_of_the_whole_log(log: InferenceLog, written: LogWriter) -> None:
+def test_labels_are_matched_with_rows_of_the_whole_log(
+    log: InferenceLog,
+    written: LogWriter,
+) -> None:
     matches = LabelMatches()
     received = microseconds(DAY)
-    matches.add(labels_table([Label("p", 0, None, 1, received), Label("nobody's", None, None, 1, received)]))
+    matches.add(
+        labels_table(
+            [Label("p", 0, None, 1, received), Label("nobody's", None, None, 1, received)]
+        ),
+    )
     match_labels(log, "flights", matches)
     assert (matches.count, matches.matched) == (2, 1)
 
 
-def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(log: InferenceLog, written: LogWriter) -> None:
+def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(
+    log: InferenceLog,
+    written: LogWriter,
+) -> None:
     """Reading the labels of yesterday must not read the log of a year."""
     older = written.root / "endpoint=flights/date=2012-07-01/hour=00/0-0-0.parquet"
     older.parent.mkdir(parents=True)
@@ -206,7 +266,10 @@ def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(log: Inferen
     assert (matches.matched, len(log.unreadable)) == (0, 1)
 
 
-def test_an_unknown_endpoint_is_said_with_the_nearest(log: InferenceLog, written: LogWriter) -> None:
+def test_an_unknown_endpoint_is_said_with_the_nearest(
+    log: InferenceLog,
+    written: LogWriter,
+) -> None:
     require_endpoint(log, "flights")
     with pytest.raises(NotFound, match=r"endpoint 'flight'.*flights"):
         require_endpoint(log, "flight")

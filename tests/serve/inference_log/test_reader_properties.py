@@ -16,7 +16,12 @@ from mlflow_deploy_plugin.serve.inference_log import labels as labels_module
 from mlflow_deploy_plugin.serve.inference_log import maintenance, reader
 from mlflow_deploy_plugin.serve.inference_log.labels import Label
 from mlflow_deploy_plugin.serve.inference_log.maintenance import compact, expire
-from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, View, open_log, view_tables
+from mlflow_deploy_plugin.serve.inference_log.reader import (
+    InferenceLog,
+    View,
+    open_log,
+    view_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.serve.runtime.log_columns import as_key, as_text
@@ -40,7 +45,9 @@ class Died(BaseException):
 
 @settings(max_examples=20)
 @given(_steps)
-def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps: list[tuple[str, int, int]]) -> None:
+def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(
+    steps: list[tuple[str, int, int]],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         writer, log, numbers = LogWriter(Path(folder)), open_log(folder), count()
         shipped: list[tuple[str, int, dict[str, Any]]] = []
@@ -48,7 +55,11 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps: 
         kept_from = 0
         for step, which, size in steps:
             if step == "ship":
-                columns = {"_event_time": [DAY + timedelta(hours=which, seconds=row) for row in range(size)]}
+                columns = {
+                    "_event_time": [
+                        DAY + timedelta(hours=which, seconds=row) for row in range(size)
+                    ],
+                }
                 segment = writer.write(columns)
                 shipped.append((segment, which, columns))
                 expected |= {(segment, row) for row in range(size)}
@@ -96,18 +107,38 @@ _names = st.one_of(
     st.tuples(st.none(), st.none(), st.sampled_from([5, 6.0, "7", 99])),
 )
 _labels = st.lists(
-    st.tuples(_names, st.sampled_from([0, 1, "late", 2.5, True, None]), st.integers(0, 3)), min_size=1, max_size=12
+    st.tuples(_names, st.sampled_from([0, 1, "late", 2.5, True, None]), st.integers(0, 3)),
+    min_size=1,
+    max_size=12,
 )
 
 
 @pytest.mark.long
 @settings(max_examples=25)
-@given(_labels, st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.sampled_from([1, 3, 500_000]))
+@given(
+    _labels,
+    st.randoms(use_true_random=False),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from([1, 3, 500_000]),
+)
 def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_many_they_are(
-    given_labels: list[Any], random: Any, files: int, compacted: bool, most_held: int
+    given_labels: list[Any],
+    random: Any,
+    files: int,
+    compacted: bool,
+    most_held: int,
 ) -> None:
     labels = [
-        Label(prediction_id, row, None if flight is None else {"flight": flight}, value, at, "s", offset)
+        Label(
+            prediction_id,
+            row,
+            None if flight is None else {"flight": flight},
+            value,
+            at,
+            "s",
+            offset,
+        )
         for offset, ((prediction_id, row, flight), value, at) in enumerate(given_labels)
     ]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -117,15 +148,28 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
         writer, log = LogWriter(Path(folder)), open_log(folder)
         for number, flights in enumerate(([5, 6], [7, 8])):
             times = [datetime(1970, 1, 1, tzinfo=UTC)] * 2
-            writer.write({"_event_time": times, "_prediction_id": [f"p{number}"] * 2, "flight": pa.array(flights)})
+            writer.write(
+                {
+                    "_event_time": times,
+                    "_prediction_id": [f"p{number}"] * 2,
+                    "flight": pa.array(flights),
+                },
+            )
         arriving = labels + random.sample(labels, len(labels) // 2)  # Some rows are repeated.
         random.shuffle(arriving)
         for number in range(files):
-            writer.label(*arriving[number::files], name=f"f{number}", day=f"1970-01-0{number % 2 + 1}")
+            writer.label(
+                *arriving[number::files],
+                name=f"f{number}",
+                day=f"1970-01-0{number % 2 + 1}",
+            )
         if compacted:
             compact(log, "flights", LATER)
 
-        rows = log.labelled("flights", Window(datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 2, tzinfo=UTC)))
+        rows = log.labelled(
+            "flights",
+            Window(datetime(1970, 1, 1, tzinfo=UTC), datetime(1970, 1, 2, tzinfo=UTC)),
+        )
         tables = list(view_tables(log, View("flights"), ["flight", "_label"]))
         counts = log_stats(log, "flights").labels
 
@@ -134,10 +178,19 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
     for found in (rows.table, pa.concat_tables(tables)):
         assert {row["flight"]: row["_label"] for row in found.to_pylist()} == last
     names = {
-        (one.prediction_id, one.row, as_key(one.key["flight"]) if isinstance(one.key, dict) else None) for one in labels
+        (
+            one.prediction_id,
+            one.row,
+            as_key(one.key["flight"]) if isinstance(one.key, dict) else None,
+        )
+        for one in labels
     }
     unknown = {name for name in names if name[0] == "unknown" or name[2] == "99"}
-    assert counts == LabelCounts(sum(label is not None for label in last.values()), len(names), len(unknown))
+    assert counts == LabelCounts(
+        sum(label is not None for label in last.values()),
+        len(names),
+        len(unknown),
+    )
 
 
 def _last_label(labels: list[Label], flight: int) -> str | None:

@@ -30,11 +30,16 @@ def hour(count: int, **columns: Any) -> dict[str, Any]:
 
 
 def read(log: InferenceLog, *columns: str, **options: Any) -> list[dict[str, Any]]:
-    return [row for table in log.batches("flights", WINDOW, columns or None, **options) for row in table.to_pylist()]
+    return [
+        row
+        for table in log.batches("flights", WINDOW, columns or None, **options)
+        for row in table.to_pylist()
+    ]
 
 
 def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_has_them(
-    log: InferenceLog, writer: LogWriter
+    log: InferenceLog,
+    writer: LogWriter,
 ) -> None:
     writer.write(hour(2))
     writer.write(hour(1, carrier=["UA"]))
@@ -44,17 +49,25 @@ def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_ha
     assert sorted(found) == [["carrier", "x"], ["x"]]
 
 
-def test_what_shadows_answered_is_left_out_unless_it_is_asked_for(log: InferenceLog, writer: LogWriter) -> None:
+def test_what_shadows_answered_is_left_out_unless_it_is_asked_for(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(hour(2))  # written by an older agent without the shadow column
     writer.write(hour(3, _shadow=[True, False, True]))
 
     assert len(read(log, "x")) == 3
-    assert sorted(row["_shadow"] for row in read(log, "_shadow", shadows=True)) == [False] * 3 + [True] * 2
+    assert (
+        sorted(row["_shadow"] for row in read(log, "_shadow", shadows=True))
+        == [False] * 3 + [True] * 2
+    )
 
 
 @pytest.mark.parametrize("spoil", [b"", b"PAR1", b"PAR1 nothing of the kind PAR1"])
 def test_a_file_that_makes_no_sense_is_passed_over_and_named(
-    log: InferenceLog, writer: LogWriter, spoil: bytes
+    log: InferenceLog,
+    writer: LogWriter,
+    spoil: bytes,
 ) -> None:
     writer.write(hour(2))
     bad = writer.root / FOLDER / "bad.parquet"
@@ -69,20 +82,29 @@ def test_half_a_file_is_passed_over_and_named(log: InferenceLog, writer: LogWrit
     writer.write(hour(2))
     (file,) = (writer.root / FOLDER).glob(f"{segment}-*.parquet")
     content = file.read_bytes()
-    for part in (content[: len(content) // 2], b"\x00" * (len(content) // 2) + content[len(content) // 2 :]):
+    for part in (
+        content[: len(content) // 2],
+        b"\x00" * (len(content) // 2) + content[len(content) // 2 :],
+    ):
         file.write_bytes(part)
         assert len(read(log, "x")) == 2
         assert list(log.unreadable) == [str(file)]
 
 
-def test_a_parquet_file_of_something_else_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
+def test_a_parquet_file_of_something_else_is_passed_over_and_named(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(hour(2))
     writer.write(hour(1, _offset=["a text"]), segment="strange")
     stranger = writer.root / FOLDER / "stranger.parquet"
     pa.parquet.write_table(pa.table({"a": [1]}), stranger)
 
     assert len(read(log, "x")) == 2
-    assert sorted(Path(path).name for path in log.unreadable) == ["strange-0.parquet", "stranger.parquet"]
+    assert sorted(Path(path).name for path in log.unreadable) == [
+        "strange-0.parquet",
+        "stranger.parquet",
+    ]
     assert mentions(log.unreadable[str(stranger)], "_segment")
 
 
@@ -96,13 +118,18 @@ def test_a_parquet_file_of_something_else_is_passed_over_and_named(log: Inferenc
     ],
 )
 def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
-    log: InferenceLog, writer: LogWriter, name: str, column: pa.Array
+    log: InferenceLog,
+    writer: LogWriter,
+    name: str,
+    column: pa.Array,
 ) -> None:
     writer.write(hour(2))
     writer.write(hour(1, **{name: column}), segment="strange")
     assert log_stats(log, "flights").rows == 2
     assert log.unreadable == {
-        str(writer.root / FOLDER / "strange-0.parquet"): f"its column {name} has the type {column.type}"
+        str(
+            writer.root / FOLDER / "strange-0.parquet",
+        ): f"its column {name} has the type {column.type}",
     }
 
 
@@ -136,12 +163,16 @@ class Changing(fs.FileSystemHandler):  # type: ignore[misc]
     def _not_here(self, *arguments: Any) -> None:
         raise NotImplementedError
 
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _not_here
+    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = (
+        _not_here
+    )
     move = copy_file = open_output_stream = open_append_stream = _not_here
 
 
 def changing(log: InferenceLog, before: Any, is_local: bool = True) -> InferenceLog:
-    return InferenceLog(replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local))
+    return InferenceLog(
+        replace(log.location, filesystem=fs.PyFileSystem(Changing(before)), is_local=is_local),
+    )
 
 
 is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder", "bucket"])
@@ -149,7 +180,9 @@ is_of_a_bucket = pytest.mark.parametrize("is_local", [True, False], ids=["folder
 
 @is_of_a_bucket
 def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
-    log: InferenceLog, writer: LogWriter, is_local: bool
+    log: InferenceLog,
+    writer: LogWriter,
+    is_local: bool,
 ) -> None:
     names = [writer.write(hour(10, x=np.arange(10.0) + number * 10)) for number in range(4)]
     files = [writer.root / FOLDER / f"{name}-0.parquet" for name in names]
@@ -168,7 +201,10 @@ def test_files_that_are_compacted_while_they_are_read_give_their_rows_once(
     assert sorted(row["x"] for row in found) == list(range(40))
 
 
-def test_files_that_expire_while_they_are_read_are_no_error(log: InferenceLog, writer: LogWriter) -> None:
+def test_files_that_expire_while_they_are_read_are_no_error(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     for _ in range(3):
         writer.write(hour(5))
     seen: list[str] = []
@@ -184,7 +220,9 @@ def test_files_that_expire_while_they_are_read_are_no_error(log: InferenceLog, w
 
 @is_of_a_bucket
 def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
-    log: InferenceLog, writer: LogWriter, is_local: bool
+    log: InferenceLog,
+    writer: LogWriter,
+    is_local: bool,
 ) -> None:
     writer.write(hour(5))
 
@@ -199,7 +237,9 @@ def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
 
 @is_of_a_bucket
 def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
-    log: InferenceLog, writer: LogWriter, is_local: bool
+    log: InferenceLog,
+    writer: LogWriter,
+    is_local: bool,
 ) -> None:
     writer.write(hour(5))
     opened: list[str] = []
@@ -215,7 +255,9 @@ def test_a_line_that_breaks_for_a_moment_costs_no_row_and_no_file_is_blamed(
 
 
 def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_row_once(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     segments = [writer.write(hour(300)) for _ in range(3)]
     writer.write(hour(300), segment=segments[0], suffix="-again")
@@ -227,9 +269,17 @@ def test_an_hour_that_is_too_large_to_be_remembered_is_read_in_parts_and_each_ro
     assert len({(row["_segment"], row["_row"]) for row in found}) == 900
 
 
-def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(log: InferenceLog, writer: LogWriter) -> None:
+def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(
+    log: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.write(hour(1))
-    for strange in ("date=never/hour=00", "date=2013-07-01/hour=99", "date=2013-07-01/other", "notes"):
+    for strange in (
+        "date=never/hour=00",
+        "date=2013-07-01/hour=99",
+        "date=2013-07-01/other",
+        "notes",
+    ):
         (writer.root / "endpoint=flights" / strange).mkdir(parents=True)
     (writer.root / FOLDER / ".half-written.parquet").write_bytes(b"PAR")
     (writer.root / FOLDER / "notes.txt").write_text("hello")
@@ -240,7 +290,9 @@ def test_folders_that_are_not_of_the_log_and_hidden_files_are_passed_over(log: I
 
 
 def test_rows_are_given_in_pieces_that_fit_into_memory_however_wide_they_are(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    writer: LogWriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scan, "BATCH_BYTES", 2**20)
     writer.write(hour(100, image=list(np.random.default_rng(0).random((100, 10_000)))))

@@ -28,10 +28,17 @@ DAY = datetime(2013, 7, 1, tzinfo=UTC)
 
 @pytest.fixture
 def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
-    first = {"_event_time": [DAY, DAY + timedelta(minutes=61)], "_prediction_id": ["p", "q"], "flight": [1, 2]}
+    first = {
+        "_event_time": [DAY, DAY + timedelta(minutes=61)],
+        "_prediction_id": ["p", "q"],
+        "flight": [1, 2],
+    }
     segment = writer.write(first)
     writer.write(first, segment=segment, suffix="-again")
-    writer.write({"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]}, version="2")
+    writer.write(
+        {"_event_time": [DAY + timedelta(hours=1)], "_variant": ["challenger"]},
+        version="2",
+    )
     writer.write({"_event_time": [DAY + timedelta(hours=5)], "_shadow": [True]}, version="3")
     return log
 
@@ -48,7 +55,10 @@ def test_rows_are_counted_once_by_version_variant_and_hour(flights: InferenceLog
     assert stats.labels == LabelCounts(0, 0, 0)
 
 
-def test_labels_are_counted_with_those_that_have_no_row_in_the_log(flights: InferenceLog, writer: LogWriter) -> None:
+def test_labels_are_counted_with_those_that_have_no_row_in_the_log(
+    flights: InferenceLog,
+    writer: LogWriter,
+) -> None:
     writer.label(
         Label("p", 0, None, 1, 1),
         Label("p", 0, None, 0, 2),
@@ -82,11 +92,26 @@ def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None
 
     account = log_stats(flights, "flights").account
 
-    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))  # An agent that has ended is ignored.
+    assert account == AgentCounts(
+        60,
+        60,
+        3,
+        0,
+        DAY + timedelta(days=2),
+    )  # An agent that has ended is ignored.
 
 
 def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:
-    mark = Watermark("a", ("flights",), DAY, DAY, False, {"flights": 7}, {"flights": 0}, {"flights": 7})
+    mark = Watermark(
+        "a",
+        ("flights",),
+        DAY,
+        DAY,
+        False,
+        {"flights": 7},
+        {"flights": 0},
+        {"flights": 7},
+    )
     write_watermark(log.location, mark)
     stats = log_stats(log, "flights")
     assert (stats.rows, stats.account) == (0, AgentCounts(7, 0, 7, 0, DAY))
@@ -110,7 +135,17 @@ def test_what_each_agent_has_last_said_is_read_back(tmp_path: Path) -> None:
     assert read_watermarks(location) == []
     for agent in ("b", "a"):
         write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
-    last = Watermark("a", ("e", "f"), NOON, NOON.replace(minute=1), True, {"e": 3}, {"e": 2}, {"f": 1}, {"e": 2})
+    last = Watermark(
+        "a",
+        ("e", "f"),
+        NOON,
+        NOON.replace(minute=1),
+        True,
+        {"e": 3},
+        {"e": 2},
+        {"f": 1},
+        {"e": 2},
+    )
     write_watermark(location, last)
     assert read_watermarks(location) == [last, Watermark("b", ("e",), NOON, NOON)]
 

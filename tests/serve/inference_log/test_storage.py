@@ -9,7 +9,12 @@ import pyarrow.dataset
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.serve.inference_log.storage import PART_BYTES, encode_parquet, locate_log, write_file
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    PART_BYTES,
+    encode_parquet,
+    locate_log,
+    write_file,
+)
 from tests.support.disk import files_of_at_most
 from tests.support.services.s3 import Bucket, s3_server
 
@@ -45,12 +50,19 @@ def test_another_uri_is_refused_without_a_word_of_its_secrets(uri: str, message:
 
 @pytest.mark.parametrize("as_text", [str, Path.as_uri])
 def test_a_file_stands_whole_below_the_folder_and_is_replaced_by_a_later_one(
-    tmp_path: Path, as_text: Callable[[Path], str]
+    tmp_path: Path,
+    as_text: Callable[[Path], str],
 ) -> None:
     location = locate_log(as_text(tmp_path / "a log"))
     for values in ([1], [1, 2]):
-        write_file(location, "endpoint=e/date=2026-06-01/f.parquet", encode_parquet(pa.table({"a": values})))
-    assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == ["f.parquet"]
+        write_file(
+            location,
+            "endpoint=e/date=2026-06-01/f.parquet",
+            encode_parquet(pa.table({"a": values})),
+        )
+    assert [path.name for path in (tmp_path / "a log").rglob("*") if path.is_file()] == [
+        "f.parquet",
+    ]
     found = pyarrow.dataset.dataset(str(tmp_path / "a log"), partitioning="hive").to_table()
     assert found.to_pylist() == [
         {"a": 1, "endpoint": "e", "date": "2026-06-01"},
@@ -95,7 +107,11 @@ def test_what_is_written_is_read_back(bucket: Bucket) -> None:
     ],
 )
 def test_objects_are_encrypted_as_asked_whole_and_in_parts(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, setting: str, algorithm: str | None, key: str | None
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    algorithm: str | None,
+    key: str | None,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", setting)
     large = os.urandom(2 * PART_BYTES + 5)
@@ -115,7 +131,8 @@ def test_an_encryption_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
     bucket.refusals = [501]  # like OpenStack Swift
@@ -138,7 +155,8 @@ def test_a_bucket_that_refuses_is_an_error_that_says_so(bucket: Bucket) -> None:
 
 
 def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.serve.inference_log.storage._ATTEMPTS", 1)
     bucket.refusals = [0, 0]
@@ -147,14 +165,18 @@ def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
 
 
 def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
 
     def write_as(key: str) -> None:
-        (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n")
+        (tmp_path / "credentials").write_text(
+            f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\n",
+        )
         write_file(locate_log("s3://b/log"), "f", b"x")
 
     write_as("OLD")
@@ -162,7 +184,10 @@ def test_credentials_that_were_rotated_in_their_file_are_used_after_a_refusal(
     with pytest.raises(OSError, match="AccessDenied"):
         write_as("NEW")
     write_as("NEW")
-    used = [headers["authorization"].split("Credential=")[1][:3] for headers in bucket.headers_of("PUT", "f")]
+    used = [
+        headers["authorization"].split("Credential=")[1][:3]
+        for headers in bucket.headers_of("PUT", "f")
+    ]
     assert used == ["OLD", "OLD", "NEW"]
 
 

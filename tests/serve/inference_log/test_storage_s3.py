@@ -46,7 +46,10 @@ def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
     return put
 
 
-def test_a_log_in_a_bucket_is_read_queried_and_counted(writer: LogWriter, upload: Callable[[LogWriter], str]) -> None:
+def test_a_log_in_a_bucket_is_read_queried_and_counted(
+    writer: LogWriter,
+    upload: Callable[[LogWriter], str],
+) -> None:
     columns = {
         "_event_time": [DAY + timedelta(minutes=30 * number) for number in range(6)],
         "_prediction_id": [f"p{number}" for number in range(6)],
@@ -61,13 +64,21 @@ def test_a_log_in_a_bucket_is_read_queried_and_counted(writer: LogWriter, upload
     assert rows is not None
     assert (rows.rows, rows.table.column("_label").null_count) == (6, 5)
     assert [hour.start.hour for hour in log.hours("flights")] == [0, 1, 2]
-    with run_query(log, Query(View("flights"), select="x, _label", where="_label IS NOT NULL")) as answer:
-        assert pa.Table.from_batches(list(answer.batches)).to_pylist() == [{"x": 3.0, "_label": "1"}]
+    with run_query(
+        log,
+        Query(View("flights"), select="x, _label", where="_label IS NOT NULL"),
+    ) as answer:
+        assert pa.Table.from_batches(list(answer.batches)).to_pylist() == [
+            {"x": 3.0, "_label": "1"},
+        ]
     stats = log_stats(log, "flights")
     assert (stats.rows, stats.files, stats.labels.rows, stats.labels.unmatched) == (6, 6, 1, 0)
 
 
-def test_hours_in_a_bucket_are_compacted_and_expired(writer: LogWriter, upload: Callable[[LogWriter], str]) -> None:
+def test_hours_in_a_bucket_are_compacted_and_expired(
+    writer: LogWriter,
+    upload: Callable[[LogWriter], str],
+) -> None:
     for hour in range(2):
         for number in range(5):
             times = [DAY + timedelta(hours=hour, seconds=second) for second in range(10)]
@@ -85,7 +96,9 @@ def test_hours_in_a_bucket_are_compacted_and_expired(writer: LogWriter, upload: 
 
 
 def test_a_broken_object_is_passed_over_and_a_bucket_that_is_not_there_is_one_line(
-    bucket: Any, writer: LogWriter, upload: Callable[[LogWriter], str]
+    bucket: Any,
+    writer: LogWriter,
+    upload: Callable[[LogWriter], str],
 ) -> None:
     writer.write({"_event_time": [DAY]})
     uri = upload(writer)

@@ -35,12 +35,20 @@ WINDOW = parse_window("2013-07-01/1d")
         (pa.array([1.0], pa.float32()), pa.array([True]), pa.float32(), [1.0, 1.0]),
         (pa.array([1], pa.int64()), pa.array([False]), pa.int64(), [1, 0]),
         (pa.array([7], pa.int32()), pa.array([2**62 + 1]), pa.int64(), [7, 2**62 + 1]),
-        (pa.array([[1.0]], pa.list_(pa.float32())), pa.array([[True]]), pa.list_(pa.float32()), [[1.0], [1.0]]),
+        (
+            pa.array([[1.0]], pa.list_(pa.float32())),
+            pa.array([[True]]),
+            pa.list_(pa.float32()),
+            [[1.0], [1.0]],
+        ),
         (pa.array([1.0], pa.float32()), pa.array(["a"]), pa.string(), ["1", "a"]),
     ],
 )
 def test_two_types_become_the_one_that_holds_both(
-    old: pa.Array, new: pa.Array, joined: pa.DataType, values: list[object]
+    old: pa.Array,
+    new: pa.Array,
+    joined: pa.DataType,
+    values: list[object],
 ) -> None:
     sides = [pa.table({"c": one}) for one in (old, new)]
     for tables in (sides, sides[::-1]):
@@ -54,7 +62,10 @@ def test_two_types_become_the_one_that_holds_both(
 def upgraded(writer: LogWriter) -> LogWriter:
     """Rows of the earlier build in the graph's types, and of this build in the request's types."""
     for number in range(2):
-        old = {"id": pa.array([123456789.0], pa.float32()), "is_late": pa.array([1.0], pa.float32())}
+        old = {
+            "id": pa.array([123456789.0], pa.float32()),
+            "is_late": pa.array([1.0], pa.float32()),
+        }
         new = {"id": pa.array([123456789]), "is_late": pa.array([True])}
         for place, columns in enumerate((old, new)):
             writer.write({"_event_time": [DAY + timedelta(seconds=2 * number + place)], **columns})
@@ -63,11 +74,17 @@ def upgraded(writer: LogWriter) -> LogWriter:
 
 @pytest.mark.parametrize("is_compacted", [False, True])
 def test_a_query_and_a_window_read_rows_of_both_builds(
-    log: InferenceLog, upgraded: LogWriter, is_compacted: bool
+    log: InferenceLog,
+    upgraded: LogWriter,
+    is_compacted: bool,
 ) -> None:
     if is_compacted:
         assert compact(log, "flights", datetime.now(UTC) + timedelta(hours=1)).written_files == 2
-    query = Query(View("flights"), select="id::BIGINT AS id, is_late::BOOLEAN AS is_late", order_by="id")
+    query = Query(
+        View("flights"),
+        select="id::BIGINT AS id, is_late::BOOLEAN AS is_late",
+        order_by="id",
+    )
     with run_query(log, query) as answer:
         found = [row for batch in answer.batches for row in batch.to_pylist()]
     ids = [123456789] * 2 + [123456792] * 2
@@ -92,7 +109,10 @@ def test_a_hash_is_seen_for_the_first_time_once() -> None:
         given |= fresh
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())],
+)
 def test_an_id_has_one_hash_wherever_it_stands(kind: pa.DataType) -> None:
     ids = [uuid.UUID(int=number).hex for number in range(50)]
     alone = hash_ids(texts(*ids, kind=kind))

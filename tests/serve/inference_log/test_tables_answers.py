@@ -21,7 +21,7 @@ ROWS = pa.table(
         "output.probabilities": pa.array([[0.8, 0.2], [0.1, 0.9], [0.3, 0.7]]),
         "_model": ["m"] * 3,
         "_version": ["1", "2", "2"],
-    }
+    },
 )
 
 

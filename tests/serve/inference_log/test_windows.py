@@ -5,7 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.serve.inference_log.windows import microseconds, parse_time_range, parse_window, window_at
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    microseconds,
+    parse_time_range,
+    parse_window,
+    window_at,
+)
 
 JULY = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -56,7 +61,10 @@ NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
     span = parse_time_range("2h", "30m", NOW)
-    assert (span.received_from, span.received_until) == (NOW - timedelta(hours=2), NOW - timedelta(minutes=30))
+    assert (span.received_from, span.received_until) == (
+        NOW - timedelta(hours=2),
+        NOW - timedelta(minutes=30),
+    )
     assert span.window is None
 
     span = parse_time_range("2013-07-01", "2013-07-02T02:00+02:00", NOW)

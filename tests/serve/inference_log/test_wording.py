@@ -68,7 +68,10 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_a_refusal_names_what_is_there(
-    log: InferenceLog, writer: LogWriter, cause: Callable[[InferenceLog], object], message: str
+    log: InferenceLog,
+    writer: LogWriter,
+    cause: Callable[[InferenceLog], object],
+    message: str,
 ) -> None:
     writer.write({"_event_time": [DAY], "distance": [1.0]})
     assert message_of(lambda: cause(log)).replace(str(writer.root), "LOG") == message

@@ -9,7 +9,12 @@ import numpy as np
 import psutil
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    DeadlineExceeded,
+    NotInstalled,
+    NotReady,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.serve.models import side_process
 from mlflow_deploy_plugin.serve.models.explainer import ExplainerClient
 from tests.support.waiting import wait_until
@@ -44,16 +49,29 @@ HANGS, CRASHES = 1, 2
 
 
 @pytest.fixture
-def explainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ExplainerClient]]:
+def explainer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., ExplainerClient]]:
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The child does not exit by itself.
     child = tmp_path / "child.py"
     child.write_text(CHILD)
     made: list[ExplainerClient] = []
 
     def make(
-        how: str = "ready", answer_seconds: float = 60.0, most_waiting: int = 4, idle_seconds: float = 300.0
+        how: str = "ready",
+        answer_seconds: float = 60.0,
+        most_waiting: int = 4,
+        idle_seconds: float = 300.0,
     ) -> ExplainerClient:
-        made.append(ExplainerClient(answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]))
+        made.append(
+            ExplainerClient(
+                answer_seconds,
+                most_waiting,
+                idle_seconds,
+                [sys.executable, str(child), how],
+            ),
+        )
         return made[-1]
 
     yield make
@@ -65,7 +83,9 @@ def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
     return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
 
 
-def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: Callable[..., ExplainerClient]) -> None:
+def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
     asked = explainer()
     assert asked.pid is None
     with ThreadPoolExecutor(4) as pool:
@@ -74,7 +94,9 @@ def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: C
     assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
 
 
-def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: Callable[..., ExplainerClient]) -> None:
+def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
     asked = explainer(idle_seconds=0.2)
     first = ask(asked)["pid"]
     assert isinstance(first, int)
@@ -95,7 +117,9 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
         assert {type(one.exception(60)) for one in hanging} == {NotReady}
 
 
-def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., ExplainerClient]) -> None:
+def test_a_process_that_ends_over_a_question_is_started_anew(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
     asked = explainer()
     with pytest.raises(NotReady, match="this explainer"):
         ask(asked, CRASHES)
@@ -124,7 +148,9 @@ def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
     wait_until(answers, 60, "the next process")
 
 
-def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Callable[..., ExplainerClient]) -> None:
+def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
     with pytest.raises(NotReady, match="is being started"):
         ask(explainer("never", answer_seconds=0.3))
     broken = explainer("failed")
@@ -133,13 +159,19 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Calla
             ask(broken)
 
 
-def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., ExplainerClient]) -> None:
+def test_who_waits_longer_than_an_answer_may_take_is_told_so(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
     asked = explainer(answer_seconds=20.0)
     ask(asked)
     asked._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(ask, asked, HANGS)
-        wait_until(lambda: asked._process is not None and not asked._process._turn._value, 60, "the first question")
+        wait_until(
+            lambda: asked._process is not None and not asked._process._turn._value,
+            60,
+            "the first question",
+        )
         with pytest.raises(DeadlineExceeded, match="explainer was free"):
             ask(asked)
         asked.close()
@@ -147,7 +179,8 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
 
 
 def test_without_shap_it_says_what_to_install(
-    explainer: Callable[..., ExplainerClient], monkeypatch: pytest.MonkeyPatch
+    explainer: Callable[..., ExplainerClient],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "shap", None)  # Python treats None as a missing module.
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:

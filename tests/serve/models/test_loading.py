@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, ModelError
-from mlflow_deploy_plugin.serve.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
+from mlflow_deploy_plugin.serve.models.loading import (
+    MemoryLimit,
+    has_random_nodes,
+    load_warm,
+    worker_limit,
+)
 from mlflow_deploy_plugin.serve.runtime import session
 from mlflow_deploy_plugin.serve.runtime.batcher import BatchPolicy
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, Feeds, row_count
@@ -45,10 +50,14 @@ def test_a_version_is_batched(model_folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "sizes"), [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})]
+    ("policy", "sizes"),
+    [(None, {1}), (BatchPolicy(16, preferred_batch_size=(5,)), {1, 2, 4, 5, 8, 16})],
 )
 def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: BatchPolicy | None, sizes: set[int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: BatchPolicy | None,
+    sizes: set[int],
 ) -> None:
     row = {"carrier": "AA", "distance": 1.0, "hour": 1, "late": True}
     folder = with_example(mixed_model(tmp_path), {"dataframe_records": [row] * 3})
@@ -65,7 +74,10 @@ def test_one_row_and_every_size_of_batches_are_computed_before_the_first_request
     assert computed >= sizes
 
 
-def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_that_refuses_a_row_of_zeros_starts_cold(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     graph = """g (float[N,2] X) => (float[N,2] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
       y = Log(X)
       mark = Sub(y, y)
@@ -77,7 +89,10 @@ def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplo
     assert mentions(caplog.text, "no warm-up", "row 0", "refuses it")
 
 
-def test_only_a_server_stops_the_threads_of_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_server_stops_the_threads_of_tokenizers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A process that wraps a text model may train with these threads afterwards."""
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model  # This module imports tokenizers.
@@ -95,7 +110,12 @@ def test_only_the_texts_of_the_request_count_if_batches_are_padded(tmp_path: Pat
     pytest.importorskip("tokenizers")
     from tests.support.texts import text_model
 
-    warm = load_warm(text_model(tmp_path / "model"), ON_CPU, 1, BatchPolicy(max_batch_size=8, pads=True))
+    warm = load_warm(
+        text_model(tmp_path / "model"),
+        ON_CPU,
+        1,
+        BatchPolicy(max_batch_size=8, pads=True),
+    )
     assert isinstance(warm.predictor, OnnxModel)
     assert warm.batcher is not None
     warm.predictor.max_text_characters = 500
@@ -107,7 +127,10 @@ def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> 
     assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
-def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fixed_batch_is_never_batched_and_the_log_says_why(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
@@ -116,7 +139,9 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
 
 
 @pytest.mark.parametrize(
-    ("graph", "is_random"), [(NOISY, True), (DROPPING, True), (FIXED, False)], ids=["noisy", "dropping", "fixed"]
+    ("graph", "is_random"),
+    [(NOISY, True), (DROPPING, True), (FIXED, False)],
+    ids=["noisy", "dropping", "fixed"],
 )
 def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_random: bool) -> None:
     folder = write_model(tmp_path / "model", graph)
@@ -155,7 +180,11 @@ def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
     holds = "held = b'x' * (64 << 20); print('held', flush=True); input()"
     starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
     before = MemoryLimit(None).used()
-    with subprocess.Popen([sys.executable, "-c", starts], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", starts],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
 
@@ -164,7 +193,10 @@ def test_the_memory_of_all_descendants_is_used(tmp_path: Path) -> None:
         child.communicate(b"\n")
 
 
-def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: Path, small: Path) -> None:
+def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(
+    model: Path,
+    small: Path,
+) -> None:
     used = MemoryLimit(None).used()
     for room, is_loaded in ((64, True), (16, False)):
         limit = MemoryLimit(used + room * MIB)
@@ -216,10 +248,18 @@ def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -
 
 @pytest.mark.parametrize(
     ("content", "limit"),
-    [("max", None), ("9223372036854771712", None), (str(1024 * MIB), 384 * MIB), (str(4096 * MIB), 1856 * MIB)],
+    [
+        ("max", None),
+        ("9223372036854771712", None),
+        (str(1024 * MIB), 384 * MIB),
+        (str(4096 * MIB), 1856 * MIB),
+    ],
 )
 def test_a_worker_has_its_share_of_the_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, limit: int | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    limit: int | None,
 ) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "memory.max").write_text(content)

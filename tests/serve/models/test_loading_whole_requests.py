@@ -50,7 +50,11 @@ def server(tmp_path: Path, serve_here: Callable[..., Any]) -> Any:
 
 
 def told(server: Any, path: str, body: Any = None) -> Any:
-    response = ask(server, path, "GET") if body is None else ask(server, path, body=json.dumps(body).encode())
+    response = (
+        ask(server, path, "GET")
+        if body is None
+        else ask(server, path, body=json.dumps(body).encode())
+    )
     assert response.status == 200, response.body
     return json.loads(response.body)
 
@@ -63,7 +67,9 @@ def captured(server: Any) -> CapturedRequest:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_protocol_answers_for_the_whole_request(server: Any, name: str) -> None:
-    assert told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]}) == {"predictions": ANSWERS[name]}
+    assert told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]}) == {
+        "predictions": ANSWERS[name],
+    }
     batch = told(server, f"/endpoints/{name}/predict/batch", {"inputs": INPUTS[name]})
     assert batch["count"] == 1
     only = next(iter(ANSWERS[name].values()))
@@ -72,7 +78,10 @@ def test_every_protocol_answers_for_the_whole_request(server: Any, name: str) ->
 
 def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: Any) -> None:
     assert told(server, "/predict", INPUTS["fixed"])["prediction"] == ANSWERS["fixed"]["y"]
-    assert told(server, "/predict", {"features": INPUTS["fixed"]["x"]})["prediction"] == ANSWERS["fixed"]["y"]
+    assert (
+        told(server, "/predict", {"features": INPUTS["fixed"]["x"]})["prediction"]
+        == ANSWERS["fixed"]["y"]
+    )
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -90,7 +99,11 @@ def test_it_is_never_joined_and_says_so(server: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_its_pages_and_its_document_can_be_read(server: Any, name: str) -> None:
-    for path in (f"/endpoints/{name}", f"/endpoints/{name}/docs", f"/endpoints/{name}/openapi.json"):
+    for path in (
+        f"/endpoints/{name}",
+        f"/endpoints/{name}/docs",
+        f"/endpoints/{name}/openapi.json",
+    ):
         assert ask(server, path, "GET").status == 200, path
 
 
@@ -99,11 +112,19 @@ def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Any, name: str) 
     told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]})
 
     page = server.metrics.page().decode()
-    rows = [line for line in page.splitlines() if line.startswith("onnxserve_batch_rows_sum{") and f'"{name}"' in line]
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("onnxserve_batch_rows_sum{") and f'"{name}"' in line
+    ]
     assert [line.rsplit(" ", 1)[1] for line in rows] == ["1.0"]
     request = captured(server)
-    assert {key: array.tolist() for key, array in request.feeds.items()} == {k: [v] for k, v in INPUTS[name].items()}
-    assert {key: array.tolist() for key, array in request.outputs.items()} == {k: [v] for k, v in ANSWERS[name].items()}
+    assert {key: array.tolist() for key, array in request.feeds.items()} == {
+        k: [v] for k, v in INPUTS[name].items()
+    }
+    assert {key: array.tolist() for key, array in request.outputs.items()} == {
+        k: [v] for k, v in ANSWERS[name].items()
+    }
 
 
 TABLES: dict[str, tuple[str, bytes]] = {
@@ -138,12 +159,18 @@ def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Any) -> None:
     assert (output["shape"], output["data"]) == ([0, 1], [])
 
 
-def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(tmp_path: Path, serve_here: Callable[..., Any]) -> None:
+def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
+    tmp_path: Path,
+    serve_here: Callable[..., Any],
+) -> None:
     folder = write_model(tmp_path / "one", "g (float[1,2] x) => (float[1,2] y) { y = Neg(x) }")
     server = serve_here({"one": {"main": variant(folder)}})
 
     assert told(server, "/predict", {"x": [1.0, 2.0]})["prediction"] == [-1.0, -2.0]
     request = captured(server)
-    assert (request.feeds["x"].tolist(), request.outputs["y"].tolist()) == ([[1.0, 2.0]], [[-1.0, -2.0]])
+    assert (request.feeds["x"].tolist(), request.outputs["y"].tolist()) == (
+        [[1.0, 2.0]],
+        [[-1.0, -2.0]],
+    )
     said = "none: its input 'x' has the fixed first size 1"
     assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}

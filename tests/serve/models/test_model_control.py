@@ -21,14 +21,26 @@ from mlflow_deploy_plugin.core.errors import (
 )
 from mlflow_deploy_plugin.core.spec.parts import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.core.statedir.commands import MAX_WAITING, command_answer, command_files
-from mlflow_deploy_plugin.core.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
+from mlflow_deploy_plugin.core.statedir.files import (
+    AGENT,
+    ANSWERS,
+    COMMANDS,
+    read_state,
+    write_state,
+)
 from mlflow_deploy_plugin.core.statedir.models import AgentState, Command
 from mlflow_deploy_plugin.serve.models.model_control import ModelControl
 from tests.support.waiting import wait_until
 
 
 def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> ModelControl:
-    return ModelControl(state_dir, "explicit", most_waiting, timeout_seconds=patience, agent_seconds=0.3)
+    return ModelControl(
+        state_dir,
+        "explicit",
+        most_waiting,
+        timeout_seconds=patience,
+        agent_seconds=0.3,
+    )
 
 
 def agent_lives(state_dir: Path) -> None:
@@ -79,8 +91,15 @@ def test_a_command_is_done_when_it_is_answered_and_its_files_are_gone(tmp_path: 
         (OnnxserveError("something"), OnnxserveError),
     ],
 )
-def test_an_error_comes_back_as_what_it_is(tmp_path: Path, error: OnnxserveError, raised: type[OnnxserveError]) -> None:
-    with answering(tmp_path, lambda command: error), pytest.raises(raised, match=error.message) as caught:
+def test_an_error_comes_back_as_what_it_is(
+    tmp_path: Path,
+    error: OnnxserveError,
+    raised: type[OnnxserveError],
+) -> None:
+    with (
+        answering(tmp_path, lambda command: error),
+        pytest.raises(raised, match=error.message) as caught,
+    ):
         commands(tmp_path).load("e")
     assert caught.type is raised
 
@@ -107,7 +126,11 @@ def test_unless_it_is_allowed_nothing_is_asked_of_the_agent(tmp_path: Path) -> N
 def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path: Path) -> None:
     agent_lives(tmp_path)
     variants = {"main": VariantSpec(model="models:/m/1")}
-    large = EndpointSpec(name="e", variants=variants, capture=CaptureSpec(drop=("column" * 10_000,) * 10))
+    large = EndpointSpec(
+        name="e",
+        variants=variants,
+        capture=CaptureSpec(drop=("column" * 10_000,) * 10),
+    )
     with pytest.raises(InvalidConfig, match=r"60\d{4} bytes .*262144"):
         commands(tmp_path).load("e", large)
     assert not left_over(tmp_path)
@@ -129,7 +152,10 @@ def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
 def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
     agent_lives(tmp_path)
     for number in range(MAX_WAITING):
-        write_state(tmp_path / COMMANDS / f"{number}.json", Command(action="load", endpoint="e", created_at=0))
+        write_state(
+            tmp_path / COMMANDS / f"{number}.json",
+            Command(action="load", endpoint="e", created_at=0),
+        )
     with pytest.raises(TooManyRequests, match="64 endpoints wait"):
         commands(tmp_path).load("e")
 

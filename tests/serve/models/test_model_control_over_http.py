@@ -23,12 +23,19 @@ EXPLICIT = "server.model_control_mode=explicit"
 
 
 def client_of(served: Served) -> Any:
-    return InferenceServerClient(served.url.removeprefix("http://"), network_timeout=60, connection_timeout=60)
+    return InferenceServerClient(
+        served.url.removeprefix("http://"),
+        network_timeout=60,
+        connection_timeout=60,
+    )
 
 
 def index(client: Any) -> dict[str, tuple[str, str]]:
     """Return the state and the reason by endpoint."""
-    return {entry["name"]: (entry["state"], entry["reason"]) for entry in client.get_model_repository_index()}
+    return {
+        entry["name"]: (entry["state"], entry["reason"])
+        for entry in client.get_model_repository_index()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,10 @@ def asked_twenty_times(served: Served, path: str) -> set[int]:
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 
-def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(served: Served, client: Any) -> None:
+def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(
+    served: Served,
+    client: Any,
+) -> None:
     client.unload_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {404}
     assert index(client) == {"first": ("READY", ""), "second": ("UNAVAILABLE", "unloaded")}
@@ -82,7 +92,9 @@ def test_a_load_of_what_is_loaded_changes_nothing(served: Served, client: Any) -
 
 
 def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
-    served: Served, client: Any, model_folders: dict[str, Path]
+    served: Served,
+    client: Any,
+    model_folders: dict[str, Path],
 ) -> None:
     config = {"name": "third", "variants": {"a": {"model": str(model_folders["tensor"])}}}
     client.load_model("third", config=json.dumps(config))
@@ -94,10 +106,14 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
         timeout=60,
     )
     assert (answer.status_code, answer.content) == (200, b"")
-    prediction = requests.post(f"{served.url}/endpoints/fourth/invocations", json={"inputs": [[1, 2, 3]]}, timeout=10)
+    prediction = requests.post(
+        f"{served.url}/endpoints/fourth/invocations",
+        json={"inputs": [[1, 2, 3]]},
+        timeout=10,
+    )
     assert prediction.json() == {"predictions": [[6.0]]}
     assert client.get_model_config("third")["input"] == [
-        {"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 2, 2]}
+        {"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 2, 2]},
     ]
     for name in ("third", "fourth"):
         client.unload_model(name)
@@ -115,9 +131,19 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
         ("first", {"model_uri": "/nowhere"}, 400, "'first' is in the server's spec"),
         ("new", {"model_uri": ""}, 400, "variants.new.model"),
         ("new", {"config": "name: other\nvariants: {v: {model: x}}"}, 400, "'new' is expected"),
-        ("new", {"config": "name: new\nvariants: {v: {model: x}}\nserver: {workers: 9}"}, 400, "`server` cannot"),
+        (
+            "new",
+            {"config": "name: new\nvariants: {v: {model: x}}\nserver: {workers: 9}"},
+            400,
+            "`server` cannot",
+        ),
         ("new", {"config": f"name: &a {'x' * 5000}\nvariants: [{'*a,' * 300}]"}, 400, "aliases"),
-        ("new", {"config": "name: new\nvariants: " + "[" * 60_000}, 400, "nested more than 100 levels"),
+        (
+            "new",
+            {"config": "name: new\nvariants: " + "[" * 60_000},
+            400,
+            "nested more than 100 levels",
+        ),
         ("new", {"config": "name: new\nvariants: {v: {model: 2001-99-99}}"}, 400, "not valid YAML"),
         ("new", {"config": "x" * 70_000}, 400, "at most 65536"),
         ("new", {"config": 1}, 400, "a string is expected"),
@@ -127,11 +153,18 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
     ],
 )
 def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
-    served: Served, client: Any, name: str, parameters: dict[str, Any], status: int, words: str
+    served: Served,
+    client: Any,
+    name: str,
+    parameters: dict[str, Any],
+    status: int,
+    words: str,
 ) -> None:
     before = index(client)
     answer = requests.post(
-        f"{served.url}/v2/repository/models/{name}/load", json={"parameters": parameters}, timeout=60
+        f"{served.url}/v2/repository/models/{name}/load",
+        json={"parameters": parameters},
+        timeout=60,
     )
     assert answer.status_code == status, answer.text
     assert words in answer.json()["error"]
@@ -140,12 +173,17 @@ def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
 
 
 def test_a_model_that_no_worker_can_load_is_refused_and_the_others_are_served_on(
-    served: Served, client: Any, tmp_path: Path
+    served: Served,
+    client: Any,
+    tmp_path: Path,
 ) -> None:
     broken = single_model(tmp_path / "broken")
     (broken / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(InferenceServerException, match=r"cannot load model\.onnx"):
-        client.load_model("broken", config=json.dumps({"name": "broken", "variants": {"v": {"model": str(broken)}}}))
+        client.load_model(
+            "broken",
+            config=json.dumps({"name": "broken", "variants": {"v": {"model": str(broken)}}}),
+        )
     wait_until(lambda: "broken" not in index(client), what="the broken endpoint is gone")
     assert asked_twenty_times(served, "/v2/models/first/ready") == {200}
     wait_until(lambda: _agent_error(served) == "", what="the agent says that all is well")
@@ -157,9 +195,14 @@ def _agent_error(served: Served) -> str | None:
 
 
 def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
-    served: Served, client: Any, model_folders: dict[str, Path]
+    served: Served,
+    client: Any,
+    model_folders: dict[str, Path],
 ) -> None:
-    bodies = {f"n{number}": {"parameters": {"model_uri": str(model_folders["single"])}} for number in range(6)}
+    bodies = {
+        f"n{number}": {"parameters": {"model_uri": str(model_folders["single"])}}
+        for number in range(6)
+    }
     answers = [
         requests.post(f"{served.url}/v2/repository/models/{name}/load", json=body, timeout=60)
         for name, body in bodies.items()
@@ -168,7 +211,10 @@ def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
     assert all(client.is_model_ready(name) for name in bodies)
     for name in bodies:
         client.unload_model(name)
-    assert [list((served.state_dir / name).iterdir()) for name in ("commands", "answers")] == [[], []]
+    assert [list((served.state_dir / name).iterdir()) for name in ("commands", "answers")] == [
+        [],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +228,10 @@ def test_many_commands_at_a_time_are_all_answered_and_leave_no_files(
     ],
 )
 def test_a_web_page_of_elsewhere_changes_nothing(
-    served: Served, client: Any, headers: dict[str, str], status: int
+    served: Served,
+    client: Any,
+    headers: dict[str, str],
+    status: int,
 ) -> None:
     before = index(client)
     for path in ("first/unload", "trial/load"):
@@ -198,10 +247,19 @@ def test_a_web_page_of_elsewhere_changes_nothing(
         ("/v2/repository/index", b'{"ready": 1}', "ready is 1; true or false is expected"),
         ("/v2/repository/index", b"{", "not valid JSON"),
         ("/v2/repository/models/first/load", b'{"parameters": []}', "parameters is a JSON array"),
-        ("/v2/repository/models/first/unload", b'{"parameters": {"now": true}}', "'now' of an unload"),
+        (
+            "/v2/repository/models/first/unload",
+            b'{"parameters": {"now": true}}',
+            "'now' of an unload",
+        ),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(served: Served, path: str, body: bytes, words: str) -> None:
+def test_a_body_that_is_no_request_is_refused(
+    served: Served,
+    path: str,
+    body: bytes,
+    words: str,
+) -> None:
     answer = requests.post(served.url + path, data=body, timeout=10)
     assert answer.status_code == 400
     assert words in answer.json()["error"]
@@ -215,7 +273,11 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
     before = counted()
     version = before["version"]
     for _ in range(10):
-        requests.post(f"{served.url}/endpoints/first/invocations", json={"inputs": [[1, 2, 3]] * 4}, timeout=10)
+        requests.post(
+            f"{served.url}/endpoints/first/invocations",
+            json={"inputs": [[1, 2, 3]] * 4},
+            timeout=10,
+        )
     requests.post(f"{served.url}/endpoints/first/invocations", json={"inputs": "far"}, timeout=10)
     after = counted()
     grown = {
@@ -227,14 +289,19 @@ def test_the_statistics_of_all_workers_count_what_was_answered(served: Served, c
     assert abs(after["last_inference"] / 1000 - time.time()) < 60
     assert after["inference_stats"]["success"]["ns"] > before["inference_stats"]["success"]["ns"]
     assert client.get_inference_statistics("first", version)["model_stats"] == [after]
-    assert {entry["name"] for entry in client.get_inference_statistics()["model_stats"]} >= {"first", "second"}
+    assert {entry["name"] for entry in client.get_inference_statistics()["model_stats"]} >= {
+        "first",
+        "second",
+    }
     with pytest.raises(InferenceServerException, match="no version '99'"):
         client.get_inference_statistics("first", "99")
 
 
 @pytest.mark.long
 def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_control_the_spec_counts(
-    serve: Callable[..., Served], spec_file: Path, model_folders: dict[str, Path]
+    serve: Callable[..., Served],
+    spec_file: Path,
+    model_folders: dict[str, Path],
 ) -> None:
     arguments = ("--spec", str(spec_file), "-w", "1")
     served = serve(*arguments, "-C", EXPLICIT).wait_ready()

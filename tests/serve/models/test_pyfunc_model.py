@@ -58,7 +58,10 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    pyfunc_folders: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     """Serve one endpoint per model, with the model's name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
@@ -82,8 +85,14 @@ def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def ask(name: str, document: Any) -> RawResponse:
         monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
-        vertex, body = replace(server, cloud=Cloud(predict_route="/vertex")), json.dumps(document).encode()
-        return handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+        vertex, body = (
+            replace(server, cloud=Cloud(predict_route="/vertex")),
+            json.dumps(document).encode(),
+        )
+        return handle(
+            vertex,
+            RawRequest("POST", "/vertex", {"content-type": "application/json"}, body),
+        )
 
     return ask
 
@@ -98,16 +107,24 @@ def trouble(what: str) -> dict[str, Any]:
 
 
 def test_invocations_take_dates_and_params(ask: Callable[..., RawResponse]) -> None:
-    response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS], "params": {"plus": 1000}})
+    response = ask(
+        "/endpoints/days/invocations",
+        {"dataframe_records": [DAYS], "params": {"plus": 1000}},
+    )
     assert response.status == 200
     assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
     assert response.headers["X-Model-Version"] == "1"
 
 
-@pytest.mark.parametrize("content_type", ["application/vnd.apache.parquet", "application/x-npy", "text/plain", ""])
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/vnd.apache.parquet", "application/x-npy", "text/plain", ""],
+)
 @pytest.mark.parametrize("name", ["knn", "anything"])
 def test_another_content_type_is_refused_with_those_that_are_taken(
-    ask: Callable[..., RawResponse], name: str, content_type: str
+    ask: Callable[..., RawResponse],
+    name: str,
+    content_type: str,
 ) -> None:
     response = ask(f"/endpoints/{name}/invocations", b"PAR1", content_type)
     assert response.status == 415
@@ -115,7 +132,9 @@ def test_another_content_type_is_refused_with_those_that_are_taken(
     assert {"application/json", "text/csv", ARROW} <= set(message(response).split())
 
 
-def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(ask: Callable[..., RawResponse]) -> None:
+def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(
+    ask: Callable[..., RawResponse],
+) -> None:
     sink = pa.BufferOutputStream()
     table = pa.table({"": [[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0]]})
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -126,12 +145,17 @@ def test_an_array_of_arrow_has_the_columns_in_the_order_of_the_signature(ask: Ca
     assert pa.ipc.open_stream(response.body).read_all()["prediction"].to_pylist() == ["up", "down"]
 
 
-def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., RawResponse]) -> None:
+def test_every_protocol_takes_the_columns_and_dates_as_text(
+    ask: Callable[..., RawResponse],
+) -> None:
     single = ask("/predict", DAYS)
     assert json.loads(single.body)["prediction"] == {"day": 183, "name": "Ä"}
     batch = ask("/predict/batch", [DAYS, {"when": "2013-12-31", "name": "b"}])
     assert json.loads(batch.body)["predictions"] == {"day": [183, 366], "name": ["Ä", "B"]}
-    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
+        for name, value in DAYS.items()
+    ]
     v2 = ask("/v2/models/days/infer", {"inputs": inputs})
     outputs = {entry["name"]: entry for entry in json.loads(v2.body)["outputs"]}
     assert outputs["day"] == {"name": "day", "shape": [1], "datatype": "INT64", "data": [183]}
@@ -141,8 +165,15 @@ def test_every_protocol_takes_the_columns_and_dates_as_text(ask: Callable[..., R
 def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them_on(
     ask: Callable[..., RawResponse],
 ) -> None:
-    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in DAYS.items()]
-    asked = {"inputs": inputs, "outputs": [{"name": "day"}], "parameters": {"content_type": "pd", "plus": 1000}}
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
+        for name, value in DAYS.items()
+    ]
+    asked = {
+        "inputs": inputs,
+        "outputs": [{"name": "day"}],
+        "parameters": {"content_type": "pd", "plus": 1000},
+    }
     answer = ask("/v2/models/days/infer", asked)
     assert json.loads(answer.body)["outputs"][0]["data"] == [1182]
     refused = ask("/v2/models/days/infer", asked | {"parameters": {"plus": "many"}})
@@ -151,7 +182,8 @@ def test_the_parameters_of_v2_are_the_params_of_a_pyfunc_as_mlserver_passes_them
 
 
 def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
-    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+    ask: Callable[..., RawResponse],
+    ask_vertex: Callable[..., RawResponse],
 ) -> None:
     blobs = [{"b64": "/9j/"}, {"b64": "iVBORw=="}]
     forms: list[list[Any]] = [[{"blob": blob} for blob in blobs], [[blob, 1.0] for blob in blobs]]
@@ -159,12 +191,15 @@ def test_bytes_come_as_tensorflow_serving_and_vertex_send_them(
         answer = ask("/v1/models/bytes:predict", {"instances": instances})
         assert json.loads(answer.body) == {"predictions": [3, 4]}
     for instances in [*forms, blobs]:
-        assert json.loads(ask_vertex("bytes", {"instances": instances}).body) == {"predictions": [3, 4]}
+        assert json.loads(ask_vertex("bytes", {"instances": instances}).body) == {
+            "predictions": [3, 4],
+        }
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
 def test_the_only_column_may_have_the_name_that_tutorials_give_it(
-    ask: Callable[..., RawResponse], shape: list[int]
+    ask: Callable[..., RawResponse],
+    shape: list[int],
 ) -> None:
     texts = {"name": "input-1", "shape": shape, "datatype": "BYTES", "data": ["a", "b"]}
     answer = ask("/v2/models/troubled/infer", {"inputs": [texts]})
@@ -173,7 +208,12 @@ def test_the_only_column_may_have_the_name_that_tutorials_give_it(
 
 def test_v2_takes_bytes_themselves_where_tensors_come_as_bytes(server: Server) -> None:
     blobs = to_binary(np.array([b"\xff\xd8\xff", b"\x89PNG"], object))
-    tensor = {"name": "blob", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(blobs)}}
+    tensor = {
+        "name": "blob",
+        "shape": [2],
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(blobs)},
+    }
     head = json.dumps({"inputs": [tensor]}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     answer = handle(server, RawRequest("POST", "/v2/models/bytes/infer", headers, head + blobs))
@@ -188,7 +228,8 @@ def test_v2_takes_bytes_as_mlservers_codec_encodes_them(ask: Callable[..., RawRe
 
 
 def test_the_clouds_pass_on_the_params_of_a_pyfunc(
-    ask: Callable[..., RawResponse], ask_vertex: Callable[..., RawResponse]
+    ask: Callable[..., RawResponse],
+    ask_vertex: Callable[..., RawResponse],
 ) -> None:
     days = {"dataframe_split": {"columns": list(DAYS), "data": [list(DAYS.values())]}}
     azure = ask("/score", {"input_data": days["dataframe_split"], "params": {"plus": 1000}})
@@ -197,7 +238,9 @@ def test_the_clouds_pass_on_the_params_of_a_pyfunc(
     assert json.loads(vertex.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
 
 
-def test_vertex_passes_on_a_chat_as_mlflow_answers_it(ask_vertex: Callable[..., RawResponse]) -> None:
+def test_vertex_passes_on_a_chat_as_mlflow_answers_it(
+    ask_vertex: Callable[..., RawResponse],
+) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}]}
     response = ask_vertex("anything", chat)
     assert (response.status, json.loads(response.body)) == (200, chat)
@@ -213,15 +256,24 @@ def test_named_tensors_come_and_go(ask: Callable[..., RawResponse]) -> None:
     assert outputs == {"sum": [13.0, 27.0], "twice": [2.0, 4.0, 6.0, 8.0]}
 
 
-def test_one_prediction_has_the_name_of_the_signature_or_prediction(ask: Callable[..., RawResponse]) -> None:
+def test_one_prediction_has_the_name_of_the_signature_or_prediction(
+    ask: Callable[..., RawResponse],
+) -> None:
     rows = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[5, 0, 0], [-5, 0, 0]]}}
-    assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {"predictions": ["up", "down"]}
+    assert json.loads(ask("/endpoints/knn/invocations", rows).body) == {
+        "predictions": ["up", "down"],
+    }
     inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [5.0]} for name in "abc"]
     response = json.loads(ask("/v2/models/knn/infer", {"inputs": inputs}).body)
-    assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [("prediction", ["up"])]
+    assert [(entry["name"], entry["data"]) for entry in response["outputs"]] == [
+        ("prediction", ["up"]),
+    ]
 
 
-def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawResponse], server: Server) -> None:
+def test_without_a_signature_only_invocations_answer(
+    ask: Callable[..., RawResponse],
+    server: Server,
+) -> None:
     anything = ask("/endpoints/anything/invocations", {"inputs": [1, "a", None]})
     assert json.loads(anything.body) == {"predictions": [1, "a", None]}
     infer = {"inputs": [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]}
@@ -237,23 +289,43 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime), row 0: 'yesterday' is not an ISO 8601 date"),
+        (
+            {"when": "yesterday", "name": "a"},
+            "column 'when' (datetime), row 0: 'yesterday' is not an ISO 8601 date",
+        ),
         ({"when": 5, "name": "a"}, "column 'when' (string), row 0: 5; a string is expected"),
         ({"name": "a"}, "column 'when' is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(server: Server, ask: Callable[..., RawResponse], document: Any, said: str) -> None:
-    inputs = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in document.items()]
-    responses = [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
+def test_what_does_not_fit_is_named(
+    server: Server,
+    ask: Callable[..., RawResponse],
+    document: Any,
+    said: str,
+) -> None:
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]}
+        for name, value in document.items()
+    ]
+    responses = (
+        [ask("/v2/models/days/infer", {"inputs": inputs})] if 5 not in document.values() else []
+    )
     for response in [ask("/predict", document), *responses]:
         assert response.status == 400
         assert said in message(response)
-    batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
-    latest = max((batch for batch in batches if batch.is_failed), key=lambda batch: batch.offsets[-1])
+    batches = [
+        batch for path in segments(server.capture.spool) for batch in read_batches(path).batches
+    ]
+    latest = max(
+        (batch for batch in batches if batch.is_failed),
+        key=lambda batch: batch.offsets[-1],
+    )
     assert (latest.endpoint, latest.outputs["_column"][-1]) == ("days", "when")
 
 
-def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Callable[..., RawResponse]) -> None:
+def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(
+    ask: Callable[..., RawResponse],
+) -> None:
     response = ask("/endpoints/troubled/invocations", trouble("raise"))
     assert (response.status, message(response)) == (
         400,
@@ -280,11 +352,17 @@ def tensor(name: str, *texts: str) -> dict[str, Any]:
     [
         ("/endpoints/days/invocations", {"dataframe_records": [DAYS] * 3}),
         ("/predict/batch", [DAYS] * 3),
-        ("/v2/models/days/infer", {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]}),
+        (
+            "/v2/models/days/infer",
+            {"inputs": [tensor("when", *["2013-07-01"] * 3), tensor("name", *"abc")]},
+        ),
     ],
 )
 def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_given(
-    server: Server, ask: Callable[..., RawResponse], path: str, document: Any
+    server: Server,
+    ask: Callable[..., RawResponse],
+    path: str,
+    document: Any,
 ) -> None:
     predictor = server.repository.select_variant("days").loaded.predictor
     assert isinstance(predictor, PyfuncPredictor)
@@ -296,14 +374,17 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
     finally:
         predictor.limit_values(most)
     assert refused.status == 413
-    assert message(refused).startswith("the answer has more than 4 values, which is the server's limit: send fewer")
+    assert message(refused).startswith(
+        "the answer has more than 4 values, which is the server's limit: send fewer",
+    )
     assert ask(path, document).status == 200
     assert predictor.pid == process
 
 
 @pytest.mark.long
 def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
-    server: Server, ask: Callable[..., RawResponse]
+    server: Server,
+    ask: Callable[..., RawResponse],
 ) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
@@ -323,7 +404,11 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers again")
 
 
-def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: Server, tmp_path: Path) -> None:
+def test_rows_are_captured_as_columns(
+    ask: Callable[..., RawResponse],
+    server: Server,
+    tmp_path: Path,
+) -> None:
     response = ask("/endpoints/days/invocations", {"dataframe_records": [DAYS]})
     spool = server.capture.spool
     captured = [request for segment in segments(spool) for request in read_segment(segment)[0]]
@@ -332,12 +417,18 @@ def test_rows_are_captured_as_columns(ask: Callable[..., RawResponse], server: S
         "when": ["2013-07-01T12:00:00"],
         "name": ["ä"],
     }
-    assert {name: array.tolist() for name, array in mine.outputs.items()} == {"day": [183], "name": ["Ä"]}
+    assert {name: array.tolist() for name, array in mine.outputs.items()} == {
+        "day": [183],
+        "name": ["Ä"],
+    }
 
 
 @pytest.mark.parametrize("model", ["days", "anything"])
 def test_keys_are_captured_also_of_a_model_without_a_signature(
-    ask: Callable[..., RawResponse], server: Server, tmp_path: Path, model: str
+    ask: Callable[..., RawResponse],
+    server: Server,
+    tmp_path: Path,
+    model: str,
 ) -> None:
     record = {"customer_id": 7, **DAYS}
     response = ask(f"/endpoints/{model}/invocations", {"dataframe_records": [record]})
@@ -351,9 +442,12 @@ def test_keys_are_captured_also_of_a_model_without_a_signature(
 
 @pytest.mark.long
 def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
+    (tmp_path / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: not_installed.at_all}}\n",
+    )
     with pytest.raises(InvalidArtifact) as caught:
         PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
     assert "module 'not_installed'" in caught.value.message
@@ -363,9 +457,13 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
 
 @pytest.mark.long
 def test_without_mlflow_it_says_what_is_missing(
-    pyfunc_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pyfunc_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
+    (tmp_path / "pandas.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n",
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InvalidArtifact, match=r"mlflow and pandas.*'pandas'.*pip install"):
         PyfuncPredictor.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
@@ -373,14 +471,22 @@ def test_without_mlflow_it_says_what_is_missing(
 
 @pytest.mark.long
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
-    pyfunc_folders: dict[str, Path], model_folders: dict[str, Path], serve_here: Any, tmp_path: Path
+    pyfunc_folders: dict[str, Path],
+    model_folders: dict[str, Path],
+    serve_here: Any,
+    tmp_path: Path,
 ) -> None:
     server = serve_here(servers.one_endpoint(model_folders["single"]))
     state_dir = tmp_path / "state-0"
-    rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
+    rows = json.dumps(
+        {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}},
+    ).encode()
 
     def version() -> str:
-        response = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows))
+        response = handle(
+            server,
+            RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows),
+        )
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
@@ -395,7 +501,11 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
         response = get(path)
         assert (response.status, "killed by SIGKILL" in message(response)) == (503, True)
-    wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
+    wait_until(
+        lambda: get("/ping").status == get("/v2/models/e/ready").status == 200,
+        60,
+        "the process",
+    )
     side = psutil.Process(server.repository.select_variant("e").loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
@@ -415,7 +525,10 @@ def spin(running: Any) -> None:
 
 
 @pytest.mark.long
-def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_worker_that_is_killed(
+    pyfunc_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     with servers.gunicorn(tmp_path, servers.one_endpoint(pyfunc_folders["troubled"])) as running:
         response = running.post(json=trouble("pid"))
         assert response.status_code == 200
@@ -484,12 +597,17 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     reason="Python 3.12.1 starts no thread at its end, as MLflow does to send traces (python/cpython#113964)",
 )
 def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
-    traced: Callable[[str], Server], tmp_path: Path, new_database: Callable[[Path], str]
+    traced: Callable[[str], Server],
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     server = traced(new_database(tmp_path))
     predictions = []
     for body in (b'{"messages": ["whole"]}', b'{"messages": ["in parts"], "stream": true}'):
-        answer = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        answer = handle(
+            server,
+            RawRequest("POST", "/invocations", {"content-type": "application/json"}, body),
+        )
         list(answer.pieces or ())
         predictions.append(answer.headers["X-Prediction-Id"])
     server.close()
@@ -501,10 +619,14 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
 
 
 def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
-    traced: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
+    traced: Callable[[str], Server],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
     with contextlib.closing(traced("http://127.0.0.1:9")) as server:
         headers = {"content-type": "application/json"}
-        answer = handle(server, RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'))
+        answer = handle(
+            server,
+            RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'),
+        )
         assert (answer.status, answer.body) == (200, b'{"messages": ["whole"]}')

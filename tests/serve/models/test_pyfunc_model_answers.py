@@ -22,7 +22,11 @@ from tests.support.servers import opened, variant
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
-JSON, LINES, ARROW = "application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"
+JSON, LINES, ARROW = (
+    "application/json",
+    "application/x-ndjson",
+    "application/vnd.apache.arrow.stream",
+)
 CODE = """
 import time
 
@@ -48,7 +52,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         {"name": "wait", "type": "double", "required": True},
     ]
     loader = {"loader_module": "names_of_people", "code": "code"}
-    document = {"flavors": {"python_function": loader}, "signature": {"inputs": json.dumps(columns)}}
+    document = {
+        "flavors": {"python_function": loader},
+        "signature": {"inputs": json.dumps(columns)},
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     state_dir = folder / "state"
     with opened(state_dir, {"names": {"v": variant(folder)}}, ServerSpec(threads=2)) as server:
@@ -57,9 +64,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def ask(server: Server) -> Callable[..., Any]:
-    def ask(path: str, document: Any, kind: str = JSON, status: int = 200, method: str = "POST") -> Any:
+    def ask(
+        path: str,
+        document: Any,
+        kind: str = JSON,
+        status: int = 200,
+        method: str = "POST",
+    ) -> Any:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        response: RawResponse = handle(server, RawRequest(method, path, {"content-type": kind}, body))
+        response: RawResponse = handle(
+            server,
+            RawRequest(method, path, {"content-type": kind}, body),
+        )
         assert response.status == status, response.body
         return json.loads(response.body) if response.content_type == JSON else response.body
 
@@ -68,7 +84,12 @@ def ask(server: Server) -> Callable[..., Any]:
 
 def tensors(*names: str | None, wait: float = 0.0, **more: Any) -> dict[str, Any]:
     texts = {"name": "name", "shape": [len(names)], "datatype": "BYTES", "data": list(names)}
-    numbers = {"name": "wait", "shape": [len(names)], "datatype": "FP64", "data": [wait] * len(names)}
+    numbers = {
+        "name": "wait",
+        "shape": [len(names)],
+        "datatype": "FP64",
+        "data": [wait] * len(names),
+    }
     return {"inputs": [texts, numbers], **more}
 
 
@@ -91,10 +112,14 @@ def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
     chosen = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "half"}]))
     assert [entry["name"] for entry in chosen["outputs"]] == ["half"]
     odd = ask("/v2/models/names/infer", tensors("odd"), status=400)["error"]
-    assert odd.startswith("the model returns 'strange', but its first request returned 'known', 'half'; send it to")
+    assert odd.startswith(
+        "the model returns 'strange', but its first request returned 'known', 'half'; send it to",
+    )
 
 
-def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(ask: Callable[..., Any]) -> None:
+def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(
+    ask: Callable[..., Any],
+) -> None:
     rows = [{"name": "a", "wait": 0.0}, {"name": None, "wait": 0.0}]
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     stream = io.BytesIO()
@@ -106,7 +131,9 @@ def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(ask: Ca
     assert by_row == [{"known": True, "half": 0.0}, {"known": False, "half": 0.0}]
     assert ask("/predict", rows[1])["prediction"]["known"] is False
     assert ask("/predict/batch", rows)["predictions"]["known"] == [True, False]
-    assert [json.loads(line)["known"] for line in ask("/invocations", lines, LINES).splitlines()] == [True, False]
+    assert [
+        json.loads(line)["known"] for line in ask("/invocations", lines, LINES).splitlines()
+    ] == [True, False]
     answered = pa.ipc.open_stream(ask("/invocations", stream.getvalue(), ARROW)).read_all()
     assert answered.column("known").to_pylist() == [True, False]
     assert ask("/invocations", {"dataframe_records": rows})["predictions"]["known"] == [True, False]
@@ -116,14 +143,22 @@ def test_rows_with_missing_texts_are_captured(ask: Callable[..., Any], server: S
     ask("/invocations", {"dataframe_records": [{"name": None, "wait": 0.0}]})
     ask("/v2/models/names/infer", tensors(None))
 
-    captured = [request for segment in segments(server.capture.spool) for request in read_segment(segment)[0]]
+    captured = [
+        request
+        for segment in segments(server.capture.spool)
+        for request in read_segment(segment)[0]
+    ]
     for request in captured[-2:]:
         assert request.feeds["name"].tolist() == [None]
         assert request.outputs["known"].tolist() == [False]
 
 
 @pytest.mark.parametrize("path", ["/v2/models/names/infer", "/invocations"])
-def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: Server, path: str) -> None:
+def test_waiting_for_the_model_is_no_computing(
+    ask: Callable[..., Any],
+    server: Server,
+    path: str,
+) -> None:
     def seconds(kind: str) -> float:
         (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
         return float(stats["inference_stats"][kind]["ns"]) / 1e9
@@ -134,7 +169,9 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
     queued, computed = seconds("queue"), seconds("compute_infer")
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(2) as pool:
-        first = [pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5)) for _ in range(2)]
+        first = [
+            pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5)) for _ in range(2)
+        ]
         wait_until(lambda: process._turn._value == 0, what="as many requests as there are threads")
         ask(path, row)
         for request in first:
@@ -143,7 +180,10 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
     assert seconds("compute_infer") - computed > 2.8
 
 
-def test_an_index_does_not_call_ready_what_cannot_answer(ask: Callable[..., Any], server: Server) -> None:
+def test_an_index_does_not_call_ready_what_cannot_answer(
+    ask: Callable[..., Any],
+    server: Server,
+) -> None:
     (ready,) = ask("/v2/repository/index", {})
     assert ready == {"name": "names", "version": "1", "state": "READY", "reason": ""}
 

@@ -14,8 +14,19 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, NotReady
 from mlflow_deploy_plugin.core.mlmodel import INPUT_EXAMPLE
-from mlflow_deploy_plugin.core.statedir.files import LOADING, WANTED, read_workers, take_load_deaths, write_state
-from mlflow_deploy_plugin.core.statedir.models import LoadedVariant, LoadingState, Wanted, WorkerState
+from mlflow_deploy_plugin.core.statedir.files import (
+    LOADING,
+    WANTED,
+    read_workers,
+    take_load_deaths,
+    write_state,
+)
+from mlflow_deploy_plugin.core.statedir.models import (
+    LoadedVariant,
+    LoadingState,
+    Wanted,
+    WorkerState,
+)
 from mlflow_deploy_plugin.serve.models.loading import load_warm
 from mlflow_deploy_plugin.serve.models.repository import Repository
 from mlflow_deploy_plugin.serve.runtime.session import Placement
@@ -69,7 +80,9 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
 
 @pytest.mark.long
 def test_a_request_keeps_its_version_until_it_lets_go(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
 ) -> None:
     serve(v=servers.variant(bias_folders["1"]))
     leased = repository.select_variant(None, draw=0.0)
@@ -85,7 +98,10 @@ def test_a_request_keeps_its_version_until_it_lets_go(
 
 
 def test_a_third_version_is_loaded_when_the_first_has_left(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    loads: list[Path],
 ) -> None:
     serve(v=servers.variant(bias_folders["1"]))
     leased = [repository.select_variant(None, draw=0.0)]
@@ -100,20 +116,31 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
 
 
 def test_a_change_of_weights_or_aspects_loads_nothing(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    loads: list[Path],
 ) -> None:
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(bias_folders["2"], "2", weight=0))
     before = repository.select_variant(None, draw=0.0).loaded
-    serve(a=servers.variant(bias_folders["1"], weight=50), b=servers.variant(bias_folders["2"], "2", weight=50))
+    serve(
+        a=servers.variant(bias_folders["1"], weight=50),
+        b=servers.variant(bias_folders["2"], "2", weight=50),
+    )
     assert repository.select_variant(None, draw=0.0).loaded is before
     assert repository.select_variant(None, draw=0.9).loaded.version == "2"
     assert len(loads) == 2
     serve(a=servers.variant(bias_folders["1"]))
-    assert {repository.select_variant(None, draw=draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert {
+        repository.select_variant(None, draw=draw / 10).loaded.version for draw in range(10)
+    } == {"1"}
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    loads: list[Path],
 ) -> None:
     old, new = (servers.variant(bias_folders[version], version) for version in "12")
     serve(champion=old, candidate=new | {"weight": 0})
@@ -128,7 +155,10 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
 
 @pytest.mark.long
 def test_endpoints_share_a_version_and_the_last_one_frees_it(
-    repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    loads: list[Path],
+    tmp_path: Path,
 ) -> None:
     one = servers.variant(bias_folders["1"])
     servers.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
@@ -147,38 +177,59 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
 
 
 def test_whoever_answers_knows_the_shadows_but_not_one_of_its_own_version(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
 ) -> None:
     old, new = (servers.variant(bias_folders[version], version, weight=50) for version in "12")
     serve(champion=old, candidate=new)
     assert all(not variant.shadows for variant in repository.table["e"].answering)
     serve(champion=old, candidate=new, watched=new | {"shadow": True})
-    shadows = {one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering}
+    shadows = {
+        one.name: [shadow.name for shadow in one.shadows] for one in repository.table["e"].answering
+    }
     assert shadows == {"champion": ["watched"], "candidate": []}
 
 
 def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
-    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def serve(generation: int, sticky: dict[str, str], *weights: int) -> None:
         variants = {
-            str(place): {"model_uri": "m", "model": "m", "version": str(place), "folder": bias_folders[str(place)]}
+            str(place): {
+                "model_uri": "m",
+                "model": "m",
+                "version": str(place),
+                "folder": bias_folders[str(place)],
+            }
             | {"weight": weight}
             for place, weight in enumerate(weights, 1)
         }
         endpoints = {"e": {"variants": variants, "sticky": sticky}}
-        write_state(tmp_path / WANTED, Wanted.model_validate({"generation": generation, "endpoints": endpoints}))
+        write_state(
+            tmp_path / WANTED,
+            Wanted.model_validate({"generation": generation, "endpoints": endpoints}),
+        )
         repository.poll()
 
     serve(1, {"header": "X-User-Id"}, 50, 50)
-    names = {repository.select_variant("e", draw=draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
+    names = {
+        repository.select_variant("e", draw=draw / 10, headers={"x-user-id": "ann"}).name
+        for draw in range(10)
+    }
     assert len(names) == 1
     assert {repository.select_variant("e", draw=draw / 10).name for draw in range(10)} == {"1", "2"}
 
     serve(2, {"key": "a"}, 50, 50)
     leased = [repository.select_variant("e", draw=draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    kept = [[repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"] for draw in (0.1, 0.9)]
+    kept = [
+        [repository.select_variant("e", draw=draw, key=key).name for key in "abcdefgh"]
+        for draw in (0.1, 0.9)
+    ]
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"1", "2"}
 
@@ -190,14 +241,18 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path]
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
 ) -> None:
     serve(
         a=servers.variant(bias_folders["1"], weight=0),
         b=servers.variant(bias_folders["2"], "2", weight=100, shadow=True),
         c=servers.variant(bias_folders["3"], "3", weight=1),
     )
-    assert {repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)} == {"3"}
+    assert {
+        repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)
+    } == {"3"}
 
 
 def without_graph(folder: Path) -> None:
@@ -246,7 +301,9 @@ def test_whatever_fails_leaves_the_old_version_and_is_told(
 
 
 def test_a_first_version_that_fails_says_why_to_whoever_asks(
-    serve: Serve, repository: Repository, tmp_path: Path
+    serve: Serve,
+    repository: Repository,
+    tmp_path: Path,
 ) -> None:
     state = serve(v=servers.variant(tmp_path / "nothing", "1"))
     assert state.endpoints["e"]["v"].version == ""
@@ -256,15 +313,21 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
 
 
 def test_a_failing_new_variant_leaves_the_endpoint_ready(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     serve(a=servers.variant(bias_folders["1"]), b=servers.variant(tmp_path / "nothing", "2"))
     assert repository.not_ready_reason() == ""
-    assert {repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert {
+        repository.select_variant("e", draw=draw / 10).loaded.version for draw in range(10)
+    } == {"1"}
 
 
 def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def load(folder: Path) -> Any:
         raise MemoryError("secret")
@@ -280,13 +343,19 @@ def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
 
 def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path) -> None:
     folder = servers.single_model(tmp_path / "m")
-    (folder / INPUT_EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
+    (folder / INPUT_EXAMPLE).write_text(
+        '{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}',
+    )
     assert serve(v=servers.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"generation": "x"}', b"[]"])
 def test_a_wanted_file_that_cannot_be_read_changes_nothing(
-    serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, content: bytes
+    serve: Serve,
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+    content: bytes,
 ) -> None:
     serve(v=servers.variant(bias_folders["1"]))
     (tmp_path / WANTED).write_bytes(content)
@@ -295,11 +364,19 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
     assert serve(v=servers.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
-def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_endpoints_come_and_go(
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     first, second = servers.variant(bias_folders["1"]), servers.variant(bias_folders["2"], "2")
     servers.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
     repository.poll()
-    assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
+    assert [repository.select_variant(name).loaded.version for name in (None, "one", "two")] == [
+        "1",
+        "1",
+        "2",
+    ]
     servers.want(tmp_path, 2, {"two": {"v": second}})
     repository.poll()
     assert repository.select_variant(None, draw=0.0).loaded.version == "2"
@@ -307,11 +384,16 @@ def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, P
         repository.select_variant("one", draw=0.0)
 
 
-def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-        (folder / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.pyfunc.model}}")
+        (folder / "MLmodel").write_text(
+            "flavors: {python_function: {loader_module: mlflow.pyfunc.model}}",
+        )
     both_load = threading.Barrier(2)
 
     def load(folder: Path) -> Any:
@@ -319,7 +401,11 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_f
         return load_warm(bias_folders["1"], placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
-    servers.want(tmp_path, 1, {folder.name: {"v": servers.variant(folder, "1")} for folder in folders})
+    servers.want(
+        tmp_path,
+        1,
+        {folder.name: {"v": servers.variant(folder, "1")} for folder in folders},
+    )
     repository.poll()
 
     assert list(repository.table) == ["a", "b"]
@@ -328,7 +414,10 @@ def test_pyfuncs_of_new_endpoints_are_loaded_side_by_side(tmp_path: Path, bias_f
 
 
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    repository = Repository(tmp_path, partial(load_warm, placement=Placement(), intra_op_num_threads=1))
+    repository = Repository(
+        tmp_path,
+        partial(load_warm, placement=Placement(), intra_op_num_threads=1),
+    )
     repository.start()
     servers.want(tmp_path, 1, servers.one_endpoint(bias_folders["1"]))
     wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
@@ -337,7 +426,8 @@ def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Pat
 
 
 def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     may_load = threading.Event()
 
@@ -358,10 +448,16 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
 
 
 @pytest.mark.parametrize("wanted", [None, "broken", '{"generation": 1, "endpoints": {}}'])
-def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wanted: str | None) -> None:
+def test_where_nothing_can_be_loaded_nothing_is_waited_for(
+    tmp_path: Path,
+    wanted: str | None,
+) -> None:
     if wanted is not None:
         (tmp_path / WANTED).write_text(wanted)
-    repository = Repository(tmp_path, lambda folder: load_warm(folder, placement=Placement(), intra_op_num_threads=1))
+    repository = Repository(
+        tmp_path,
+        lambda folder: load_warm(folder, placement=Placement(), intra_op_num_threads=1),
+    )
     repository.start()
     try:
         assert repository.wait_until_applied(30)
@@ -370,7 +466,9 @@ def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wante
 
 
 def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows(
-    repository: Repository, bias_folders: dict[str, Path], tmp_path: Path
+    repository: Repository,
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     endpoints = {
         "good": {"variants": {"v": servers.variant(bias_folders["1"])}},
@@ -383,14 +481,19 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
         repository.select_variant("bad", draw=0.0)
 
 
-def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_a_worker_that_dies_of_loading_leaves_word_of_it(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     def load(folder: Path) -> Any:
         other = subprocess.Popen(["true"])
         other.wait()
         write_state(tmp_path / LOADING / "1.json", LoadingState(pid=other.pid, folder=folder))
         assert take_load_deaths(tmp_path) == [folder]
         assert take_load_deaths(tmp_path) == []
-        assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [f"{os.getpid()}.json"]
+        assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [
+            f"{os.getpid()}.json",
+        ]
         return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
@@ -401,7 +504,9 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(tmp_path: Path, bias_fo
 
 
 def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
-    tmp_path: Path, repository: Repository, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    repository: Repository,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "workers").mkdir()
     servers.want(tmp_path, 3, {})
@@ -410,7 +515,7 @@ def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
         repository.poll()
     assert read_workers(tmp_path) == []
     assert {record.getMessage() for record in caplog.records} == {
-        "the state of this worker cannot be written: File too large"
+        "the state of this worker cannot be written: File too large",
     }
     repository.poll()
     assert [worker.generation for worker in read_workers(tmp_path)] == [3]

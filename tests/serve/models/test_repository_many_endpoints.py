@@ -79,7 +79,10 @@ def test_an_unknown_endpoint_is_told_some_of_the_names(served: Served) -> None:
     assert f"and {COUNT + 2 - 10} more" in answer.json()["error"]
 
 
-def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path, folders: list[Path]) -> None:
+def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
+    tmp_path: Path,
+    folders: list[Path],
+) -> None:
     loads: list[str] = []
     tables: list[int] = []
 
@@ -89,7 +92,12 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path,
 
     def want(generation: int, names: list[str], changed: str) -> None:
         variants = {
-            name: {"v": servers.variant(tmp_path / "nothing" if name == "m3" else folders[int(name[1:])], "1")}
+            name: {
+                "v": servers.variant(
+                    tmp_path / "nothing" if name == "m3" else folders[int(name[1:])],
+                    "1",
+                ),
+            }
             for name in names
         }
         variants[changed] = {"v": servers.variant(folders[49], "2")}
@@ -104,7 +112,10 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path,
     loads.clear()
     tables.clear()
     want(2, names, "m5")
-    assert loads == ["nothing", "m9"]  # The failed load is repeated; m9 had the version that m5 has now.
+    assert loads == [
+        "nothing",
+        "m9",
+    ]  # The failed load is repeated; m9 had the version that m5 has now.
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")
@@ -113,7 +124,8 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path,
 
 
 def test_one_model_that_cannot_be_had_ends_a_server_that_has_no_other(
-    serve: Callable[..., Served], tmp_path: Path
+    serve: Callable[..., Served],
+    tmp_path: Path,
 ) -> None:
     served = serve("-m", str(tmp_path / "nothing"))
     wait_until(lambda: served.process.poll() is not None, 60, "the end")

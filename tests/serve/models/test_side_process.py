@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InvalidArtifact,
+    NotReady,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.serve.models.side_process import SideProcess
 from mlflow_deploy_plugin.serve.protocols import side_messages
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
@@ -81,9 +87,14 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
     made: list[SideProcess] = []
 
     def make(
-        how: str = "ready", answer_seconds: float = 30.0, python: Path = Path(sys.executable), concurrency: int = 1
+        how: str = "ready",
+        answer_seconds: float = 30.0,
+        python: Path = Path(sys.executable),
+        concurrency: int = 1,
     ) -> SideProcess:
-        made.append(SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency))
+        made.append(
+            SideProcess([str(python), str(child), how], answer_seconds, concurrency=concurrency),
+        )
         return made[-1]
 
     yield make
@@ -97,13 +108,19 @@ def pid_of(process: SideProcess) -> int:
     def ask() -> int:
         try:
             return int(process.request(SideMessage("echo")).fields["pid"])
-        except (NotReady, DeadlineExceeded):  # The process is starting, or the machine was too slow.
+        except (
+            NotReady,
+            DeadlineExceeded,
+        ):  # The process is starting, or the machine was too slow.
             return 0
 
     return int(wait_until(ask, what="the side process answers"))
 
 
-def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_answers_from_a_process_group_of_its_own(
+    new_process: Start,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
     process = new_process()
     ready = process.start()
@@ -151,7 +168,10 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
     with ThreadPoolExecutor() as pool:
         for told in ("within 1 s$", "restarted$"):
             hanging = pool.submit(process.request, SideMessage("hang"))
-            with contextlib.suppress(NotReady, TooManyRequests):  # The process may already be killed.
+            with contextlib.suppress(
+                NotReady,
+                TooManyRequests,
+            ):  # The process may already be killed.
                 while not hanging.done():
                     assert process.request(SideMessage("echo")).fields["pid"] == first
             with pytest.raises(DeadlineExceeded, match=told):
@@ -167,7 +187,9 @@ def test_an_answer_may_come_in_parts(new_process: Start) -> None:
         assert [part.fields["number"] for part in parts] == [0, 1, 2]
 
 
-def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else(new_process: Start) -> None:
+def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else(
+    new_process: Start,
+) -> None:
     process = new_process()
     first = process.start().fields["pid"]
     parts = process.stream(SideMessage("parts", {"parts": 1000}))
@@ -177,7 +199,9 @@ def test_parts_that_nobody_wants_any_more_leave_their_turn_and_reach_nobody_else
     assert process.pid == first
 
 
-def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(new_process: Start) -> None:
+def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(
+    new_process: Start,
+) -> None:
     process = new_process(concurrency=1)
     process.start()
     parts = process.stream(SideMessage("parts", {"parts": 1000, "pause": 0.3}))
@@ -186,7 +210,9 @@ def test_the_next_request_begins_when_unwanted_parts_are_not_made_any_more(new_p
     assert process.request(SideMessage("echo")).fields["making_parts"] == 0
 
 
-def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(new_process: Start) -> None:
+def test_a_process_that_never_learns_that_nobody_wants_its_parts_is_ended(
+    new_process: Start,
+) -> None:
     process = new_process(answer_seconds=0.5)
     first = process.start().fields["pid"]
     parts = process.stream(SideMessage("parts", {"parts": 2, "pause": 3600}))
@@ -206,11 +232,17 @@ def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
 
 
 def test_close_ends_one_that_is_still_loading(
-    new_process: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_process: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     process, loading = new_process("loading"), tmp_path / "loading"
-    starting = threading.Thread(target=pytest.raises, args=(InvalidArtifact, process.start), daemon=True)
+    starting = threading.Thread(
+        target=pytest.raises,
+        args=(InvalidArtifact, process.start),
+        daemon=True,
+    )
     starting.start()
     pid = int(wait_until(lambda: loading.exists() and loading.read_text(), what="it loads"))
     process.close()
@@ -218,7 +250,10 @@ def test_close_ends_one_that_is_still_loading(
     starting.join()
 
 
-@pytest.mark.parametrize(("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")],
+)
 def test_one_that_cannot_start_says_why(new_process: Start, how: str, said: str) -> None:
     with pytest.raises(InvalidArtifact, match=said):
         new_process(how).start()
@@ -229,8 +264,15 @@ def test_a_program_that_is_not_there_cannot_be_started() -> None:
         SideProcess(["/nowhere/python"], 1.0).start()
 
 
-@pytest.mark.parametrize(("question", "how"), [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")])
-def test_one_that_ends_over_a_question_is_started_anew(new_process: Start, question: str, how: str) -> None:
+@pytest.mark.parametrize(
+    ("question", "how"),
+    [("exit", "ended with status 7"), ("nonsense", "was killed by SIGKILL")],
+)
+def test_one_that_ends_over_a_question_is_started_anew(
+    new_process: Start,
+    question: str,
+    how: str,
+) -> None:
     process = new_process()
     first = process.start().fields["pid"]
     with pytest.raises(NotReady, match=f"model {how}"):
@@ -247,7 +289,9 @@ def test_one_that_is_killed_is_started_anew(new_process: Start) -> None:
 
 
 def test_one_that_cannot_be_started_any_more_is_tried_again_after_a_pause_that_grows(
-    new_process: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    new_process: Start,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     python, away = tmp_path / "python", tmp_path / "away"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -315,7 +359,7 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
         "from mlflow_deploy_plugin.serve.models.side_process import SideProcess\n"
         f"process = SideProcess([sys.executable, {str(tmp_path / 'child.py')!r}, 'ready'], 5.0)\n"
         "print(process.start().fields['pid'], flush=True)\n"
-        "time.sleep(3600)\n"
+        "time.sleep(3600)\n",
     )
     running = subprocess.Popen([sys.executable, str(keeper)], stdout=subprocess.PIPE)
     assert running.stdout is not None
@@ -327,7 +371,8 @@ def test_it_does_not_outlive_the_one_that_keeps_it(tmp_path: Path) -> None:
 
 
 def test_a_request_that_is_too_large_is_refused_and_the_process_goes_on(
-    new_process: Start, monkeypatch: pytest.MonkeyPatch
+    new_process: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process = new_process()
     process.start()

@@ -66,10 +66,16 @@ def asked_anew() -> Iterator[None]:
     gauges._nvml.cache_clear()
 
 
-def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
     families = text_string_to_metric_families(gpu_metrics_page().decode())
-    found = {(sample.name, sample.labels["gpu"]): sample.value for family in families for sample in family.samples}
+    found = {
+        (sample.name, sample.labels["gpu"]): sample.value
+        for family in families
+        for sample in family.samples
+    }
     assert found == {
         ("onnxserve_gpu_memory_used_bytes", "0"): 2**30,
         ("onnxserve_gpu_memory_used_bytes", "1"): 2**31,
@@ -83,18 +89,35 @@ def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(monkeypat
     }
 
 
-@pytest.mark.parametrize("module", [None, FakeNvml(driver=False)], ids=["not installed", "no driver"])
-def test_without_nvml_there_is_nothing(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [None, FakeNvml(driver=False)],
+    ids=["not installed", "no driver"],
+)
+def test_without_nvml_there_is_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType | None,
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert gpu_metrics_page() == b""
 
 
-REFUSED = RefusedVersion(endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed")
+REFUSED = RefusedVersion(
+    endpoint="e",
+    variant="v",
+    model='x"\n',
+    version="2",
+    cause="gate",
+    reason="not passed",
+)
 
 
 def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
     families = text_string_to_metric_families(agent_metrics_page(state_dir).decode())
-    return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in families}
+    return {
+        family.name: [(sample.labels, sample.value) for sample in family.samples]
+        for family in families
+    }
 
 
 def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
@@ -116,7 +139,10 @@ def test_what_is_not_served_is_a_metric(tmp_path: Path) -> None:
         "onnxserve_keys_fetched_timestamp_seconds": [({}, 11.5)],
         "onnxserve_log_complete_until_timestamp_seconds": [({}, 120.0)],
         "onnxserve_wanted_version_refused": [
-            ({"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"}, 1.0)
+            (
+                {"endpoint": "e", "variant": "v", "model": 'x"\n', "version": "2", "cause": "gate"},
+                1.0,
+            ),
         ],
     }
 

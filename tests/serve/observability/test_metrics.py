@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.core.statedir.metric_files import Metric, prometheus_text, read_families, read_series
+from mlflow_deploy_plugin.core.statedir.metric_files import (
+    Metric,
+    prometheus_text,
+    read_families,
+    read_series,
+)
 from mlflow_deploy_plugin.serve.observability import metrics as server_metrics
 from mlflow_deploy_plugin.serve.observability.metrics import MAX_PREDICTIONS, Metrics, Statistics
 from mlflow_deploy_plugin.serve.runtime.agreement import Agreement
@@ -40,7 +45,9 @@ def samples(metrics: Metrics, name: str) -> dict[str, float]:
     return {labels: float(value) for labels, value in found}
 
 
-def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metrics, Metrics]) -> None:
+def test_requests_of_all_workers_are_summed_by_their_labels(
+    workers: tuple[Metrics, Metrics],
+) -> None:
     for metrics in workers:
         metrics.count_request(REQUEST, 0.003)
         metrics.count_request((*REQUEST[:5], "400"), 0.2)
@@ -49,9 +56,13 @@ def test_requests_of_all_workers_are_summed_by_their_labels(workers: tuple[Metri
     assert counted == {labels.format(200): 2, labels.format(400): 2}
     buckets = samples(workers[1], "onnxserve_request_duration_seconds_bucket")
     labels = 'endpoint="e",model="m",protocol="v2",variant="v",version="7",le="{}"'
-    assert [buckets[labels.format(bound)] for bound in ("0.0025", "0.005", "0.1", "0.25", "+Inf")] == [0, 2, 2, 4, 4]
+    assert [
+        buckets[labels.format(bound)] for bound in ("0.0025", "0.005", "0.1", "0.25", "+Inf")
+    ] == [0, 2, 2, 4, 4]
     assert samples(workers[0], "ml_prediction_latency_seconds_count") == {'model_version="7"': 2}
-    assert samples(workers[0], "ml_prediction_latency_seconds_sum")['model_version="7"'] == pytest.approx(0.006)
+    assert samples(workers[0], "ml_prediction_latency_seconds_sum")[
+        'model_version="7"'
+    ] == pytest.approx(0.006)
 
 
 def test_a_bound_belongs_to_its_bucket(workers: tuple[Metrics, Metrics]) -> None:
@@ -69,7 +80,9 @@ def test_the_statistics_sum_up_all_workers_and_protocols(workers: tuple[Metrics,
     workers[0].count_request(("", "", "", "", "v2", "404"), 1.0)
     statistics = workers[1].statistics()
     assert all(0 <= time.time() - counted.last_request < 60 for counted in statistics.values())
-    assert {labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()} == {
+    assert {
+        labels: replace(counted, last_request=0.0) for labels, counted in statistics.items()
+    } == {
         ("e", "m", "7"): Statistics(4, 2, 1.5, 6, 2, 0.25, 0.5),
         ("", "", ""): Statistics(1, 1, 1.0),
     }
@@ -85,7 +98,10 @@ def test_predictions_are_counted_by_row_and_bounded(workers: tuple[Metrics, Metr
     assert len(counted) == MAX_PREDICTIONS + 1 + 3
     assert counted['model_version="7",prediction="label 0"'] == 3
     assert counted['model_version="7",prediction="other"'] == 10
-    assert (counted['model_version="8",prediction="True"'], counted['model_version="8",prediction="1"']) == (1, 3)
+    assert (
+        counted['model_version="8",prediction="True"'],
+        counted['model_version="8",prediction="1"'],
+    ) == (1, 3)
 
 
 def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metrics]) -> None:
@@ -95,8 +111,13 @@ def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metri
     workers[0].count_capture("e", (4, 4, True))
     workers[0].count_capture("e", (2, 0, None))
     workers[0].count_shadow_capture(True)
-    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="",reason="rate"': 2}
-    assert samples(workers[0], "onnxserve_capture_requests_total") == {'outcome="captured"': 2, 'outcome="dropped"': 1}
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {
+        'endpoint="",reason="rate"': 2,
+    }
+    assert samples(workers[0], "onnxserve_capture_requests_total") == {
+        'outcome="captured"': 2,
+        'outcome="dropped"': 1,
+    }
     assert samples(workers[0], "onnxserve_capture_rows_total") == {
         'endpoint="e",outcome="answered"': 11,
         'endpoint="e",outcome="captured"': 4,
@@ -105,7 +126,8 @@ def test_refused_and_captured_requests_are_counted(workers: tuple[Metrics, Metri
 
 
 def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
-    workers: tuple[Metrics, Metrics], tmp_path: Path
+    workers: tuple[Metrics, Metrics],
+    tmp_path: Path,
 ) -> None:
     workers[0].count_request(REQUEST, 0.1)
     (gauges,) = tmp_path.glob("gauges_*.db")  # Both workers are in this process.
@@ -113,7 +135,10 @@ def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
     assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
 
 
-def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Metrics, Metrics], tmp_path: Path) -> None:
+def test_a_worker_goes_on_with_the_files_of_one_that_has_died(
+    workers: tuple[Metrics, Metrics],
+    tmp_path: Path,
+) -> None:
     for metrics in workers:
         metrics.count_refused("rate")
     files = {path.name for path in tmp_path.glob("*.db")}
@@ -121,7 +146,9 @@ def test_a_worker_goes_on_with_the_files_of_one_that_has_died(workers: tuple[Met
     script += f"Metrics(Path({str(tmp_path)!r})).count_refused('rate')"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
-    assert samples(workers[0], "onnxserve_refused_requests_total") == {'endpoint="",reason="rate"': 4}
+    assert samples(workers[0], "onnxserve_refused_requests_total") == {
+        'endpoint="",reason="rate"': 4,
+    }
     added = {path.name for path in tmp_path.glob("*.db")} - files
     assert [name for name in added if not name.startswith("gauges")] == ["counts_2.db"]
 
@@ -130,9 +157,16 @@ def test_the_page_can_be_read_and_names_no_process(workers: tuple[Metrics, Metri
     for metrics in workers:
         metrics.count_request(REQUEST, 0.1)
         metrics.count_batch(("e", "v", "m", "7"), 3, 0.125, 0.25)
-    families = {family.name: family for family in text_string_to_metric_families(workers[0].page().decode())}
+    families = {
+        family.name: family for family in text_string_to_metric_families(workers[0].page().decode())
+    }
     assert "unknown" not in {family.type for family in families.values()}
-    assert not [sample for family in families.values() for sample in family.samples if "pid" in sample.labels]
+    assert not [
+        sample
+        for family in families.values()
+        for sample in family.samples
+        if "pid" in sample.labels
+    ]
     assert families["onnxserve_last_request_timestamp_seconds"].type == "gauge"
     assert [sample.value for sample in families["onnxserve_unrecorded"].samples] == [0]
 
@@ -157,24 +191,42 @@ def test_shadows_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path
     metrics = Metrics(tmp_path)
     for number in range(200):
         metrics.count_shadow(("e", str(number), "m", "2"), "failed")
-    failed = [one for one in read_series(tmp_path)["onnxserve_shadow_requests"] if one.labels["outcome"] == "failed"]
+    failed = [
+        one
+        for one in read_series(tmp_path)["onnxserve_shadow_requests"]
+        if one.labels["outcome"] == "failed"
+    ]
     assert [one.value for one in failed] == [1.0] * 200
 
 
-def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metrics, Metrics]) -> None:
-    agreement = Agreement(differences=np.array([0.0, 0.02, np.inf]), excess=np.array([0.0, 2.0, 0.0]), are_numbers=True)
+def test_the_shadows_of_workers_are_added_up(
+    tmp_path: Path,
+    workers: tuple[Metrics, Metrics],
+) -> None:
+    agreement = Agreement(
+        differences=np.array([0.0, 0.02, np.inf]),
+        excess=np.array([0.0, 2.0, 0.0]),
+        are_numbers=True,
+    )
     for metrics in workers:
         metrics.count_shadow_comparison(SHADOW, agreement, 2, 0.003)
         metrics.count_shadow(SHADOW, "dropped")
         metrics.count_shadow(SHADOW, "failed")
 
-    outcomes = {one.labels["outcome"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_requests"]}
+    outcomes = {
+        one.labels["outcome"]: one.value
+        for one in read_series(tmp_path)["onnxserve_shadow_requests"]
+    }
     assert outcomes == {"compared": 4.0, "dropped": 2.0, "failed": 2.0}
-    rows = {one.labels["agreement"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_rows"]}
+    rows = {
+        one.labels["agreement"]: one.value for one in read_series(tmp_path)["onnxserve_shadow_rows"]
+    }
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()
     labels = 'endpoint="e",model="m",variant="new",version="2"{bound}'
-    assert f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page  # NaN is not a difference.
+    assert (
+        f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page
+    )  # NaN is not a difference.
     zero = labels.format(bound=',le="0"')
     assert f"onnxserve_shadow_difference_bucket{{{zero}}} 2.0\n" in page
     assert f"onnxserve_shadow_duration_seconds_count{{{labels.format(bound='')}}} 2.0\n" in page

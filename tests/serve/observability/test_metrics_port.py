@@ -73,11 +73,20 @@ def test_the_port_sums_the_workers_and_has_nothing_else(tmp_path: Path) -> None:
             head, _, page = get(address, "/metrics?name=any").partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200")
             assert requests_by_status(page.decode()) == {"200": 2}
-            for path in ("/", "/metrics/history", "/metricsx", "/v2/health/live", "/invocations", "/v2/models/flights"):
+            for path in (
+                "/",
+                "/metrics/history",
+                "/metricsx",
+                "/v2/health/live",
+                "/invocations",
+                "/v2/models/flights",
+            ):
                 assert get(address, path).startswith(b"HTTP/1.1 404"), path
             assert exchange(address, b"POST /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
             assert exchange(address, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 404")  # TLS
-            assert exchange(address, b"GET /" + b"a" * 100_000) == b""  # A head of unlimited length.
+            assert (
+                exchange(address, b"GET /" + b"a" * 100_000) == b""
+            )  # A head of unlimited length.
     finally:
         remove_metrics(tmp_path)
 
@@ -87,7 +96,9 @@ def test_idle_and_slow_connections_end_and_leave_the_port_to_prometheus(tmp_path
     with metrics_process(tmp_path) as address, ExitStack() as idle:
         assert get(address, "/")
         began = time.monotonic()
-        connections = [idle.enter_context(socket.create_connection(address, timeout=30)) for _ in range(40)]
+        connections = [
+            idle.enter_context(socket.create_connection(address, timeout=30)) for _ in range(40)
+        ]
         ended = [connection for connection in connections[32:] if connection.recv(1) == b""]
         assert len(ended) == 8  # These connections exceed the limit.
         assert time.monotonic() - began < 5
@@ -112,7 +123,16 @@ class Keyed:
 @pytest.fixture
 def keyed(serve: Callable[..., Served], model_folders: dict[str, Path], free_port: int) -> Keyed:
     key = CliRunner().invoke(main, ["keys", "create", "tester"]).stdout.strip()
-    options = ["-m", str(model_folders["stock"]), "--name", "flights", "-w", "2", "--metrics-port", str(free_port)]
+    options = [
+        "-m",
+        str(model_folders["stock"]),
+        "--name",
+        "flights",
+        "-w",
+        "2",
+        "--metrics-port",
+        str(free_port),
+    ]
     server = serve(*options, "-C", "server.api_keys=true").wait_ready()
     found = Keyed(server, f"http://127.0.0.1:{free_port}/metrics", key)
     wait_until(lambda: found.predict().ok, 60, "a worker knows the key")
@@ -127,7 +147,9 @@ def counted(url: str) -> dict[str, float]:
 def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> None:
     server, url = keyed.server, keyed.url
     before = counted(url)["200"]
-    answered = sum(keyed.predict().ok for _ in range(50))  # One of the workers may not know the key yet.
+    answered = sum(
+        keyed.predict().ok for _ in range(50)
+    )  # One of the workers may not know the key yet.
     assert answered
     assert server.predict(1, 2, 3).status_code == 401
     assert counted(url)["200"] == before + answered
@@ -136,7 +158,11 @@ def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> No
     children = psutil.Process(server.process.pid).children(recursive=True)
     (exporter,) = [child for child in children if MODULE in child.cmdline()]
     loaded = {Path(mapped.path).name.partition(".")[0] for mapped in exporter.memory_maps()}
-    assert not {name for name in loaded if name.startswith(("onnxruntime", "_multiarray", "lib_arrow", "libarrow"))}
+    assert not {
+        name
+        for name in loaded
+        if name.startswith(("onnxruntime", "_multiarray", "lib_arrow", "libarrow"))
+    }
     for worker in [child for child in children if "gunicorn" in child.cmdline()][1:]:
         worker.kill()
     os.kill(exporter.pid, signal.SIGKILL)
@@ -146,18 +172,36 @@ def test_prometheus_scrapes_a_server_with_keys_without_a_key(keyed: Keyed) -> No
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
-def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(keyed: Keyed, tmp_path: Path) -> None:
+def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(
+    keyed: Keyed,
+    tmp_path: Path,
+) -> None:
     address = f"127.0.0.1:{find_free_port()}"
     target = {
         "targets": [keyed.url.split("/")[2]],
         "labels": {"namespace": "ml", "endpoint": "metrics"},
     }  # The operator's.
-    scraped = {"job_name": "pods", "honor_labels": True, "scrape_interval": "1s", "static_configs": [target]}
+    scraped = {
+        "job_name": "pods",
+        "honor_labels": True,
+        "scrape_interval": "1s",
+        "static_configs": [target],
+    }
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump({"scrape_configs": [scraped]}))
-    options = ["--config.file=prometheus.yaml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
-    spec = new_endpoint("flights", "models:/f/1", {"kubernetes.requests_per_second": 5, "kubernetes.max_replicas": 9})
+    options = [
+        "--config.file=prometheus.yaml",
+        "--storage.tsdb.path=data",
+        f"--web.listen-address={address}",
+    ]
+    spec = new_endpoint(
+        "flights",
+        "models:/f/1",
+        {"kubernetes.requests_per_second": 5, "kubernetes.max_replicas": 9},
+    )
     (text,) = FORMATS["keda"](spec, Place("ml")).values()
-    (scaled,) = [document for document in yaml.safe_load_all(text) if document["kind"] == "ScaledObject"]
+    (scaled,) = [
+        document for document in yaml.safe_load_all(text) if document["kind"] == "ScaledObject"
+    ]
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
 
     def rate() -> float:
@@ -166,7 +210,12 @@ def test_the_query_of_keda_is_the_rate_of_the_endpoint_in_a_real_prometheus(keye
         return float(answer["data"]["result"][0]["value"][1]) if answer["data"]["result"] else 0.0
 
     with (tmp_path / "log").open("wb") as log:
-        prometheus = subprocess.Popen(["prometheus", *options], cwd=tmp_path, stdout=log, stderr=log)
+        prometheus = subprocess.Popen(
+            ["prometheus", *options],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
     try:
         wait_until(lambda: _answers(f"http://{address}/-/ready"), 60, "Prometheus is ready")
         assert wait_until(rate, 60, "the rate is known") > 0

@@ -32,7 +32,11 @@ def artifact(*outputs: Output, classes: tuple[Any, ...] = ()) -> Artifact:
         (artifact(LABEL), {"label": np.array([[7], [2]])}, {7: 1, 2: 1}),
         (artifact(LABEL), {"label": np.array(["a", "b", "a"], dtype=object)}, {"a": 2, "b": 1}),
         (artifact(LABEL), {"label": np.array([True, True])}, {True: 2}),
-        (artifact(PROBABILITIES, LABEL, classes=("no", "yes")), {"p": PROBABLE, "label": np.array([0] * 3)}, {0: 3}),
+        (
+            artifact(PROBABILITIES, LABEL, classes=("no", "yes")),
+            {"p": PROBABLE, "label": np.array([0] * 3)},
+            {0: 3},
+        ),
         (artifact(PROBABILITIES, LABEL, classes=("no", "yes")), {"p": PROBABLE}, {}),
         (artifact(PROBABILITIES, classes=("no", "yes")), {"p": PROBABLE}, {"yes": 2, "no": 1}),
         (artifact(PROBABILITIES), {"p": PROBABLE}, {}),
@@ -40,14 +44,22 @@ def artifact(*outputs: Output, classes: tuple[Any, ...] = ()) -> Artifact:
         (artifact(), {}, {}),
     ],
 )
-def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], labels: dict[Any, int]) -> None:
+def test_labels_are_counted_by_row(
+    model: Artifact,
+    outputs: dict[str, Any],
+    labels: dict[Any, int],
+) -> None:
     assert dict(predicted_labels(model, outputs)) == labels
 
 
 def test_an_answer_counts_for_its_version(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    variant = serve_here(servers.one_endpoint(model_folders["mixed"])).repository.select_variant("e")
+    variant = serve_here(servers.one_endpoint(model_folders["mixed"])).repository.select_variant(
+        "e",
+    )
     metrics = Metrics(tmp_path / "counted")
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
     metrics.count_response(variant, "v2", "200", 0.5, outputs)
@@ -57,14 +69,24 @@ def test_an_answer_counts_for_its_version(
     assert replace(counted, last_request=0.0) == Statistics(2, 1, 0.75)
     page = metrics.page().decode()
     assert 'ml_predictions_total{model_version="1",prediction="yes"} 2.0' in page
-    assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0' in page
+    assert (
+        'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0'
+        in page
+    )
 
 
 def test_labels_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     for version in range(12):
-        loaded = SimpleNamespace(predictor=SimpleNamespace(artifact=artifact(LABEL)), version=str(version))
-        variant: Any = SimpleNamespace(endpoint="e", loaded=loaded, labels=("e", "v", "m", loaded.version))
+        loaded = SimpleNamespace(
+            predictor=SimpleNamespace(artifact=artifact(LABEL)),
+            version=str(version),
+        )
+        variant: Any = SimpleNamespace(
+            endpoint="e",
+            loaded=loaded,
+            labels=("e", "v", "m", loaded.version),
+        )
         count = metrics.prediction_counter(variant, "v2")
         for label in range(100):
             count((1, 1, True), 0.001, 0.002, {"label": np.array([label])})

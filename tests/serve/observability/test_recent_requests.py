@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.core.errors import NotFound, SchemaMismatch
-from mlflow_deploy_plugin.serve.observability.recent_requests import Origin, RecentRequest, RecentRequests
+from mlflow_deploy_plugin.serve.observability.recent_requests import (
+    Origin,
+    RecentRequest,
+    RecentRequests,
+)
 from tests.support.waiting import wait_until
 
 ANSWERED: Origin = 200, "e", "v", "1", "invocations"
@@ -33,14 +37,18 @@ def statuses(requests: list[RecentRequest]) -> list[int]:
 
 
 def test_requests_are_read_with_the_newest_first(worker: RecentRequests) -> None:
-    worker.ring(ANSWERED).append((ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""))  # A plan appends directly.
+    worker.ring(ANSWERED).append(
+        (ANSWERED, 1_000_000, 0.001, 1, "p1", "", ""),
+    )  # A plan appends directly.
     worker.add(FAILED, 0.25, 0, "p2", SchemaMismatch("column 'a', row 0: 'far'"))
     newest, oldest = worker.read()
     assert (newest[0], newest[2], newest[4]) == (FAILED, 0.25, "p2")
     assert oldest == (ANSWERED, 1_000_000, 0.001, 1, "p1", "", "")
 
 
-def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(worker: RecentRequests) -> None:
+def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(
+    worker: RecentRequests,
+) -> None:
     worker.add(ANSWERED, 0.001, 1, "p", None)
     for _ in range(10_000):
         worker.add(REFUSED, 0.001, 0, "", None)
@@ -49,7 +57,9 @@ def test_a_flood_of_one_status_neither_grows_nor_hides_other_requests(worker: Re
     assert len(seen) < 100
 
 
-def test_a_message_may_quote_values_only_before_a_version_is_selected(worker: RecentRequests) -> None:
+def test_a_message_may_quote_values_only_before_a_version_is_selected(
+    worker: RecentRequests,
+) -> None:
     worker.add(FAILED, 0.001, 0, "", SchemaMismatch("column 'a', row 0: 'far'"))
     worker.add(REFUSED, 0.001, 0, "", NotFound(f"endpoint '{KEY}' does not exist\n" + "x" * 1000))
     (*_, code, refused), (*_, withheld) = sorted(worker.read(), reverse=True)
@@ -60,12 +70,17 @@ def test_a_message_may_quote_values_only_before_a_version_is_selected(worker: Re
     assert len(refused) <= 200
 
 
-def test_a_worker_reads_the_requests_of_another_worker(worker: RecentRequests, tmp_path: Path) -> None:
+def test_a_worker_reads_the_requests_of_another_worker(
+    worker: RecentRequests,
+    tmp_path: Path,
+) -> None:
     worker.add(ANSWERED, 0.001, 1, "p", None)
     worker.write()
     with opened(tmp_path, 1) as other:
         assert other.read() == worker.read()
-        (tmp_path / "requests_0.json").write_bytes(b"[[[200, ")  # A file that cannot be read hides nothing else.
+        (tmp_path / "requests_0.json").write_bytes(
+            b"[[[200, ",
+        )  # A file that cannot be read hides nothing else.
         other.add(ANSWERED, 0.001, 1, "q", None)
         assert [prediction_id for *_, prediction_id, _, _ in other.read()] == ["q"]
 
@@ -92,7 +107,8 @@ def test_a_worker_that_ends_writes_its_last_requests(tmp_path: Path) -> None:
 
 
 def test_the_file_is_bounded_and_is_written_only_if_there_are_new_requests(
-    worker: RecentRequests, tmp_path: Path
+    worker: RecentRequests,
+    tmp_path: Path,
 ) -> None:
     for endpoint in range(200):
         for _ in range(50):

@@ -25,19 +25,25 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, True),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://jaeger:4318/v1/traces"}, True),
         ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
-        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
+        (
+            {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"},
+            False,
+        ),
         ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318"}, False),
     ],
 )
 def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
-    environment: dict[str, str], is_on: bool
+    environment: dict[str, str],
+    is_on: bool,
 ) -> None:
     assert tracing_is_on(environment) is is_on
 
 
 @pytest.mark.long
 def test_a_request_is_a_span_below_its_callers(
-    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
@@ -50,7 +56,10 @@ def test_a_request_is_a_span_below_its_callers(
             )
             refused = running.post("/invocations", json={"inputs": [[1]]})
             name = "POST /endpoints/{endpoint}/invocations"
-            wait_until(lambda: received.named(name) and received.named("POST /invocations"), what="the spans")
+            wait_until(
+                lambda: received.named(name) and received.named("POST /invocations"),
+                what="the spans",
+            )
     (span,) = received.named(name)
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert answer.headers["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
@@ -71,7 +80,10 @@ def test_a_request_is_a_span_below_its_callers(
         "encode",
     ]
     assert all(
-        span.start_time_unix_nano - 1_000_000 <= part.start_time_unix_nano <= part.end_time_unix_nano for part in parts
+        span.start_time_unix_nano - 1_000_000
+        <= part.start_time_unix_nano
+        <= part.end_time_unix_nano
+        for part in parts
     )
     (other,) = received.named("POST /invocations")
     assert attributes(other)["http.response.status_code"] == refused.status_code == 400
@@ -80,17 +92,23 @@ def test_a_request_is_a_span_below_its_callers(
 
 
 def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
-    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
-        assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
+        assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [
+            200,
+        ] * 20
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
 
 
 def test_the_last_spans_of_a_worker_are_sent_at_its_end(
-    tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
@@ -104,7 +122,10 @@ def test_the_last_spans_of_a_worker_are_sent_at_its_end(
 
 
 def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
-    tmp_path: Path, bias_folders: dict[str, Path], mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = MlflowClient(mlflow_server.url)
     experiment = client.create_experiment("traces of a server")
@@ -115,7 +136,11 @@ def test_mlflow_keeps_the_traces_as_those_of_an_experiment(
     found = client.get_trace("tr-" + answer.headers["traceparent"].split("-")[1])
     (span,) = (span for span in found.data.spans if span.name == "POST /invocations")
     assert span.attributes["onnxserve.prediction_id"] == answer.headers["X-Prediction-Id"]
-    assert {part.name for part in found.data.spans if part.parent_id == span.span_id} == {"decode", "infer", "encode"}
+    assert {part.name for part in found.data.spans if part.parent_id == span.span_id} == {
+        "decode",
+        "infer",
+        "encode",
+    }
     assert (found.info.experiment_id, found.info.status) == (experiment, "OK")
 
 
@@ -125,8 +150,16 @@ def test_nothing_of_opentelemetry_is_imported_where_it_is_off() -> None:
         "from mlflow_deploy_plugin.serve.observability.tracing import *;"
         "assert open_tracer() is None; print([name for name in sys.modules if 'opentelemetry' in name])"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("OTEL_")
+    }
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert shown.stdout.strip() == "[]"
 
 
@@ -144,11 +177,16 @@ def _load_pyfunc(path):
 
 
 @pytest.mark.long
-def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_spans_of_an_agent_go_to_the_same_collector(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)
     flavor = "{python_function: {loader_module: agent_with_spans, code: code}}"
-    (tmp_path / "MLmodel").write_text(f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n")
+    (tmp_path / "MLmodel").write_text(
+        f"flavors: {flavor}\nmetadata: {{task: agent/v1/responses}}\n",
+    )
     with collector() as received:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")

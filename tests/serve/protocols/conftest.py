@@ -70,13 +70,14 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
             "distance": random.uniform(100, 3000, 200),
             "hour": random.integers(0, 24, 200),
             "holiday": random.integers(0, 2, 200).astype(bool),
-        }
+        },
     )
     late = (flights.hour + flights.holiday * 6 + (flights.carrier == "AA") * 4 > 14).map(
-        {True: "late", False: "on time"}
+        {True: "late", False: "on time"},
     )
     columns = make_column_transformer(
-        (StandardScaler(), ["distance", "hour"]), (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"])
+        (StandardScaler(), ["distance", "hour"]),
+        (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"]),
     )
     table = pd.DataFrame(random.normal(size=(50, 3)), columns=["a", "b", "c"])
     target = table.a * 2 - table.b + 0.5 * table.c + 1
@@ -87,7 +88,10 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
         "regressor": (LinearRegression().fit(table, target), table),
         "gaps": (make_pipeline(SimpleImputer(), LinearRegression()).fit(gaps, target), gaps),
         "targets": (LinearRegression().fit(matrix, np.column_stack([target, -target])), matrix),
-        "integers": (LogisticRegression().fit(matrix, target.round().clip(-1, 1).astype(int)), matrix),
+        "integers": (
+            LogisticRegression().fit(matrix, target.round().clip(-1, 1).astype(int)),
+            matrix,
+        ),
         "booleans": (LogisticRegression().fit(matrix, target > 0), matrix),
         "probabilities": (LogisticRegression().fit(matrix, target > 0), matrix),
     }
@@ -95,7 +99,9 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
 
     for name, (model, example) in originals.items():
         theirs, ours = root / name / "theirs", root / name / "ours"
-        predict: Literal["predict", "predict_proba"] = "predict_proba" if name == "probabilities" else "predict"
+        predict: Literal["predict", "predict_proba"] = (
+            "predict_proba" if name == "probabilities" else "predict"
+        )
         mlflow.sklearn.save_model(
             model,
             theirs,
@@ -104,7 +110,12 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
             pip_requirements=[],
             pyfunc_predict_fn=predict,
         )
-        mlflow_deploy_plugin.save_model(model, ours, input_example=example, pyfunc_predict_fn=predict)
+        mlflow_deploy_plugin.save_model(
+            model,
+            ours,
+            input_example=example,
+            pyfunc_predict_fn=predict,
+        )
         folders[name] = theirs, ours
     tensors = {
         "pair": (PAIR, {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.int64)}),
@@ -122,7 +133,12 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
     for kind, graph in STOCK.items():
         for form, signature in signatures.items():
             name = f"{kind}-{form}"
-            mlflow.onnx.save_model(parse_graph(graph), root / name, signature=signature, pip_requirements=[])
+            mlflow.onnx.save_model(
+                parse_graph(graph),
+                root / name,
+                signature=signature,
+                pip_requirements=[],
+            )
             folders[name] = root / name, root / name
     return folders
 
@@ -143,12 +159,17 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
     from starlette.routing import Mount
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() sets the variable; the fixture restores it.
+        patch.setenv(
+            "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
+            "false",
+        )  # init() sets the variable; the fixture restores it.
         mounts: list[Any] = [
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
         ]
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=mounts), port=0, log_level="critical"))
+        server = uvicorn.Server(
+            uvicorn.Config(Starlette(routes=mounts), port=0, log_level="critical"),
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         wait_until(lambda: server.started, what="MLflow's scoring server")
@@ -159,12 +180,24 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 
 
 @pytest.fixture(scope="module")
-def ask_ours(scored_folders: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+def ask_ours(
+    scored_folders: dict[str, tuple[Path, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Ask]:
     """Yield our server, with one endpoint per model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
-    with opened(state_dir, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()}) as server:
+    with opened(
+        state_dir,
+        {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()},
+    ) as server:
 
-        def ask(model: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
+        def ask(
+            model: str,
+            method: str,
+            path: str,
+            content_type: str | None = None,
+            body: bytes = b"",
+        ) -> Answer:
             headers = {} if content_type is None else {"content-type": content_type}
             place = f"/endpoints/{model}{path}" if path == "/invocations" else path
             response = handle(server, RawRequest(method, place, headers, body))
@@ -173,7 +206,13 @@ def ask_ours(scored_folders: dict[str, tuple[Path, Path]], tmp_path_factory: pyt
         yield ask
 
 
-def ask_over_http(url: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
+def ask_over_http(
+    url: str,
+    method: str,
+    path: str,
+    content_type: str | None = None,
+    body: bytes = b"",
+) -> Answer:
     headers = {} if content_type is None else {"Content-Type": content_type}
     response = requests.request(method, url + path, headers=headers, data=body, timeout=30)
     return response.status_code, response.content

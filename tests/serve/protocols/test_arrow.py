@@ -14,7 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.core.errors import BodyTooLarge, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    OnnxserveError,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
 from mlflow_deploy_plugin.serve.protocols import arrow
 from mlflow_deploy_plugin.serve.protocols.arrow_columns import check_type
@@ -28,7 +33,11 @@ LIMIT = 4_000_000
 
 def stream(table: pa.Table, compression: str | None = None) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+    with pa.ipc.new_stream(
+        sink,
+        table.schema,
+        options=pa.ipc.IpcWriteOptions(compression=compression),
+    ) as writer:
         writer.write_table(table)
     return bytes(sink.getvalue().to_pybytes())
 
@@ -77,7 +86,12 @@ ROWS = st.lists(
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
 @given(rows=ROWS, is_dictionary=st.booleans(), chunk=st.integers(1, 20))
-def test_a_table_comes_as_it_was(media: str, rows: list[Any], is_dictionary: bool, chunk: int) -> None:
+def test_a_table_comes_as_it_was(
+    media: str,
+    rows: list[Any],
+    is_dictionary: bool,
+    chunk: int,
+) -> None:
     columns = [list(values) for values in zip(*rows, strict=True)]
     texts = pa.array(columns[0], pa.large_string())
     arrays = [texts.dictionary_encode() if is_dictionary else texts, *map(pa.array, columns[1:])]
@@ -131,13 +145,25 @@ def test_a_time_beyond_all_years_does_no_harm(number: int, unit: str) -> None:
 
 
 DICTIONARY_OF_BOOLEANS = pa.DictionaryArray.from_arrays(pa.array([0, None]), pa.array([True]))
-NUMBERS = [pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+NUMBERS = [
+    pa.int8(),
+    pa.int16(),
+    pa.int32(),
+    pa.int64(),
+    pa.uint8(),
+    pa.uint16(),
+    pa.uint32(),
+    pa.uint64(),
+]
 FLOATS = [pa.float16(), pa.float32(), pa.float64()]
 
 
 @pytest.mark.parametrize("kind", [*NUMBERS, *FLOATS], ids=str)
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa.DataType, media: str) -> None:
+def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(
+    kind: pa.DataType,
+    media: str,
+) -> None:
     table = pa.table({"x": pa.array([1, None, 3], kind)})
     feeds = arrow.decode(WRITERS[media](table), schema_of(x="double"), LIMIT)
     np.testing.assert_array_equal(feeds["x"].ravel(), [1.0, np.nan, 3.0])
@@ -148,13 +174,20 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa
 @pytest.mark.parametrize("has_null", [False, True])
 @pytest.mark.parametrize("fed", ["float32", "float64"])
 def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(
-    kind: pa.DataType, wanted: ColumnType, has_null: bool, fed: str
+    kind: pa.DataType,
+    wanted: ColumnType,
+    has_null: bool,
+    fed: str,
 ) -> None:
     """One batch may be read as a matrix, several batches never are."""
     largest = 3.4e38 if pa.types.is_float32(kind) or pa.types.is_float64(kind) else 100
     values = {"a": [1, largest, 3], "b": [4, None if has_null else 5, 0]}
     table = pa.table({name: pa.array(values[name], kind) for name in "ab"})
-    schema = compile_schema(tuple(Column(name, wanted) for name in "ab"), (), (Input("X", fed, (-1, 2), ("a", "b")),))
+    schema = compile_schema(
+        tuple(Column(name, wanted) for name in "ab"),
+        (),
+        (Input("X", fed, (-1, 2), ("a", "b")),),
+    )
 
     def outcome(given: pa.Table) -> Any:
         try:
@@ -183,10 +216,15 @@ def test_a_decimal_is_the_nearest_number_or_exact_if_it_is_whole(media: str) -> 
     assert ids["x"].ravel().tolist() == [2**53 + 1, 7]
 
 
-@pytest.mark.parametrize("writer", [stream, lambda table: stream(table, "zstd"), lambda table: stream(table, "lz4")])
+@pytest.mark.parametrize(
+    "writer",
+    [stream, lambda table: stream(table, "zstd"), lambda table: stream(table, "lz4")],
+)
 def test_columns_are_stacked_by_name_into_one_input(writer: Callable[[pa.Table], bytes]) -> None:
     values = np.random.default_rng(0).normal(size=(1000, 30))
-    table = pa.table({f"f{i}": values[:, i] for i in reversed(range(30))} | {"more": pa.array(["x"] * 1000)})
+    table = pa.table(
+        {f"f{i}": values[:, i] for i in reversed(range(30))} | {"more": pa.array(["x"] * 1000)},
+    )
     feeds = arrow.decode(writer(table), stacked(30), LIMIT)
     assert feeds["X"].dtype == np.float32
     np.testing.assert_array_equal(feeds["X"], values.astype(np.float32))
@@ -220,7 +258,10 @@ def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> Non
 
 
 @pytest.mark.parametrize(("offsets", "data"), [([0, 4, 2, 4], b"abcd"), ([0, 2, 4], b"ab\xffd")])
-def test_strings_whose_buffers_contradict_each_other_are_refused(offsets: list[int], data: bytes) -> None:
+def test_strings_whose_buffers_contradict_each_other_are_refused(
+    offsets: list[int],
+    data: bytes,
+) -> None:
     buffers = [None, pa.py_buffer(np.array(offsets, "<i4")), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.string(), len(offsets) - 1, buffers)
     with pytest.raises(InvalidRequest, match="not valid"):
@@ -237,14 +278,29 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
     ("null in integers", pa.array([1, None]), "long", ["'x'", "row 1", "null", "integer"]),
     ("null in booleans", pa.array([True, None]), "boolean", ["'x'", "row 1", "null"]),
     ("null in strings", pa.array(["a", None]), "string", ["'x'", "row 1", "null"]),
-    ("null in a dictionary", pa.array(["a", None]).dictionary_encode(), "string", ["'x'", "row 1", "null"]),
-    ("null in a dictionary of booleans", DICTIONARY_OF_BOOLEANS, "boolean", ["'x'", "row 1", "null"]),
+    (
+        "null in a dictionary",
+        pa.array(["a", None]).dictionary_encode(),
+        "string",
+        ["'x'", "row 1", "null"],
+    ),
+    (
+        "null in a dictionary of booleans",
+        DICTIONARY_OF_BOOLEANS,
+        "boolean",
+        ["'x'", "row 1", "null"],
+    ),
     ("nothing but nulls", pa.nulls(2), "long", ["'x'", "row 0", "null"]),
     ("strings for numbers", pa.array(["1", "2"]), "double", ["'x'", "type string", "numbers"]),
     ("numbers for strings", pa.array([1, 2]), "string", ["'x'", "string"]),
     ("fractions for integers", pa.array([1.0, 2.5]), "long", ["'x'", "integer"]),
     ("too large for an integer", pa.array([1, 2**40]), "integer", ["'x'", "row 1", str(2**40)]),
-    ("decimals as strings", pa.array([1, 2]).cast(pa.decimal128(25, 2)), "string", ["'x'", "decimal128"]),
+    (
+        "decimals as strings",
+        pa.array([1, 2]).cast(pa.decimal128(25, 2)),
+        "string",
+        ["'x'", "decimal128"],
+    ),
     ("half a decimal", pa.array(["0.5"]).cast(pa.decimal128(5, 1)), "long", ["'x'", "0.5"]),
     ("times", pa.array([1, 2], pa.timestamp("ns")), "long", ["'x'", "timestamp"]),
     ("bytes", pa.array([b"a", b"b"]), "string", ["'x'", "binary"]),
@@ -255,8 +311,17 @@ REFUSED: list[tuple[str, pa.Array, ColumnType, list[str]]] = [
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
-@pytest.mark.parametrize(("array", "kind", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_what_does_not_fit_is_refused_by_name(media: str, array: pa.Array, kind: ColumnType, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("array", "kind", "words"),
+    [case[1:] for case in REFUSED],
+    ids=[case[0] for case in REFUSED],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    media: str,
+    array: pa.Array,
+    kind: ColumnType,
+    words: list[str],
+) -> None:
     with pytest.raises(SchemaMismatch) as caught:
         arrow.decode(WRITERS[media](pa.table({"x": array})), schema_of(x=kind), LIMIT)
     for word in words:
@@ -265,7 +330,11 @@ def test_what_does_not_fit_is_refused_by_name(media: str, array: pa.Array, kind:
 
 def test_a_missing_and_a_doubled_column_are_named() -> None:
     with pytest.raises(SchemaMismatch, match="'late' is missing"):
-        arrow.decode(stream(pa.table({"carrier": ["a"], "distance": [1.0], "hour": [1]})), MIXED, LIMIT)
+        arrow.decode(
+            stream(pa.table({"carrier": ["a"], "distance": [1.0], "hour": [1]})),
+            MIXED,
+            LIMIT,
+        )
     doubled = pa.table([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
     with pytest.raises(SchemaMismatch, match="'x' is duplicated"):
         arrow.decode(stream(doubled), schema_of(x="double"), LIMIT)
@@ -280,26 +349,46 @@ def test_a_tensor_is_a_column_of_lists_or_all_columns(media: str) -> None:
     columns = pa.table({f"{i}": values.reshape(3, 4)[:, i] for i in range(4)})
     write = WRITERS[media]
     for table in (flat, lists, nested):
-        np.testing.assert_array_equal(arrow.decode(write(table), tensor(-1, 2, 2), LIMIT)["x"], values.reshape(3, 2, 2))
+        np.testing.assert_array_equal(
+            arrow.decode(write(table), tensor(-1, 2, 2), LIMIT)["x"],
+            values.reshape(3, 2, 2),
+        )
     for table in (flat, lists, columns):
-        np.testing.assert_array_equal(arrow.decode(write(table), tensor(-1, 4), LIMIT)["x"], values.reshape(3, 4))
+        np.testing.assert_array_equal(
+            arrow.decode(write(table), tensor(-1, 4), LIMIT)["x"],
+            values.reshape(3, 4),
+        )
 
 
 @pytest.mark.parametrize("lists", [[[1.0, 2.0], [4.0, 5.0]], [["a", "b"]]])
-def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature(lists: list[Any]) -> None:
+def test_a_column_without_a_name_holds_the_columns_in_the_order_of_the_signature(
+    lists: list[Any],
+) -> None:
     kind: ColumnType = "string" if lists == [["a", "b"]] else "double"
     feeds = arrow.decode(stream(pa.table({"": lists})), schema_of(y=kind, x=kind), LIMIT)
     assert [[*row] for row in zip(feeds["y"].ravel(), feeds["x"].ravel(), strict=True)] == lists
 
 
-@pytest.mark.parametrize("column", [[1.0, 2.0], [[1.0], [2.0]], [[1.0] * 3], [[[1.0, 2.0]]], [["a", "b"]], [None]])
-def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(column: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "column",
+    [[1.0, 2.0], [[1.0], [2.0]], [[1.0] * 3], [[[1.0, 2.0]]], [["a", "b"]], [None]],
+)
+def test_a_column_without_a_name_that_does_not_fit_the_columns_is_refused(
+    column: list[Any],
+) -> None:
     with pytest.raises(SchemaMismatch):
         arrow.decode(stream(pa.table({"": column})), schema_of(y="double", x="double"), LIMIT)
 
 
 @pytest.mark.parametrize(
-    "column", [[[1.0], [1.0, 2.0]], [[1.0, None], [1.0, 2.0]], [[1.0] * 3] * 2, [None, [1.0, 2.0]], [["a", "b"]]]
+    "column",
+    [
+        [[1.0], [1.0, 2.0]],
+        [[1.0, None], [1.0, 2.0]],
+        [[1.0] * 3] * 2,
+        [None, [1.0, 2.0]],
+        [["a", "b"]],
+    ],
 )
 def test_lists_that_are_no_tensor_are_refused(column: list[Any]) -> None:
     try:
@@ -343,16 +432,24 @@ def test_one_output_is_the_column_prediction_and_records_are_columns() -> None:
     records = np.empty(2, object)
     records[:] = [{"y": 1.5, "n": 2}, {"y": 2.5, "n": 3}]
     assert one.to_pydict() == {"prediction": [1, 2]}
-    assert READERS[arrow.STREAM](arrow.encode(arrow.STREAM, records)).to_pydict() == {"y": [1.5, 2.5], "n": [2, 3]}
+    assert READERS[arrow.STREAM](arrow.encode(arrow.STREAM, records)).to_pydict() == {
+        "y": [1.5, 2.5],
+        "n": [2, 3],
+    }
 
 
 def test_a_mapping_of_a_row_is_its_json() -> None:
     maps = np.empty(2, object)
     maps[:] = [{0: 0.25, 1: 0.75}, {0: 0.5, 1: 0.5}]
 
-    table = READERS[arrow.STREAM](arrow.encode(arrow.STREAM, {"label": np.array([1, 0]), "probability": maps}))
+    table = READERS[arrow.STREAM](
+        arrow.encode(arrow.STREAM, {"label": np.array([1, 0]), "probability": maps}),
+    )
 
-    assert table.to_pydict() == {"label": [1, 0], "probability": ['{"0":0.25,"1":0.75}', '{"0":0.5,"1":0.5}']}
+    assert table.to_pydict() == {
+        "label": [1, 0],
+        "probability": ['{"0":0.25,"1":0.75}', '{"0":0.5,"1":0.5}'],
+    }
 
 
 def test_outputs_of_other_lengths_than_the_rows_are_no_table() -> None:
@@ -367,8 +464,13 @@ WIDE = pa.table({"f0": np.zeros(100_000), "f1": np.zeros(100_000)})
 @settings(max_examples=200)
 @given(data=st.data())
 def test_a_bent_body_is_read_or_refused_and_nothing_else(media: str, data: st.DataObject) -> None:
-    table = pa.table({"carrier": pa.array(["a", "b", None]).dictionary_encode(), "distance": [1.0, None, 2.0]})
-    table = table.append_column("hour", pa.array([1, 2, 3])).append_column("late", pa.array([True, False, True]))
+    table = pa.table(
+        {"carrier": pa.array(["a", "b", None]).dictionary_encode(), "distance": [1.0, None, 2.0]},
+    )
+    table = table.append_column("hour", pa.array([1, 2, 3])).append_column(
+        "late",
+        pa.array([True, False, True]),
+    )
     body = bytearray(stream(table, "zstd") if media == arrow.STREAM else WRITERS[media](table))
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
@@ -386,7 +488,10 @@ def refusal(media: str, body: bytes) -> OnnxserveError | None:
 
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
-@pytest.mark.parametrize("body", [b"", b"x", b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"x", b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff", bytes(1000)],
+)
 def test_what_is_no_table_is_refused(media: str, body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         arrow.decode(body, MIXED, LIMIT)
@@ -412,7 +517,10 @@ def test_rows_without_bytes_are_counted() -> None:
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
 def test_a_word_that_stands_for_every_row_counts_in_every_row(media: str) -> None:
-    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10_000, np.int32)), pa.array(["x" * 10_000]))
+    word = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(10_000, np.int32)),
+        pa.array(["x" * 10_000]),
+    )
     with pytest.raises(OnnxserveError, match="limit"):
         arrow.decode(WRITERS[media](pa.table({"c": word})), schema_of(c="string"), LIMIT)
 
@@ -420,7 +528,9 @@ def test_a_word_that_stands_for_every_row_counts_in_every_row(media: str) -> Non
 def test_a_large_dictionary_is_read_once_for_all_batches() -> None:
     words = pa.array([f"word {number}" for number in range(50_000)])
     column = pa.DictionaryArray.from_arrays(pa.array(np.arange(3000, dtype=np.int32)), words)
-    table = pa.Table.from_batches([pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)])
+    table = pa.Table.from_batches(
+        [pa.record_batch({"c": column.slice(start, 1)}) for start in range(3000)],
+    )
     began = time.perf_counter()
     feeds = arrow.decode(stream(table), schema_of(c="string"), LIMIT)
     assert feeds["c"][-1] == ["word 2999"]
@@ -432,7 +542,10 @@ def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:
         texts = [[f"batch {number}", "x" * (number % 7)] for number in range(50)]
         batches = []
         for pair in texts:
-            words = pa.DictionaryArray.from_arrays(pa.array([1, 0], pa.int32()), pa.array(pair, kind))
+            words = pa.DictionaryArray.from_arrays(
+                pa.array([1, 0], pa.int32()),
+                pa.array(pair, kind),
+            )
             batches.append(pa.record_batch({"c": words}))
         feeds = arrow.decode(stream(pa.Table.from_batches(batches)), schema_of(c="string"), LIMIT)
         assert feeds["c"].ravel().tolist() == [text for pair in texts for text in reversed(pair)]
@@ -443,7 +556,9 @@ def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None
     with pytest.raises(BodyTooLarge, match="batches"):
         arrow.decode(stream(table), schema_of(x="double"), LIMIT)
     sink = pa.BufferOutputStream()
-    pieces = [pa.record_batch({"c": pa.array(texts).dictionary_encode()}) for texts in (["a"], ["a", "b"])]
+    pieces = [
+        pa.record_batch({"c": pa.array(texts).dictionary_encode()}) for texts in (["a"], ["a", "b"])
+    ]
     options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
     with pa.ipc.new_stream(sink, pieces[0].schema, options=options) as writer:
         for piece in pieces:
@@ -465,8 +580,13 @@ def test_a_missing_column_of_texts_is_named_or_what_stands_for_it(media: str) ->
     with pytest.raises(SchemaMismatch, match="'carrier' is missing"):
         arrow.decode(body, schema_of(hour="long", carrier="string"), LIMIT)
     columns = (Column("hour", "long"), Column("carrier", "string", required=False))
-    inputs = (Input("hour", "int64", (-1, 1), ("hour",)), Input("carrier", "str", (-1, 1), ("carrier",), "?"))
-    assert arrow.decode(body, compile_schema(columns, (), inputs), LIMIT)["carrier"].tolist() == [["?"]]
+    inputs = (
+        Input("hour", "int64", (-1, 1), ("hour",)),
+        Input("carrier", "str", (-1, 1), ("carrier",), "?"),
+    )
+    assert arrow.decode(body, compile_schema(columns, (), inputs), LIMIT)["carrier"].tolist() == [
+        ["?"],
+    ]
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])

@@ -15,7 +15,11 @@ from tests.support.invocations import CASES
 DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("it crashes", 500, 415): ["no content type"],
     ("a table is sent as Arrow", 400, 415): ["Parquet"],
-    ("names of media types and of parameters have no case, and values may be quoted (RFC 9110)", 415, 200): [
+    (
+        "names of media types and of parameters have no case, and values may be quoted (RFC 9110)",
+        415,
+        200,
+    ): [
         "charset utf8",
         "charset in quotes",
         "charset in upper case",
@@ -25,7 +29,7 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ],
     ("JSON is UTF-8 (RFC 8259), and the header says so", 200, 400): ["UTF-16"],
     ("CSV may say whether it has a header (RFC 4180), as SageMaker's clients do", 415, 200): [
-        "CSV with a header parameter"
+        "CSV with a header parameter",
     ],
     ("rows without names are in the signature's order, as in TensorFlow Serving", 400, 200): [
         "split without columns",
@@ -45,7 +49,10 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
     ("pandas writes rows as lists", 200, 400): ["split with data that is an object"],
     ("it drops what is no object", 200, 400): ["params that are a list"],
     ("a value is not repeated for rows that have none", 200, 400): ["a scalar beside columns"],
-    ("it cuts fractions off", 200, 400): ["a fraction in a long column", "a fraction in an integer tensor"],
+    ("it cuts fractions off", 200, 400): [
+        "a fraction in a long column",
+        "a fraction in an integer tensor",
+    ],
     ("it makes true of anything but 0, the text 'false' too, and false of null", 200, 400): [
         "a number in a boolean column",
         "numbers for booleans by column",
@@ -75,8 +82,12 @@ DIFFERENT: dict[tuple[str, int, int], list[str]] = {
         "stock without a signature, outputs of different widths in a table",
     ],
     ("nobody knows which of the two is meant", 200, 400): ["CSV with a column twice"],
-    ("pandas makes the first column an index and shifts the others", 200, 400): ["CSV with a row too long"],
-    ("a space beside true is no other value, as beside a number", 400, 200): ["CSV with spaces around true"],
+    ("pandas makes the first column an index and shifts the others", 200, 400): [
+        "CSV with a row too long",
+    ],
+    ("a space beside true is no other value, as beside a number", 400, 200): [
+        "CSV with spaces around true",
+    ],
 }
 EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
@@ -100,7 +111,10 @@ def test_the_same_bytes_have_the_same_answer(
     if status == 400:
         assert json.loads(theirs).keys() >= {"error_code", "message"}
     if status == our_status == 200:
-        assert is_same(json.loads(theirs), json.loads(ours)) == (name not in EXPECTED), (theirs[:500], ours[:500])
+        assert is_same(json.loads(theirs), json.loads(ours)) == (name not in EXPECTED), (
+            theirs[:500],
+            ours[:500],
+        )
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -51,7 +51,13 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) ->
     return serve_here(one_endpoint(model_folders["single"]))
 
 
-def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
+def ask(
+    server: Server,
+    content_type: str,
+    body: bytes,
+    path: str = "/invocations",
+    **headers: str,
+) -> RawResponse:
     return handle(server, RawRequest("POST", path, {"content-type": content_type, **headers}, body))
 
 
@@ -89,17 +95,29 @@ def test_accept_chooses_the_form_of_the_answer(server: Server, given: str, wante
         "x" * 5000,
     ],
 )
-def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(server: Server, accept: str) -> None:
+def test_an_accept_that_names_no_form_of_ours_is_answered_in_kind(
+    server: Server,
+    accept: str,
+) -> None:
     check(ask(server, arrow.STREAM, BODIES[arrow.STREAM], accept=accept), arrow.STREAM)
     check(ask(server, "application/json", JSON_BODY, accept=accept), "application/json")
 
 
-@pytest.mark.parametrize("given", ["application/xml", "application/vnd.apache.parquet", "application/x-npy"])
-def test_an_unknown_content_type_is_refused_with_all_that_are_taken(server: Server, given: str) -> None:
+@pytest.mark.parametrize(
+    "given",
+    ["application/xml", "application/vnd.apache.parquet", "application/x-npy"],
+)
+def test_an_unknown_content_type_is_refused_with_all_that_are_taken(
+    server: Server,
+    given: str,
+) -> None:
     response = ask(server, given, b"<x/>")
     message = json.loads(response.body)["message"]
     assert response.status == 415
-    assert all(known in message for known in ("application/json", "text/csv", arrow.STREAM, "application/jsonl"))
+    assert all(
+        known in message
+        for known in ("application/json", "text/csv", arrow.STREAM, "application/jsonl")
+    )
 
 
 def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
@@ -109,7 +127,10 @@ def test_errors_are_json_whatever_was_asked_for(server: Server) -> None:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     with gunicorn(state_dir, one_endpoint(model_folders["single"])) as running:
         yield running
@@ -119,7 +140,9 @@ def test_a_real_server_takes_compressed_tables_and_never_reaches_pandas(running:
     wide = pa.table({name: np.arange(20_000.0) for name in "abc"})
     headers = {"Content-Type": arrow.STREAM, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
     response = running.post(data=gzip.compress(stream(wide), 1), headers=headers)
-    assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), response.text
+    assert (response.status_code, response.headers["Content-Type"]) == (200, arrow.STREAM), (
+        response.text
+    )
     assert response.headers.get("Content-Encoding") == "gzip"
     assert READ[arrow.STREAM](response.content) == [3.0 * row for row in range(20_000)]
     workers = psutil.Process(running.process.pid).children(recursive=True)

@@ -17,20 +17,29 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 
 
 def schema_of(**types: ColumnType) -> Schema:
-    inputs = tuple(Input(name, COLUMN_TYPES[kind], (-1, 1), (name,)) for name, kind in types.items())
+    inputs = tuple(
+        Input(name, COLUMN_TYPES[kind], (-1, 1), (name,)) for name, kind in types.items()
+    )
     return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
 
 
 PAIR = schema_of(c="string", x="double")
 TENSOR = compile_schema((), (Tensor("", "float32", (-1, -1)),), (Input("t", "float32", (-1, -1)),))
 ROWS = st.lists(
-    st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False)),
+    st.tuples(
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.floats(allow_nan=False, allow_infinity=False),
+    ),
     min_size=1,
 )
 
 
 @given(rows=ROWS, end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]), is_record=st.booleans())
-def test_lines_come_as_they_were(rows: list[tuple[str, float]], end: bytes, is_record: bool) -> None:
+def test_lines_come_as_they_were(
+    rows: list[tuple[str, float]],
+    end: bytes,
+    is_record: bool,
+) -> None:
     documents: list[Any] = [{"x": x, "c": c} if is_record else [c, x] for c, x in rows]
     body = end.join(json.dumps(document).encode() for document in documents)
     feeds = jsonlines.decode(body, PAIR)
@@ -85,7 +94,9 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
     assert jsonlines.encode(np.array([[1, 2], [3, 4]])) == b"[1,2]\n[3,4]\n"
     assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
     outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
-    assert jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
+    assert (
+        jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
+    )
     with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
     with pytest.raises(SchemaMismatch, match="value per row"):
@@ -93,9 +104,13 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object]
+    "dtype",
+    ["float16", "float32", "float64", "int8", "uint64", "bool", np.longlong, "U3", object],
 )
-@pytest.mark.parametrize("shape", [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1,), (4,), (3, 2), (3, 1), (2, 3, 4), (0,), (0, 3), (3, 0), (2, 0, 5)],
+)
 def test_a_line_is_the_json_of_its_row(dtype: Any, shape: tuple[int, ...]) -> None:
     rows = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
     if rows.dtype.kind == "f" and rows.size:

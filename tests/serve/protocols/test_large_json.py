@@ -18,7 +18,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 
 SCHEMAS = {
     "doubles": compile_schema(
-        tuple(Column(name, "double") for name in "abc"), (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),)
+        tuple(Column(name, "double") for name in "abc"),
+        (),
+        (Input("X", "float32", (-1, 3), ("a", "b", "c")),),
     ),
     "both": compile_schema(
         (Column("a", "double"), Column("b", "float"), Column("c", "double", required=False)),
@@ -26,24 +28,54 @@ SCHEMAS = {
         (Input("X", "float64", (-1, 2), ("c", "b")), Input("a", "float32", (-1, 1), ("a",))),
     ),
     "longs": compile_schema((Column("a", "long"),), (), (Input("a", "int64", (-1, 1), ("a",)),)),
-    "matrix": compile_schema((), (Tensor("", "float32", (-1, 3)),), (Input("x", "float32", (-1, 3)),)),
-    "pairs": compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)),
-    "image": compile_schema((), (Tensor("", "float64", (-1, 2, 2)),), (Input("x", "float32", (-1, 2, 2)),)),
+    "matrix": compile_schema(
+        (),
+        (Tensor("", "float32", (-1, 3)),),
+        (Input("x", "float32", (-1, 3)),),
+    ),
+    "pairs": compile_schema(
+        (),
+        (Tensor("", "float32", (-1, 2)),),
+        (Input("x", "float32", (-1, 2)),),
+    ),
+    "image": compile_schema(
+        (),
+        (Tensor("", "float64", (-1, 2, 2)),),
+        (Input("x", "float32", (-1, 2, 2)),),
+    ),
     "mixed": compile_schema(
         (Column("a", "long"), Column("b", "double"), Column("c", "integer")),
         (),
         (Input("X", "float32", (-1, 2), ("a", "b")), Input("c", "int32", (-1, 1), ("c",))),
     ),
-    "bytes": compile_schema((), (Tensor("", "uint8", (-1, 2, 2)),), (Input("x", "uint8", (-1, 2, 2)),)),
-    "named": compile_schema((), (Tensor("a", "float32", (-1, 3)),), (Input("a", "float32", (-1, 3)),)),
+    "bytes": compile_schema(
+        (),
+        (Tensor("", "uint8", (-1, 2, 2)),),
+        (Input("x", "uint8", (-1, 2, 2)),),
+    ),
+    "named": compile_schema(
+        (),
+        (Tensor("a", "float32", (-1, 3)),),
+        (Input("a", "float32", (-1, 3)),),
+    ),
     "whole": compile_schema((), (Tensor("", "int64", (-1, 3)),), (Input("x", "int64", (-1, 3)),)),
 }
 NUMBER = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.integers(-9, 9),
-    st.sampled_from([None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30]),
+    st.sampled_from(
+        [None, -1e308, 1e39, 20.0, 255, 3e9, -0.0, 2**53, 2**53 + 1, 2**63, 2**64, 10**30],
+    ),
 )
-ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.just([]), st.just([1.0]), st.just({}), st.just([[1]]))
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.text(max_size=2),
+    st.just([]),
+    st.just([1.0]),
+    st.just({}),
+    st.just([[1]]),
+)
 
 
 @st.composite
@@ -53,14 +85,23 @@ def bodies(draw: st.DrawFn) -> bytes:
     if draw(st.integers(0, 3)):
         rows: Any = [[draw(NUMBER) for _ in range(width)] for _ in range(draw(st.integers(0, 3)))]
     else:
-        rows = [[[draw(NUMBER) for _ in range(2)] for _ in range(2)] for _ in range(draw(st.integers(0, 2)))]
+        rows = [
+            [[draw(NUMBER) for _ in range(2)] for _ in range(2)]
+            for _ in range(draw(st.integers(0, 2)))
+        ]
     if rows and draw(st.integers(0, 2)) == 0:
         place = draw(st.integers(0, len(rows[-1]) - 1))
         rows[-1][place : place + draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
-    columns: list[Any] = draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
+    columns: list[Any] = (
+        draw(st.permutations("abcd"))[:width] if draw(st.booleans()) else list("abcd"[:width])
+    )
     if draw(st.integers(0, 4)) == 0:
         columns[0] = draw(st.sampled_from(["b", "[", "\n", "null", 1, None]))
-    field = draw(st.sampled_from(["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"]))
+    field = draw(
+        st.sampled_from(
+            ["dataframe_split", "dataframe_split", "inputs", "instances", "dataframe_records"],
+        ),
+    )
     value = {"columns": columns, "data": rows} if field == "dataframe_split" else rows
     if field in ("inputs", "instances") and draw(st.booleans()):
         value = dict(zip(map(str, columns), draw(st.sampled_from([rows, [rows]])), strict=False))
@@ -129,7 +170,11 @@ FIELD = st.one_of(
 )
 @settings(max_examples=1000)
 def test_csv_is_read_as_the_exact_way_reads_it(
-    name: str, header: list[str], rows: list[list[str]], end: str, has_header: bool
+    name: str,
+    header: list[str],
+    rows: list[list[str]],
+    end: str,
+    has_header: bool,
 ) -> None:
     lines = [header[: len(rows[0]) if rows else 3]] * has_header + rows
     body = end.join(map(",".join, lines)).encode("utf-8-sig" if len(rows) == 1 else "utf-8")
@@ -148,14 +193,24 @@ PLAIN: list[tuple[str, Any]] = [
     ("bytes", {"instances": [[[0, 2], [3, 255]]] * 1400}),
     ("named", {"inputs": {"a": [[0.5, None, 3]] * 1400}}),
     ("doubles", {"inputs": {name: [1, 2.5, None] * 700 for name in "cab"}}),
-    ("mixed", {"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, None, -3], [2.0, 0.5, 4]] * 900}}),
+    (
+        "mixed",
+        {
+            "dataframe_split": {
+                "columns": ["a", "b", "c"],
+                "data": [[1, None, -3], [2.0, 0.5, 4]] * 900,
+            },
+        },
+    ),
 ]
 
 
 @pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize(("name", "document"), PLAIN)
 def test_plain_numbers_are_read_without_the_exact_way(
-    name: str, document: Any, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    document: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = json.dumps(document).encode()
     expected = outcome(lambda: mlflow.decode_document(document, SCHEMAS[name]))
@@ -166,7 +221,10 @@ def test_plain_numbers_are_read_without_the_exact_way(
 
 @pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 @pytest.mark.parametrize("rows", ["1,2.5,-3\n", "1,,-3\r\n", ",null,-0.5\n"])
-def test_plain_csv_is_read_without_the_exact_way(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_csv_is_read_without_the_exact_way(
+    rows: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     expected = outcome(lambda: mlflow.read_csv(f"c,a,b\n{rows}".encode(), SCHEMAS["doubles"]))
     monkeypatch.setattr(mlflow, "_parse_csv", None)
     feeds = mlflow.read_csv(f"c,a,b\n{rows * 3000}".encode(), SCHEMAS["doubles"])
@@ -207,11 +265,18 @@ def test_a_small_body_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_json, "simdjson", SimpleNamespace(Parser=pytest.fail))
     schema: Schema = SCHEMAS["doubles"]
     assert large_json.read_large_feeds(b'{"inputs": [[1, 2, 3]]}', schema) is None
-    np.testing.assert_array_equal(mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"], [[1, 2, 3]])
+    np.testing.assert_array_equal(
+        mlflow.decode(JSON, b'{"inputs": [[1, 2, 3]]}', schema)["X"],
+        [[1, 2, 3]],
+    )
 
 
 @pytest.mark.parametrize(("name", "document"), PLAIN)
-def test_without_simdjson_a_large_body_is_read_alike(name: str, document: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simdjson_a_large_body_is_read_alike(
+    name: str,
+    document: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(large_json, "simdjson", None)
     body = json.dumps(document).encode()
     body = body + b" " * max(0, large_json.LARGE_BYTES - len(body))

@@ -12,12 +12,29 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.core.errors import OnnxserveError
 from mlflow_deploy_plugin.serve.protocols import large_json, v2
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Input, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
+    Column,
+    Input,
+    Tensor,
+    read_artifact,
+)
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 
 needs_simdjson = pytest.mark.skipif(not find_spec("simdjson"), reason="simdjson is not installed")
 DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT8", "UINT64", "UINT8", "BOOL", "BYTES")
-DTYPES = ("float64", "float32", "float16", "int64", "int32", "int8", "uint64", "uint8", "bool", "str")
+DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int32",
+    "int8",
+    "uint64",
+    "uint8",
+    "bool",
+    "str",
+)
 SCHEMAS: dict[str, Schema] = {
     **{
         datatype: compile_schema((), (Tensor("x", dtype, (-1, 2)),), (Input("x", dtype, (-1, 2)),))
@@ -34,13 +51,22 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 INTEGERS = st.one_of(
-    st.integers(-9, 300), st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30])
+    st.integers(-9, 300),
+    st.sampled_from([2**31, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30]),
 )
 FLOATS = st.one_of(
-    st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([-0.0, 1.0, 65504.0, 65520.0, 1e39])
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([-0.0, 1.0, 65504.0, 65520.0, 1e39]),
 )
 ODD = st.one_of(
-    st.none(), st.booleans(), st.text(max_size=2), st.just([]), st.just([1.0]), st.just({}), st.just([[1]]), FLOATS
+    st.none(),
+    st.booleans(),
+    st.text(max_size=2),
+    st.just([]),
+    st.just([1.0]),
+    st.just({}),
+    st.just([[1]]),
+    FLOATS,
 )
 
 
@@ -54,7 +80,11 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
         return st.text(max_size=2)
     if datatype == "BOOL":
         return st.booleans()
-    return st.one_of(FLOATS, INTEGERS) if datatype.startswith("FP") else st.one_of(st.integers(0, 127), INTEGERS)
+    return (
+        st.one_of(FLOATS, INTEGERS)
+        if datatype.startswith("FP")
+        else st.one_of(st.integers(0, 127), INTEGERS)
+    )
 
 
 @st.composite
@@ -66,11 +96,20 @@ def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, 
         data[-1][0 : draw(st.integers(0, 1))] = [draw(ODD)] * draw(st.integers(0, 2))
     if draw(st.booleans()):
         data = [value for row in data for value in row]
-    tensor: dict[str, Any] = {"name": name, "shape": [rows, width], "datatype": datatype, "data": data}
+    tensor: dict[str, Any] = {
+        "name": name,
+        "shape": [rows, width],
+        "datatype": datatype,
+        "data": data,
+    }
     if draw(st.integers(0, 5)) == 0:
-        tensor[draw(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]))] = draw(ODD)
+        tensor[draw(st.sampled_from(["name", "shape", "datatype", "data", "parameters"]))] = draw(
+            ODD,
+        )
     if draw(st.integers(0, 5)) == 0:
-        tensor["parameters"] = draw(st.sampled_from([{"a": [1, [2]]}, {"binary_data_size": 1}, {"a": "["}]))
+        tensor["parameters"] = draw(
+            st.sampled_from([{"a": [1, [2]]}, {"binary_data_size": 1}, {"a": "["}]),
+        )
     if draw(st.integers(0, 8)) == 0:
         del tensor[draw(st.sampled_from(sorted(tensor)))]
     return tensor
@@ -80,11 +119,15 @@ def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, 
 def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     kind = draw(st.sampled_from(sorted(SCHEMAS)))
     columns = [("a", "FP64"), ("b", "BYTES"), ("c", "INT64")] if kind == "table" else [("x", kind)]
-    inputs: Any = [draw(tensors(name, datatype, 1 if kind == "table" else 2)) for name, datatype in columns]
+    inputs: Any = [
+        draw(tensors(name, datatype, 1 if kind == "table" else 2)) for name, datatype in columns
+    ]
     document: dict[str, Any] = {"inputs": inputs}
     for name in ("id", "outputs", "parameters", "inputs"):
         if draw(st.integers(0, 6)) == 0:
-            document[name] = draw(st.one_of(ODD, st.just([{"name": "y"}]), st.just({"binary_data_output": True})))
+            document[name] = draw(
+                st.one_of(ODD, st.just([{"name": "y"}]), st.just({"binary_data_output": True})),
+            )
     body = json.dumps(document, ensure_ascii=draw(st.booleans())).encode(errors="surrogatepass")
     if draw(st.integers(0, 9)) == 0:
         body = body[:-1] + b"," + body[1:]  # the same keys twice
@@ -96,7 +139,9 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
         question = v2.decode({}, body, artifact, schema)
     except OnnxserveError as error:
         return type(error), error.message
-    feeds = {name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()}
+    feeds = {
+        name: (a.dtype.str, a.shape, a.tolist(), a.tobytes()) for name, a in question.feeds.items()
+    }
     if any(array.dtype.kind == "O" for array in question.feeds.values()):
         feeds = {name: told[:3] for name, told in feeds.items()}  # type: ignore[misc]
     return question.id, question.outputs, question.parameters, repr(feeds)
@@ -105,7 +150,10 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
 @pytest.mark.long
 @given(requests())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact, request_: tuple[str, bytes]) -> None:
+def test_it_reads_what_the_exact_way_reads_and_refuses_alike(
+    artifact: Artifact,
+    request_: tuple[str, bytes],
+) -> None:
     kind, body = request_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "LARGE_BYTES", 0)
@@ -119,7 +167,10 @@ def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact,
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BOOL", "BYTES")])
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_numbers_are_read_without_the_exact_way(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, datatype: str, is_flat: bool
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    datatype: str,
+    is_flat: bool,
 ) -> None:
     whole: Any = np.arange(8000) % 100
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
@@ -133,7 +184,10 @@ def test_numbers_are_read_without_the_exact_way(
 
 
 @needs_simdjson
-def test_a_table_with_texts_is_read_too(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_with_texts_is_read_too(
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     columns: dict[str, tuple[str, list[Any]]] = {
         "a": ("FP64", [0.5] * 4000),
         "b": ("BYTES", ["ü"] * 4000),
@@ -146,4 +200,6 @@ def test_a_table_with_texts_is_read_too(artifact: Artifact, monkeypatch: pytest.
     monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
     feeds = v2.decode({}, body, artifact, SCHEMAS["table"]).feeds
-    assert [feeds[name].ravel().tolist() for name in "abc"] == [data for _, data in columns.values()]
+    assert [feeds[name].ravel().tolist() for name in "abc"] == [
+        data for _, data in columns.values()
+    ]

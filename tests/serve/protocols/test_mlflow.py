@@ -18,9 +18,16 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 from tests.support.refusals import refused
 
-COLUMNS = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+COLUMNS = (
+    Column("s", "string"),
+    Column("d", "double"),
+    Column("n", "long"),
+    Column("b", "boolean"),
+)
 MIXED = compile_schema(
-    COLUMNS, (), tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS)
+    COLUMNS,
+    (),
+    tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS),
 )
 TEXT = compile_schema((Column("t", "string"),), (), (Input("t", "str", (-1, 1), ("t",), "?"),))
 TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
@@ -30,7 +37,11 @@ RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}
 
 
-def decoded(document: Any, schema: Schema = MIXED, content_type: str = "application/json") -> dict[str, list[Any]]:
+def decoded(
+    document: Any,
+    schema: Schema = MIXED,
+    content_type: str = "application/json",
+) -> dict[str, list[Any]]:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return {name: array.tolist() for name, array in decode(content_type, body, schema).items()}
 
@@ -41,7 +52,12 @@ def decoded(document: Any, schema: Schema = MIXED, content_type: str = "applicat
         {"dataframe_split": {"columns": NAMES, "data": ROWS}},
         {"dataframe_split": {"columns": NAMES, "data": ROWS, "index": [5, 6]}},
         {"dataframe_split": {"data": ROWS}},
-        {"dataframe_split": {"columns": [*NAMES[::-1], "more"], "data": [[*row[::-1], {}] for row in ROWS]}},
+        {
+            "dataframe_split": {
+                "columns": [*NAMES[::-1], "more"],
+                "data": [[*row[::-1], {}] for row in ROWS],
+            },
+        },
         {"dataframe_records": RECORDS},
         {"instances": ROWS},
         {"instances": RECORDS},
@@ -75,14 +91,16 @@ def test_every_form_of_a_tensor_gives_the_same_feeds(document: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"']
+    "content_type",
+    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf8"'],
 )
 def test_json_in_utf8_is_taken_however_it_is_spelt(content_type: str) -> None:
     assert decoded({"instances": [[1, 2]]}, TENSOR, content_type) == {"x": [[1, 2]]}
 
 
 @pytest.mark.parametrize(
-    "content_type", [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"]
+    "content_type",
+    [None, "", "text/plain", "application/jsonx", "application/json; charset=utf-16", ";", "a/b/c"],
 )
 def test_another_content_type_is_refused(content_type: str | None) -> None:
     with pytest.raises(UnsupportedMediaType):
@@ -98,7 +116,10 @@ def test_the_bare_nan_of_mlflows_clients_is_a_missing_number() -> None:
 
 def test_beside_a_bare_nan_a_text_that_is_none_is_refused_as_it_is_elsewhere() -> None:
     for missing in (b"null", b"NaN"):
-        body = b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}' % missing
+        body = (
+            b'{"dataframe_split": {"columns": ["s", "d", "n", "b"], "data": [["\\ud800", %b, 1, true]]}}'
+            % missing
+        )
         with pytest.raises(InvalidRequest, match="not valid JSON"):
             decode("application/json", body, MIXED)
 
@@ -159,7 +180,8 @@ def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -
 
 
 @given(
-    st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from(["application/json", "text/csv"])
+    st.binary(max_size=200) | st.text(max_size=200).map(str.encode),
+    st.sampled_from(["application/json", "text/csv"]),
 )
 @settings(max_examples=300)
 def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -> None:
@@ -177,29 +199,45 @@ def test_rows_without_a_field_are_told_the_fields() -> None:
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
 
 
-@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
 @pytest.mark.parametrize(
-    "text", ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"]
+    ("mark", "name"),
+    [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")],
+)
+@pytest.mark.parametrize(
+    "text",
+    ["s,d,n,b\nx,1 5,2,true\n", '\ufeff"s","d","n","b"\r\n"x",1 5,2,true\r\n', "s,d,n,b\n"],
 )
 def test_another_separator_of_a_csv_is_named(mark: str, name: str, text: str) -> None:
-    body = text.replace(",", mark).replace(" ", ",").encode()  # As in some countries, 1,5 is a number.
+    body = (
+        text.replace(",", mark).replace(" ", ",").encode()
+    )  # As in some countries, 1,5 is a number.
     with refused(SchemaMismatch, name, "commas"):
         decode("text/csv", body, MIXED)
 
 
 def test_a_column_whose_name_has_another_separator_is_read() -> None:
-    schema = compile_schema((Column("a;b", "double"),), (), (Input("x", "float64", (-1, 1), ("a;b",)),))
+    schema = compile_schema(
+        (Column("a;b", "double"),),
+        (),
+        (Input("x", "float64", (-1, 1), ("a;b",)),),
+    )
     assert decoded(b"a;b\n1\n", schema, "text/csv") == {"x": [[1.0]]}
 
 
-@pytest.mark.parametrize("parameter", ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'])
+@pytest.mark.parametrize(
+    "parameter",
+    ["header=absent", "HEADER=absent; charset=utf-8", 'header="absent"'],
+)
 def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None:
     body = b"a,1.5,2,true\n,,-3,false\n"
     named = decode("text/csv; header=present", b"s,d,n,b\n" + body, MIXED)
     bare = decode(f"text/csv; {parameter}", body, MIXED)
     assert bare["s"].tolist() == named["s"].tolist() == [["a"], ["?"]]
     np.testing.assert_array_equal(bare["d"], named["d"])
-    assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [[1, 2], [3, 4]]
+    assert decode("text/csv; header=absent", b"1,2\n3,4\n", TENSOR)["x"].tolist() == [
+        [1, 2],
+        [3, 4],
+    ]
 
 
 @pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
@@ -218,7 +256,9 @@ def test_numbers_that_count_the_columns_are_a_header(header: bytes) -> None:
 
 def test_columns_may_have_numbers_as_their_names() -> None:
     numbered = Schema(
-        (Column("10", "double"), Column("20", "double")), (), (Input("x", "float32", (-1, 2), ("10", "20")),)
+        (Column("10", "double"), Column("20", "double")),
+        (),
+        (Input("x", "float32", (-1, 2), ("10", "20")),),
     )
     assert decode("text/csv", b"20,10\n3,4\n", numbered)["x"].tolist() == [[4, 3]]
 
@@ -241,7 +281,10 @@ def test_columns_may_have_numbers_as_their_names() -> None:
     ],
 )
 def test_a_quoted_blank_is_a_row_of_one_column_as_in_the_csv_files_of_batch(
-    line: str, values: list[str], has_header: bool, rows: int
+    line: str,
+    values: list[str],
+    has_header: bool,
+    rows: int,
 ) -> None:
     body = ("t\n" * has_header + f"a\n{line}\nb\n" * rows).encode()
     content_type = "text/csv" if has_header else "text/csv; header=absent"

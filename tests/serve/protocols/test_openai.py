@@ -38,11 +38,15 @@ USER = [{"role": "user", "content": "hello you"}]
 class Chat(ChatModel):
     def predict(self, context, messages, params):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         message = ChatMessage(role="assistant", content=messages[-1].content)
-        return ChatCompletionResponse(choices=[ChatChoice(index=0, message=message, finish_reason="stop")])
+        return ChatCompletionResponse(
+            choices=[ChatChoice(index=0, message=message, finish_reason="stop")],
+        )
 
     def predict_stream(self, context, messages, params):  # type: ignore[no-untyped-def]
         for word in messages[-1].content.split():
-            yield ChatCompletionChunk(choices=[ChatChunkChoice(delta=ChatChoiceDelta(content=word))])
+            yield ChatCompletionChunk(
+                choices=[ChatChunkChoice(delta=ChatChoiceDelta(content=word))],
+            )
 
 
 class Responses(ResponsesAgent):
@@ -62,7 +66,9 @@ class ListedChat(PythonModel):
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         message = {"role": "assistant", "content": list(model_input["messages"])[-1]["content"]}
-        return [{"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]}]
+        return [
+            {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": message}]},
+        ]
 
 
 class Embedder(PythonModel):
@@ -70,12 +76,18 @@ class Embedder(PythonModel):
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         (texts,) = (list(model_input[name]) for name in model_input)
-        data = [{"object": "embedding", "index": at, "embedding": [len(text), 0.5]} for at, text in enumerate(texts)]
+        data = [
+            {"object": "embedding", "index": at, "embedding": [len(text), 0.5]}
+            for at, text in enumerate(texts)
+        ]
         return {"object": "list", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("agents")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,8 +97,15 @@ def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Pa
             ("listed", ListedChat(), "llm/v1/chat"),
             ("embedder", Embedder(), "llm/v1/embeddings"),
         ):
-            mlflow.pyfunc.save_model(root / name, python_model=model, pip_requirements=[], metadata={"task": task})
-    folders = {name: root / name for name in ("responses", "chat", "listed", "embedder")} | {"bias": bias_folders["1"]}
+            mlflow.pyfunc.save_model(
+                root / name,
+                python_model=model,
+                pip_requirements=[],
+                metadata={"task": task},
+            )
+    folders = {name: root / name for name in ("responses", "chat", "listed", "embedder")} | {
+        "bias": bias_folders["1"],
+    }
     state_dir = root / "state"
     write_keys(state_dir, {"sk-mine": KeyEntry(name="mine", scopes=("infer", "read"))})
     endpoints = {name: {"v": servers.variant(folder)} for name, folder in folders.items()}
@@ -110,19 +129,27 @@ def test_a_responses_agent_answers(client: Callable[..., Any], path: str, given:
 
 def test_a_responses_agent_takes_tools(client: Callable[..., Any]) -> None:
     tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
-    assert client().responses.create(model="any", input="hello", tools=[tool]).output_text == "weather"
+    assert (
+        client().responses.create(model="any", input="hello", tools=[tool]).output_text == "weather"
+    )
     with pytest.raises(openai.BadRequestError, match=r"tools\.0\.type Field required"):
         client().responses.create(model="any", input="hello", tools=[{"name": "weather"}])
 
 
 @pytest.mark.parametrize("path", ["/v1", "/endpoints/responses"])
-def test_a_responses_agent_answers_in_events(running: Any, client: Callable[..., Any], path: str) -> None:
+def test_a_responses_agent_answers_in_events(
+    running: Any,
+    client: Callable[..., Any],
+    path: str,
+) -> None:
     events = client(path).responses.create(model="any", input="hello you", stream=True)
     assert [(event.type, event.delta) for event in events] == [
         ("response.output_text.delta", "hello"),
         ("response.output_text.delta", "you"),
     ]
-    request = [one for segment in segments(running.state_dir / SPOOL) for one in read_segment(segment)[0]][-1]
+    request = [
+        one for segment in segments(running.state_dir / SPOOL) for one in read_segment(segment)[0]
+    ][-1]
     assert json.loads(request.feeds["input"][0]) == USER
     assert [part["delta"] for part in json.loads(request.outputs["stream"][0])] == ["hello", "you"]
 
@@ -136,10 +163,16 @@ def test_a_chat_model_answers(client: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/v1"])
-def test_the_model_of_a_request_is_the_endpoint_that_answers(client: Callable[..., Any], path: str) -> None:
+def test_the_model_of_a_request_is_the_endpoint_that_answers(
+    client: Callable[..., Any],
+    path: str,
+) -> None:
     answer = client(path).chat.completions.create(model="chat", messages=USER)
     assert answer.choices[0].message.content == "hello you"
-    assert client(path).embeddings.create(model="embedder", input="hello").data[0].embedding == [5, 0.5]
+    assert client(path).embeddings.create(model="embedder", input="hello").data[0].embedding == [
+        5,
+        0.5,
+    ]
 
 
 def test_the_client_lists_the_endpoints(client: Callable[..., Any]) -> None:
@@ -171,7 +204,10 @@ def test_an_agent_is_described_with_the_route_of_its_task_alone(running: Any) ->
 
 
 def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]) -> None:
-    responses, message = client().responses, "the model cannot compute this input: ValueError: no such tool"
+    responses, message = (
+        client().responses,
+        "the model cannot compute this input: ValueError: no such tool",
+    )
     with pytest.raises(openai.BadRequestError, match=f"400 - {message}"):
         responses.create(model="any", input="raise", stream=True)
     with pytest.raises(openai.APIError, match=message) as raised:
@@ -183,10 +219,16 @@ def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]
 
 @pytest.mark.parametrize(
     ("path", "task", "own_route"),
-    [("/endpoints/bias", "missing", "/invocations"), ("/endpoints/responses", "'agent/v1/responses'", "/responses")],
+    [
+        ("/endpoints/bias", "missing", "/invocations"),
+        ("/endpoints/responses", "'agent/v1/responses'", "/responses"),
+    ],
 )
 def test_a_model_of_another_form_says_where_to_ask(
-    client: Callable[..., Any], path: str, task: str, own_route: str
+    client: Callable[..., Any],
+    path: str,
+    task: str,
+    own_route: str,
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=f"/chat/completions .*{task}.*{own_route}"):
         client(path).chat.completions.create(model="any", messages=USER)
@@ -194,6 +236,13 @@ def test_a_model_of_another_form_says_where_to_ask(
 
 def test_a_whole_answer_is_not_taken_for_an_empty_stream() -> None:
     artifact = SimpleNamespace(task="llm/v1/chat", is_streamable=False)
-    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=SimpleNamespace(artifact=artifact)))
+    variant: Any = SimpleNamespace(
+        loaded=SimpleNamespace(predictor=SimpleNamespace(artifact=artifact)),
+    )
     with pytest.raises(InvalidRequest, match=r"no predict_stream.*without stream"):
-        CHAT_COMPLETIONS.decode({"content-type": "application/json"}, b'{"messages": [], "stream": true}', variant, 100)
+        CHAT_COMPLETIONS.decode(
+            {"content-type": "application/json"},
+            b'{"messages": [], "stream": true}',
+            variant,
+            100,
+        )

@@ -27,7 +27,12 @@ SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
 
 
 def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-    request = RawRequest("POST", path, {"content-type": "application/json", **headers}, json.dumps(body).encode())
+    request = RawRequest(
+        "POST",
+        path,
+        {"content-type": "application/json", **headers},
+        json.dumps(body).encode(),
+    )
     response = handle(server, request)
     return response.status, json.loads(response.body)
 
@@ -56,12 +61,16 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
 
 
 def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_them(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     folder = Path(shutil.copytree(model_folders["mixed"], tmp_path / "probabilities"))
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"]["onnxserve"]
-    section["prediction"] = [output["name"] for output in section["outputs"] if output["role"] == "probabilities"]
+    section["prediction"] = [
+        output["name"] for output in section["outputs"] if output["role"] == "probabilities"
+    ]
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     server = serve_here(servers.one_endpoint(folder, "3"))
 
@@ -83,12 +92,16 @@ def test_a_model_whose_predict_answers_probabilities_answers_the_label_beside_th
 def test_a_batch_is_answered_row_by_row(mixed: Server, body: Any) -> None:
     status, document = post(mixed, "/predict/batch", body)
     probabilities = document.pop("probabilities")
-    assert (status, document) == (200, {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"})
+    assert (status, document) == (
+        200,
+        {"predictions": ["yes"] * 2, "count": 2, "model": "m", "model_version": "3"},
+    )
     assert [row["yes"] for row in probabilities] == [SIGMOID_1, SIGMOID_1]
 
 
 def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with_the_rows_that_may_be_sent(
-    mixed: Server, monkeypatch: pytest.MonkeyPatch
+    mixed: Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(predict, "_MOST_PROBABILITIES", 7)
 
@@ -119,13 +132,23 @@ def test_rows_with_more_outputs_than_may_be_answered_are_refused_by_every_protoc
         assert post(server, path, {"instances": [[0, 0, 0]] * 1024})[0] == 200
         status, document = post(server, path, {"instances": [[0, 0, 0]] * 1025})
         assert (status, document["error_code"]) == (413, "BAD_REQUEST")
-        assert mentions(document["message"], "1025 rows", "1025 values", "1024", "server.max_body_bytes")
+        assert mentions(
+            document["message"],
+            "1025 rows",
+            "1025 values",
+            "1024",
+            "server.max_body_bytes",
+        )
 
 
 def test_a_small_bound_on_bodies_bounds_no_answers(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
-    server = serve_here(servers.one_endpoint(model_folders["single"], "3"), {"max_body_bytes": 1024})
+    server = serve_here(
+        servers.one_endpoint(model_folders["single"], "3"),
+        {"max_body_bytes": 1024},
+    )
 
     assert post(server, "/invocations", {"instances": [[0, 0, 0]] * 1025})[0] == 200
 
@@ -140,10 +163,17 @@ def test_a_small_bound_on_bodies_bounds_no_answers(
     ],
 )
 def test_models_without_classes_answer_without_probabilities(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], kind: str, body: Any, prediction: Any
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    kind: str,
+    body: Any,
+    prediction: Any,
 ) -> None:
     server = serve_here(servers.one_endpoint(model_folders[kind]))
-    assert post(server, "/predict", body) == (200, {"prediction": prediction, "model": "m", "model_version": "1"})
+    assert post(server, "/predict", body) == (
+        200,
+        {"prediction": prediction, "model": "m", "model_version": "1"},
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
@@ -151,6 +181,8 @@ def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson does not accept."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
-    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor, model="m", version="1"))
+    variant: Any = SimpleNamespace(
+        loaded=SimpleNamespace(predictor=predictor, model="m", version="1"),
+    )
     response = InferResponse("", "", {"label": np.array([1], dtype)})
     assert json.loads(encode_record(variant, response).body)["prediction"] == 1

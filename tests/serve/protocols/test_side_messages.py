@@ -37,7 +37,10 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
             "flag": np.array([True]),
             "none": np.empty((0, 4)),
         },
-        "outputs": {"text": objects("ä", "", "half \ud800").reshape(3, 1), "big": np.array([2**63], dtype=np.uint64)},
+        "outputs": {
+            "text": objects("ä", "", "half \ud800").reshape(3, 1),
+            "big": np.array([2**63], dtype=np.uint64),
+        },
     }
     send_message(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
     got = receive_message(pair[1])
@@ -53,7 +56,10 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
 
 def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
     array = np.arange(1_000_000, dtype=np.int64)
-    sender = threading.Thread(target=send_message, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})))
+    sender = threading.Thread(
+        target=send_message,
+        args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})),
+    )
     sender.start()
     got = receive_message(pair[1], time.monotonic() + 30)
     sender.join()
@@ -86,7 +92,10 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
         framed(b'{"kind":"","fields":{},"arrays":{"f":{"x":0}}}', bytes(8)),
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","|O",[1],8]]}}', bytes(8)),
         framed(b'{"kind":"a","fields":{},"arrays":[]}'),
-        framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}', b"[]"),
+        framed(
+            b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1000000000000000],2]]}}',
+            b"[]",
+        ),
         framed(b'{"kind":"a","fields":{},"arrays":{"f":[["x","str",[1],100000]]}}', b"[" * 100_000),
     ],
 )

@@ -63,7 +63,10 @@ def with_key(values: list[Any], rows: list[dict[str, Any]] = RECORDS) -> list[di
 
 SPLIT = {"columns": ["a", "customer_id", "b", "c"], "data": [[1, "x", 2, 3], [4, None, 5, 6]]}
 V2 = [tensor(name, "FP64", [2], values) for name, values in ROWS.items()]
-TEXTS, IDS = tensor("customer_id", "BYTES", [2], ["x", "y"]), tensor("customer_id", "INT64", [2, 1], [7, 8])
+TEXTS, IDS = (
+    tensor("customer_id", "BYTES", [2], ["x", "y"]),
+    tensor("customer_id", "INT64", [2, 1], [7, 8]),
+)
 X = tensor("X", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])
 SCHEMA = compile_schema(tuple(Column(name, "double") for name in ROWS), (), ())
 EXAMPLE = Example({"customer_id": [7, 8], **ROWS}, 2)
@@ -102,9 +105,15 @@ REQUESTS: list[tuple[str, RawRequest, list[Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_", "expected"), [pytest.param(*case, id=name) for name, *case in REQUESTS])
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [pytest.param(*case, id=name) for name, *case in REQUESTS],
+)
 def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
-    tmp_path: Path, server: Server, request_: RawRequest, expected: list[Any]
+    tmp_path: Path,
+    server: Server,
+    request_: RawRequest,
+    expected: list[Any],
 ) -> None:
     answers = [handle(server, request_), PlanTable(server).answer(request_)]
     answered = [answer for answer in answers if answer is not None]
@@ -112,7 +121,9 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
 
     server.capture.close()
     Shipper(server.capture.spool, str(tmp_path / "log")).ship()
-    tables = [parquet.ParquetFile(file).read() for file in sorted((tmp_path / "log").rglob("*.parquet"))]
+    tables = [
+        parquet.ParquetFile(file).read() for file in sorted((tmp_path / "log").rglob("*.parquet"))
+    ]
     rows = [row for table in tables for row in table.to_pylist()]
     bias = 0.5 if "stock" in request_.path else 0.0
     for answer in answered:
@@ -128,12 +139,23 @@ def test_a_key_is_captured_next_to_the_inputs_and_not_fed(
     [
         ("/invocations", {"instances": with_key([[1], [2]])}, "row 0"),
         ("/invocations", {"inputs": {"customer_id": [1], **ROWS}}, "2 rows"),
-        ("/v2/models/single/infer", {"inputs": [X, tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4])]}, "list"),
-        ("/v2/models/single/infer", {"inputs": [X, tensor("customer", "INT64", [2], [1, 2])]}, "'customer'"),
+        (
+            "/v2/models/single/infer",
+            {"inputs": [X, tensor("customer_id", "INT64", [2, 2], [1, 2, 3, 4])]},
+            "list",
+        ),
+        (
+            "/v2/models/single/infer",
+            {"inputs": [X, tensor("customer", "INT64", [2], [1, 2])]},
+            "'customer'",
+        ),
     ],
 )
 def test_a_key_without_one_value_for_each_row_is_refused_by_its_name(
-    server: Server, path: str, document: Any, part: str
+    server: Server,
+    path: str,
+    document: Any,
+    part: str,
 ) -> None:
     response = handle(server, as_json(path, document))
     assert response.status == 400

@@ -21,7 +21,11 @@ RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], bias_folders: dict[str, Path]) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    bias_folders: dict[str, Path],
+) -> Server:
     variant = servers.variant
     return serve_here(
         {
@@ -31,11 +35,17 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], bi
                 "champion": variant(bias_folders["1"]),
                 "challenger": variant(bias_folders["2"], "2", weight=0, aspects={"alias": "next"}),
             },
-        }
+        },
     )
 
 
-def ask(server: Server, path: str, document: Any = None, method: str = "POST", **headers: str) -> tuple[int, Any]:
+def ask(
+    server: Server,
+    path: str,
+    document: Any = None,
+    method: str = "POST",
+    **headers: str,
+) -> tuple[int, Any]:
     body = b"" if document is None else json.dumps(document).encode()
     response = handle(server, RawRequest(method, f"/v1/models/{path}", headers, body))
     return response.status, json.loads(response.body)
@@ -55,37 +65,59 @@ def test_rows_are_answered_row_by_row_and_columns_by_columns(server: Server) -> 
 
 
 def test_one_output_has_no_name(server: Server) -> None:
-    assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}) == (200, {"predictions": [[1006]]})
+    assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}) == (
+        200,
+        {"predictions": [[1006]]},
+    )
     inputs = {"a": [1], "b": [2], "c": [3]}
     assert ask(server, "single:predict", {"inputs": inputs}) == (200, {"outputs": [[1006]]})
 
 
 def test_text_comes_plain_or_in_base64(server: Server) -> None:
-    status, plain = ask(server, "mixed:predict", {"instances": [RECORD], "signature_name": "serving_default"})
+    status, plain = ask(
+        server,
+        "mixed:predict",
+        {"instances": [RECORD], "signature_name": "serving_default"},
+    )
     coded = {**RECORD, "carrier": {"b64": base64.b64encode(b"AA").decode()}}
     assert (status, plain["predictions"][0]["label"]) == (200, "yes")
     assert ask(server, "mixed:predict", {"instances": [coded]}) == (200, plain)
 
 
-@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner)))
+@given(
+    st.recursive(
+        st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner),
+    ),
+)
 def test_base64_is_undone_wherever_it_stands(document: Any) -> None:
     def coded(value: Any) -> Any:
         if isinstance(value, str):
             return {"b64": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
-        return [coded(v) for v in value] if isinstance(value, list) else {k: coded(v) for k, v in value.items()}
+        return (
+            [coded(v) for v in value]
+            if isinstance(value, list)
+            else {k: coded(v) for k, v in value.items()}
+        )
 
     assert decode_base64(coded(document), Schema((), (), ())) == document
 
 
 @pytest.mark.parametrize("chosen", ["/versions/2", "/labels/challenger", "/labels/next"])
 def test_a_version_is_chosen_by_number_or_label(server: Server, chosen: str) -> None:
-    assert ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]}) == (200, {"predictions": [[2006]]})
+    assert ask(server, f"single{chosen}:predict", {"instances": [[1, 2, 3]]}) == (
+        200,
+        {"predictions": [[2006]]},
+    )
     status, told = ask(server, f"single{chosen}", method="GET")
     assert (status, [entry["version"] for entry in told["model_version_status"]]) == (200, ["2"])
 
 
 def test_the_status_lists_what_is_loaded(server: Server) -> None:
-    entries = [{"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}} for v in "12"]
+    entries = [
+        {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        for v in "12"
+    ]
     kserve = {"name": "single", "ready": True}
     assert ask(server, "single", method="GET") == (200, {"model_version_status": entries, **kserve})
 
@@ -103,12 +135,19 @@ def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:
     }
     assert signature["outputs"]["probabilities"] == {
         "dtype": "DT_FLOAT",
-        "tensor_shape": {"dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}], "unknown_rank": False},
+        "tensor_shape": {
+            "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
+            "unknown_rank": False,
+        },
         "name": "probabilities",
     }
     assert signature["method_name"] == "tensorflow/serving/predict"
-    tensor = ask(server, "tensor/metadata", method="GET")[1]["metadata"]["signature_def"]["signature_def"]
-    assert [d["size"] for d in tensor["serving_default"]["inputs"]["image"]["tensor_shape"]["dim"]] == ["-1", "2", "2"]
+    tensor = ask(server, "tensor/metadata", method="GET")[1]["metadata"]["signature_def"][
+        "signature_def"
+    ]
+    assert [
+        d["size"] for d in tensor["serving_default"]["inputs"]["image"]["tensor_shape"]["dim"]
+    ] == ["-1", "2", "2"]
 
 
 @pytest.mark.parametrize(
@@ -128,18 +167,42 @@ def test_the_metadata_say_what_predict_takes_and_gives(server: Server) -> None:
         ("single:predict", {"inputs": 5}, 400, ["inputs", "number"]),
         ("single:predict", {"instances": []}, 400, ["no rows"]),
         ("single:predict", {"instances": [[1, 2]]}, 400, ["row 0"]),
-        ("single:predict", {"instances": [[1, 2, 3]], "signature_name": "other"}, 400, ["'other'", "serving_default"]),
-        ("single:predict", {"instances": [[1, 2, 3]], "signature_name": 4}, 400, ["serving_default"]),
-        ("mixed:predict", {"instances": [{**RECORD, "distance": "far"}]}, 400, ["'distance'", "row 0"]),
+        (
+            "single:predict",
+            {"instances": [[1, 2, 3]], "signature_name": "other"},
+            400,
+            ["'other'", "serving_default"],
+        ),
+        (
+            "single:predict",
+            {"instances": [[1, 2, 3]], "signature_name": 4},
+            400,
+            ["serving_default"],
+        ),
+        (
+            "mixed:predict",
+            {"instances": [{**RECORD, "distance": "far"}]},
+            400,
+            ["'distance'", "row 0"],
+        ),
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "%"}}]}, 400, ["base64"]),
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": "gA=="}}]}, 400, ["UTF-8"]),
         ("mixed:predict", {"instances": [{**RECORD, "carrier": {"b64": 5}}]}, 400, ["base64"]),
-        ("tensor:predict", {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]}, 400, ["row 1"]),
+        (
+            "tensor:predict",
+            {"instances": [{"image": ROWS[0]}, {"picture": ROWS[1]}]},
+            400,
+            ["row 1"],
+        ),
         ("tensor:predict", {"instances": [[1, 2], [3]]}, 400, ["ragged"]),
     ],
 )
 def test_what_is_wrong_is_said_in_tensorflows_form(
-    server: Server, path: str, document: Any, status: int, words: list[str]
+    server: Server,
+    path: str,
+    document: Any,
+    status: int,
+    words: list[str],
 ) -> None:
     answered, error = ask(server, path, document)
     assert (answered, error.keys()) == (status, {"error"})

@@ -27,11 +27,20 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path]) ->
     return serve_here({kind: {"v": variant(folder, "7")} for kind, folder in model_folders.items()})
 
 
-def ask(server: Server, document: Any, model: str = "single", binary: bytes | None = None, **more: str) -> RawResponse:
+def ask(
+    server: Server,
+    document: Any,
+    model: str = "single",
+    binary: bytes | None = None,
+    **more: str,
+) -> RawResponse:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     headers = {} if binary is None else {HEADER_LENGTH: str(len(body))}
     named = {name.replace("_", "-"): value for name, value in more.items()}
-    return handle(server, RawRequest("POST", f"/v2/models/{model}/infer", headers | named, body + (binary or b"")))
+    return handle(
+        server,
+        RawRequest("POST", f"/v2/models/{model}/infer", headers | named, body + (binary or b"")),
+    )
 
 
 def outputs(response: RawResponse) -> list[dict[str, Any]]:
@@ -65,7 +74,12 @@ def columns(**changed: dict[str, Any] | None) -> dict[str, Any]:
 def test_tensors_are_answered_with_their_names_shapes_and_datatypes(server: Server) -> None:
     response = ask(server, {"id": "mine", "inputs": [X]})
     assert (response.status, response.content_type) == (200, "application/json")
-    assert json.loads(response.body) == {"model_name": "single", "model_version": "7", "id": "mine", "outputs": [Y]}
+    assert json.loads(response.body) == {
+        "model_name": "single",
+        "model_version": "7",
+        "id": "mine",
+        "outputs": [Y],
+    }
     assert response.headers["X-Request-Id"] == "mine"
     assert response.headers["X-Prediction-Id"]
 
@@ -94,11 +108,16 @@ def test_numbers_go_into_floating_point(server: Server, change: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("name", ["input-0", "predict", "input-1"])
-def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(server: Server, name: str) -> None:
+def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(
+    server: Server,
+    name: str,
+) -> None:
     """The documentation and codecs of KServe, Seldon and MLServer use this name for the only input of any model."""
     assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
     assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
-    assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]}))
+    assert repr(name) in error(
+        ask(server, {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]}),
+    )
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
     assert repr(name) in error(ask(server, {"inputs": [column(name, "FP32", 1, 2)]}))
     image = {"name": name, "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
@@ -135,15 +154,23 @@ def test_models_without_columns_take_the_graph_s_tensors(server: Server, model: 
 
 
 def test_null_is_a_missing_number_in_both_directions(server: Server) -> None:
-    assert outputs(ask(server, {"inputs": [X | {"data": [1, None, 3, 4, 5, 6]}]}))[0]["data"] == [None, 15.0]
+    assert outputs(ask(server, {"inputs": [X | {"data": [1, None, 3, 4, 5, 6]}]}))[0]["data"] == [
+        None,
+        15.0,
+    ]
 
 
 def test_null_is_as_nothing_where_a_client_leaves_something_out(server: Server) -> None:
-    assert outputs(ask(server, {"id": None, "parameters": None, "outputs": None, "inputs": [X]})) == [Y]
+    assert outputs(
+        ask(server, {"id": None, "parameters": None, "outputs": None, "inputs": [X]}),
+    ) == [Y]
 
 
 def test_a_surrogate_in_a_string_is_refused(server: Server) -> None:
-    asked = columns(carrier=column("carrier", "BYTES", "\ud800"), distance=column("distance", "FP64", float("nan")))
+    asked = columns(
+        carrier=column("carrier", "BYTES", "\ud800"),
+        distance=column("distance", "FP64", float("nan")),
+    )
     assert error(ask(server, asked, "mixed"))
 
 
@@ -151,11 +178,19 @@ def test_only_the_outputs_asked_for_are_answered_in_their_order(server: Server) 
     asked = {**columns(), "outputs": [{"name": "probabilities"}]}
     assert [output["name"] for output in outputs(ask(server, asked, "mixed"))] == ["probabilities"]
     asked["outputs"] = [{"name": "probabilities"}, {"name": "label"}]
-    assert [output["name"] for output in outputs(ask(server, asked, "mixed"))] == ["probabilities", "label"]
+    assert [output["name"] for output in outputs(ask(server, asked, "mixed"))] == [
+        "probabilities",
+        "label",
+    ]
 
 
 def binary(name: str, datatype: str, shape: list[int], size: int) -> dict[str, Any]:
-    return {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": size}}
+    return {
+        "name": name,
+        "shape": shape,
+        "datatype": datatype,
+        "parameters": {"binary_data_size": size},
+    }
 
 
 def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
@@ -168,7 +203,9 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
     blob = struct.pack("<I2sI4s", 2, b"AA", 4, "ÄÖ".encode()) + bytes(4) + b"\x00\x01"
     asked = {"inputs": tensors, "outputs": [{"name": "label", "parameters": {"binary_data": True}}]}
     response = ask(server, asked, "mixed", blob, content_type="application/octet-stream")
-    assert (response.status, response.content_type) == (200, "application/octet-stream"), response.body
+    assert (response.status, response.content_type) == (200, "application/octet-stream"), (
+        response.body
+    )
     length = int(response.headers["Inference-Header-Content-Length"])
     (label,) = json.loads(response.body[:length])["outputs"]
     assert label == binary("label", "BYTES", [2], 14)
@@ -176,9 +213,16 @@ def test_tensors_come_and_go_as_bytes_behind_the_json(server: Server) -> None:
 
 
 def test_all_outputs_are_bytes_where_the_request_wants_it_so(server: Server) -> None:
-    asked = {"inputs": [binary("X", "FP32", [2, 3], 24)], "parameters": {"binary_data_output": True}}
+    asked = {
+        "inputs": [binary("X", "FP32", [2, 3], 24)],
+        "parameters": {"binary_data_output": True},
+    }
     response = ask(server, asked, binary=SIX)
-    assert response.body[int(response.headers["Inference-Header-Content-Length"]) :] == struct.pack("<2f", 6, 15)
+    assert response.body[int(response.headers["Inference-Header-Content-Length"]) :] == struct.pack(
+        "<2f",
+        6,
+        15,
+    )
     asked["outputs"] = [{"name": "y", "parameters": {"binary_data": False}}]
     assert outputs(ask(server, asked, binary=SIX)) == [Y]
 
@@ -200,27 +244,67 @@ TENSOR_CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("another rank", {"shape": [6]}, ["'X'", "[6]", "[any, 3]"]),
     ("another width", {"shape": [3, 2]}, ["'X'", "[3, 2]", "[any, 3]"]),
     ("ragged", {"data": [[1, 2, 3], [4, 5]]}, ["'X'", "ragged", "[2, 3]"]),
-    ("nested too deeply", {"data": [[[1], [2], [3]], [[4], [5], [6]]]}, ["'X'", "element 0", "[1]"]),
+    (
+        "nested too deeply",
+        {"data": [[[1], [2], [3]], [[4], [5], [6]]]},
+        ["'X'", "element 0", "[1]"],
+    ),
     ("nested otherwise", {"data": [[1, 2], [3, 4], [5, 6]]}, ["'X'", "nested as its shape"]),
     ("partly nested", {"data": [[1, 2, 3], 4, 5, 6]}, ["'X'", "nested as its shape"]),
-    ("a string among numbers", {"data": [1, 2, "far", 4, 5, 6]}, ["'X'", "element 2", "'far'", "not FP32"]),
+    (
+        "a string among numbers",
+        {"data": [1, 2, "far", 4, 5, 6]},
+        ["'X'", "element 2", "'far'", "not FP32"],
+    ),
     ("a boolean among numbers", {"data": [1, True, 3, 4, 5, 6]}, ["element 1", "true"]),
     ("an object", {"data": [1, 2, {}, 4, 5, 6]}, ["element 2"]),
     ("no array", {"data": 5}, ["'X'", "5", "an array"]),
-    ("a fraction in integers", {"datatype": "INT32", "data": [1.5, 2, 3, 4, 5, 6]}, ["element 0", "1.5", "not INT32"]),
-    ("a null in integers", {"datatype": "INT32", "data": [1, None, 3, 4, 5, 6]}, ["element 1", "null"]),
-    ("too large for its datatype", {"datatype": "UINT8", "data": [256, 2, 3, 4, 5, 6]}, ["'X'", "does not fit UINT8"]),
-    ("too large for FP16", {"datatype": "FP16", "data": [1e6, 2, 3, 4, 5, 6]}, ["'X'", "does not fit FP16"]),
-    ("too large for the graph", {"datatype": "FP64", "data": [1e300, 2, 3, 4, 5, 6]}, ["'X'", "does not fit float32"]),
-    ("booleans for floats", {"datatype": "BOOL", "data": [True] * 6}, ["'X'", "BOOL", "FP32 is expected"]),
-    ("strings for floats", {"datatype": "BYTES", "data": ["a"] * 6}, ["'X'", "BYTES", "FP32 is expected"]),
+    (
+        "a fraction in integers",
+        {"datatype": "INT32", "data": [1.5, 2, 3, 4, 5, 6]},
+        ["element 0", "1.5", "not INT32"],
+    ),
+    (
+        "a null in integers",
+        {"datatype": "INT32", "data": [1, None, 3, 4, 5, 6]},
+        ["element 1", "null"],
+    ),
+    (
+        "too large for its datatype",
+        {"datatype": "UINT8", "data": [256, 2, 3, 4, 5, 6]},
+        ["'X'", "does not fit UINT8"],
+    ),
+    (
+        "too large for FP16",
+        {"datatype": "FP16", "data": [1e6, 2, 3, 4, 5, 6]},
+        ["'X'", "does not fit FP16"],
+    ),
+    (
+        "too large for the graph",
+        {"datatype": "FP64", "data": [1e300, 2, 3, 4, 5, 6]},
+        ["'X'", "does not fit float32"],
+    ),
+    (
+        "booleans for floats",
+        {"datatype": "BOOL", "data": [True] * 6},
+        ["'X'", "BOOL", "FP32 is expected"],
+    ),
+    (
+        "strings for floats",
+        {"datatype": "BYTES", "data": ["a"] * 6},
+        ["'X'", "BYTES", "FP32 is expected"],
+    ),
     ("an unknown datatype", {"datatype": "FP8"}, ["'X'", "'FP8'", "FP16", "BYTES"]),
     ("a datatype that is none", {"datatype": ["FP32"]}, ["'X'", "FP32"]),
     ("an unknown tensor", {"name": "Z", "shape": [6]}, ["'Z'", "unknown", "X, a, b, c"]),
     ("a name with a surrogate", {"name": "\ud800", "data": [float("nan")] * 6}, ["not valid JSON"]),
     ("a name that is none", {"name": 5}, ["inputs[0]", "name"]),
     ("data and bytes", {"parameters": {"binary_data_size": 24}}, ["'X'", "either data or"]),
-    ("shared memory", {"parameters": {"shared_memory_region": "r"}}, ["'X'", "shared_memory_region"]),
+    (
+        "shared memory",
+        {"parameters": {"shared_memory_region": "r"}},
+        ["'X'", "shared_memory_region"],
+    ),
     ("parameters that are none", {"parameters": [1]}, ["'X'", "parameters", "array"]),
 ]
 OTHER_CASES: list[tuple[str, str, Any, list[str]]] = [
@@ -229,59 +313,151 @@ OTHER_CASES: list[tuple[str, str, Any, list[str]]] = [
     ("inputs as an object", "single", {"inputs": {"X": X}}, ["inputs", "object"]),
     ("an input that is none", "single", {"inputs": [5]}, ["inputs[0]", "5"]),
     ("a tensor twice", "single", {"inputs": [X, X]}, ["'X'", "repeated"]),
-    ("thousands of tensors", "single", {"inputs": [{**X, "name": f"t{n}"} for n in range(2000)]}, ["'t0'", "unknown"]),
+    (
+        "thousands of tensors",
+        "single",
+        {"inputs": [{**X, "name": f"t{n}"} for n in range(2000)]},
+        ["'t0'", "unknown"],
+    ),
     ("one tensor a thousand times", "single", {"inputs": [X] * 2000}, ["'X'", "repeated"]),
     ("thousands of nothing", "single", {"inputs": [{}] * 2000}, ["inputs[0]", "name"]),
-    ("no data", "single", {"inputs": [{"name": "X", "shape": [2, 3], "datatype": "FP32"}]}, ["'X'", "data"]),
+    (
+        "no data",
+        "single",
+        {"inputs": [{"name": "X", "shape": [2, 3], "datatype": "FP32"}]},
+        ["'X'", "data"],
+    ),
     ("an array", "single", [1], ["array", "object"]),
     ("no JSON", "single", b"{", ["not valid JSON"]),
     ("no body", "single", b"", ["empty"]),
     ("an id that is none", "single", {"id": 5, "inputs": [X]}, ["id", "5"]),
     ("an id of two lines", "single", {"id": "a\nb", "inputs": [X]}, ["id"]),
     ("an unknown output", "single", {"inputs": [X], "outputs": [{"name": "z"}]}, ["'z'", "y"]),
-    ("an output twice", "single", {"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]}, ["'y'", "repeated"]),
+    (
+        "an output twice",
+        "single",
+        {"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]},
+        ["'y'", "repeated"],
+    ),
     ("an output that is none", "single", {"inputs": [X], "outputs": ["y"]}, ["outputs[0]", "'y'"]),
-    ("outputs as an object", "single", {"inputs": [X], "outputs": {"name": "y"}}, ["outputs", "object"]),
+    (
+        "outputs as an object",
+        "single",
+        {"inputs": [X], "outputs": {"name": "y"}},
+        ["outputs", "object"],
+    ),
     (
         "classification",
         "single",
         {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
         ["'y'", "classification"],
     ),
-    ("a flag that is none", "single", {"inputs": [X], "parameters": {"binary_data_output": 1}}, ["binary_data_output"]),
+    (
+        "a flag that is none",
+        "single",
+        {"inputs": [X], "parameters": {"binary_data_output": 1}},
+        ["binary_data_output"],
+    ),
     ("a missing column", "mixed", columns(late=None), ["'late'", "missing"]),
-    ("columns of two lengths", "mixed", columns(hour=column("hour", "INT64", 1, 2)), ["'hour'", "2", "1"]),
+    (
+        "columns of two lengths",
+        "mixed",
+        columns(hour=column("hour", "INT64", 1, 2)),
+        ["'hour'", "2", "1"],
+    ),
     (
         "a column that is a table",
         "mixed",
         columns(hour={"name": "hour", "shape": [1, 2], "datatype": "INT64", "data": [1, 2]}),
         ["'hour'", "INT64", "[1, 2]", "[N, 1]"],
     ),
-    ("a number for a string", "mixed", columns(carrier=column("carrier", "INT64", 5)), ["'carrier'", "INT64", "BYTES"]),
-    ("floats for integers", "mixed", columns(hour=column("hour", "FP32", 5)), ["'hour'", "FP32", "INT64"]),
-    ("an integer for a boolean", "mixed", columns(late=column("late", "UINT8", 1)), ["'late'", "UINT8", "BOOL"]),
-    ("a missing string", "mixed", columns(carrier=column("carrier", "BYTES", None)), ["'carrier'", "null"]),
-    ("a scalar for a column", "mixed", columns(hour=column("hour", "INT64", 1) | {"shape": []}), ["'hour'", "[N]"]),
-    ("half columns, half tensors", "single", {"inputs": [X, column("a", "FP32", 1, 2)]}, ["'a'", "unknown"]),
+    (
+        "a number for a string",
+        "mixed",
+        columns(carrier=column("carrier", "INT64", 5)),
+        ["'carrier'", "INT64", "BYTES"],
+    ),
+    (
+        "floats for integers",
+        "mixed",
+        columns(hour=column("hour", "FP32", 5)),
+        ["'hour'", "FP32", "INT64"],
+    ),
+    (
+        "an integer for a boolean",
+        "mixed",
+        columns(late=column("late", "UINT8", 1)),
+        ["'late'", "UINT8", "BOOL"],
+    ),
+    (
+        "a missing string",
+        "mixed",
+        columns(carrier=column("carrier", "BYTES", None)),
+        ["'carrier'", "null"],
+    ),
+    (
+        "a scalar for a column",
+        "mixed",
+        columns(hour=column("hour", "INT64", 1) | {"shape": []}),
+        ["'hour'", "[N]"],
+    ),
+    (
+        "half columns, half tensors",
+        "single",
+        {"inputs": [X, column("a", "FP32", 1, 2)]},
+        ["'a'", "unknown"],
+    ),
 ]
 BINARY_CASES: list[tuple[str, dict[str, Any], bytes, list[str]]] = [
-    ("too few bytes", binary("X", "FP32", [2, 3], 24), SIX[:-1], ["'X'", "24", "23 bytes are left"]),
+    (
+        "too few bytes",
+        binary("X", "FP32", [2, 3], 24),
+        SIX[:-1],
+        ["'X'", "24", "23 bytes are left"],
+    ),
     ("bytes that nobody names", binary("X", "FP32", [2, 3], 24), SIX + b"x", ["25 bytes", "24"]),
-    ("a size that is not the shape's", binary("X", "FP32", [2, 3], 20), SIX, ["'X'", "20 bytes", "24"]),
+    (
+        "a size that is not the shape's",
+        binary("X", "FP32", [2, 3], 20),
+        SIX,
+        ["'X'", "20 bytes", "24"],
+    ),
     ("a negative size", binary("X", "FP32", [2, 3], -24), SIX, ["'X'", "-24"]),
-    ("a huge shape", binary("X", "FP32", [BIG, BIG], 24), SIX, ["'X'", "24 bytes", str(4 * BIG * BIG)]),
+    (
+        "a huge shape",
+        binary("X", "FP32", [BIG, BIG], 24),
+        SIX,
+        ["'X'", "24 bytes", str(4 * BIG * BIG)],
+    ),
     ("a huge size", binary("X", "FP32", [2, 3], 2**63), SIX, ["'X'", str(2**63)]),
     ("a boolean size", binary("X", "FP32", [2, 3], True), SIX, ["'X'", "true"]),
-    ("a string cut off", binary("X", "BYTES", [1], 6), struct.pack("<I2s", 3, b"ab"), ["'X'", "within element 0"]),
-    ("a length cut off", binary("X", "BYTES", [2], 6), struct.pack("<IH", 0, 0), ["'X'", "within element 1"]),
+    (
+        "a string cut off",
+        binary("X", "BYTES", [1], 6),
+        struct.pack("<I2s", 3, b"ab"),
+        ["'X'", "within element 0"],
+    ),
+    (
+        "a length cut off",
+        binary("X", "BYTES", [2], 6),
+        struct.pack("<IH", 0, 0),
+        ["'X'", "within element 1"],
+    ),
     ("a lying length", binary("X", "BYTES", [1], 4), b"\xff" * 4, ["'X'", "within element 0"]),
-    ("not UTF-8", binary("X", "BYTES", [1], 5), struct.pack("<Is", 1, b"\xff"), ["'X'", "element 0", "UTF-8"]),
+    (
+        "not UTF-8",
+        binary("X", "BYTES", [1], 5),
+        struct.pack("<Is", 1, b"\xff"),
+        ["'X'", "element 0", "UTF-8"],
+    ),
     ("too few strings", binary("X", "BYTES", [3], 4), bytes(4), ["'X'", "1 elements", "3"]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [case[1:] for case in TENSOR_CASES], ids=[case[0] for case in TENSOR_CASES]
+    ("change", "told"),
+    [case[1:] for case in TENSOR_CASES],
+    ids=[case[0] for case in TENSOR_CASES],
 )
 def test_a_wrong_tensor_is_named(server: Server, change: dict[str, Any], told: list[str]) -> None:
     message = error(ask(server, {"inputs": [X | change]}))
@@ -291,17 +467,31 @@ def test_a_wrong_tensor_is_named(server: Server, change: dict[str, Any], told: l
 
 
 @pytest.mark.parametrize(
-    ("model", "document", "told"), [case[1:] for case in OTHER_CASES], ids=[case[0] for case in OTHER_CASES]
+    ("model", "document", "told"),
+    [case[1:] for case in OTHER_CASES],
+    ids=[case[0] for case in OTHER_CASES],
 )
-def test_a_wrong_request_is_refused(server: Server, model: str, document: Any, told: list[str]) -> None:
+def test_a_wrong_request_is_refused(
+    server: Server,
+    model: str,
+    document: Any,
+    told: list[str],
+) -> None:
     message = error(ask(server, document, model))
     assert [word for word in told if word not in message] == [], message
 
 
 @pytest.mark.parametrize(
-    ("tensor", "blob", "told"), [case[1:] for case in BINARY_CASES], ids=[case[0] for case in BINARY_CASES]
+    ("tensor", "blob", "told"),
+    [case[1:] for case in BINARY_CASES],
+    ids=[case[0] for case in BINARY_CASES],
 )
-def test_wrong_bytes_are_refused(server: Server, tensor: dict[str, Any], blob: bytes, told: list[str]) -> None:
+def test_wrong_bytes_are_refused(
+    server: Server,
+    tensor: dict[str, Any],
+    blob: bytes,
+    told: list[str],
+) -> None:
     message = error(ask(server, {"inputs": [tensor]}, binary=blob))
     assert [word for word in told if word not in message] == [], message
 
@@ -313,7 +503,9 @@ def test_a_wrong_length_of_the_json_is_refused(server: Server, given: str) -> No
 
 
 def test_curl_needs_no_content_type(server: Server) -> None:
-    assert ask(server, {"inputs": [X]}, content_type="application/x-www-form-urlencoded").status == 200
+    assert (
+        ask(server, {"inputs": [X]}, content_type="application/x-www-form-urlencoded").status == 200
+    )
 
 
 def test_another_content_type_is_refused(server: Server) -> None:

@@ -17,7 +17,9 @@ from tests.support.serving import servers_below
 from tests.support.waiting import free_port
 
 KSERVE = "0.21.0"
-ENVIRONMENT = Path("~/.cache/onnxserve-tests").expanduser() / f"kserve-{KSERVE}-py{sys.version_info[1]}"
+ENVIRONMENT = (
+    Path("~/.cache/onnxserve-tests").expanduser() / f"kserve-{KSERVE}-py{sys.version_info[1]}"
+)
 PROGRAM = Path(__file__).parents[2] / "support" / "services" / "kserve_client.py"
 
 
@@ -31,7 +33,15 @@ def python() -> Path:
         uv = [sys.executable, "-m", "uv"]
         commands = (
             [*uv, "venv", "-q", "--relocatable", "--python", sys.executable, str(making)],
-            [*uv, "pip", "install", "-q", "--python", str(making / "bin" / "python"), f"kserve=={KSERVE}"],
+            [
+                *uv,
+                "pip",
+                "install",
+                "-q",
+                "--python",
+                str(making / "bin" / "python"),
+                f"kserve=={KSERVE}",
+            ],
         )
         try:
             for command in commands:
@@ -39,17 +49,30 @@ def python() -> Path:
             making.rename(ENVIRONMENT)
         except (subprocess.SubprocessError, OSError) as error:
             if not interpreter.exists():  # Another run may have created it.
-                pytest.skip(f"kserve {KSERVE} cannot be installed: {getattr(error, 'stderr', None) or error}")
+                pytest.skip(
+                    f"kserve {KSERVE} cannot be installed: {getattr(error, 'stderr', None) or error}",
+                )
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return interpreter
 
 
 @pytest.fixture(scope="module")
-def said(python: Path, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def said(
+    python: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     """Return the results of the client, by protocol and call."""
     port = free_port()
-    arguments = ["-m", str(model_folders["tensor"]), "--name", "images", "-C", f"server.grpc_port={port}"]
+    arguments = [
+        "-m",
+        str(model_folders["tensor"]),
+        "--name",
+        "images",
+        "-C",
+        f"server.grpc_port={port}",
+    ]
     with servers_below(tmp_path_factory.mktemp("kserve")) as start:
         url = start(*arguments).wait_ready().url
         command = [str(python), str(PROGRAM), url, f"127.0.0.1:{port}", "images"]
@@ -73,7 +96,10 @@ def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> No
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("protocol", "form"), [("rest", "json"), ("rest", "binary"), ("grpc", "binary")])
+@pytest.mark.parametrize(
+    ("protocol", "form"),
+    [("rest", "json"), ("rest", "binary"), ("grpc", "binary")],
+)
 def test_the_client_reads_the_answer(said: Any, protocol: str, form: str) -> None:
     answer = said[protocol][form]
     assert (answer["id"], answer["model"]) == ("mine", "images")

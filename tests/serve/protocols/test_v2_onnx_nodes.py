@@ -17,7 +17,12 @@ import yaml
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.protocols.v2 import HEADER_LENGTH
-from mlflow_deploy_plugin.serve.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
+from mlflow_deploy_plugin.serve.protocols.v2_tensors import (
+    TensorHeader,
+    datatype_of,
+    from_binary,
+    to_binary,
+)
 from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
 from tests.support.servers import variant
@@ -28,10 +33,16 @@ EVERY = 12
 
 @pytest.mark.parametrize(
     ("every", "at_least"),
-    [pytest.param(EVERY, 100, id="a sample"), pytest.param(1, 1_300, id="all", marks=pytest.mark.long)],
+    [
+        pytest.param(EVERY, 100, id="a sample"),
+        pytest.param(1, 1_300, id="all", marks=pytest.mark.long),
+    ],
 )
 def test_onnxs_own_node_cases_are_answered_as_onnx_runtime_answers_them(
-    tmp_path: Path, serve_here: Callable[..., Server], every: int, at_least: int
+    tmp_path: Path,
+    serve_here: Callable[..., Server],
+    every: int,
+    at_least: int,
 ) -> None:
     cases = {f"n{place}": case for place, case in enumerate(node_cases(every))}
     folders = {name: saved(tmp_path / name, case) for name, case in cases.items()}
@@ -59,14 +70,20 @@ def saved(folder: Path, case: NodeCase) -> Path:
 def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
     """Return the reason why the response is wrong; empty if it is correct."""
     inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
-    status, body, _ = ask(server, name, json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"})
+    status, body, _ = ask(
+        server,
+        name,
+        json.dumps({"inputs": inputs}).encode(),
+        {"content-type": "application/json"},
+    )
     if status != 200:
         return body.decode()[:300]
     outputs = {entry["name"]: entry for entry in json.loads(body)["outputs"]}
     found = {
-        key: np.array([np.nan if value is None else value for value in entry["data"]], case.outputs[key].dtype).reshape(
-            entry["shape"]
-        )
+        key: np.array(
+            [np.nan if value is None else value for value in entry["data"]],
+            case.outputs[key].dtype,
+        ).reshape(entry["shape"])
         for key, entry in outputs.items()
     }
     # JSON cannot represent infinity, which becomes null, as NaN does.
@@ -81,7 +98,12 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
         for (key, array), blob in zip(case.inputs.items(), blobs, strict=True)
     ]
     head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    status, body, headers = ask(server, name, b"".join([head, *blobs]), {HEADER_LENGTH.lower(): str(len(head))})
+    status, body, headers = ask(
+        server,
+        name,
+        b"".join([head, *blobs]),
+        {HEADER_LENGTH.lower(): str(len(head))},
+    )
     if status != 200:
         return body.decode()[:300]
     length = int(headers[HEADER_LENGTH])
@@ -109,7 +131,10 @@ def numpy_name(array: Array) -> str:
 
 def plain(array: Array) -> list[Any]:
     """Return the elements in row-major order. NaN becomes null; infinity becomes Python's text."""
-    return [None if isinstance(value, float) and value != value else value for value in array.ravel().tolist()]
+    return [
+        None if isinstance(value, float) and value != value else value
+        for value in array.ravel().tolist()
+    ]
 
 
 def without_infinity(array: Array) -> Array:
@@ -125,10 +150,15 @@ def difference(want: dict[str, Array], found: dict[str, Array]) -> str:
     for name, array in want.items():
         if array.shape != found[name].shape:
             return f"{name!r} has the shape {found[name].shape}, not {array.shape}"
-        if array.dtype.kind == "f":  # The memory layout of an array determines the order of summation.
+        if (
+            array.dtype.kind == "f"
+        ):  # The memory layout of an array determines the order of summation.
             is_same = np.allclose(array, found[name], rtol=1e-5, atol=1e-6, equal_nan=True)
         else:
-            is_same = np.array_equal(array.astype(object) if array.dtype.kind == "U" else array, found[name])
+            is_same = np.array_equal(
+                array.astype(object) if array.dtype.kind == "U" else array,
+                found[name],
+            )
         if not is_same:
             return f"{name!r} has other values"
     return ""

@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_sc
 
 DTYPES = {
     "BOOL": "bool",
-    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    **{
+        f"{sign}INT{bits}": f"{sign.lower()}int{bits}"
+        for sign in ("", "U")
+        for bits in (8, 16, 32, 64)
+    },
     **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
     "BYTES": "str",
 }
@@ -31,7 +35,11 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
 def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
     """Draw arrays of a datatype; JSON cannot represent infinity."""
     if datatype == "BYTES":
-        return hnp.arrays(object, SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+        return hnp.arrays(
+            object,
+            SHAPES,
+            elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        )
     elements = {"allow_infinity": infinity} if datatype.startswith("FP") else None
     return hnp.arrays(DTYPES[datatype], SHAPES, elements=elements)
 
@@ -40,7 +48,17 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
     """Return a model that returns its input."""
     dtype = DTYPES[datatype]
     entry, output = Input("x", dtype, shape), Output("x", dtype, shape)
-    artifact = Artifact(Path(), Path(), "onnx", "", "", "", inputs=(entry,), outputs=(output,), prediction=("x",))
+    artifact = Artifact(
+        Path(),
+        Path(),
+        "onnx",
+        "",
+        "",
+        "",
+        inputs=(entry,),
+        outputs=(output,),
+        prediction=("x",),
+    )
     return artifact, compile_schema((), (Tensor("x", dtype, shape),), (entry,))
 
 
@@ -61,7 +79,9 @@ def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
 @given(data=st.data())
 @settings(max_examples=25)
 def test_what_is_answered_can_be_asked_with_the_same_values(
-    datatype: str, is_binary: bool, data: st.DataObject
+    datatype: str,
+    is_binary: bool,
+    data: st.DataObject,
 ) -> None:
     array = data.draw(arrays(datatype, infinity=is_binary))
     back = there_and_back(array, datatype, is_binary)
@@ -76,8 +96,15 @@ def test_arrays_that_do_not_lie_in_row_major_order_are_answered_in_it() -> None:
 
 
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 2**64) | st.floats() | st.text(max_size=4) | st.just("FP32"),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**64)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.just("FP32"),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 TENSORS = st.fixed_dictionaries(
@@ -85,7 +112,8 @@ TENSORS = st.fixed_dictionaries(
     optional={
         "datatype": st.sampled_from(list(DTYPES)) | JUNK,
         "data": st.lists(st.integers(0, 1), max_size=16) | JUNK,
-        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | JUNK}) | JUNK,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | JUNK})
+        | JUNK,
     },
 )
 
@@ -97,7 +125,8 @@ TENSORS = st.fixed_dictionaries(
         optional={
             "id": JUNK,
             "parameters": st.fixed_dictionaries({"binary_data_output": JUNK}) | JUNK,
-            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2) | JUNK,
+            "outputs": st.lists(st.fixed_dictionaries({"name": st.just("x") | JUNK}), max_size=2)
+            | JUNK,
         },
     ),
     blob=st.binary(max_size=40),
@@ -119,9 +148,16 @@ def test_what_has_no_datatype_is_not_offered() -> None:
     assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
         v2.RequestedOutput("x"),
     )
-    assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == ["x"]
+    assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == [
+        "x",
+    ]
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
-        v2.decode({}, json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(), artifact, schema)
+        v2.decode(
+            {},
+            json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(),
+            artifact,
+            schema,
+        )
 
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))
@@ -129,4 +165,6 @@ def test_what_has_no_datatype_is_not_offered() -> None:
 def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
 
     with contextlib.suppress(SchemaMismatch):
-        assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (length,)
+        assert from_binary(TensorHeader("x", (length,), "BYTES"), memoryview(body)).shape == (
+            length,
+        )

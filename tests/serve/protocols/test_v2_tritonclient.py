@@ -13,7 +13,10 @@ from tests.support.servers import gunicorn, variant
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
+def client(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("state")
     variants = {kind: {"v": variant(model_folders[kind], "7")} for kind in ("mixed", "tensor")}
     with gunicorn(state_dir, variants) as running:
@@ -50,7 +53,11 @@ def test_the_client_finds_server_and_model_ready(client: Any) -> None:
 
 @pytest.mark.parametrize("asks_binary", [False, True, None])
 @pytest.mark.parametrize("is_binary", [False, True])
-def test_the_client_reads_what_it_asked_for(client: Any, is_binary: bool, asks_binary: bool | None) -> None:
+def test_the_client_reads_what_it_asked_for(
+    client: Any,
+    is_binary: bool,
+    asks_binary: bool | None,
+) -> None:
     columns = {
         "carrier": np.array([["AA"], ["ÜÜ"]], dtype=object),
         "distance": np.zeros((2, 1)),
@@ -59,10 +66,17 @@ def test_the_client_reads_what_it_asked_for(client: Any, is_binary: bool, asks_b
     }
     inputs = [tensor(name, array, is_binary) for name, array in columns.items()]
     names = ("probabilities", "label")
-    wanted = None if asks_binary is None else [InferRequestedOutput(name, binary_data=asks_binary) for name in names]
+    wanted = (
+        None
+        if asks_binary is None
+        else [InferRequestedOutput(name, binary_data=asks_binary) for name in names]
+    )
     result = client.infer("mixed", inputs, "7", outputs=wanted, request_id="mine")
     assert (result.get_response()["id"], result.get_response()["model_version"]) == ("mine", "7")
-    assert [str(value, "utf-8") if isinstance(value, bytes) else value for value in result.as_numpy("label")] == [
+    assert [
+        str(value, "utf-8") if isinstance(value, bytes) else value
+        for value in result.as_numpy("label")
+    ] == [
         "yes",
         "no",
     ]

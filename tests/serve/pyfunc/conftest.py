@@ -51,14 +51,24 @@ def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], A
         from starlette.testclient import TestClient
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() changes it; the block restores it.
+        patch.setenv(
+            "_MLFLOW_IS_IN_SERVING_ENVIRONMENT",
+            "false",
+        )  # init() changes it; the block restores it.
         clients = {
-            name: TestClient(scoring_server.init(pyfunc.load_model(str(folder))), raise_server_exceptions=False)
+            name: TestClient(
+                scoring_server.init(pyfunc.load_model(str(folder))),
+                raise_server_exceptions=False,
+            )
             for name, folder in pyfunc_folders.items()
         }
 
     def ask(model: str, content_type: str, body: bytes) -> Answer:
-        response = clients[model].post("/invocations", headers={"Content-Type": content_type}, content=body)
+        response = clients[model].post(
+            "/invocations",
+            headers={"Content-Type": content_type},
+            content=body,
+        )
         return response.status_code, response.content
 
     return ask

@@ -29,7 +29,10 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 @pytest.fixture(scope="module")
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")  # serve/pyfunc/__main__.py does the same and gives the reason.
+        patch.setenv(
+            "NUMBA_DISABLE_JIT",
+            "1",
+        )  # serve/pyfunc/__main__.py does the same and gives the reason.
         from mlflow_deploy_plugin.serve.pyfunc import explainer
 
         return explainer
@@ -42,10 +45,18 @@ def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | No
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
     }
-    return with_example(write_model(folder, graph, signature, section), {"inputs": rows or [[1.0] * width]})
+    return with_example(
+        write_model(folder, graph, signature, section),
+        {"inputs": rows or [[1.0] * width]},
+    )
 
 
-def question(folder: Path, row: list[float], seconds: float = 60.0, max_evals: int = 50) -> SideMessage:
+def question(
+    folder: Path,
+    row: list[float],
+    seconds: float = 60.0,
+    max_evals: int = 50,
+) -> SideMessage:
     feeds = {"X": np.array([row], dtype=np.float32)}
     fields = {"folder": str(folder), "max_evals": max_evals, "seed": 0, "seconds": seconds}
     return SideMessage("explain", fields, {"feeds": feeds})
@@ -87,7 +98,11 @@ def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: 
     ],
 )
 def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
-    explainer: Any, tmp_path: Path, graph: str, width: int, said: str
+    explainer: Any,
+    tmp_path: Path,
+    graph: str,
+    width: int,
+    said: str,
 ) -> None:
     folder = model(tmp_path / "m", graph, width, [[1.0] * width] * 3)
     with pytest.raises(InvalidRequest) as caught:
@@ -96,7 +111,9 @@ def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(
 
 
 def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
-    explainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    explainer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = model(tmp_path / "m", MISSING)
     document = yaml.safe_load((folder / "MLmodel").read_text())
@@ -113,24 +130,34 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
         patched.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 3)
         with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
             explainer.answer(question(folder, [1.0, 2.0]))
-    assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}
+    assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {
+        "source": "reference",
+        "rows": 2,
+    }
     assert os.environ.get("NUMBA_DISABLE_JIT") is None
 
 
 def test_integers_and_booleans_that_the_reference_has_among_floats_are_explained(
-    explainer: Any, tmp_path: Path
+    explainer: Any,
+    tmp_path: Path,
 ) -> None:
-    graph = "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
+    graph = (
+        "mixed (float[N,2] X) => (float[N,1] y) <int64[1] axis = {1}> { y = ReduceSum(X, axis) }"
+    )
     signature = [{"name": "minute", "type": "long"}, {"name": "weekend", "type": "boolean"}]
     section = {
-        "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 2], "columns": ["minute", "weekend"]}],
+        "inputs": [
+            {"name": "X", "dtype": "float32", "shape": [-1, 2], "columns": ["minute", "weekend"]},
+        ],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
         "reference": {"data": "reference.parquet"},
     }
     folder = write_model(tmp_path / "m", graph, signature, section)
     pq.write_table(
-        pa.table({"minute": pa.array([10, 30], pa.float32()), "weekend": pa.array([0, 1], pa.float32())}),
+        pa.table(
+            {"minute": pa.array([10, 30], pa.float32()), "weekend": pa.array([0, 1], pa.float32())},
+        ),
         folder / "reference.parquet",
     )
     answer = explainer.answer(question(folder, [21.0, 1.0]))

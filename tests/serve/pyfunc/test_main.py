@@ -12,11 +12,12 @@ from tests.support.refusals import mentions
 
 
 def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     (tmp_path / "MLmodel").write_text(
-        "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}}\n"
+        "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: model.pkl}}\n",
     )
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     (tmp_path / "model.pkl").write_bytes(b"cnumpy\nno_such_name\n.")
@@ -24,20 +25,27 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
         start_scorer(tmp_path)
     said = str(refused.value)
     assert said.startswith("MLflow cannot load the model: AttributeError: ")
-    assert said.endswith(f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)")
+    assert said.endswith(
+        f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)",
+    )
     assert str(tmp_path) not in said
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed_here}}\n")
+    (tmp_path / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: not_installed_here}}\n",
+    )
     (tmp_path / "requirements.txt").write_text("mlflow==2.9.2\nnumpy==0.1\n")
     with pytest.raises(InvalidArtifact) as refused:
         start_scorer(tmp_path)
     said = str(refused.value)
-    assert said.startswith("the model needs the Python module 'not_installed_here', which is not installed here (it ")
+    assert said.startswith(
+        "the model needs the Python module 'not_installed_here', which is not installed here (it ",
+    )
     assert mentions(said, "numpy 0.1", np.__version__, "`pip install")
     assert mentions(said, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
     assert said.endswith("; to include your own modules in the model, log it with `code_paths`")

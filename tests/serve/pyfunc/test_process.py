@@ -11,8 +11,16 @@ from typing import IO
 import pytest
 
 from mlflow_deploy_plugin.core.processes.child import Child
-from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage, receive_message, send_message
-from mlflow_deploy_plugin.serve.pyfunc.process import clean_message, error_summary, version_differences
+from mlflow_deploy_plugin.serve.protocols.side_messages import (
+    SideMessage,
+    receive_message,
+    send_message,
+)
+from mlflow_deploy_plugin.serve.pyfunc.process import (
+    clean_message,
+    error_summary,
+    version_differences,
+)
 from tests.support.ecs import read_line
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
@@ -68,7 +76,9 @@ def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def start(
-    connections: tuple[socket.socket, socket.socket], how: str, log: int | IO[bytes] = subprocess.DEVNULL
+    connections: tuple[socket.socket, socket.socket],
+    how: str,
+    log: int | IO[bytes] = subprocess.DEVNULL,
 ) -> Child:
     theirs = connections[1]
     command = [sys.executable, "-c", CHILD, how, str(theirs.fileno())]
@@ -101,9 +111,17 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     assert ready.kind == "ready"
     ours = connect(control)
     assert [ask(ours, "add", n=n).fields["n"] for n in (1, 2)] == [1, 2]
-    assert ask(ours, "refuse").fields == {"error": "SchemaMismatch", "message": "column 'x' is missing", "column": "x"}
+    assert ask(ours, "refuse").fields == {
+        "error": "SchemaMismatch",
+        "message": "column 'x' is missing",
+        "column": "x",
+    }
     said = ask(ours, "raise").fields
-    assert said == {"error": "InferenceError", "message": "the model cannot answer: KeyError: '…'", "column": ""}
+    assert said == {
+        "error": "InferenceError",
+        "message": "the model cannot answer: KeyError: '…'",
+        "column": "",
+    }
     said = ask(ours, "fill").fields
     assert said == {
         "error": "BodyTooLarge",
@@ -116,7 +134,9 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
 
 
-def test_it_waits_for_a_thread_if_the_machine_allows_no_more(connections: tuple[socket.socket, socket.socket]) -> None:
+def test_it_waits_for_a_thread_if_the_machine_allows_no_more(
+    connections: tuple[socket.socket, socket.socket],
+) -> None:
     child, control = start(connections, "has few threads"), connections[0]
     assert receive_message(control) == SideMessage("ready")
     for n in (1, 2):
@@ -127,10 +147,15 @@ def test_it_waits_for_a_thread_if_the_machine_allows_no_more(connections: tuple[
 
 
 @pytest.mark.parametrize(
-    ("how", "said", "status"), [("has an end", "sends what waits\n", 0), ("hangs at its end", "", -9)]
+    ("how", "said", "status"),
+    [("has an end", "sends what waits\n", 0), ("hangs at its end", "", -9)],
 )
 def test_it_has_a_moment_to_end_when_the_worker_has_gone(
-    connections: tuple[socket.socket, socket.socket], tmp_path: Path, how: str, said: str, status: int
+    connections: tuple[socket.socket, socket.socket],
+    tmp_path: Path,
+    how: str,
+    said: str,
+    status: int,
 ) -> None:
     with (tmp_path / "log").open("wb") as log:
         child = start(connections, how, log)
@@ -141,7 +166,9 @@ def test_it_has_a_moment_to_end_when_the_worker_has_gone(
 
 
 def test_its_log_is_in_the_form_of_the_server_s(
-    connections: tuple[socket.socket, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    connections: tuple[socket.socket, socket.socket],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     with (tmp_path / "log").open("wb") as log:
@@ -156,7 +183,8 @@ def test_its_log_is_in_the_form_of_the_server_s(
 
 
 def test_it_goes_on_without_a_word_when_nobody_reads_an_answer(
-    connections: tuple[socket.socket, socket.socket], tmp_path: Path
+    connections: tuple[socket.socket, socket.socket],
+    tmp_path: Path,
 ) -> None:
     with (tmp_path / "log").open("wb") as log:
         child = start(connections, "works", log)
@@ -170,7 +198,9 @@ def test_it_goes_on_without_a_word_when_nobody_reads_an_answer(
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socket, socket.socket]) -> None:
+def test_one_that_cannot_start_says_why_and_ends(
+    connections: tuple[socket.socket, socket.socket],
+) -> None:
     child = start(connections, "fails")
     failed = receive_message(connections[0])
     assert failed is not None
@@ -180,7 +210,9 @@ def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socke
 
 def test_an_exception_is_named_in_one_line_without_paths() -> None:
     assert mentions(
-        error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")), "KeyError", "such\\nthing in …"
+        error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")),
+        "KeyError",
+        "such\\nthing in …",
     )
     assert error_summary(MemoryError()) == "MemoryError"
 
@@ -198,9 +230,11 @@ def test_half_a_surrogate_pair_that_a_message_quotes_is_spelled() -> None:
     assert clean_message("schema of 'a\ud800'") == "schema of 'a\\ud800'"
 
 
-def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(tmp_path: Path) -> None:
+def test_versions_are_compared_with_those_of_this_platform_as_pip_reads_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "requirements.txt").write_bytes(
-        b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\nother==1; python_version < '3'\n"
+        b"# \xff\n-r more.txt\nmlflow==2.9\nnumpy<0.3,>=0.1\nno-such-thing\nother==1; python_version < '3'\n",
     )
     assert version_differences(tmp_path) == [
         f"numpy <0.3,>=0.1 ({version('numpy')} is installed)",

@@ -18,7 +18,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 from sklearn.tree import DecisionTreeClassifier
 
-from mlflow_deploy_plugin.core.errors import InferenceError, InvalidRequest, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    InferenceError,
+    InvalidRequest,
+    OnnxserveError,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.serve.protocols.side_messages import SideMessage
 from mlflow_deploy_plugin.serve.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.serve.runtime.feeds import object_array
@@ -41,27 +46,43 @@ def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
     """Models of strings by the missing value in training. Each model is compared with `load_model`."""
 
     def encoder() -> OrdinalEncoder:
-        return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, max_categories=3)
+        return OrdinalEncoder(
+            handle_unknown="use_encoded_value",
+            unknown_value=-1,
+            max_categories=3,
+        )
 
     city, both = encoder(), make_column_transformer((encoder(), ["city"]), (encoder(), ["land"]))
     imputer = SimpleImputer(missing_values=None, strategy="constant", fill_value="Rom")
     cases = {
         "none": (make_column_transformer((city, ["city"])), None, "CH"),
         "nan": (make_column_transformer((encoder(), ["city"])), np.nan, "CH"),
-        "imputed": (make_column_transformer((make_pipeline(imputer, encoder()), ["city"])), None, "CH"),
+        "imputed": (
+            make_column_transformer((make_pipeline(imputer, encoder()), ["city"])),
+            None,
+            "CH",
+        ),
         "mixed": (both, None, np.nan),
     }
     scorers = {}
     for name, (encoders, missing, land) in cases.items():
         table = pd.DataFrame(
-            {"city": ["Bern", "Bern", "Rom", missing, missing], "land": [land] * 4 + ["CH"]}, dtype=object
+            {"city": ["Bern", "Bern", "Rom", missing, missing], "land": [land] * 4 + ["CH"]},
+            dtype=object,
         )
         labels = ["north", "north", "south"] + ["south" if name == "imputed" else "none"] * 2
         model = make_pipeline(encoders, DecisionTreeClassifier(random_state=0)).fit(table, labels)
         folder = tmp_path_factory.mktemp("towns") / name
-        signature = mlflow.models.infer_signature(pd.DataFrame({"city": ["Bern"], "land": ["CH"]}), np.array(["north"]))
+        signature = mlflow.models.infer_signature(
+            pd.DataFrame({"city": ["Bern"], "land": ["CH"]}),
+            np.array(["north"]),
+        )
         mlflow.sklearn.save_model(
-            model, folder, signature=signature, serialization_format="cloudpickle", pip_requirements=[]
+            model,
+            folder,
+            signature=signature,
+            serialization_format="cloudpickle",
+            pip_requirements=[],
         )
         assert mlflow.pyfunc.load_model(str(folder)).predict(table).tolist() == labels
         scorers[name] = Scorer.load(folder)
@@ -73,7 +94,10 @@ def as_columns(rows: Rows) -> dict[str, list[Any]]:
 
 
 def as_csv(rows: Rows) -> bytes:
-    lines = [",".join(rows[0]), *(",".join(f'"{text}"' if text else "" for text in row.values()) for row in rows)]
+    lines = [
+        ",".join(rows[0]),
+        *(",".join(f'"{text}"' if text else "" for text in row.values()) for row in rows),
+    ]
     return "\n".join(lines).encode()
 
 
@@ -83,12 +107,18 @@ def answer(arrays: dict[str, Any]) -> SideMessage:
 
 ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
     "records": lambda scorer, rows: scorer.invoke(JSON, records(*rows)),
-    "inputs by row": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"inputs": rows}).encode()),
+    "inputs by row": lambda scorer, rows: scorer.invoke(
+        JSON,
+        json.dumps({"inputs": rows}).encode(),
+    ),
     "instances": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"instances": rows}).encode()),
-    "inputs by column": lambda scorer, rows: scorer.invoke(JSON, json.dumps({"inputs": as_columns(rows)}).encode()),
+    "inputs by column": lambda scorer, rows: scorer.invoke(
+        JSON,
+        json.dumps({"inputs": as_columns(rows)}).encode(),
+    ),
     "CSV": lambda scorer, rows: scorer.invoke("text/csv", as_csv(rows)),
     "named arrays": lambda scorer, rows: scorer.predict(
-        {name: object_array(texts) for name, texts in as_columns(rows).items()}
+        {name: object_array(texts) for name, texts in as_columns(rows).items()},
     ),
     "a frame of batch": lambda scorer, rows: answer(scorer.outputs_of(pd.DataFrame(rows))),
 }
@@ -96,17 +126,27 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
 
 
 def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
-    kept = scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
+    kept = (
+        scorers["days"].invoke(JSON, records({"when": "2013-07-01", "name": "a", "more": 3})).arrays
+    )
     assert values(kept["feeds"]) == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
     assert values(kept["outputs"]) == {"day": [183], "name": ["A"]}
-    assert values(scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]) == {"blob": ["AAE="]}
+    assert values(scorers["bytes"].invoke(JSON, records({"blob": "AAE="})).arrays["feeds"]) == {
+        "blob": ["AAE="],
+    }
     body = b'{"inputs": {"a": [[1, 2]], "b": [3]}}'
-    assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {"a": [[1.0, 2.0]], "b": [3]}
+    assert values(scorers["tensors"].invoke(JSON, body).arrays["feeds"]) == {
+        "a": [[1.0, 2.0]],
+        "b": [3],
+    }
 
 
 LARGEST = 2**63 - 1
 DAY = {"when": "2013-07-01", "name": "a"}
-SPLIT = {"columns": ["when", "id", "name"], "data": [["2013-07-01", LARGEST, "a"], ["2013-07-01", None, "a"]]}
+SPLIT = {
+    "columns": ["when", "id", "name"],
+    "data": [["2013-07-01", LARGEST, "a"], ["2013-07-01", None, "a"]],
+}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +154,12 @@ SPLIT = {"columns": ["when", "id", "name"], "data": [["2013-07-01", LARGEST, "a"
     [
         ("days", JSON, records({"id": LARGEST, **DAY}, DAY), [LARGEST, None]),
         ("days", JSON, json.dumps({"dataframe_split": SPLIT}).encode(), [LARGEST, None]),
-        ("days", JSON, json.dumps({"inputs": {"id": ["x"], "when": ["2013-07-01"], "name": ["a"]}}).encode(), ["x"]),
+        (
+            "days",
+            JSON,
+            json.dumps({"inputs": {"id": ["x"], "when": ["2013-07-01"], "name": ["a"]}}).encode(),
+            ["x"],
+        ),
         ("days", "text/csv", b"when,id,name\n2013-07-01,007,a\n2013-07-01,,a\n", ["007", None]),
         ("anything", JSON, records({"id": 7, "x": 1.5}), [7]),
         ("anything", "text/csv", b"id,x\n007,1.5\n", ["007"]),
@@ -122,7 +167,11 @@ SPLIT = {"columns": ["when", "id", "name"], "data": [["2013-07-01", LARGEST, "a"
     ],
 )
 def test_a_key_is_kept_and_the_model_does_not_see_it(
-    scorers: dict[str, Any], model: str, content_type: str, body: bytes, expected: list[Any]
+    scorers: dict[str, Any],
+    model: str,
+    content_type: str,
+    body: bytes,
+    expected: list[Any],
 ) -> None:
     answer = scorers[model].invoke(content_type, body, keys=["id", "other"])
     assert values(answer.arrays["keys"]) == {"id": expected}
@@ -174,13 +223,25 @@ def test_each_date_of_a_column_is_read_by_itself(ask: Any, scorers: dict[str, An
     assert [ask(scorers["days"], [row]).arrays["outputs"]["day"].item() for row in rows] == days
 
 
-NO_DATES = ["02/01/2024", "now", "today", "04:00", "2024/01/02", " 2024-01-02", "NaT", "2024-02-30", "1500-01-01"]
+NO_DATES = [
+    "02/01/2024",
+    "now",
+    "today",
+    "04:00",
+    "2024/01/02",
+    " 2024-01-02",
+    "NaT",
+    "2024-02-30",
+    "1500-01-01",
+]
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("text", NO_DATES)
 def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
-    text: str, ask: Any, scorers: dict[str, Any]
+    text: str,
+    ask: Any,
+    scorers: dict[str, Any],
 ) -> None:
     for row, first in enumerate([[], [{"when": "2024-01-13", "name": "a"}]]):
         with pytest.raises(SchemaMismatch, match=rf"'when'.*row {row}: '{text}'.*8601"):
@@ -189,34 +250,53 @@ def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
 
 def test_dates_are_read_of_a_list_of_rows(scorers: dict[str, Any]) -> None:
     body = json.dumps({"inputs": [{"when": "2013-07-02", "name": "a"}]}).encode()
-    assert scorers["days"].invoke(JSON, body).body == b'{"predictions": [{"day": 184, "name": "A"}]}'
+    assert (
+        scorers["days"].invoke(JSON, body).body == b'{"predictions": [{"day": 184, "name": "A"}]}'
+    )
 
 
 @pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31T00:00:00"])
-def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(scorers: dict[str, Any], text: str) -> None:
+def test_a_date_that_mlflow_has_no_nanoseconds_for_names_its_column(
+    scorers: dict[str, Any],
+    text: str,
+) -> None:
     expected = rf"'when' \(datetime\), row 0: '{text}' .* from 1678 to 2261"
     with pytest.raises(InvalidRequest, match=expected):
         scorers["days"].invoke(JSON, records({"when": text, "name": "a"}))
 
 
 def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
-    kept = scorers["days"].invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"})).arrays
+    kept = (
+        scorers["days"]
+        .invoke(JSON, records({"when": "2013-07-02T01:00:00.000Z", "name": "a"}))
+        .arrays
+    )
     assert values(kept["feeds"])["when"] == ["2013-07-02T01:00:00"]
     assert values(kept["outputs"])["day"] == [184]
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("model", ["none", "nan", "imputed", "mixed"])
-def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model: str, ask: Any, towns: dict[str, Any]) -> None:
+def test_a_missing_text_is_the_one_that_the_encoder_has_learned(
+    model: str,
+    ask: Any,
+    towns: dict[str, Any],
+) -> None:
     """Check that other rows of a request do not change None and NaN, which scikit-learn's encoders distinguish."""
     scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
-    rows = [{"city": None, "land": "CH"}, {"city": "Bern", "land": None if model == "mixed" else "CH"}]
+    rows = [
+        {"city": None, "land": "CH"},
+        {"city": "Bern", "land": None if model == "mixed" else "CH"},
+    ]
     assert ask(scorer, rows).arrays["outputs"]["prediction"].tolist() == expected
     assert [ask(scorer, [row]).arrays["outputs"]["prediction"].item() for row in rows] == expected
 
 
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
-def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask: Any, scorers: dict[str, Any]) -> None:
+def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(
+    ask: Any,
+    scorers: dict[str, Any],
+) -> None:
     rows = [{"text": None, "when": "2024-01-02"}, {"text": "none", "when": None}]
     outputs = values(ask(scorers["gaps"], rows).arrays["outputs"])
     assert outputs == {"text": ["None", "'none'"], "when": ["2024-01-02 00:00:00", "NaT"]}
@@ -227,10 +307,16 @@ def test_a_missing_text_is_none_and_a_missing_date_nat_for_a_python_model(ask: A
 
 
 @pytest.mark.parametrize(
-    "fields", [{"categories_": None}, {"categories_": [1, 2]}, {"feature_names_in_": None, "missing_values": None}]
+    "fields",
+    [
+        {"categories_": None},
+        {"categories_": [1, 2]},
+        {"feature_names_in_": None, "missing_values": None},
+    ],
 )
 def test_an_estimator_may_have_any_value_in_the_attributes_of_an_encoder(
-    fields: dict[str, Any], tmp_path: Path
+    fields: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     table = pd.DataFrame({"city": ["Bern", "Rom"]}, dtype=object)
     model = make_pipeline(OrdinalEncoder(), DecisionTreeClassifier()).fit(table, ["north", "south"])
@@ -259,7 +345,10 @@ def test_a_number_among_texts_of_inputs_is_a_text_too(scorers: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("name", ["when", "text"])
-def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(scorers: dict[str, Any], name: str) -> None:
+def test_a_date_or_a_text_that_stands_twice_is_refused_by_name(
+    scorers: dict[str, Any],
+    name: str,
+) -> None:
     split = {"columns": ["when", "text", name], "data": [["2024-01-02", "a", None]]}
     with pytest.raises(SchemaMismatch, match=f"'{name}'"):
         scorers["gaps"].invoke(JSON, json.dumps({"dataframe_split": split}).encode())
@@ -282,7 +371,11 @@ def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) 
     row = {"points": [1.5, 2.0], "place": {"name": "Ö", "height": 2}, "tags": ["u", "v"]}
     others = {"points": [], "place": {"name": "x", "height": 3}}
 
-    kept = scorers["nested"].invoke(JSON, records(row, row | {"tags": []}, row | others | {"tags": ["w"]})).arrays
+    kept = (
+        scorers["nested"]
+        .invoke(JSON, records(row, row | {"tags": []}, row | others | {"tags": ["w"]}))
+        .arrays
+    )
 
     assert values(kept["feeds"]) == {
         "points": ["[1.5,2.0]", "[1.5,2.0]", "[]"],
@@ -294,11 +387,13 @@ def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) 
             '{"sum":3.5,"name":"Ö","tags":["u","v"]}',
             '{"sum":3.5,"name":"Ö","tags":[]}',
             '{"sum":0,"name":"x","tags":["w"]}',
-        ]
+        ],
     }
 
 
-def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(scorers: dict[str, Any]) -> None:
+def test_a_mapping_of_objects_and_arrays_is_one_row_as_mlflow_takes_it(
+    scorers: dict[str, Any],
+) -> None:
     row = {"points": [1.5, 2.0, 3.0], "place": {"name": "x", "height": 2}, "tags": ["u", "v"]}
 
     kept = scorers["nested"].invoke(JSON, json.dumps({"inputs": row}).encode()).arrays
@@ -316,7 +411,10 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
         "choices": ['[{"message":{"content":"hi"}}]'],
         "created": [5],
     }
-    assert values(to_texts(table, 2, ["score", "why"])) == {"score": [0.5, 1.0], "why": ['["x"]', "[]"]}
+    assert values(to_texts(table, 2, ["score", "why"])) == {
+        "score": [0.5, 1.0],
+        "why": ['["x"]', "[]"],
+    }
     with pytest.raises(NotRepresentable, match="not contain score, why"):
         to_texts([[1]], 1, ["score", "why"])
 
@@ -327,16 +425,24 @@ def test_an_answer_that_the_log_cannot_hold_is_given_all_the_same(scorers: dict[
     assert values(answer.arrays.get("texts", {})) == {}
 
 
-def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_kept_is_told_of_once(
+    scorers: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     scorers["anything"]._has_warned = False
     with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.serve.pyfunc"):
         for _ in range(2):
-            assert not scorers["anything"].invoke(JSON, b'{"inputs": {"a": {"b": 1}}}').arrays["feeds"]
+            assert (
+                not scorers["anything"].invoke(JSON, b'{"inputs": {"a": {"b": 1}}}').arrays["feeds"]
+            )
     assert len([record for record in caplog.records if "not captured" in record.message]) == 1
 
 
 def test_named_arrays_come_back_for_named_arrays(scorers: dict[str, Any]) -> None:
-    feeds = {"when": np.array(["2013-07-01T02:00:00+02:00"], dtype=object), "name": np.array(["a"], dtype=object)}
+    feeds = {
+        "when": np.array(["2013-07-01T02:00:00+02:00"], dtype=object),
+        "name": np.array(["a"], dtype=object),
+    }
     assert values(scorers["days"].predict(feeds).arrays["outputs"]) == {"day": [183], "name": ["A"]}
     blobs = {"blob": np.array(["AAEC", ""], dtype=object)}
     assert values(scorers["bytes"].predict(blobs).arrays["outputs"]) == {"prediction": [3, 0]}
@@ -346,29 +452,52 @@ def test_named_arrays_come_back_for_named_arrays(scorers: dict[str, Any]) -> Non
 
 def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
     answered = scorers["knn"].warm_up()
-    assert {name: (array.dtype, array.shape) for name, array in answered.items()} == {"prediction": (object, (0,))}
+    assert {name: (array.dtype, array.shape) for name, array in answered.items()} == {
+        "prediction": (object, (0,)),
+    }
     assert scorers["days"].warm_up() == {}
 
 
 @pytest.mark.parametrize(
     ("model", "feeds", "error", "said"),
     [
-        ("bytes", {"blob": ["%"]}, SchemaMismatch, "column 'blob' (binary) contains a string that is not base64"),
+        (
+            "bytes",
+            {"blob": ["%"]},
+            SchemaMismatch,
+            "column 'blob' (binary) contains a string that is not base64",
+        ),
         (
             "troubled",
             {"do": ["raise"]},
             InferenceError,
             "the model cannot compute this input: KeyError: 'no such thing",
         ),
-        ("troubled", {"do": ["panic"]}, InferenceError, "the model cannot compute this input: Panic: a regular"),
-        ("troubled", {"do": ["point"]}, InferenceError, "the answer cannot be represented as named arrays ("),
+        (
+            "troubled",
+            {"do": ["panic"]},
+            InferenceError,
+            "the model cannot compute this input: Panic: a regular",
+        ),
+        (
+            "troubled",
+            {"do": ["point"]},
+            InferenceError,
+            "the answer cannot be represented as named arrays (",
+        ),
     ],
 )
 def test_a_refusal_says_what_is_at_fault(
-    scorers: dict[str, Any], model: str, feeds: dict[str, list[str]], error: type[OnnxserveError], said: str
+    scorers: dict[str, Any],
+    model: str,
+    feeds: dict[str, list[str]],
+    error: type[OnnxserveError],
+    said: str,
 ) -> None:
     with pytest.raises(error) as caught:
-        scorers[model].predict({name: np.array(texts, dtype=object) for name, texts in feeds.items()})
+        scorers[model].predict(
+            {name: np.array(texts, dtype=object) for name, texts in feeds.items()},
+        )
     assert type(caught.value) is error
     assert said in caught.value.message
     assert "/usr" not in caught.value.message
@@ -391,7 +520,10 @@ def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, 
     ],
 )
 def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
-    towns: dict[str, Scorer], rows: list[Any], row: int, value: str
+    towns: dict[str, Scorer],
+    rows: list[Any],
+    row: int,
+    value: str,
 ) -> None:
     body = records(*({"city": city, "land": "CH"} for city in rows))
     with pytest.raises(SchemaMismatch) as refusal:
@@ -399,19 +531,37 @@ def test_a_number_in_a_column_of_strings_is_named_with_its_column_and_row(
     assert refusal.value.message == f"column 'city' (string), row {row}: {value} is not a string"
     assert refusal.value.column == "city"
     with pytest.raises(
-        SchemaMismatch, match=rf"column 'city' \(string\), row {row}: {re.escape(value)} is not a string"
+        SchemaMismatch,
+        match=rf"column 'city' \(string\), row {row}: {re.escape(value)} is not a string",
     ):
-        towns["none"].outputs_of(pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False))
+        towns["none"].outputs_of(
+            pd.DataFrame({"city": rows, "land": "CH"}).convert_dtypes(convert_string=False),
+        )
 
 
 def test_an_integer_above_64_bits_is_no_string(towns: dict[str, Scorer]) -> None:
-    with pytest.raises(SchemaMismatch, match=rf"column 'city' \(string\), row 0: {10**30} is not a string"):
+    with pytest.raises(
+        SchemaMismatch,
+        match=rf"column 'city' \(string\), row 0: {10**30} is not a string",
+    ):
         towns["none"].invoke(JSON, records({"city": 10**30, "land": "CH"}))
 
 
-@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
-def test_another_separator_of_a_csv_is_named(towns: dict[str, Scorer], mark: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("mark", "name"),
+    [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")],
+)
+def test_another_separator_of_a_csv_is_named(
+    towns: dict[str, Scorer],
+    mark: str,
+    name: str,
+) -> None:
     body = "city,land\r\nBern,CH\r\n"
-    assert json.loads(towns["none"].invoke("text/csv", body.encode()).body) == {"predictions": ["north"]}
-    with pytest.raises(SchemaMismatch, match=f"the CSV separates its columns with {name}: separate them with commas"):
+    assert json.loads(towns["none"].invoke("text/csv", body.encode()).body) == {
+        "predictions": ["north"],
+    }
+    with pytest.raises(
+        SchemaMismatch,
+        match=f"the CSV separates its columns with {name}: separate them with commas",
+    ):
         towns["none"].invoke("text/csv", body.replace(",", mark).encode())

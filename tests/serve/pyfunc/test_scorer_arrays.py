@@ -51,7 +51,8 @@ from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import pyfunc_schema, re
 def test_what_a_model_answers_has_names(prediction: Any, expected: dict[str, list[Any]]) -> None:
     outputs = {name: array.tolist() for name, array in to_outputs(prediction).items()}
     assert {
-        name: [None if value != value else value for value in values] for name, values in outputs.items()
+        name: [None if value != value else value for value in values]
+        for name, values in outputs.items()
     } == expected
 
 
@@ -104,8 +105,15 @@ def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
 
 def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(pyfunc_folders["days"])
-    feeds = pyfunc_schema(artifact).from_columns({"when": [None, "2013-07-01"], "name": ["a", None]})
-    frame = to_model_input(feeds, artifact, {"when": "datetime", "name": "string"}, {"when": "when", "name": "name"})
+    feeds = pyfunc_schema(artifact).from_columns(
+        {"when": [None, "2013-07-01"], "name": ["a", None]},
+    )
+    frame = to_model_input(
+        feeds,
+        artifact,
+        {"when": "datetime", "name": "string"},
+        {"when": "when", "name": "name"},
+    )
     assert frame["when"].isna().tolist() == [True, False]
     assert frame["name"].isna().tolist() == [False, True]
     kept = to_feeds(frame, artifact, {"when": "datetime", "name": "string"})
@@ -115,7 +123,9 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
     }
     artifact = read_served_artifact(pyfunc_folders["bytes"])
     feeds = pyfunc_schema(artifact).from_columns({"blob": [None, "YWI="]})
-    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, {"blob": 0})[0].tolist() == [
+    assert to_model_input(feeds, artifact, {"blob": "binary", "extra": "double"}, {"blob": 0})[
+        0
+    ].tolist() == [
         None,
         b"ab",
     ]
@@ -129,7 +139,12 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
             return model_input[0] + model_input[1]
 
     rows = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]])
-    save_model(tmp_path / "sum", python_model=Sum(), signature=infer_signature(rows, rows[0]), pip_requirements=[])
+    save_model(
+        tmp_path / "sum",
+        python_model=Sum(),
+        signature=infer_signature(rows, rows[0]),
+        pip_requirements=[],
+    )
     scorer = load_scorer(tmp_path / "sum")
     answer = scorer.predict({"0": np.array([1.0, 3.0]), "1": np.array([2.0, 4.0])})
     assert answer.arrays["outputs"]["prediction"].tolist() == [3.0, 7.0]
@@ -144,7 +159,11 @@ def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
 
     signature = ModelSignature(Schema([ColSpec("string")]), Schema([ColSpec("string")]))
     save_model(tmp_path / "upper", python_model=Upper(), signature=signature, pip_requirements=[])
-    kept = load_scorer(tmp_path / "upper").invoke("application/json", b'{"inputs": "good film"}').arrays
+    kept = (
+        load_scorer(tmp_path / "upper")
+        .invoke("application/json", b'{"inputs": "good film"}')
+        .arrays
+    )
     assert {name: array.tolist() for name, array in kept["feeds"].items()} == {"0": ["good film"]}
 
 
@@ -187,14 +206,24 @@ def doubles(tmp_path: Path) -> Scorer:
     "document",
     [
         {"dataframe_records": [POINT]},
-        {"dataframe_split": {"columns": ["m", "a", "o"], "data": [[POINT[name] for name in ("m", "a", "o")]]}},
+        {
+            "dataframe_split": {
+                "columns": ["m", "a", "o"],
+                "data": [[POINT[name] for name in ("m", "a", "o")]],
+            },
+        },
         {"inputs": POINT},
         {"inputs": [POINT]},
     ],
     ids=["records", "split", "one row", "a list of rows"],
 )
-def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(doubles: Scorer, document: dict[str, Any]) -> None:
-    (answer,) = json.loads(doubles.invoke("application/json", json.dumps(document).encode()).body)["predictions"]
+def test_whole_numbers_are_doubles_in_nested_columns_of_doubles(
+    doubles: Scorer,
+    document: dict[str, Any],
+) -> None:
+    (answer,) = json.loads(doubles.invoke("application/json", json.dumps(document).encode()).body)[
+        "predictions"
+    ]
     assert answer == "3.0 4.0 2.0 1 5.0 6.0"
 
 
@@ -208,17 +237,25 @@ def test_a_number_for_a_string_beside_a_nested_column_is_refused(tmp_path: Path)
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             return [str(value) for value in model_input["s"]]
 
-    signature = ModelSignature(Schema([ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]))
+    signature = ModelSignature(
+        Schema([ColSpec(Array(DataType.long), "a"), ColSpec(DataType.string, "s")]),
+    )
     save_model(tmp_path / "texts", python_model=Repeats(), signature=signature, pip_requirements=[])
     scorer = load_scorer(tmp_path / "texts")
     with pytest.raises(SchemaMismatch, match=r"column 's' \(string\), row 1: 5 is not a string"):
-        scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]}')
+        scorer.invoke(
+            "application/json",
+            b'{"dataframe_records": [{"a": [3], "s": "x"}, {"a": [4], "s": 5}]}',
+        )
     answer = scorer.invoke("application/json", b'{"dataframe_records": [{"a": [3, 4], "s": "x"}]}')
     assert json.loads(answer.body)["predictions"] == ["x"]
 
 
 @pytest.mark.parametrize("value", [True, "3", [3]])
-def test_other_values_are_still_refused_in_nested_columns_of_doubles(doubles: Scorer, value: Any) -> None:
+def test_other_values_are_still_refused_in_nested_columns_of_doubles(
+    doubles: Scorer,
+    value: Any,
+) -> None:
     document = {"dataframe_records": [POINT | {"m": {"k": value}}]}
     with pytest.raises(InvalidRequest):
         doubles.invoke("application/json", json.dumps(document).encode())
@@ -248,13 +285,18 @@ def flagged(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     ],
     ids=["records", "instances", "split", "columns"],
 )
-def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(flagged: Scorer, document: dict[str, Any]) -> None:
+def test_null_in_a_boolean_column_is_refused_because_it_is_not_false(
+    flagged: Scorer,
+    document: dict[str, Any],
+) -> None:
     with pytest.raises(SchemaMismatch, match=r"'late'.*row 1.*null"):
         flagged.invoke("application/json", json.dumps(document).encode())
 
 
 def test_true_and_false_in_a_boolean_column_are_read(flagged: Scorer) -> None:
-    document = {"dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]}}
+    document = {
+        "dataframe_split": {"columns": ["late", "distance"], "data": [[True, 1.0], [False, 1.0]]},
+    }
     answer = json.loads(flagged.invoke("application/json", json.dumps(document).encode()).body)
     assert answer["predictions"] == ["True", "False"]
 
@@ -268,13 +310,18 @@ def dated(tmp_path: Path) -> Scorer:
     signature = ModelSignature(
         Schema([ColSpec("long", "n")]),
         Schema([ColSpec("string")]),
-        ParamSchema([ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)]),
+        ParamSchema(
+            [ParamSpec("at", "datetime", np.datetime64("2020-01-01")), ParamSpec("n", "long", 1)],
+        ),
     )
     save_model(tmp_path / "dated", python_model=At(), signature=signature, pip_requirements=[])
     return load_scorer(tmp_path / "dated")
 
 
-@pytest.mark.parametrize("value", ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True])
+@pytest.mark.parametrize(
+    "value",
+    ["now", "today", "NaT", "2024/01/02", "0001-01-01", "", 5, 1.5, True],
+)
 def test_a_datetime_param_that_is_not_a_date_is_refused(dated: Scorer, value: Any) -> None:
     document = {"dataframe_records": [{"n": 1}], "params": {"at": value}}
     with pytest.raises(SchemaMismatch, match=r"param 'at' \(datetime\): .*is not an ISO 8601 date"):
@@ -316,9 +363,19 @@ def test_a_datetime_param_that_is_absent_has_its_default(dated: Scorer) -> None:
     ],
     ids=["a table", "inputs", "inputs of one row", "instances", "instances in another order"],
 )
-def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict[str, Path], data: Any) -> None:
-    kept = to_feeds(data, read_served_artifact(pyfunc_folders["days"]), {"when": "datetime", "name": "string"})
-    assert {name: array.tolist() for name, array in kept.items()} == {"when": ["2013-07-01T00:00:00"], "name": ["a"]}
+def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(
+    pyfunc_folders: dict[str, Path],
+    data: Any,
+) -> None:
+    kept = to_feeds(
+        data,
+        read_served_artifact(pyfunc_folders["days"]),
+        {"when": "datetime", "name": "string"},
+    )
+    assert {name: array.tolist() for name, array in kept.items()} == {
+        "when": ["2013-07-01T00:00:00"],
+        "name": ["a"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -330,7 +387,11 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict
     ],
     ids=["several tensors", "one tensor", "a tensor without a name"],
 )
-def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], inputs: Any, tmp_path: Path) -> None:
+def test_texts_of_tensors_can_be_passed_on(
+    tensors: dict[str | None, Any],
+    inputs: Any,
+    tmp_path: Path,
+) -> None:
     """Check strings in object arrays: the worker supports no other strings."""
 
     class Zeros(PythonModel):
@@ -340,7 +401,10 @@ def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], input
     schema = Schema([TensorSpec(np.dtype(kind), (-1,), name) for name, kind in tensors.items()])
     signature = ModelSignature(schema, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
     save_model(tmp_path / "zeros", python_model=Zeros(), signature=signature, pip_requirements=[])
-    answer = load_scorer(tmp_path / "zeros").invoke("application/json", json.dumps({"inputs": inputs}).encode())
+    answer = load_scorer(tmp_path / "zeros").invoke(
+        "application/json",
+        json.dumps({"inputs": inputs}).encode(),
+    )
     texts = next(iter(answer.arrays["feeds"].values()))
     assert (texts.dtype, texts.tolist()) == (np.dtype(object), ["a", "bcd"])
 
@@ -348,7 +412,10 @@ def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], input
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([np.array("a", object), np.array("b", object)], ["a", "b"]),  # MLflow reads `instances` like this.
+        (
+            [np.array("a", object), np.array("b", object)],
+            ["a", "b"],
+        ),  # MLflow reads `instances` like this.
         (["a", None], ["a", None]),
         (["a", 2], NotRepresentable),
         ([{"a": 1}, ["b"]], NotRepresentable),
@@ -358,7 +425,16 @@ def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], input
 def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expected: Any) -> None:
     tensors = (Tensor("title", "str", (-1,)),)
     inputs = (Input("title", "str", (-1,)),)
-    artifact = Artifact(Path(), Path(), "python_function", "", "", "", tensors=tensors, inputs=inputs)
+    artifact = Artifact(
+        Path(),
+        Path(),
+        "python_function",
+        "",
+        "",
+        "",
+        tensors=tensors,
+        inputs=inputs,
+    )
     data = {"title": object_array(cells)}
     if expected is NotRepresentable:
         with pytest.raises(NotRepresentable, match="is not a string"):
@@ -367,9 +443,20 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
         assert json.loads(json.dumps(to_feeds(data, artifact, {})["title"].tolist())) == expected
 
 
-@pytest.mark.parametrize(("missing", "dtype"), [(None, np.float32), (np.nan, np.float32), (True, np.bool_)])
+@pytest.mark.parametrize(
+    ("missing", "dtype"),
+    [(None, np.float32), (np.nan, np.float32), (True, np.bool_)],
+)
 def test_a_missing_boolean_is_neither_true_nor_false_in_the_log(missing: Any, dtype: type) -> None:
-    artifact = Artifact(Path(), Path(), "python_function", "", "", "", columns=(Column("late", "boolean", False),))
+    artifact = Artifact(
+        Path(),
+        Path(),
+        "python_function",
+        "",
+        "",
+        "",
+        columns=(Column("late", "boolean", False),),
+    )
     kept = to_feeds(pd.DataFrame({"late": [False, missing]}), artifact, {"late": "boolean"})["late"]
     assert kept.dtype == dtype
     np.testing.assert_array_equal(kept, np.array([False, missing], dtype=dtype))

@@ -15,7 +15,13 @@ TEXTS = arrays.arrays(np.dtype(object), SHAPES, elements=OBJECTS)
 INTEGERS = arrays.arrays(st.sampled_from([np.int64, np.uint8]), SHAPES)
 SHARES = st.sampled_from([0.0, 1e-6, 1e-2])
 TOLERANCES = st.builds(
-    Tolerance, SHARES, SHARES, SHARES, st.booleans(), st.booleans(), st.sampled_from(["f", "fiu", "fiub", ""])
+    Tolerance,
+    SHARES,
+    SHARES,
+    SHARES,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["f", "fiu", "fiub", ""]),
 )
 ORDINARY = st.floats(-1e6, 1e6).filter(lambda number: abs(number) > 1e-3)
 ROWS = arrays.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=ORDINARY)
@@ -31,20 +37,29 @@ def test_an_output_agrees_with_itself(output: Any, tolerance: Tolerance) -> None
 
 @given(st.data(), TOLERANCES)
 def test_without_shares_of_the_expected_numbers_the_order_of_the_outputs_has_no_effect(
-    data: Any, tolerance: Tolerance
+    data: Any,
+    tolerance: Tolerance,
 ) -> None:
     assume(tolerance.is_symmetric or not tolerance.relative)
     assume(not tolerance.of_row)
     want = data.draw(FLOATS | TEXTS | INTEGERS)
-    got = data.draw(arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None))
+    got = data.draw(
+        arrays.arrays(want.dtype, want.shape, elements=OBJECTS if want.dtype == object else None),
+    )
     forth, back = compare(want, got, tolerance), compare(got, want, tolerance)
     np.testing.assert_array_equal(forth.differences, back.differences)
     np.testing.assert_array_equal(forth.excess, back.excess)
 
 
-@given(ROWS, st.data(), st.sampled_from([(1e-6, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.0, 0.0, 1e-2), (1e-3, 1e-4, 1e-5)]))
+@given(
+    ROWS,
+    st.data(),
+    st.sampled_from([(1e-6, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.0, 0.0, 1e-2), (1e-3, 1e-4, 1e-5)]),
+)
 def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(
-    want: Any, data: Any, parts: tuple[float, float, float]
+    want: Any,
+    data: Any,
+    parts: tuple[float, float, float],
 ) -> None:
     row, column = data.draw(st.tuples(*[st.integers(0, size - 1) for size in want.shape]))
     allowed = parts[0] + parts[1] * abs(want[row, column]) + parts[2] * np.abs(want[row]).max()
@@ -59,7 +74,10 @@ def test_a_change_is_allowed_within_the_tolerance_and_not_beyond(
 
 @given(ROWS, TOLERANCES, st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans())
 def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
-    output: Any, tolerance: Tolerance, value: float, is_expected: bool
+    output: Any,
+    tolerance: Tolerance,
+    value: float,
+    is_expected: bool,
 ) -> None:
     other = output.copy()
     other[0, 0] = value
@@ -85,11 +103,23 @@ def test_no_tolerance_allows_a_number_in_place_of_nan_or_infinity(
         ([1.0, 2.0], [1.0, 2.5], LABELS, [0.0, 1.0], [True, False]),
         ([1, 2], ["1", "2"], EXACT, [1.0, 1.0], [False, False]),
         (1.0, 1.5, EXACT, [0.5], [False]),
-        ([[1.0], [2.0]], [[1.0, 1.0], [2.0, 2.0]], Tolerance(9.0), [np.inf, np.inf], [False, False]),
+        (
+            [[1.0], [2.0]],
+            [[1.0, 1.0], [2.0, 2.0]],
+            Tolerance(9.0),
+            [np.inf, np.inf],
+            [False, False],
+        ),
         ([], [1.0, 2.0], Tolerance(9.0), [np.inf], [False]),
     ],
 )
-def test_values_are_numbers_or_labels(want: Any, got: Any, tolerance: Tolerance, differences: Any, same: Any) -> None:
+def test_values_are_numbers_or_labels(
+    want: Any,
+    got: Any,
+    tolerance: Tolerance,
+    differences: Any,
+    same: Any,
+) -> None:
     agreement = compare(np.array(want), np.array(got), tolerance)
     assert agreement.differences.tolist() == differences
     assert agreement.same.tolist() == same

@@ -14,7 +14,9 @@ from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 
-SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+SUM = (
+    "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+)
 
 
 BROKEN: list[tuple[str, str, str]] = [
@@ -23,25 +25,49 @@ BROKEN: list[tuple[str, str, str]] = [
     ("no flavors", "flavors: {}", "flavors none"),
     ("another flavor", "flavors: {sklearn: {}}", "flavors sklearn"),
     ("no data", "flavors: {onnx: {}}", "KeyError: 'data'"),
-    ("a file that is not there", "flavors: {onnx: {data: other.onnx}}", "file 'other.onnx' is missing"),
+    (
+        "a file that is not there",
+        "flavors: {onnx: {data: other.onnx}}",
+        "file 'other.onnx' is missing",
+    ),
     ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
     ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
-    ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
+    (
+        "a signature that is no JSON",
+        "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}",
+        "JSONDecodeError",
+    ),
     (
         "a signature of brackets",
         f"flavors: {{onnx: {{data: model.onnx}}}}\nsignature: {{inputs: '{'[' * 100_000}'}}",
         "RecursionError",
     ),
-    ("a name that no file can have", f"flavors: {{onnx: {{data: {'x' * 500}}}}}", "the model's file 'xxx"),
+    (
+        "a name that no file can have",
+        f"flavors: {{onnx: {{data: {'x' * 500}}}}}",
+        "the model's file 'xxx",
+    ),
     ("flavors that are a list", "flavors: [onnx]", "flavors is .* a mapping is expected"),
-    ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
-    ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
+    (
+        "a signature that is a text",
+        "flavors: {onnx: {data: model.onnx}}\nsignature: x",
+        "cannot be understood",
+    ),
+    (
+        "parity that is a text",
+        "flavors: {onnxserve: {data: model.onnx, parity: proven}}",
+        "cannot be understood",
+    ),
     (
         "categories that are lists",
         "flavors: {onnxserve: {data: model.onnx, refused: {categories: {a: [[1]]}}}}",
         "cannot be understood",
     ),
-    ("a reference that is a text", "flavors: {onnxserve: {data: model.onnx, reference: x}}", "cannot be understood"),
+    (
+        "a reference that is a text",
+        "flavors: {onnxserve: {data: model.onnx, reference: x}}",
+        "cannot be understood",
+    ),
     (
         "a column of a type that ONNX lacks",
         'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", "type": "datetime"}]\'}',
@@ -53,24 +79,51 @@ BROKEN: list[tuple[str, str, str]] = [
 FIELDS: list[tuple[dict[str, object], str]] = [
     ({"type": "double", "name": None}, "a name has the type NoneType; a text is expected"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
-    ({"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}}, "surrogates not allowed"),
-    ({"type": "tensor", "tensor-spec": {"dtype": "V100000000", "shape": [-1]}}, "'' has the dtype 'V100000000'"),
-    ({"type": "tensor", "tensor-spec": {"dtype": "datetime64[ns]", "shape": [-1]}}, "'' has the dtype 'datetime64"),
-    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1, -5]}}, r"'' has the shape \(-1, -5\)"),
+    (
+        {"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}},
+        "surrogates not allowed",
+    ),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "V100000000", "shape": [-1]}},
+        "'' has the dtype 'V100000000'",
+    ),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "datetime64[ns]", "shape": [-1]}},
+        "'' has the dtype 'datetime64",
+    ),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1, -5]}},
+        r"'' has the shape \(-1, -5\)",
+    ),
     ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [10**30]}}, "'' has the shape"),
     ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [-1] * 100}}, "'' has the shape"),
-    ({"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [True, 1.5]}}, r"'' has the shape \(True, 1.5\)"),
+    (
+        {"type": "tensor", "tensor-spec": {"dtype": "int8", "shape": [True, 1.5]}},
+        r"'' has the shape \(True, 1.5\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("field", "words"), FIELDS, ids=[words for _, words in FIELDS])
-def test_a_field_that_no_request_could_fill_is_refused(tmp_path: Path, field: dict[str, object], words: str) -> None:
+def test_a_field_that_no_request_could_fill_is_refused(
+    tmp_path: Path,
+    field: dict[str, object],
+    words: str,
+) -> None:
     with pytest.raises(InvalidArtifact, match=words):
         read_artifact(write_model(tmp_path, signature=[field]))
 
 
-@pytest.mark.parametrize(("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [case[1:] for case in BROKEN],
+    ids=[case[0] for case in BROKEN],
+)
+def test_a_broken_mlmodel_file_is_refused_in_one_line(
+    tmp_path: Path,
+    text: str,
+    words: str,
+) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(InvalidArtifact, match=words) as caught:
@@ -86,8 +139,15 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         read_artifact(folder)
 
 
-@pytest.mark.parametrize(("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")])
-def test_a_reference_is_a_file_within_the_folder(tmp_path: Path, reference: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")],
+)
+def test_a_reference_is_a_file_within_the_folder(
+    tmp_path: Path,
+    reference: str,
+    words: str,
+) -> None:
     (tmp_path / "rows.parquet").touch()
     artifact = read_artifact(write_model(tmp_path / "model"))
     assert artifact.reference_file is None

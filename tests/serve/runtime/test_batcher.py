@@ -70,7 +70,10 @@ def ask(pool: ThreadPoolExecutor) -> Ask:
     def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
         before = len(batcher._queue), batcher._is_led
         future = pool.submit(batcher.run, {"x": x}, deadline, **more)
-        wait_until(lambda: future.done() or (len(batcher._queue), batcher._is_led) != before, what="the request")
+        wait_until(
+            lambda: future.done() or (len(batcher._queue), batcher._is_led) != before,
+            what="the request",
+        )
         return future
 
     return ask
@@ -97,7 +100,9 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
 @settings(max_examples=25)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=40
+        st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=40,
     ),
     limit=st.integers(2, 8),
     preferred=st.sets(st.integers(1, 8), max_size=2),
@@ -105,9 +110,18 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
     pads=st.booleans(),
 )
 def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
-    requests: list[tuple[int, int, bool, bool]], limit: int, preferred: set[int], delay: int, pads: bool
+    requests: list[tuple[int, int, bool, bool]],
+    limit: int,
+    preferred: set[int],
+    delay: int,
+    pads: bool,
 ) -> None:
-    policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay, pads=pads)
+    policy = BatchPolicy(
+        limit,
+        tuple(size for size in preferred if size <= limit),
+        delay,
+        pads=pads,
+    )
     batcher = Batcher(Model(), policy)
 
     def one(number: int) -> tuple[Array, Array | str]:
@@ -115,7 +129,9 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
         x = np.random.default_rng(number).random((count, width))
         x[0, 0] = -1 if is_bad else x[0, 0]
         try:
-            return x, (submitted(batcher, x).result(30) if is_submitted else batcher.run({"x": x}))["y"]
+            return x, (submitted(batcher, x).result(30) if is_submitted else batcher.run({"x": x}))[
+                "y"
+            ]
         except InferenceError as error:
             return x, error.message
 
@@ -152,7 +168,9 @@ def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, a
     assert all(seconds >= 0 for _, *times in counted for seconds in times)
 
 
-def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: ThreadPoolExecutor) -> None:
+def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(
+    pool: ThreadPoolExecutor,
+) -> None:
     """The model is like a GPU: a run takes the same time for any number of rows, and parallel runs are not faster."""
     begun: list[int] = []
     running, most = 0, 0
@@ -172,10 +190,14 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: Th
     batcher = Batcher(compute, BatchPolicy(max_batch_size=32, max_queue_delay_microseconds=2000))
     futures = [pool.submit(batcher.run, {"x": rows(1, float(number))}) for number in range(640)]
 
-    assert [future.result(30)["y"][0, 0] for future in futures] == [2.0 * number for number in range(640)]
+    assert [future.result(30)["y"][0, 0] for future in futures] == [
+        2.0 * number for number in range(640)
+    ]
     assert sum(begun) == 640
     assert max(begun) <= 32
-    assert len(begun) <= 64  # Each time, 64 callers fill two batches. The minimum would be 20 full batches.
+    assert (
+        len(begun) <= 64
+    )  # Each time, 64 callers fill two batches. The minimum would be 20 full batches.
     assert most == 1
 
 
@@ -185,7 +207,14 @@ def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -
     assert {number: answer.tolist() for number, answer in alone.items()} == {
         number: rows(number, 6.0).tolist() for number in alone
     }
-    assert model.begun == [1, 4, 8, 8, 9, 0]  # The requests above the limit and without rows run unchanged.
+    assert model.begun == [
+        1,
+        4,
+        8,
+        8,
+        9,
+        0,
+    ]  # The requests above the limit and without rows run unchanged.
 
     model.gate.clear()
     futures = [ask(batcher, rows(1, 10.0))]
@@ -212,7 +241,13 @@ def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
     futures += [ask(batcher, rows(1, width=width)) for width in (2, 3, 2, 3)]
     model.gate.set()
 
-    assert [future.result(30)["y"].shape for future in futures] == [(1, 2), (1, 2), (1, 3), (1, 2), (1, 3)]
+    assert [future.result(30)["y"].shape for future in futures] == [
+        (1, 2),
+        (1, 2),
+        (1, 3),
+        (1, 2),
+        (1, 3),
+    ]
     assert model.begun == [1, 2, 2]
 
 
@@ -304,13 +339,21 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask
     assert batcher.run({"x": rows(1)})
 
 
-def test_a_request_whose_time_is_up_is_not_computed(model: Model, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_time_is_up_is_not_computed(
+    model: Model,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batcher = Batcher(model, EIGHT)
     model.gate.clear()
     first = ask(batcher, rows(1), deadline=time.perf_counter() + 60)
     wait_until(lambda: model.begun, what="the first run")
     clock = time.perf_counter
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 120)  # A request that is being computed is answered.
+    monkeypatch.setattr(
+        time,
+        "perf_counter",
+        lambda: clock() + 120,
+    )  # A request that is being computed is answered.
     late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
     patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
 
@@ -380,7 +423,10 @@ def batcher(model: Model) -> Iterator[Batcher]:
     yield batcher
     model.gate.set()
     batcher.close()
-    wait_until(lambda: not any(thread.is_alive() for thread in batcher._threads), what="the end of the threads")
+    wait_until(
+        lambda: not any(thread.is_alive() for thread in batcher._threads),
+        what="the end of the threads",
+    )
 
 
 def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: Batcher) -> None:
@@ -391,7 +437,12 @@ def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: 
     refused = submitted(batcher, rows(1))
     model.gate.set()
 
-    assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [2.0, 4.0, 6.0, 8.0]
+    assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [
+        2.0,
+        4.0,
+        6.0,
+        8.0,
+    ]
     with pytest.raises(InferenceError, match="begins with -1"):
         futures[2].result(30)
     with pytest.raises(TooManyRequests, match="4 requests are already waiting"):
@@ -400,7 +451,10 @@ def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: 
         submitted(batcher, rows(1, -1.0)).result(30)
 
 
-def test_a_submitted_request_whose_time_is_up_is_not_computed(model: Model, batcher: Batcher) -> None:
+def test_a_submitted_request_whose_time_is_up_is_not_computed(
+    model: Model,
+    batcher: Batcher,
+) -> None:
     model.gate.clear()
     first = submitted(batcher, rows(1))
     wait_until(lambda: model.begun, what="the first run")
@@ -416,7 +470,10 @@ def test_a_submitted_request_whose_time_is_up_is_not_computed(model: Model, batc
     assert model.begun == [1, 1]
 
 
-def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model, batcher: Batcher) -> None:
+def test_nothing_holds_a_request_that_is_answered_not_even_an_error(
+    model: Model,
+    batcher: Batcher,
+) -> None:
     class Version:
         pass
 
@@ -435,10 +492,15 @@ def test_nothing_holds_a_request_that_is_answered_not_even_an_error(model: Model
 
 
 def test_requests_are_computed_again_once_the_machine_allows_threads_again(
-    batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+    batcher: Batcher,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as scarce:
-        scarce.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+        scarce.setattr(
+            threading.Thread,
+            "start",
+            lambda thread: raise_it(RuntimeError("can't start new thread")),
+        )
         with pytest.raises(RuntimeError):
             submitted(batcher, rows(1))
 
@@ -471,10 +533,14 @@ centred (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}> {
   mean = ReduceMean(X, axis)
   y = Sub(X, mean)
 }"""
-ONE_ROW = "one_row (float[N,2] X) => (float[N,2] y) <int64[2] shape = {1, 2}> { y = Reshape(X, shape) }"
+ONE_ROW = (
+    "one_row (float[N,2] X) => (float[N,2] y) <int64[2] shape = {1, 2}> { y = Reshape(X, shape) }"
+)
 
 RUNNING_SUM = "running (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum(X, axis) }"
-LAST_FIRST = "last (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum<reverse = 1>(X, axis) }"
+LAST_FIRST = (
+    "last (float[N,2] X) => (float[N,2] y) <int64 axis = {0}> { y = CumSum<reverse = 1>(X, axis) }"
+)
 HINTED = """
 hinted (float[N,2] X) => (float[N,2] y) <int64[1] axis = {0}, float[1] weight = {0.001}> {
   mean = ReduceMean(X, axis)
@@ -490,7 +556,9 @@ POSITIVE = "positive (float[N] X) => (float[M] y) <float zero = {0}> { c = Great
 
 DOUBLED = "doubled (float[N,2] X) => (float[M,2] y) { y = Concat<axis = 0>(X, X) }"
 BATCH_OF_ONE = "batch_of_one (float[1,2] X) => (float[1,2] y) { y = Identity(X) }"
-TWO_SIZES = "two_sizes (float[N,2] a, float[M,2] b) => (float[K,2] y) { y = Concat<axis = 0>(a, b) }"
+TWO_SIZES = (
+    "two_sizes (float[N,2] a, float[M,2] b) => (float[K,2] y) { y = Concat<axis = 0>(a, b) }"
+)
 SCALAR = "scalar (float a, float[N] b) => (float[N] y) { y = Mul(a, b) }"
 
 
@@ -513,15 +581,32 @@ def load(folder: Path, graph: str) -> OnnxModel:
         (ONE_ROW, "it has no batch dimension: none of its outputs"),
         (DOUBLED, "its output 'y' does not have one entry per row"),
         (BATCH_OF_ONE, "it has no batch dimension: its input 'X' has the fixed first size 1"),
-        (TWO_SIZES, "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)"),
+        (
+            TWO_SIZES,
+            "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)",
+        ),
         (SCALAR, "it has no batch dimension: its input 'a' is a scalar"),
     ],
     ids=[
-        *("per_row", "fixed", "total", "centred", "running_sum", "last_first", "hinted", "quantized", "positive"),
+        *(
+            "per_row",
+            "fixed",
+            "total",
+            "centred",
+            "running_sum",
+            "last_first",
+            "hinted",
+            "quantized",
+            "positive",
+        ),
         *("one_row", "doubled", "batch_of_one", "two_sizes", "scalar"),
     ],
 )
-def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, reason: str) -> None:
+def test_a_graph_says_why_its_rows_cannot_be_joined(
+    tmp_path: Path,
+    graph: str,
+    reason: str,
+) -> None:
     model = load(tmp_path, graph)
 
     found = unbatchable_reason(model, model.example_feeds())
@@ -530,7 +615,9 @@ def test_a_graph_says_why_its_rows_cannot_be_joined(tmp_path: Path, graph: str, 
     assert bool(found) == bool(reason)
 
 
-def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(tmp_path: Path) -> None:
+def test_neighbours_beyond_the_type_of_the_numbers_are_tried_without_a_warning(
+    tmp_path: Path,
+) -> None:
     model = load(tmp_path, "half (float16[N,2] X) => (float16[N,2] y) { y = Identity(X) }")
 
     with warnings.catch_warnings():

@@ -10,7 +10,12 @@ import pytest
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import binding
-from mlflow_deploy_plugin.serve.runtime.binding import MAX_GRAPHS, GraphSession, can_bind, pinned_empty
+from mlflow_deploy_plugin.serve.runtime.binding import (
+    MAX_GRAPHS,
+    GraphSession,
+    can_bind,
+    pinned_empty,
+)
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.session import Placement, open_session
 from tests.support.models import parse_graph, write_model
@@ -47,7 +52,10 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
         given = feeds(rows)
         kept.append((bound.run(NAMES, given), session.run(NAMES, given)))
         kept.append((bound.run(["total"], given), session.run(["total"], given)))
-    for computed, plain in kept:  # Compare at the end, to detect that a later run has overwritten an earlier answer.
+    for (
+        computed,
+        plain,
+    ) in kept:  # Compare at the end, to detect that a later run has overwritten an earlier answer.
         for array, expected in zip(computed, plain, strict=True):
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)
@@ -69,7 +77,10 @@ def test_inputs_need_not_be_contiguous(session: Any) -> None:
         "x": np.asfortranarray(random.random((5, 4), dtype=np.float32)),
         "k": np.arange(10)[::2],
     }
-    np.testing.assert_array_equal(GraphSession(session, PLACEMENT).run(["y"], given)[0], session.run(["y"], given)[0])
+    np.testing.assert_array_equal(
+        GraphSession(session, PLACEMENT).run(["y"], given)[0],
+        session.run(["y"], given)[0],
+    )
 
 
 def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
@@ -81,7 +92,9 @@ def test_shapes_above_the_limit_run_without_a_graph(session: Any) -> None:
 
 
 def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}, "name": "x"}]
+    signature = [
+        {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 4]}, "name": "x"},
+    ]
     graph = "one (float[N,4] x) => (float[N,4] y) { y = Add(x, x) }"
     section = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 4]}],
@@ -98,7 +111,7 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
 
 def test_texts_are_not_bound(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_bytes(
-        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString()
+        parse_graph("text (string[N] x) => (string[N] y) { y = Identity(x) }").SerializeToString(),
     )
     assert not can_bind(open_session(tmp_path / "text.onnx"))
 

@@ -33,7 +33,10 @@ def test_columns_are_features_in_the_order_of_the_signature() -> None:
     }
 
 
-@pytest.mark.parametrize(("names", "features"), [(("x",), ["0", "1"]), (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"])])
+@pytest.mark.parametrize(
+    ("names", "features"),
+    [(("x",), ["0", "1"]), (("x", "y"), ["x[0]", "x[1]", "y[0]", "y[1]"])],
+)
 def test_the_values_of_tensors_are_numbered(names: tuple[str, ...], features: list[str]) -> None:
     model = artifact(inputs=tuple(Input(name, "float32", (-1, 2)) for name in names))
     feeds = {name: np.ones((1, 2)) for name in names}
@@ -48,7 +51,10 @@ def test_images_and_very_wide_rows_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
-    scores, chances = Output("s", "float32", (-1, 2), "scores"), Output("p", "float32", (-1, 2), "probabilities")
+    scores, chances = (
+        Output("s", "float32", (-1, 2), "scores"),
+        Output("p", "float32", (-1, 2), "probabilities"),
+    )
     model = artifact(outputs=(scores, chances), classes=("no", "yes"))
     outputs = {"p": np.array([[0.25, 0.75]])}
     assert explained_outputs(model) == [chances]
@@ -58,4 +64,6 @@ def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
 
 def test_labels_alone_cannot_be_explained() -> None:
     with pytest.raises(InvalidRequest, match="only labels"):
-        explained_outputs(artifact(outputs=(Output("y", "str", (-1,), "label"),), prediction=("y",)))
+        explained_outputs(
+            artifact(outputs=(Output("y", "str", (-1,), "label"),), prediction=("y",)),
+        )

@@ -75,19 +75,46 @@ def load(folder: Path, graph: str) -> OnnxModel:
         (TEXTS % "y = ReduceSum<keepdims=0>(X, axis)", True, ""),
         ("g (float[?,2] a, float[?,2] b) => (float[?,2] y) { y = Add(a, b) }", True, ""),
         # tf2onnx writes such names.
-        ("g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }", True, ""),
+        (
+            "g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }",
+            True,
+            "",
+        ),
         (ZIPMAP, True, ""),
-        ("g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }", True, "'X' has the fixed first size 1"),
-        ("g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 3"),
-        ("g (float[0,2] X) => (float[0,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 0"),
+        (
+            "g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }",
+            True,
+            "'X' has the fixed first size 1",
+        ),
+        (
+            "g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }",
+            False,
+            "'X' has the fixed first size 3",
+        ),
+        (
+            "g (float[0,2] X) => (float[0,2] y) { y = Neg(X) }",
+            False,
+            "'X' has the fixed first size 0",
+        ),
         ("g (float[N] a, float b) => (float[N] y) { y = Mul(a, b) }", False, "'b' is a scalar"),
         (COSINE, False, "not the same: 'a' (N), 'b' (M)"),
-        ("g (float[N] X) => (float y) { y = ReduceSum<keepdims=0>(X) }", False, "none of its outputs"),
-        ("g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }", False, "it has no inputs"),
+        (
+            "g (float[N] X) => (float y) { y = ReduceSum<keepdims=0>(X) }",
+            False,
+            "none of its outputs",
+        ),
+        (
+            "g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }",
+            False,
+            "it has no inputs",
+        ),
     ],
 )
 def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
-    tmp_path: Path, graph: str, has_rows: bool, why: str
+    tmp_path: Path,
+    graph: str,
+    has_rows: bool,
+    why: str,
 ) -> None:
     model = load(tmp_path, graph)
 
@@ -101,7 +128,9 @@ OCR = "g (float[A,3,B,C] x) => (float[A] y) <int64[3] axes = {1, 2, 3}> { y = Re
 SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
 
 
-def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(tmp_path: Path) -> None:
+def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(
+    tmp_path: Path,
+) -> None:
     """Exporters use the same name for all dimensions of unknown size."""
     folder = write_model(tmp_path / "ocr", OCR)
     graph = onnx.load(folder / "model.onnx")
@@ -114,19 +143,29 @@ def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_conv
     assert model.run(model.schema.from_array(image))["y"].tolist() == [3 * 48 * 192] * 2
     assert model.schema.has_rows
 
-    model, a, b = load(tmp_path / "sum", SUM), np.ones((2, 3), np.float32), np.ones((1, 1), np.float32)
+    model, a, b = (
+        load(tmp_path / "sum", SUM),
+        np.ones((2, 3), np.float32),
+        np.ones((1, 1), np.float32),
+    )
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[2.0] * 3] * 2
-    assert model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist() == [[2.0] * 3] * 2
+    assert (
+        model.run(model.schema.from_columns({"a": a.tolist(), "b": [[1]]}))["y"].tolist()
+        == [[2.0] * 3] * 2
+    )
     with pytest.raises(InferenceError, match="Attempting to broadcast"):
         model.run(model.schema.from_columns({"a": a, "b": np.ones((2, 2), np.float32)}))
 
 
 def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
-    fed = [{"name": name, "dtype": "float32", "shape": [-1, -1], "columns": []} for name in ("a", "b")]
+    fed = [
+        {"name": name, "dtype": "float32", "shape": [-1, -1], "columns": []} for name in ("a", "b")
+    ]
     answered = [{"name": "y", "dtype": "float32", "shape": [-1, -1], "role": "value"}]
     section = {"framework": "torch", "inputs": fed, "outputs": answered, "prediction": ["y"]}
     tensors = [
-        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1, -1]}} for name in ("a", "b")
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1, -1]}}
+        for name in ("a", "b")
     ]
     model = OnnxModel.load(write_model(tmp_path, COSINE, tensors, section))
     a, b = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
@@ -138,9 +177,12 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
     assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
 
 
-def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(tmp_path: Path) -> None:
+def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(
+    tmp_path: Path,
+) -> None:
     vectors = [
-        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1]}} for name in ("a", "b")
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1]}}
+        for name in ("a", "b")
     ]
     model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
     feeds = model.schema.from_columns({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})

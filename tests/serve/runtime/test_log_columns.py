@@ -37,13 +37,21 @@ from tests.support.models import write_model
         (np.array([2**40, 0], "int64"), "int32", "int64"),
         (np.array([2.0**63, 0.0]), "int64", "float64"),
         (np.array([1e300, 0.0]), "float32", "float64"),
-        (np.array([1, 2], "int64"), "float64", "int64"),  # Integers remain integers if the column accepts any number.
+        (
+            np.array([1, 2], "int64"),
+            "float64",
+            "int64",
+        ),  # Integers remain integers if the column accepts any number.
         (np.array([True, False]), "int64", "bool"),
         (np.array(["1", None], dtype=object), "int64", "object"),
         (np.array([1.0, 2.0]), "str", "float64"),
     ],
 )
-def test_numbers_come_in_the_signatures_type_where_none_is_lost(values: Array, wanted: str, found: str) -> None:
+def test_numbers_come_in_the_signatures_type_where_none_is_lost(
+    values: Array,
+    wanted: str,
+    found: str,
+) -> None:
     typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))
@@ -76,7 +84,9 @@ def test_numbers_come_in_the_signatures_type_where_none_is_lost(values: Array, w
     ],
 )
 def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lost(
-    values: Any, wanted: str, dtype: str
+    values: Any,
+    wanted: str,
+    dtype: str,
 ) -> None:
     given = np.asarray(values)
     typed = cast_columns_losslessly({"x": wanted}, {"x": given})["x"]
@@ -84,7 +94,9 @@ def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lo
     np.testing.assert_array_equal(typed.astype(given.dtype), given)
 
 
-SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+SUM = (
+    "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+)
 
 
 def column(name: str, kind: str = "double") -> dict[str, Any]:
@@ -95,7 +107,11 @@ def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) ->
     model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
     feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
     rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
-    assert {name: array.tolist() for name, array in rows.items()} == {"p": [1, 2], "q": [3, 4], "prediction": [4, 6]}
+    assert {name: array.tolist() for name, array in rows.items()} == {
+        "p": [1, 2],
+        "q": [3, 4],
+        "prediction": [4, 6],
+    }
 
 
 @pytest.mark.parametrize(
@@ -113,5 +129,9 @@ def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) ->
         (1e300, "1e+300", "1e+300"),
     ],
 )
-def test_values_are_texts_that_are_equal_where_the_values_are(value: Any, text: str | None, key: str | None) -> None:
+def test_values_are_texts_that_are_equal_where_the_values_are(
+    value: Any,
+    text: str | None,
+    key: str | None,
+) -> None:
     assert (as_text(value), as_key(value)) == (text, key)

@@ -16,7 +16,9 @@ from mlflow_deploy_plugin.serve.runtime.session import limit_memory
 from tests.support.models import write_model
 from tests.support.waiting import wait_until
 
-SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+SUM = (
+    "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+)
 
 
 TWO = "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"
@@ -64,7 +66,11 @@ def tensor(dtype: str, *shape: int, **name: str) -> dict[str, Any]:
     ],
 )
 def test_a_stock_onnx_model_answers_by_its_graphs_names(
-    tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], answer: dict[str, Any]
+    tmp_path: Path,
+    graph: str,
+    signature: list[Any],
+    data: dict[str, Any],
+    answer: dict[str, Any],
 ) -> None:
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     outputs = model.run(model.schema.from_columns(data))
@@ -78,16 +84,27 @@ def test_a_stock_onnx_model_answers_by_its_graphs_names(
         (SUM, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, [{"y": 3.0}, {"y": 7.0}]),
         (TWO, [column("b", "long"), column("a")], {"b": [2], "a": [1]}, [{"y": -1.0, "n": -2}]),
         (TEXT, [column("s", "string")], {"s": ["a"]}, [{"t": "a"}]),
-        (FIXED, [column("a"), column("b")], {"a": [1, 3], "b": [2, 4]}, {"y": [[-1, -2], [-3, -4]]}),
+        (
+            FIXED,
+            [column("a"), column("b")],
+            {"a": [1, 3], "b": [2, 4]},
+            {"y": [[-1, -2], [-3, -4]]},
+        ),
     ],
 )
 def test_the_prediction_of_a_stock_onnx_model_is_that_of_mlflows_pyfunc(
-    tmp_path: Path, graph: str, signature: list[Any], data: dict[str, Any], prediction: Any
+    tmp_path: Path,
+    graph: str,
+    signature: list[Any],
+    data: dict[str, Any],
+    prediction: Any,
 ) -> None:
     model = OnnxModel.load(write_model(tmp_path, graph, signature or None))
     found = model.prediction(model.run(model.schema.from_columns(data)))
     assert prediction == (
-        {name: array.tolist() for name, array in found.items()} if isinstance(found, dict) else found.tolist()
+        {name: array.tolist() for name, array in found.items()}
+        if isinstance(found, dict)
+        else found.tolist()
     )
 
 
@@ -97,25 +114,32 @@ def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("graph", [SUM, TWO, TEXT, FIXED])
-def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(tmp_path: Path, graph: str) -> None:
+def test_a_row_of_zeros_fits_every_graph_with_a_free_or_fixed_batch(
+    tmp_path: Path,
+    graph: str,
+) -> None:
     model = OnnxModel.load(write_model(tmp_path, graph))
     assert len(model.run(model.example_feeds())) >= 1
 
 
 def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     graph = "g (string[N,1] s) => (float[N,1] y) { y = Cast<to = 1>(s) }"
     model = OnnxModel.load(write_model(tmp_path, graph, [tensor("str", -1, 1)]))
     for rows in (1, 100):
         with pytest.raises(InferenceError, match="running Cast node"):
             model.run({"s": np.full((rows, 1), "no number", dtype=object)})
-    assert capfd.readouterr().err == ""  # Otherwise callers could fill the log with lines in another format.
+    assert (
+        capfd.readouterr().err == ""
+    )  # Otherwise callers could fill the log with lines in another format.
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
 def test_an_empty_input_is_refused_where_the_operator_would_end_the_process(
-    tmp_path: Path, shape: tuple[int, ...]
+    tmp_path: Path,
+    shape: tuple[int, ...],
 ) -> None:
     model = OnnxModel.load(write_model(tmp_path, RECURRENT))
 
@@ -150,7 +174,10 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> N
     ids=["IR", "opset"],
 )
 def test_a_graph_that_is_too_new_is_refused_with_the_reason_first(
-    tmp_path: Path, field: str, value: int, reason: str
+    tmp_path: Path,
+    field: str,
+    value: int,
+    reason: str,
 ) -> None:
     folder = write_model(tmp_path, SUM)
     graph = onnx.load(folder / "model.onnx")
@@ -203,7 +230,9 @@ def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
         ("no-original", section | {"parity": {"state": "no-original"}}),
         ("warned", section | {"parity": {"state": "warned"}}),
     ):
-        assert together(state, unproven).tolist() == [rows] * rows, "the rows of any graph may be related"
+        assert together(state, unproven).tolist() == [rows] * rows, (
+            "the rows of any graph may be related"
+        )
 
 
 MARKED = """g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> {
@@ -263,7 +292,10 @@ FRAMES = """g (float[samples] x) => (float[frames,3] y)
     ],
 )
 def test_a_run_with_more_values_than_may_be_answered_is_refused(
-    tmp_path: Path, graph: str, shapes: list[tuple[int, ...]], message: str
+    tmp_path: Path,
+    graph: str,
+    shapes: list[tuple[int, ...]],
+    message: str,
 ) -> None:
     model = OnnxModel.load(write_model(tmp_path, graph))
     model.limit_values(12)
@@ -372,7 +404,9 @@ def test_the_memory_of_a_large_run_is_given_back_when_no_other_follows(run_large
 
 
 @pytest.mark.usefixtures("short_memory")
-def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(run_large: Any) -> None:
+def test_the_memory_of_a_large_run_is_given_back_at_once_when_memory_is_short(
+    run_large: Any,
+) -> None:
     before = resident()
     run_large()
     assert resident() < before + LAYER_BYTES / 4

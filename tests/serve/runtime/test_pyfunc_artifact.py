@@ -16,9 +16,14 @@ TENSOR = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]
 
 
 def read(folder: Path, inputs: Any = None, outputs: Any = None, **more: Any) -> Artifact:
-    document: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "mlflow.sklearn"}}, **more}
+    document: dict[str, Any] = {
+        "flavors": {"python_function": {"loader_module": "mlflow.sklearn"}},
+        **more,
+    }
     signature = {"inputs": inputs, "outputs": outputs}
-    document["signature"] = {side: json.dumps(fields) for side, fields in signature.items() if fields is not None}
+    document["signature"] = {
+        side: json.dumps(fields) for side, fields in signature.items() if fields is not None
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return read_served_artifact(folder)
 
@@ -29,7 +34,12 @@ def listed(feeds: Feeds) -> dict[str, list[Any]]:
 
 def test_columns_are_fed_by_their_names_dates_and_bytes_as_text(tmp_path: Path) -> None:
     kinds = {"when": "datetime", "blob": "binary", "x": "double"}
-    artifact = read(tmp_path, [{"name": name, "type": kind} for name, kind in kinds.items()], run_id="r", model_id="m")
+    artifact = read(
+        tmp_path,
+        [{"name": name, "type": kind} for name, kind in kinds.items()],
+        run_id="r",
+        model_id="m",
+    )
     assert artifact.flavor == "python_function"
     assert (artifact.run_id, artifact.model_id, artifact.framework) == ("r", "m", "sklearn")
     assert artifact.columns == (
@@ -66,7 +76,9 @@ def test_an_optional_column_that_is_left_out_is_no_feed(tmp_path: Path) -> None:
 
 
 def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
-    assert [column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns] == ["0", "1"]
+    assert [
+        column.name for column in read(tmp_path, [{"type": "long"}, {"type": "double"}]).columns
+    ] == ["0", "1"]
 
 
 def test_the_numbers_of_the_columns_of_an_array_are_their_names(tmp_path: Path) -> None:
@@ -88,12 +100,25 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
     [
         (None, {}, "signature does not name its inputs"),
         ([], {}, "signature does not name its inputs"),
-        ([{"name": "o", "type": "object", "properties": {}}], {}, "the column 'o' has the type object"),
-        ([{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}], {}, "'t' is complex64"),
+        (
+            [{"name": "o", "type": "object", "properties": {}}],
+            {},
+            "the column 'o' has the type object",
+        ),
+        (
+            [{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}],
+            {},
+            "'t' is complex64",
+        ),
         ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
     ],
 )
-def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any, more: Any, said: str) -> None:
+def test_what_arrays_cannot_carry_is_for_invocations(
+    tmp_path: Path,
+    inputs: Any,
+    more: Any,
+    said: str,
+) -> None:
     artifact = read(tmp_path, inputs, **more)
     schema = pyfunc_schema(artifact)
     for ask in (
@@ -129,7 +154,11 @@ def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_outputs_are_what_the_signature_says(tmp_path: Path, outputs: Any, expected: list[Output]) -> None:
+def test_outputs_are_what_the_signature_says(
+    tmp_path: Path,
+    outputs: Any,
+    expected: list[Output],
+) -> None:
     artifact = read(tmp_path, [TENSOR], outputs)
     assert list(artifact.outputs) == expected
     assert artifact.prediction == tuple(output.name for output in expected)
@@ -145,7 +174,12 @@ def test_a_model_with_an_onnx_form_is_read_as_that(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "flavors: {python_function: 3}", "flavors: {keras: {}}", "flavors: {python_function: {}}\nsignature: 3"],
+    [
+        "[]",
+        "flavors: {python_function: 3}",
+        "flavors: {keras: {}}",
+        "flavors: {python_function: {}}\nsignature: 3",
+    ],
 )
 def test_what_is_no_model_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "MLmodel").write_text(text)

@@ -6,7 +6,12 @@ from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Refusals,
 from mlflow_deploy_plugin.serve.runtime.refusals import check_rows
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
 
-COLUMNS = (Column("distance", "double"), Column("hour", "long"), Column("wind", "double"), Column("carrier", "string"))
+COLUMNS = (
+    Column("distance", "double"),
+    Column("hour", "long"),
+    Column("wind", "double"),
+    Column("carrier", "string"),
+)
 INPUTS = (
     Input("numbers", "float32", (-1, 3), ("distance", "hour", "wind")),
     Input("carrier", "str", (-1, 1), ("carrier",), missing="?"),
@@ -26,28 +31,46 @@ def test_a_missing_number_is_refused_where_the_original_refuses_it(missing: floa
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: null"):
         schema.from_records([ROW, ROW | {"distance": missing}])
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
-        schema.from_columns({name: [value] for name, value in (ROW | {"distance": missing}).items()})
+        schema.from_columns(
+            {name: [value] for name, value in (ROW | {"distance": missing}).items()},
+        )
 
 
 def test_infinity_and_products_that_overflow_are_no_missing_numbers() -> None:
-    schema = compile_schema(COLUMNS[:1], (), (Input("x", "float64", (-1, 1), ("distance",)),), refusals=_distance())
+    schema = compile_schema(
+        COLUMNS[:1],
+        (),
+        (Input("x", "float64", (-1, 1), ("distance",)),),
+        refusals=_distance(),
+    )
 
-    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (4, 1)
+    assert schema.from_columns({"distance": [1.7e308, 1.7e308, np.inf, -np.inf]})["x"].shape == (
+        4,
+        1,
+    )
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf")])
 def test_an_infinite_number_is_refused_where_the_original_refuses_it(number: float) -> None:
     schema = _schema(Refusals(infinite=frozenset({"distance"})))
 
-    assert np.isnan(schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0])
+    assert np.isnan(
+        schema.from_records([ROW | {"distance": None, "wind": number}])["numbers"][0, 0],
+    )
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 1: infinite"):
         schema.from_records([ROW | {"distance": None}, ROW | {"distance": number}])
 
 
-@pytest.mark.parametrize(("number", "reason"), [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(np.nan, "null or NaN"), (np.inf, "infinite"), (-np.inf, "infinite")],
+)
 def test_a_number_that_is_refused_is_found_in_a_large_table(number: float, reason: str) -> None:
     schema = _schema(Refusals(missing=frozenset({"distance"}), infinite=frozenset({"distance"})))
-    table = {name: np.array([value] * 20_000, object if name == "carrier" else None) for name, value in ROW.items()}
+    table = {
+        name: np.array([value] * 20_000, object if name == "carrier" else None)
+        for name, value in ROW.items()
+    }
     table["wind"][1] = number
 
     assert len(schema.from_columns(table)["numbers"]) == 20_000
@@ -65,7 +88,10 @@ def test_the_first_row_that_the_graph_marks_is_named_by_its_place_in_the_request
 def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
     schema = _schema(Refusals(categories={"carrier": ("UA", "DL"), "hour": (16, 17)}))
 
-    assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [["UA"], ["?"]]
+    assert schema.from_records([ROW, ROW | {"carrier": None}])["carrier"].tolist() == [
+        ["UA"],
+        ["?"],
+    ]
     with pytest.raises(SchemaMismatch, match=r"^column 'carrier', row 1:.*'XX'.*DL, UA, null$"):
         schema.from_records([ROW, ROW | {"carrier": "XX"}])
     with pytest.raises(SchemaMismatch, match=r"^column 'hour', row 0:.*18 .*16, 17$"):
@@ -74,7 +100,12 @@ def test_an_unknown_category_is_refused_with_those_that_are_known() -> None:
 
 def test_numbers_that_an_encoder_of_texts_has_learned_are_not_compared() -> None:
     digits = (Input("hour", "str", (-1, 1), ("hour",)),)
-    schema = compile_schema(COLUMNS[1:2], (), digits, refusals=Refusals(categories={"hour": (16, 17)}))
+    schema = compile_schema(
+        COLUMNS[1:2],
+        (),
+        digits,
+        refusals=Refusals(categories={"hour": (16, 17)}),
+    )
 
     assert len(schema.from_columns({"hour": [18]})["hour"]) == 1
 
@@ -105,7 +136,10 @@ def test_tensors_of_the_graph_are_checked_as_the_columns_that_they_hold() -> Non
 
     with pytest.raises(SchemaMismatch, match=r"^column 'distance', row 0: null"):
         tensors.from_columns(
-            {"numbers": np.array([[np.nan, 17, 3.5]], np.float32), "carrier": np.array([["UA"]], object)}
+            {
+                "numbers": np.array([[np.nan, 17, 3.5]], np.float32),
+                "carrier": np.array([["UA"]], object),
+            },
         )
 
 

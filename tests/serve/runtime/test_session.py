@@ -13,10 +13,20 @@ import onnx
 import onnxruntime
 import pytest
 
-from mlflow_deploy_plugin.core.errors import DeviceUnavailable, InvalidArtifact, InvalidConfig, RuntimeMissing
+from mlflow_deploy_plugin.core.errors import (
+    DeviceUnavailable,
+    InvalidArtifact,
+    InvalidConfig,
+    RuntimeMissing,
+)
 from mlflow_deploy_plugin.core.spec.parts import ProviderOptions
 from mlflow_deploy_plugin.serve.runtime import session
-from mlflow_deploy_plugin.serve.runtime.session import OPENVINO, Placement, available_cores, open_session
+from mlflow_deploy_plugin.serve.runtime.session import (
+    OPENVINO,
+    Placement,
+    available_cores,
+    open_session,
+)
 from tests.support.models import adder, parse_graph
 from tests.support.refusals import refused
 
@@ -44,7 +54,12 @@ CUDA = {
 }
 """All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown provider option": every word of its
 library was tried, behind an empty libcuda.so.1, since options are parsed before a GPU is looked for."""
-TENSORRT = {"device_id", "trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_engine_cache_path"}
+TENSORRT = {
+    "device_id",
+    "trt_cuda_graph_enable",
+    "trt_engine_cache_enable",
+    "trt_engine_cache_path",
+}
 """The option names in the TensorRT provider's library that onnxserve uses."""
 ALL = ProviderOptions(
     gpu_mem_limit=2**31,
@@ -65,7 +80,9 @@ def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "calls"), [(None, 1), ("1", 1), ("0", 0)])
 def test_a_runtime_that_another_package_has_imported_tells_nobody_either(
-    given: str | None, calls: int, monkeypatch: pytest.MonkeyPatch
+    given: str | None,
+    calls: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called: list[bool] = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: called.append(True))
@@ -84,16 +101,32 @@ def test_a_runtime_that_another_package_has_imported_tells_nobody_either(
         ("0::/", {"cpu.max": "50000 100000"}, 1),
         ("0::/system.slice/a.service", {"system.slice/a.service/cpu.max": "150000 100000"}, 1),
         ("0::/s/a", {"s/cpu.max": "300000 100000", "s/a/cpu.max": "max 100000"}, 3),
-        ("4:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ("4:cpu,cpuacct:/\n0::/", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ("4:cpu:/docker/1", {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        (
+            "4:cpu,cpuacct:/",
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            8,
+        ),
+        (
+            "4:cpu,cpuacct:/\n0::/",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        (
+            "4:cpu:/docker/1",
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
+            3,
+        ),
         ("4:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2),
         ("4:cpuset:/\n", {}, 8),
         (None, {}, 8),
     ],
 )
 def test_the_cores_are_those_that_the_cgroup_and_those_above_it_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, files: dict[str, str], expected: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str | None,
+    files: dict[str, str],
+    expected: int,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(session, "_CGROUPS", tmp_path / "cgroup")
@@ -114,7 +147,12 @@ def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
 
 def external(location: str) -> onnx.TensorProto:
     """Return a weight whose data is four bytes of another file."""
-    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL")
+    tensor = onnx.TensorProto(
+        name="w",
+        data_type=onnx.TensorProto.FLOAT,
+        dims=[1],
+        data_location="EXTERNAL",
+    )
     for key, value in {"location": location, "offset": "0", "length": "4"}.items():
         tensor.external_data.add(key=key, value=value)
     return tensor
@@ -136,7 +174,9 @@ def as_sparse_initializer(graph: onnx.GraphProto, weights: onnx.TensorProto) -> 
 @pytest.mark.parametrize("location", ["../secret", "{folder}/secret", "*/_ORT_MEM_ADDR_/*"])
 @pytest.mark.parametrize("add", [as_initializer, as_constant, as_sparse_initializer])
 def test_a_graph_reads_no_file_outside_of_its_folder(
-    tmp_path: Path, add: Callable[[onnx.GraphProto, onnx.TensorProto], None], location: str
+    tmp_path: Path,
+    add: Callable[[onnx.GraphProto, onnx.TensorProto], None],
+    location: str,
 ) -> None:
     (tmp_path / "secret").write_bytes(b"1234")
     graph = parse_graph("g (float[N] x) => (float[N] y) { y = Add(x, w) }")
@@ -156,7 +196,11 @@ def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
     location: str,
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.24.1")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [OPENVINO, "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: [OPENVINO, "CPUExecutionProvider"],
+    )
     (tmp_path / "secret").write_bytes(b"1234")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path / "secret")
@@ -166,7 +210,13 @@ def test_the_weights_are_checked_before_an_old_openvino_build_reads_them(
         add(graph.graph, external(place))
         (tmp_path / "model" / "model.onnx").write_bytes(graph.SerializeToString())
         if place == "weights":
-            assert open_session(tmp_path / "model" / "model.onnx").run(None, {"x": np.ones(1, np.float32)})[0] == 1.0
+            assert (
+                open_session(tmp_path / "model" / "model.onnx").run(
+                    None,
+                    {"x": np.ones(1, np.float32)},
+                )[0]
+                == 1.0
+            )
     with refused(InvalidArtifact, "model.onnx", "weights"):
         open_session(tmp_path / "model" / "model.onnx")
 
@@ -195,7 +245,10 @@ def test_cuda_gets_its_options_as_texts() -> None:
 
 @pytest.mark.parametrize(
     ("device", "expected"),
-    [("openvino", "server.providers=OpenVINOExecutionProvider"), ("tpu", "'tpu' is not one of cpu, cuda, tensorrt")],
+    [
+        ("openvino", "server.providers=OpenVINOExecutionProvider"),
+        ("tpu", "'tpu' is not one of cpu, cuda, tensorrt"),
+    ],
 )
 def test_an_unknown_or_removed_device_is_refused(device: Any, expected: str) -> None:
     with refused(InvalidConfig, expected):
@@ -219,11 +272,16 @@ def test_listed_providers_keep_their_order_and_get_their_options_as_texts() -> N
         (["FooExecutionProvider"], ["FooExecutionProvider", "CPUExecutionProvider"]),
         (["CPUExecutionProvider", "FooExecutionProvider"], ["FooExecutionProvider"]),
         ([OPENVINO, "CPUExecutionProvider"], ["OpenVINO build", "mlflow-onnxserve[openvino]"]),
-        (["AzureExecutionProvider", "CPUExecutionProvider"], ["AzureExecutionProvider", "CPUExecutionProvider"]),
+        (
+            ["AzureExecutionProvider", "CPUExecutionProvider"],
+            ["AzureExecutionProvider", "CPUExecutionProvider"],
+        ),
     ],
 )
 def test_a_listed_provider_that_would_not_be_used_is_refused(
-    tmp_path: Path, names: list[str], mentioned: list[str]
+    tmp_path: Path,
+    names: list[str],
+    mentioned: list[str],
 ) -> None:
     if {OPENVINO, *names} & {*onnxruntime.get_available_providers()} - {
         "AzureExecutionProvider",
@@ -246,7 +304,10 @@ def test_a_listed_provider_that_would_not_be_used_is_refused(
         ([], False),
     ],
 )
-def test_openvino_must_equal_the_cpu_only_in_float32(listed: list[Any], must_equal_cpu: bool) -> None:
+def test_openvino_must_equal_the_cpu_only_in_float32(
+    listed: list[Any],
+    must_equal_cpu: bool,
+) -> None:
     assert Placement(listed=listed).must_equal_cpu is must_equal_cpu
 
 
@@ -267,7 +328,10 @@ def test_tensorrt_stands_before_cuda_and_keeps_its_engines() -> None:
     assert set(cuda[1]) <= CUDA
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="no GPU build")
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="no GPU build",
+)
 @pytest.mark.parametrize(("library", "names"), [("cuda", CUDA), ("tensorrt", TENSORRT)])
 def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
     file = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
@@ -275,7 +339,10 @@ def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
     assert {name for name in names if name.encode() not in words} == set()
 
 
-def test_a_runtime_that_answers_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_answers_wrongly_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An environment may have its own ONNX Runtime: the package does not require a version, but its extras do."""
     onnx.save(adder(1), tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")

@@ -16,9 +16,23 @@ CHANCES = Output("p", "float32", (-1, 2), "probabilities")
 VALUES = Output("y", "float32", (-1, 1), "values")
 
 
-def artifact(*outputs: Output, classes: tuple[Any, ...] = (), flavor: Any = "onnxserve") -> Artifact:
+def artifact(
+    *outputs: Output,
+    classes: tuple[Any, ...] = (),
+    flavor: Any = "onnxserve",
+) -> Artifact:
     answered = tuple(output.name for output in outputs if output.role != "probabilities")
-    return Artifact(Path(), Path(), flavor, "3", "", "", outputs=outputs, classes=classes, prediction=answered)
+    return Artifact(
+        Path(),
+        Path(),
+        flavor,
+        "3",
+        "",
+        "",
+        outputs=outputs,
+        classes=classes,
+        prediction=answered,
+    )
 
 
 CLASSIFIER = artifact(LABEL, CHANCES, classes=("no", "yes"))
@@ -41,7 +55,10 @@ def seen(agreement: Agreement) -> tuple[list[bool], list[float]]:
 def test_labels_decide_and_probabilities_are_the_difference() -> None:
     given = {"label": texts("no", "yes"), "p": numbers([0.75, 0.25], [0.25, 0.75])}
     computed = {"label": texts("no", "no"), "p": numbers([0.5, 0.5], [0.75, 0.25])}
-    assert seen(compare_outputs(CLASSIFIER, given, CLASSIFIER, computed)) == ([True, False], [0.25, 0.5])
+    assert seen(compare_outputs(CLASSIFIER, given, CLASSIFIER, computed)) == (
+        [True, False],
+        [0.25, 0.5],
+    )
 
 
 def test_classes_in_another_order_are_the_same_classes() -> None:
@@ -54,7 +71,10 @@ def test_classes_in_another_order_are_the_same_classes() -> None:
 def test_other_classes_have_labels_and_no_difference() -> None:
     other = artifact(LABEL, CHANCES, classes=("maybe", "yes"))
     given = {"label": texts("no"), "p": numbers([0.75, 0.25])}
-    assert seen(compare_outputs(CLASSIFIER, given, other, given | {"label": texts("maybe")})) == ([False], [])
+    assert seen(compare_outputs(CLASSIFIER, given, other, given | {"label": texts("maybe")})) == (
+        [False],
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +89,10 @@ def test_other_classes_have_labels_and_no_difference() -> None:
     ],
 )
 def test_numbers_agree_within_a_hundredth_of_the_larger_one(
-    given: Any, computed: Any, same: bool, difference: float
+    given: Any,
+    computed: Any,
+    same: bool,
+    difference: float,
 ) -> None:
     found = compare_outputs(REGRESSOR, {"y": numbers(*given)}, REGRESSOR, {"y": numbers(*computed)})
     assert found.same.tolist() == [same]
@@ -78,13 +101,23 @@ def test_numbers_agree_within_a_hundredth_of_the_larger_one(
 
 def test_integers_without_a_role_are_equal_or_not() -> None:
     counts = artifact(Output("n", "int64", (-1, 2)))
-    found = compare_outputs(counts, {"n": np.array([[1000, 1]])}, counts, {"n": np.array([[1001, 1]])})
+    found = compare_outputs(
+        counts,
+        {"n": np.array([[1000, 1]])},
+        counts,
+        {"n": np.array([[1001, 1]])},
+    )
     assert seen(found) == ([False], [])
 
 
 def test_what_a_pyfunc_answers_is_compared_with_a_label() -> None:
     pyfunc = artifact(Output("prediction", "str", (-1,)), flavor="python_function")
-    found = compare_outputs(CLASSIFIER, {"label": texts("no", "yes")}, pyfunc, {"prediction": texts("no", "no")})
+    found = compare_outputs(
+        CLASSIFIER,
+        {"label": texts("no", "yes")},
+        pyfunc,
+        {"prediction": texts("no", "no")},
+    )
     assert seen(found) == ([True, False], [])
 
 
@@ -97,14 +130,21 @@ def test_the_first_output_of_a_stock_classifier_is_its_label() -> None:
 
 def test_an_output_of_another_name_is_found_by_its_place() -> None:
     other = artifact(Output("z", "float64", (-1,), "values"))
-    assert seen(compare_outputs(REGRESSOR, {"y": numbers([1.0])}, other, {"z": numbers(2.0)})) == ([False], [1.0])
+    assert seen(compare_outputs(REGRESSOR, {"y": numbers([1.0])}, other, {"z": numbers(2.0)})) == (
+        [False],
+        [1.0],
+    )
 
 
 @pytest.mark.parametrize(
-    "computed", [{"y": numbers([1.0], [2.0])}, {"y": numbers([1.0, 2.0])}, {}, {"y": np.float32(1.0)}]
+    "computed",
+    [{"y": numbers([1.0], [2.0])}, {"y": numbers([1.0, 2.0])}, {}, {"y": np.float32(1.0)}],
 )
 def test_answers_that_cannot_be_compared_say_so(computed: Any) -> None:
     with pytest.raises(InferenceError):
         compare_outputs(
-            REGRESSOR, {"y": numbers([1.0])}, REGRESSOR, {name: np.asarray(a) for name, a in computed.items()}
+            REGRESSOR,
+            {"y": numbers([1.0])},
+            REGRESSOR,
+            {name: np.asarray(a) for name, a in computed.items()},
         )

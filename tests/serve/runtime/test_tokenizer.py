@@ -31,7 +31,15 @@ from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
 from mlflow_deploy_plugin.serve.runtime.model import OnnxModel
 from mlflow_deploy_plugin.serve.runtime.tokenizer import TextBudget, TextTokenizer
 from tests.support.refusals import refused
-from tests.support.texts import LANGUAGES, PANIC, hostile_texts, original_tokenizer, panicking_model, text_model, texts
+from tests.support.texts import (
+    LANGUAGES,
+    PANIC,
+    hostile_texts,
+    original_tokenizer,
+    panicking_model,
+    text_model,
+    texts,
+)
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -58,7 +66,13 @@ def embed(model: OnnxModel, *rows: str) -> list[float]:
 
 
 def assert_equal_tokens(original: Any, tokenizer: TextTokenizer, rows: list[str]) -> None:
-    want = original(rows, padding=True, truncation=True, return_tensors="np", return_token_type_ids=True)
+    want = original(
+        rows,
+        padding=True,
+        truncation=True,
+        return_tensors="np",
+        return_token_type_ids=True,
+    )
     got = tokenizer.feeds(rows)
     for name in INPUTS:
         np.testing.assert_array_equal(got[name], want[name], err_msg=repr(rows))
@@ -97,7 +111,13 @@ KEPT = 6
 
 
 ALPHABETS = (
-    *("the model is a b c", "модель отвечает на ё", "το μοντέλο ΟΔΟΣ ς Σ", "نموذج لغوي اﻵ ﷺ", "מודל של"),
+    *(
+        "the model is a b c",
+        "модель отвечает на ё",
+        "το μοντέλο ΟΔΟΣ ς Σ",
+        "نموذج لغوي اﻵ ﷺ",
+        "מודל של",
+    ),
     *("한 ᄀ ᅡ ᆨ", "한국 모델 응답", "日 本語 は", "हिन्दी में मॉडल", "ภาษา ไทย ำ ก", "É é ́e x́"),
     *("ﾞ x ﾟ y ͺ z", "ﱞ a ﹰ b ㅤ c", "² ½ Ⅷ ٣ १", "ൎ ൎ ൎ ª ŉ"),
 )
@@ -110,7 +130,10 @@ def long_text(*parts: str, words: str = ALPHABETS[0]) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language: str, saved: Any) -> None:
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(
+    language: str,
+    saved: Any,
+) -> None:
     pytest.importorskip("transformers")
     original = original_tokenizer(language, model_max_length=KEPT)
     original(["call"], padding=True, truncation=True)
@@ -123,14 +146,21 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole_text(language: str
         st.sampled_from(ALPHABETS),
     )
     def check(parts: list[str], start: str, words: str) -> None:
-        assert_equal_tokens(original, tokenizer, [start * 30 + long_text(*parts, words=words), "".join(parts)])
+        assert_equal_tokens(
+            original,
+            tokenizer,
+            [start * 30 + long_text(*parts, words=words), "".join(parts)],
+        )
 
     check()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(language: str, saved: Any) -> None:
+def test_20000_long_hostile_texts_have_the_tokens_of_the_whole_text(
+    language: str,
+    saved: Any,
+) -> None:
     pytest.importorskip("transformers")
     original = original_tokenizer(language, model_max_length=KEPT)
     original(["call"], padding=True, truncation=True)
@@ -150,7 +180,7 @@ def test_a_text_is_not_cut_at_a_letter_that_the_normalizer_removes(letter: str, 
     pytest.importorskip("transformers")
     original = original_tokenizer("Unigram", model_max_length=5)
     original.backend_tokenizer.normalizer = normalizers.Sequence(  # as in ALBERT
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")]
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Replace(Regex(" {2,}"), " ")],
     )
     original(["call"], padding=True, truncation=True)
     assert_equal_tokens(original, saved(original, 5), [f"{'日' * 39} {letter} model"])
@@ -160,7 +190,10 @@ def spent(tokenizer: TextTokenizer, text: str) -> int:
     """Return the number of characters of the text that are tokenized."""
     budget = TextBudget(10**9)
     tokenizer.feeding(lambda names, feeds, options: [feeds["input_ids"][:, 0]])(
-        [], {"text": np.array([text])}, None, budget
+        [],
+        {"text": np.array([text])},
+        None,
+        budget,
     )
     return 10**9 - budget.characters
 
@@ -197,7 +230,11 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: 
     whole = [
         lambda tokenizer: tokenizer.enable_truncation(32, direction="left"),
         lambda tokenizer: tokenizer.add_tokens(["the model"]),
-        lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)),
+        lambda tokenizer: setattr(
+            tokenizer,
+            "pre_tokenizer",
+            pre_tokenizers.Metaspace(split=False),
+        ),
         lambda tokenizer: setattr(tokenizer, "pre_tokenizer", None),
         split_by("(the )+model$"),
         normalize_by(normalizers.Replace(Regex("model.*$"), "")),
@@ -207,7 +244,9 @@ def test_a_tokenizer_that_may_look_beyond_a_word_reads_the_whole_text(tmp_path: 
     assert [spent_after(change) for change in whole] == [len(text)] * len(whole)
 
 
-def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(model: OnnxModel) -> None:
+def test_a_request_with_too_many_characters_is_refused_before_they_are_tokenized(
+    model: OnnxModel,
+) -> None:
     feeds = model.schema.from_columns({"text": ["日本語" * 100] * 4})
     bounded = OnnxModel.load(model.artifact.folder)
     bounded.max_text_characters = 1199
@@ -233,7 +272,9 @@ def test_texts_are_not_tokenized_after_the_deadline(model: OnnxModel) -> None:
 def test_shorter_texts_are_padded_with_the_pad_token(tmp_path: Path) -> None:
     file = text_model(tmp_path / "model") / "tokenizer.json"
     feeds = TextTokenizer(TokenizerSpec(file, INPUTS, 32)).feeds(["the model", ""])
-    assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (feeds["input_ids"].shape[1] - 2)  # [CLS] [SEP] [PAD] …
+    assert feeds["input_ids"][1].tolist() == [0, 1] + [2] * (
+        feeds["input_ids"].shape[1] - 2
+    )  # [CLS] [SEP] [PAD] …
     assert feeds["attention_mask"].sum(axis=1).tolist() == [feeds["input_ids"].shape[1], 2]
     assert feeds["input_ids"].dtype == np.int64
 
@@ -273,7 +314,9 @@ def test_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
 def test_a_text_without_tokens_is_refused_and_does_not_prevent_the_warm_up(tmp_path: Path) -> None:
     folder = text_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))  # as in GPT-2
+    (folder / "tokenizer.json").write_text(
+        json.dumps(tokenizer | {"post_processor": None}),
+    )  # as in GPT-2
     model = OnnxModel.load(folder)
     with pytest.raises(InferenceError, check=lambda error: "shorten" not in str(error)):
         embed(model, "a", "")
@@ -308,7 +351,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         read_artifact(folder)
 
 
-def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_extra(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = text_model(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused(NotInstalled, "tokenizers", "mlflow-onnxserve[text]"):
@@ -326,5 +372,12 @@ def test_texts_are_answered_without_the_training_frameworks(tmp_path: Path) -> N
         "model = OnnxModel.load(Path(sys.argv[1]))\n"
         "print(model.run(model.schema.from_columns({'text': ['']}))['embedding'].tolist())\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), done.stderr  # The mean of [CLS] and [SEP].
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.returncode) == ("[[0.5]]", 0), (
+        done.stderr
+    )  # The mean of [CLS] and [SEP].

@@ -36,7 +36,12 @@ from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
         ("string", ("a",), object, ["a"]),
     ],
 )
-def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: Any, typed: list[Any]) -> None:
+def test_a_column_takes_what_mlflow_takes(
+    kind: ColumnType,
+    values: Any,
+    dtype: Any,
+    typed: list[Any],
+) -> None:
     array = columns_schema(c=kind).from_columns({"c": values})["c"]
     assert array.dtype == dtype
     assert array.shape == (len(typed), 1)
@@ -61,7 +66,11 @@ def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: 
         ("long", [float("nan")], ["row 0", "nan"]),
         ("long", [1, 2**63], ["row 1", str(2**63)]),
         ("long", np.array([1, 2**63], np.uint64), ["row 1", str(2**63)]),
-        ("long", np.array([1.0]), ["row 0", "1.0", "an integer is expected, and the whole column is float64"]),
+        (
+            "long",
+            np.array([1.0]),
+            ["row 0", "1.0", "an integer is expected, and the whole column is float64"],
+        ),
         ("integer", [2**31], ["row 0", str(2**31), "does not fit the type integer"]),
         ("integer", np.array([0, -(2**31) - 1]), ["row 1", str(-(2**31) - 1)]),
         ("boolean", [1], ["row 0", "1", "true or false"]),
@@ -79,7 +88,9 @@ def test_a_column_takes_what_mlflow_takes(kind: ColumnType, values: Any, dtype: 
     ],
 )
 def test_a_column_that_does_not_fit_is_named_with_row_and_value(
-    kind: ColumnType, values: Any, words: list[str]
+    kind: ColumnType,
+    values: Any,
+    words: list[str],
 ) -> None:
     with pytest.raises(SchemaMismatch) as caught:
         columns_schema(c=kind).from_columns({"c": values})
@@ -176,9 +187,18 @@ def test_a_tensor_that_does_not_fit_is_refused(dtype: str, values: Any, words: s
 @pytest.mark.parametrize(
     "ask",
     [
-        pytest.param(lambda s: s.from_array([["x" * 10**6] + [1.0] * 10**6]), id="a long text among many numbers"),
-        pytest.param(lambda s: s.from_array([[[["x" * 10**6]] + [1.0] * 10**6]]), id="the same, deeper"),
-        pytest.param(lambda s: s.from_records([{f"k{i}": 1} for i in range(50_000)]), id="a key of its own a row"),
+        pytest.param(
+            lambda s: s.from_array([["x" * 10**6] + [1.0] * 10**6]),
+            id="a long text among many numbers",
+        ),
+        pytest.param(
+            lambda s: s.from_array([[[["x" * 10**6]] + [1.0] * 10**6]]),
+            id="the same, deeper",
+        ),
+        pytest.param(
+            lambda s: s.from_records([{f"k{i}": 1} for i in range(50_000)]),
+            id="a key of its own a row",
+        ),
     ],
 )
 def test_a_small_body_for_a_tensor_takes_no_gigabytes(ask: Callable[[Schema], Feeds]) -> None:

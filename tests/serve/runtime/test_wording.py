@@ -17,9 +17,14 @@ ROW = {"s": "x", "d": 1.0, "n": 2, "b": True}
 STRICT = compile_schema(
     (Column("distance", "double"), Column("carrier", "string")),
     (),
-    (Input("distance", "float32", (-1, 1), ("distance",)), Input("carrier", "str", (-1, 1), ("carrier",))),
+    (
+        Input("distance", "float32", (-1, 1), ("distance",)),
+        Input("carrier", "str", (-1, 1), ("carrier",)),
+    ),
     refusals=Refusals(
-        missing=frozenset({"distance"}), infinite=frozenset({"distance"}), categories={"carrier": ("UA", "DL")}
+        missing=frozenset({"distance"}),
+        infinite=frozenset({"distance"}),
+        categories={"carrier": ("UA", "DL")},
     ),
 )
 MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
@@ -87,5 +92,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_what_is_wrong_and_what_would_be_right(cause: Callable[[], object], message: str) -> None:
+def test_a_refusal_names_what_is_wrong_and_what_would_be_right(
+    cause: Callable[[], object],
+    message: str,
+) -> None:
     assert message_of(cause) == message

@@ -17,7 +17,12 @@ from mlflow_deploy_plugin.serve.messages import RawRequest
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, Input, Tensor
 from mlflow_deploy_plugin.serve.runtime.log_columns import to_log_columns
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema, compile_schema
-from mlflow_deploy_plugin.serve.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
+from mlflow_deploy_plugin.serve.spool.captured_model import (
+    MASK_KEY,
+    CapturedModel,
+    ColumnMask,
+    exclude_columns,
+)
 from mlflow_deploy_plugin.serve.spool.codec import RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
 from mlflow_deploy_plugin.serve.spool.reader import read_batches
@@ -40,7 +45,15 @@ FEEDS = MODEL.schema.from_columns(SENT)
 
 
 @pytest.mark.parametrize(
-    "drop", [("b",), ("a", "c"), ("a", "b", "c"), ("name",), ("prediction",), ("output.y", "output.p", "name", "b")]
+    "drop",
+    [
+        ("b",),
+        ("a", "c"),
+        ("a", "b", "c"),
+        ("name",),
+        ("prediction",),
+        ("output.y", "output.p", "name", "b"),
+    ],
 )
 def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path)
@@ -53,19 +66,32 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
         del left["prediction"]
     found = []
     for batch in read_batches(segments(tmp_path)[0]).batches:
-        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        columns = to_log_columns(
+            batch.model.schema,
+            batch.model.prediction,
+            batch.feeds,
+            batch.outputs,
+        )
         found.append({name: array.tolist() for name, array in columns.items()})
     assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
     if "name" in drop:
-        assert b'"x"' in segments(tmp_path)[0].read_bytes()  # The request without exclusions contains the value.
+        assert (
+            b'"x"' in segments(tmp_path)[0].read_bytes()
+        )  # The request without exclusions contains the value.
         writer.close()
         writer = CaptureWriter(tmp_path / "other")
         writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
         assert b'"x"' not in segments(tmp_path / "other")[0].read_bytes()
 
 
-@pytest.mark.parametrize("mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")])
-def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "mask",
+    [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")],
+)
+def test_what_is_masked_is_written_down_as_hashes_alone(
+    tmp_path: Path,
+    mask: tuple[str, ...],
+) -> None:
     writer = CaptureWriter(tmp_path / "spool")
     kept = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)[-1]
@@ -76,18 +102,31 @@ def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tu
     expected = {name: key.hash_column(columns[name]) for name in mask}
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
-        found = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
-        assert {name: array.tolist() for name, array in found.items()} == {n: v[:rows] for n, v in left.items()}
+        found = to_log_columns(
+            batch.model.schema,
+            batch.model.prediction,
+            batch.feeds,
+            batch.outputs,
+        )
+        assert {name: array.tolist() for name, array in found.items()} == {
+            n: v[:rows] for n, v in left.items()
+        }
         assert {name: array.tolist() for name, array in batch.masked.items()} == {
             name: hashes[:rows] for name, hashes in expected.items()
         }
     assert (b'"x"' in segment.read_bytes()) == ("name" not in mask)
 
 
-def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(tmp_path: Path) -> None:
+def test_the_prediction_of_a_model_that_does_not_name_its_outputs_is_all_of_them(
+    tmp_path: Path,
+) -> None:
     writer = CaptureWriter(tmp_path / "spool")
-    assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[-1]
-    assert writer.write(RECORD, exclude_columns(SILENT, (), ("prediction",)), FEEDS, OUTPUTS, 100)[-1]
+    assert writer.write(RECORD, exclude_columns(SILENT, ("prediction",), ()), FEEDS, OUTPUTS, 100)[
+        -1
+    ]
+    assert writer.write(RECORD, exclude_columns(SILENT, (), ("prediction",)), FEEDS, OUTPUTS, 100)[
+        -1
+    ]
     dropped, masked = read_batches(segments(tmp_path / "spool")[0]).batches
     assert dropped.outputs == masked.outputs == dropped.masked == {}
     key = ColumnMask(tmp_path / "mask.key")
@@ -105,14 +144,37 @@ def test_the_same_choice_is_one_object() -> None:
     ("model", "drop", "mask", "message"),
     [
         (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
-        (MODEL, (), ("output.q",), "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?"),
-        (MODEL, ("zzz",), (), "no column 'zzz'; the columns are name, a, b, c, prediction, output.y, output.p"),
-        (TWO_ANSWERS, ("prediction",), (), "no column 'prediction'; the columns are output.y, output.p"),
-        (TWO_ANSWERS, (), ("anything", "output.q"), "no column 'output.q'; did you mean 'output.y'?"),
+        (
+            MODEL,
+            (),
+            ("output.q",),
+            "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?",
+        ),
+        (
+            MODEL,
+            ("zzz",),
+            (),
+            "no column 'zzz'; the columns are name, a, b, c, prediction, output.y, output.p",
+        ),
+        (
+            TWO_ANSWERS,
+            ("prediction",),
+            (),
+            "no column 'prediction'; the columns are output.y, output.p",
+        ),
+        (
+            TWO_ANSWERS,
+            (),
+            ("anything", "output.q"),
+            "no column 'output.q'; did you mean 'output.y'?",
+        ),
     ],
 )
 def test_a_name_that_is_no_column_is_refused_with_the_nearest(
-    model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], message: str
+    model: CapturedModel,
+    drop: tuple[str, ...],
+    mask: tuple[str, ...],
+    message: str,
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
         exclude_columns(model, drop, mask)
@@ -134,7 +196,11 @@ def test_a_key_may_be_dropped_or_masked() -> None:
 
 def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
     assert exclude_columns(SILENT, ("anything",), ()).model == "m"
-    tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
+    tensors = Schema(
+        (),
+        (Tensor("image", "float32", (-1, 2)),),
+        (Input("image", "float32", (-1, 2)),),
+    )
     kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
     assert not kept.schema.inputs
     assert kept.left_out == {"any"}
@@ -151,14 +217,17 @@ def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_lef
     ],
 )
 def test_parts_of_all_outputs_are_not_kept_if_one_is_excluded(
-    drop: tuple[str, ...], mask: tuple[str, ...], is_kept: bool
+    drop: tuple[str, ...],
+    mask: tuple[str, ...],
+    is_kept: bool,
 ) -> None:
     assert exclude_columns(MODEL, drop, mask).has_all_outputs is is_kept
     assert not exclude_columns(SILENT, drop, ("prediction",)).has_all_outputs
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"e": {"e": variant(bias_folders["1"])}}, drop=["a"])
     state_dir = server.repository.state_dir
@@ -180,7 +249,8 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
 
 
 def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here({"e": {"e": variant(bias_folders["1"])}})
     state_dir = server.repository.state_dir

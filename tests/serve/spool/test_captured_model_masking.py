@@ -25,15 +25,24 @@ from mlflow_deploy_plugin.serve.spool.captured_model import ColumnMask
         (np.array(["é"], object), "é"),
     ],
 )
-def test_a_column_and_a_key_of_the_same_value_are_masked_alike(tmp_path: Path, column: Any, key: Any) -> None:
+def test_a_column_and_a_key_of_the_same_value_are_masked_alike(
+    tmp_path: Path,
+    column: Any,
+    key: Any,
+) -> None:
     mask = ColumnMask(tmp_path / "mask.key")
-    assert mask.hash_values({"a": key, "b": key}, frozenset("a")) == {"a": mask.hash_column(column)[0], "b": key}
+    assert mask.hash_values({"a": key, "b": key}, frozenset("a")) == {
+        "a": mask.hash_column(column)[0],
+        "b": key,
+    }
 
 
 def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: Path) -> None:
     mask = ColumnMask(tmp_path / "mask.key")
     assert mask.hash_column(np.array([np.nan], np.float32)) == [None]
-    first, second, again = mask.hash_column(np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32))
+    first, second, again = mask.hash_column(
+        np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32),
+    )
     assert first == again != second
 
 

@@ -2,7 +2,12 @@
 
 import pytest
 
-from mlflow_deploy_plugin.serve.spool.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
+from mlflow_deploy_plugin.serve.spool.codec import (
+    Feedback,
+    FeedbackFrame,
+    decode_feedback,
+    encode_feedback,
+)
 
 ENTRIES = (
     Feedback("p1", None, None, True),

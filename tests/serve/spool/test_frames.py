@@ -31,7 +31,11 @@ def test_frames_are_found_by_kind() -> None:
     frames = find_frames(REQUEST + FEEDBACK + REQUEST, min_request_bytes=20)
     assert frames.requests.tolist() == [0, len(REQUEST) + len(FEEDBACK)]
     assert frames.feedback.tolist() == [len(REQUEST)]
-    assert (frames.end, frames.lost_bytes, frames.malformed) == (2 * len(REQUEST) + len(FEEDBACK), 0, 0)
+    assert (frames.end, frames.lost_bytes, frames.malformed) == (
+        2 * len(REQUEST) + len(FEEDBACK),
+        0,
+        0,
+    )
 
 
 def test_a_frame_that_is_too_short_for_its_kind_is_malformed() -> None:

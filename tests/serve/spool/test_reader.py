@@ -15,7 +15,12 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import Schema
 from mlflow_deploy_plugin.serve.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.serve.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.serve.spool.frames import segments
-from mlflow_deploy_plugin.serve.spool.reader import CapturedBatch, Utf8Array, read_batches, read_last_batches
+from mlflow_deploy_plugin.serve.spool.reader import (
+    CapturedBatch,
+    Utf8Array,
+    read_batches,
+    read_last_batches,
+)
 from mlflow_deploy_plugin.serve.spool.writer import CaptureWriter
 from tests.support.spool import read_segment
 
@@ -40,7 +45,7 @@ REQUESTS = st.lists(
             "words": st.lists(st.sampled_from(["", "ü", 'a"b', None]), min_size=9, max_size=9),
             "has_text": st.booleans(),
             "is_shadow": st.booleans(),
-        }
+        },
     ),
     max_size=12,
 )
@@ -51,12 +56,26 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     moment = HOUR * request["hour"] + number
     feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
-        words = np.array(["word", *request["words"]][: rows * 2], dtype=object)  # The first value determines the type.
+        words = np.array(
+            ["word", *request["words"]][: rows * 2],
+            dtype=object,
+        )  # The first value determines the type.
         feeds["s"] = words.reshape(rows, 2)
-    outputs = {"y": np.full(rows, number, np.int64), "p": np.full((rows, width, 2), number, np.float64)}
+    outputs = {
+        "y": np.full(rows, number, np.int64),
+        "p": np.full((rows, width, 2), number, np.float64),
+    }
     is_shadow = request.get("is_shadow", False)
     record = RequestRecord(
-        request["endpoint"], "v", request["id"], f"p{number}", moment, moment + 1, number, 200 + number, is_shadow
+        request["endpoint"],
+        "v",
+        request["id"],
+        f"p{number}",
+        moment,
+        moment + 1,
+        number,
+        200 + number,
+        is_shadow,
     )
     assert writer.write(record, request["model"], feeds, outputs, 100)[-1]
 
@@ -70,11 +89,22 @@ def one_by_one(segment: Path, start: int) -> tuple[list[Any], int]:
     requests, end = read_segment(segment, start)
     return [
         (
-            (request.model.model, request.model.version, request.model.schema, request.model.prediction),
+            (
+                request.model.model,
+                request.model.version,
+                request.model.schema,
+                request.model.prediction,
+            ),
             request.offset,
             tuple(request.record),
-            {name: (array.shape, array.dtype, array.tolist()) for name, array in request.feeds.items()},
-            {name: (array.shape, array.dtype, array.tolist()) for name, array in request.outputs.items()},
+            {
+                name: (array.shape, array.dtype, array.tolist())
+                for name, array in request.feeds.items()
+            },
+            {
+                name: (array.shape, array.dtype, array.tolist())
+                for name, array in request.outputs.items()
+            },
         )
         for request in requests
     ], end
@@ -92,12 +122,23 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
             rows = slice(place * batch.rows, (place + 1) * batch.rows)
             found.append(
                 (
-                    (batch.model.model, batch.model.version, batch.model.schema, batch.model.prediction),
+                    (
+                        batch.model.model,
+                        batch.model.version,
+                        batch.model.schema,
+                        batch.model.prediction,
+                    ),
                     int(batch.offsets[place]),
                     (batch.endpoint, batch.variant, request_id, prediction_id, *times, *told),
-                    {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.feeds.items()},
-                    {name: (a[rows].shape, a.dtype, a[rows].tolist()) for name, a in batch.outputs.items()},
-                )
+                    {
+                        name: (a[rows].shape, a.dtype, a[rows].tolist())
+                        for name, a in batch.feeds.items()
+                    },
+                    {
+                        name: (a[rows].shape, a.dtype, a[rows].tolist())
+                        for name, a in batch.outputs.items()
+                    },
+                ),
             )
     return sorted(found, key=lambda request: request[1]), captured.end
 
@@ -105,7 +146,9 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
 @settings(max_examples=60)
 @given(REQUESTS, st.integers(0, 12))
 def test_batches_hold_what_is_read_one_by_one(
-    tmp_path_factory: pytest.TempPathFactory, requests: list[Request], shipped: int
+    tmp_path_factory: pytest.TempPathFactory,
+    requests: list[Request],
+    shipped: int,
 ) -> None:
     spool = tmp_path_factory.mktemp("spool")
     writer = CaptureWriter(spool)
@@ -119,7 +162,15 @@ def test_batches_hold_what_is_read_one_by_one(
         assert by_the_batch(segment, start) == one_by_one(segment, start)
 
 
-REQUEST = {"model": MODELS[0], "endpoint": "e", "rows": 1, "hour": 0, "width": 1, "words": ["a"], "has_text": True}
+REQUEST = {
+    "model": MODELS[0],
+    "endpoint": "e",
+    "rows": 1,
+    "hour": 0,
+    "width": 1,
+    "words": ["a"],
+    "has_text": True,
+}
 
 
 def test_a_tear_ends_both_at_the_same_place(tmp_path: Path) -> None:
@@ -145,7 +196,9 @@ def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
     segment.write_bytes(content)
     captured = read_batches(segment)
     (batch,) = captured.batches
-    assert batch.offsets.tolist() == [request.offset for number, request in enumerate(requests) if number != 7]
+    assert batch.offsets.tolist() == [
+        request.offset for number, request in enumerate(requests) if number != 7
+    ]
     assert captured.lost_bytes == requests[8].offset - requests[7].offset
     assert (len(captured.feedback), captured.end) == (1, len(content))
 
@@ -153,7 +206,11 @@ def test_a_damaged_frame_takes_no_other_with_it(tmp_path: Path) -> None:
 def test_requests_that_are_alike_are_one_batch(tmp_path: Path) -> None:
     writer = CaptureWriter(tmp_path)
     for number in range(100):
-        write(writer, number, {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]})
+        write(
+            writer,
+            number,
+            {**REQUEST, "id": "x" * (number % 3), "endpoint": ("e", "f")[number % 2]},
+        )
     batches = read_batches(segments(tmp_path)[0]).batches
     assert [(batch.endpoint, len(batch.offsets)) for batch in batches] == [("e", 50), ("f", 50)]
 
@@ -183,7 +240,8 @@ class _TakenBackMeanwhile(io.BytesIO):
 
 
 def test_a_frame_that_was_taken_back_while_it_was_read_hides_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     writer = CaptureWriter(tmp_path)
     for number, name in enumerate(("first_", "second", "third_")):
@@ -199,15 +257,25 @@ def prediction_ids(batches: list[CapturedBatch]) -> list[str]:
     return [prediction_id for batch in batches for prediction_id in strings(batch.prediction_ids)]
 
 
-def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(tmp_path: Path) -> None:
+def test_the_last_requests_begin_at_a_frame_even_if_values_look_like_a_frame(
+    tmp_path: Path,
+) -> None:
     writer = CaptureWriter(tmp_path)
     write(writer, 0, {**REQUEST, "id": "r"})
     (segment,) = segments(tmp_path)
     frames = segment.read_bytes()
     sent = np.frombuffer(frames + bytes(-len(frames) % 4), np.float32).reshape(1, -1)
     for number in (1, 2):
-        writer.write(RequestRecord("e", "v", "r", f"p{number}", 1, 1), MODELS[0], {"d": sent}, {}, 100)
-    assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == ["p0"]
+        writer.write(
+            RequestRecord("e", "v", "r", f"p{number}", 1, 1),
+            MODELS[0],
+            {"d": sent},
+            {},
+            100,
+        )
+    assert prediction_ids(read_batches(segment, segment.stat().st_size - sent.nbytes).batches) == [
+        "p0",
+    ]
     assert prediction_ids(read_last_batches(segment, segment.stat().st_size)) == ["p0", "p1", "p2"]
     for most_bytes in (0, sent.nbytes // 2, sent.nbytes):
         assert prediction_ids(read_last_batches(segment, most_bytes)) == ["p2"]

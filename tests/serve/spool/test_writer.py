@@ -26,7 +26,12 @@ RECORD = RequestRecord("e", "v", "request", "prediction", 1_000_000, 2_000_000)
 
 
 def schema() -> Schema:
-    columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
+    columns = (
+        Column("s", "string"),
+        Column("d", "double"),
+        Column("n", "long"),
+        Column("b", "boolean"),
+    )
     inputs = (
         Input("s", "str", (-1, 1), ("s",), "?"),
         Input("dn", "float32", (-1, 2), ("d", "n")),
@@ -37,7 +42,7 @@ def schema() -> Schema:
 
 MODEL = CapturedModel("m", "7", schema(), ("y",))
 FEEDS = MODEL.schema.from_columns(
-    {"s": ["a", 'ü"', None], "d": [0.1, None, 2], "n": [1, 2, 3], "b": [True, False, True]}
+    {"s": ["a", 'ü"', None], "d": [0.1, None, 2], "n": [1, 2, 3], "b": [True, False, True]},
 )
 OUTPUTS = {
     "y": np.array(["x", "", "z"], dtype=object),
@@ -53,13 +58,24 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (segment,) = segments(tmp_path)
     (request,), end = read_segment(segment)
     assert (request.segment, request.record, end) == (segment.stem, RECORD, segment.stat().st_size)
-    assert (request.model.model, request.model.version, request.model.schema) == ("m", "7", MODEL.schema)
+    assert (request.model.model, request.model.version, request.model.schema) == (
+        "m",
+        "7",
+        MODEL.schema,
+    )
     for name, array in sent_arrays(FEEDS).items():
         assert request.feeds[name].dtype == array.dtype
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}
-    rows = to_log_columns(request.model.schema, request.model.prediction, request.feeds, request.outputs)
-    assert rows["d"][0] == 0.1  # The value is stored as sent; the graph receives 0.1 as 32-bit float.
+    rows = to_log_columns(
+        request.model.schema,
+        request.model.prediction,
+        request.feeds,
+        request.outputs,
+    )
+    assert (
+        rows["d"][0] == 0.1
+    )  # The value is stored as sent; the graph receives 0.1 as 32-bit float.
     assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
         "s": ["a", 'ü"', None],
         "n": [1, 2, 3],
@@ -84,7 +100,10 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
             feeds = {"X": np.arange(rows * width * 2.0).reshape(rows, width, 2)}
             outputs = {"y": np.ones(rows, np.int8)}
             if width == 1:
-                feeds, outputs = feeds | {"s": np.array(["a"] * rows, object)}, {"one": np.array([1.5])} | outputs
+                feeds, outputs = (
+                    feeds | {"s": np.array(["a"] * rows, object)},
+                    {"one": np.array([1.5])} | outputs,
+                )
             assert writer.write(other, MODEL, feeds, outputs, 2)[-1]
             written.append((other, feeds, outputs))
     requests, _ = read_segment(segments(tmp_path)[0])
@@ -94,7 +113,9 @@ def test_requests_of_every_shape_come_back_as_they_were_written(tmp_path: Path) 
         assert {name: array.tolist() for name, array in request.feeds.items()} == {
             name: array[:2].tolist() for name, array in feeds.items()
         }
-        expected = {name: array[:2].tolist() for name, array in outputs.items() if len(array) == rows}
+        expected = {
+            name: array[:2].tolist() for name, array in outputs.items() if len(array) == rows
+        }
         assert {name: array.tolist() for name, array in request.outputs.items()} == expected
 
 
@@ -153,7 +174,10 @@ def test_the_segment_is_locked_while_its_worker_has_it_and_free_after(tmp_path: 
     assert len(segments(tmp_path)) == 2
 
 
-def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_segment_is_followed_by_another(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(capture, "MAX_SEGMENT_BYTES", 2000)
     writer = CaptureWriter(tmp_path)
     for _ in range(30):
@@ -180,7 +204,8 @@ def test_threads_write_whole_frames(tmp_path: Path) -> None:
 
 
 def test_on_a_full_disk_requests_are_not_written_and_what_is_whole_stays(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = [0.0]
     writer = CaptureWriter(tmp_path, lambda: now[0])
@@ -202,7 +227,8 @@ def test_a_spool_that_cannot_be_made_fails_no_request(tmp_path: Path) -> None:
 
 
 def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_makes_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*paths: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -216,7 +242,9 @@ def test_a_segment_that_cannot_get_its_name_leaves_nothing_and_the_next_request_
     assert len(read_segment(segments(tmp_path)[0])[0]) == 1
 
 
-def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_requests_of_more_endpoints_than_are_planned_for_come_back_as_they_were_written(
+    tmp_path: Path,
+) -> None:
     writer, names = CaptureWriter(tmp_path), [f"e{number}" for number in range(300)]
     for name in names * 2:
         assert writer.write(RECORD._replace(endpoint=name), MODEL, FEEDS, OUTPUTS, 100)[-1]
@@ -247,7 +275,8 @@ def test_empty_text_and_no_rows_of_text_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = [0.0]
     writer = CaptureWriter(tmp_path, lambda: now[0], max_bytes=1500)
@@ -257,7 +286,7 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
         now[0] += 1.0
     assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]
     assert [record.message for record in caplog.records] == [
-        "requests are not captured: the spool has reached its limit of 1500 bytes; check that the agent ships it"
+        "requests are not captured: the spool has reached its limit of 1500 bytes; check that the agent ships it",
     ]
     (segment,) = segments(tmp_path)
     assert is_released(segment)  # Otherwise, the agent could not remove it.

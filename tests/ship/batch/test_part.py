@@ -45,7 +45,12 @@ def read(path: Path) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
-def test_each_format_becomes_each_format(predict: Predict, tmp_path: Path, given: FileFormat, made: FileFormat) -> None:
+def test_each_format_becomes_each_format(
+    predict: Predict,
+    tmp_path: Path,
+    given: FileFormat,
+    made: FileFormat,
+) -> None:
     rows = flights(2000)
 
     result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
@@ -68,13 +73,24 @@ def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_pat
     assert made["prediction"].to_pylist() == labels(rows)
 
 
-def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict: Predict, tmp_path: Path) -> None:
+def test_kept_columns_of_a_csv_file_stay_as_they_are_written(
+    predict: Predict,
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text('id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10"))
+    path.write_text(
+        'id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace(
+            "1_0", "10"
+        ),
+    )
 
     predict(path, "made.jsonl", keep=("note", "id"))
 
-    assert read(tmp_path / "out" / "made.jsonl") == {"note": ['a "b",\nc'], "id": ["007"], "prediction": ["yes"]}
+    assert read(tmp_path / "out" / "made.jsonl") == {
+        "note": ['a "b",\nc'],
+        "id": ["007"],
+        "prediction": ["yes"],
+    }
 
 
 def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) -> None:
@@ -86,7 +102,10 @@ def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) 
     assert read(tmp_path / "out" / "made.csv") == {"prediction": ["no", "yes"]}
 
 
-def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict: Predict, tmp_path: Path) -> None:
+def test_tensors_and_several_outputs_have_the_names_of_the_signature(
+    predict: Predict,
+    tmp_path: Path,
+) -> None:
     image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
@@ -100,18 +119,32 @@ def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict: Pr
     }
 
 
-def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict: Predict, tmp_path: Path) -> None:
+def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(
+    predict: Predict,
+    tmp_path: Path,
+) -> None:
     signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
     graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
     path = tmp_path / "rows.csv"
     path.write_text("id,a,b\n7,1,2\n8,3,4\n")
 
-    predict(path, "made.jsonl", keep=("id",), model=write_model(tmp_path / "pair", graph, signature))
+    predict(
+        path,
+        "made.jsonl",
+        keep=("id",),
+        model=write_model(tmp_path / "pair", graph, signature),
+    )
 
-    assert read(tmp_path / "out" / "made.jsonl") == {"id": ["7", "8"], "y": [[2.0, 4.0], [6.0, 8.0]]}
+    assert read(tmp_path / "out" / "made.jsonl") == {
+        "id": ["7", "8"],
+        "y": [[2.0, 4.0], [6.0, 8.0]],
+    }
 
 
-def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict: Predict, tmp_path: Path) -> None:
+def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(
+    predict: Predict,
+    tmp_path: Path,
+) -> None:
     rows = flights(20_000).set_column(2, "carrier", pa.array([None, *["AA", "UA"] * 9_999, "AA"]))
     path = write(rows, tmp_path / "rows.parquet")
 
@@ -130,7 +163,11 @@ def test_texts_in_dictionaries_are_kept_and_refused_as_any_other(predict: Predic
 
 def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
     graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
-    folder = write_model(tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}])
+    folder = write_model(
+        tmp_path / "one",
+        graph,
+        [{"name": "x", "type": "float", "required": True}],
+    )
     path = tmp_path / "rows.csv"
     path.write_text("x\n1\n2\n3\n")
 
@@ -140,7 +177,11 @@ def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_pa
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
-def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+def test_a_file_without_rows_becomes_one_with_the_columns(
+    predict: Predict,
+    tmp_path: Path,
+    given: FileFormat,
+) -> None:
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
     if given == "csv":
@@ -152,7 +193,9 @@ def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_
 
     assert predict(path, "made.parquet", keep=("id",)).rows == 0
 
-    kept = [] if given == "jsonl" else ["id"]  # JSON Lines without lines do not specify a type for `id`.
+    kept = (
+        [] if given == "jsonl" else ["id"]
+    )  # JSON Lines without lines do not specify a type for `id`.
     assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*kept, "prediction"]
 
 
@@ -167,13 +210,17 @@ BAD = {
             '{"id": 3, "carrier": "UA", "distance": 1, "hour": 1.0, "late": false}',
             "[4]",
             '{"id": 5, "carrier": "AA", "distance": 2, "hour": 2, "late": true}',
-        ]
+        ],
     ),
 }
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_bad_rows_are_left_out_and_kept_with_their_reason(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+def test_bad_rows_are_left_out_and_kept_with_their_reason(
+    predict: Predict,
+    tmp_path: Path,
+    given: FileFormat,
+) -> None:
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -183,14 +230,23 @@ def test_bad_rows_are_left_out_and_kept_with_their_reason(predict: Predict, tmp_
     made = read(tmp_path / "out" / "d=1" / "made.jsonl")
     assert [int(number) for number in made["id"]] == [0, 3, 5]
     assert made["prediction"] == ["yes", "yes", "yes"]
-    rejected = [json.loads(line) for line in (tmp_path / "out/_rejected/d=1/made.jsonl.jsonl").read_text().splitlines()]
+    rejected = [
+        json.loads(line)
+        for line in (tmp_path / "out/_rejected/d=1/made.jsonl.jsonl").read_text().splitlines()
+    ]
     assert [row["row"] for row in rejected] == [1, 2, 4]
-    assert "far" in rejected[1]["why"] or "string" in rejected[1]["why"] or "str" in rejected[1]["why"]
+    assert (
+        "far" in rejected[1]["why"] or "string" in rejected[1]["why"] or "str" in rejected[1]["why"]
+    )
     assert "far" in str(rejected[1]["content"])
 
 
 @pytest.mark.parametrize("given", ["csv", "jsonl"])
-def test_the_first_bad_row_ends_the_part_with_its_place(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+def test_the_first_bad_row_ends_the_part_with_its_place(
+    predict: Predict,
+    tmp_path: Path,
+    given: FileFormat,
+) -> None:
     path = tmp_path / f"rows.{given}"
     path.write_text(BAD[given])
 
@@ -202,10 +258,18 @@ def test_the_first_bad_row_ends_the_part_with_its_place(predict: Predict, tmp_pa
 
 @pytest.mark.parametrize(
     ("place", "column", "value", "message"),
-    [(4, "hour", 1, r"column 'hour' \(long\): null; an"), (5, "late", True, "column 'late' is null; true or false")],
+    [
+        (4, "hour", 1, r"column 'hour' \(long\): null; an"),
+        (5, "late", True, "column 'late' is null; true or false"),
+    ],
 )
 def test_a_row_that_the_model_refuses_is_named(
-    predict: Predict, tmp_path: Path, place: int, column: str, value: int, message: str
+    predict: Predict,
+    tmp_path: Path,
+    place: int,
+    column: str,
+    value: int,
+    message: str,
 ) -> None:
     values = pa.array([None if row == 77_777 else value for row in range(100_000)])
     path = write(flights(100_000).set_column(place, column, values), tmp_path / "rows.parquet")
@@ -218,7 +282,11 @@ def test_a_row_that_the_model_refuses_is_named(
 
 MISTAKES = {
     "a missing column": (lambda rows: rows.drop_columns("hour"), {}, "column 'hour' is missing"),
-    "a kept column that is not there": (lambda rows: rows, {"keep": ("day",)}, "--keep day: no such column"),
+    "a kept column that is not there": (
+        lambda rows: rows,
+        {"keep": ("day",)},
+        "--keep day: no such column",
+    ),
     "a type that no number has": (
         lambda rows: rows.set_column(4, "hour", rows["ts"]),
         {},
@@ -243,7 +311,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_file_that_does_not_fit_is_refused_in_one_line(predict: Predict, tmp_path: Path, mistake: str) -> None:
+def test_a_file_that_does_not_fit_is_refused_in_one_line(
+    predict: Predict,
+    tmp_path: Path,
+    mistake: str,
+) -> None:
     change, options, message = MISTAKES[mistake]
     path = write(change(flights(10)), tmp_path / "rows.parquet")
 
@@ -264,7 +336,11 @@ HEADER = "id,carrier,distance,hour,late"
     ],
 )
 def test_a_text_that_does_not_fit_is_refused_in_one_line(
-    predict: Predict, tmp_path: Path, name: str, content: bytes, message: str
+    predict: Predict,
+    tmp_path: Path,
+    name: str,
+    content: bytes,
+    message: str,
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
@@ -284,7 +360,10 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
     ],
 )
 def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
-    predict: Predict, tmp_path: Path, bad: bytes, rows: int
+    predict: Predict,
+    tmp_path: Path,
+    bad: bytes,
+    rows: int,
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
@@ -308,7 +387,10 @@ def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
     ],
 )
 def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
-    predict: Predict, tmp_path: Path, bad: bytes, number: int
+    predict: Predict,
+    tmp_path: Path,
+    bad: bytes,
+    number: int,
 ) -> None:
     lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
     path = tmp_path / "rows.jsonl"
@@ -320,7 +402,11 @@ def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
 
 
 @pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
-def test_a_text_that_is_no_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path, hour: str) -> None:
+def test_a_text_that_is_no_whole_number_is_a_bad_row(
+    predict: Predict,
+    tmp_path: Path,
+    hour: str,
+) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
 
@@ -351,9 +437,18 @@ def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path
     assert list((tmp_path / "out").rglob("*.parquet")) == []
 
 
-def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predict: Predict, tmp_path: Path) -> None:
+def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(
+    predict: Predict,
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rows.parquet"
-    pq.write_table(flights(1000), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    pq.write_table(
+        flights(1000),
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
     content = bytearray(path.read_bytes())
     distance = pq.read_metadata(path).row_group(0).column(3)
     content[distance.data_page_offset + distance.total_compressed_size - 1] ^= 1
@@ -365,7 +460,11 @@ def test_a_byte_that_the_checksum_of_its_page_does_not_know_ends_the_part(predic
 
 def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:
     graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
-    folder = write_model(tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}])
+    folder = write_model(
+        tmp_path / "same",
+        graph,
+        [{"name": "x", "type": "double", "required": True}],
+    )
     values = np.random.default_rng(0).normal(size=1000)
     path = tmp_path / "rows.csv"
     path.write_text("x\n" + "\n".join(map(repr, values.tolist())))
@@ -376,8 +475,16 @@ def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
-def test_another_separator_of_a_csv_file_is_named(predict: Predict, tmp_path: Path, mark: str, name: str) -> None:
+def test_another_separator_of_a_csv_file_is_named(
+    predict: Predict,
+    tmp_path: Path,
+    mark: str,
+    name: str,
+) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("carrier,distance,hour,late\nUA,1,5,true\n".replace(",", mark))
-    with pytest.raises(OnnxserveError, match=f"rows.csv: the CSV separates its columns with {name}"):
+    with pytest.raises(
+        OnnxserveError,
+        match=f"rows.csv: the CSV separates its columns with {name}",
+    ):
         predict(path, "made.csv")

@@ -41,7 +41,9 @@ COMMAND = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "batch"]
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def fill(folder: Path, parts: int, rows: int = 500) -> Path:
@@ -57,7 +59,10 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
     (source / ".part.crc").touch()
     told: list[BatchProgress] = []
 
-    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2), told.append)
+    result = run_batch(
+        BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2),
+        told.append,
+    )
 
     assert files(tmp_path / "out") == [
         "_SUCCESS",
@@ -68,7 +73,12 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
         made = pq.ParquetFile(tmp_path / "out" / f"day={part % 3}" / f"{part}.parquet").read()
         assert made["id"].to_pylist() == flights(500, part)["id"].to_pylist()
         assert made["prediction"].to_pylist() == labels(flights(500, part))
-    assert (result.progress.rows, result.progress.parts_done, result.rejected, result.failed) == (2000, 4, 0, {})
+    assert (result.progress.rows, result.progress.parts_done, result.rejected, result.failed) == (
+        2000,
+        4,
+        0,
+        {},
+    )
     assert told[-1].rows == 2000
     assert told[-1].seconds_left == 0
     assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
@@ -88,18 +98,45 @@ run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
 
 @pytest.mark.long
 def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
-    source, out, temporary = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out", tmp_path / "tmp"
+    source, out, temporary = (
+        fill(tmp_path / "in", 40, rows=4000),
+        tmp_path / "out",
+        tmp_path / "tmp",
+    )
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
-    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
+    command = [
+        *COMMAND,
+        "-m",
+        str(model),
+        "-i",
+        str(source),
+        "-o",
+        str(out),
+        "--workers",
+        "2",
+        "--keep",
+        "id",
+    ]
     begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
-    killed = subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
-        begin, start_new_session=True, env=environment, capture_output=True, text=True, check=False
+    killed = (
+        subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
+            begin,
+            start_new_session=True,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     )
     assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
     assert not (out / "_SUCCESS").exists()
     (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
-    first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
+    first = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*.parquet")
+        if not path.name.startswith(".")
+    }
     assert 3 <= len(first) < 40
     for path in first:
         pq.read_metadata(path)  # This raises if the file is incomplete.
@@ -116,7 +153,10 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, tmp_path: Path) -> None:
+def test_another_model_or_input_is_refused_and_restart_begins_anew(
+    model: Path,
+    tmp_path: Path,
+) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
     run_batch(plan)
@@ -143,7 +183,10 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, 
 
 
 @pytest.mark.long
-def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path, tmp_path: Path) -> None:
+def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(
+    model: Path,
+    tmp_path: Path,
+) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
     plan = BatchPlan(str(model), str(source), str(out), on_error="skip-part", workers=1)
@@ -158,7 +201,10 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path
 
 
 @pytest.mark.long
-def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(model: Path, tmp_path: Path) -> None:
+def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(
+    model: Path,
+    tmp_path: Path,
+) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
         run_batch(BatchPlan(str(model), str(source), str(out), keep=("nothing",), workers=1))
@@ -171,7 +217,14 @@ def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(model: Pat
 def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None:
     rows = flights(6)
     late = rows.set_column(rows.schema.get_field_index("hour"), "hour", pa.array([7] * 6))
-    folder = tmp_path / "in" / "hour=7" / "day=2026-01-01" / "city=S%C3%A3o Paulo" / "zone=__HIVE_DEFAULT_PARTITION__"
+    folder = (
+        tmp_path
+        / "in"
+        / "hour=7"
+        / "day=2026-01-01"
+        / "city=S%C3%A3o Paulo"
+        / "zone=__HIVE_DEFAULT_PARTITION__"
+    )
     names = {"csv": "a", "jsonl": "b", "parquet": "c"}
     for suffix, name in names.items():
         write(late.drop_columns("hour"), folder / f"{name}.{suffix}")
@@ -179,27 +232,49 @@ def test_folders_named_for_a_column_are_one(model: Path, tmp_path: Path) -> None
 
     run_batch(
         BatchPlan(
-            str(model), str(tmp_path / "in"), str(out), ("day", "city", "zone"), output_format="parquet", workers=1
-        )
+            str(model),
+            str(tmp_path / "in"),
+            str(out),
+            ("day", "city", "zone"),
+            output_format="parquet",
+            workers=1,
+        ),
     )
 
     for name in names.values():
-        written = pq.ParquetFile(out / folder.relative_to(tmp_path / "in") / f"{name}.parquet").read().to_pydict()
+        written = (
+            pq.ParquetFile(out / folder.relative_to(tmp_path / "in") / f"{name}.parquet")
+            .read()
+            .to_pydict()
+        )
         assert written["prediction"] == labels(late)
-        assert [written[column][0] for column in ("day", "city", "zone")] == ["2026-01-01", "São Paulo", None]
+        assert [written[column][0] for column in ("day", "city", "zone")] == [
+            "2026-01-01",
+            "São Paulo",
+            None,
+        ]
 
 
 def test_a_compressed_file_is_read_as_the_file_within(model: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     for number, (suffix, codec) in enumerate(
-        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")]
+        [("csv.gz", "gzip"), ("jsonl.zst", "zstd"), ("csv.bz2", "bz2"), ("parquet.gz", "gzip")],
     ):
         plain = write(flights(500, seed=number), tmp_path / f"rows.{suffix.partition('.')[0]}")
         source.mkdir(exist_ok=True)
         with pa.CompressedOutputStream(str(source / f"{number}.{suffix}"), codec) as file:
             file.write(plain.read_bytes())
 
-    result = run_batch(BatchPlan(str(model), str(source), str(out), keep=("id",), output_format="parquet", workers=1))
+    result = run_batch(
+        BatchPlan(
+            str(model),
+            str(source),
+            str(out),
+            keep=("id",),
+            output_format="parquet",
+            workers=1,
+        ),
+    )
 
     assert result.progress.rows == 2000
     assert result.progress.bytes_done == result.progress.bytes
@@ -230,10 +305,23 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
 
     with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late'"):
         run_batch(plan)
-    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "skipped"), on_error="skip-part", workers=1))
+    result = run_batch(
+        BatchPlan(
+            str(model),
+            str(source),
+            str(tmp_path / "skipped"),
+            on_error="skip-part",
+            workers=1,
+        ),
+    )
 
     assert list(result.failed) == ["bad.parquet"]
-    assert files(tmp_path / "skipped") == ["_batch.json", "day=0/0.parquet", "day=1/1.parquet", "day=2/2.parquet"]
+    assert files(tmp_path / "skipped") == [
+        "_batch.json",
+        "day=0/0.parquet",
+        "day=1/1.parquet",
+        "day=2/2.parquet",
+    ]
     assert not (out / "_SUCCESS").exists()
 
 
@@ -246,11 +334,20 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
         ("in", "in/below", "overlap: specify another folder"),
         ("in", "out.parquet", "--output .*out.parquet is a file name"),
         ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
-        ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
+        (
+            "ftp://host/x",
+            "out",
+            "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_a_row_is_read(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input: str, output: str, message: str
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    input: str,
+    output: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
@@ -297,9 +394,15 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
     assert rejected.name == "rows.csv.jsonl"
     assert json.loads(rejected.read_text())["row"] == 1
 
-    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")  # A killed process leaves such a file.
+    (out / name).rename(
+        out / f"{unfinished_stem(name)}.0123abcd",
+    )  # A killed process leaves such a file.
     run_batch(plan)
-    assert {path.name for path in out.iterdir() if path.is_file()} == {name, "_batch.json", "_SUCCESS"}
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        name,
+        "_batch.json",
+        "_SUCCESS",
+    }
 
 
 @pytest.mark.long
@@ -316,9 +419,17 @@ def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) ->
     assert (out / "_SUCCESS").exists()
 
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", "{}", '{"parts": [], "model": {}}', '{"parts": {"x": 1}}'],
+)
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_damaged_manifest_is_one_line(model: Path, tmp_path: Path, content: str, restart: bool) -> None:
+def test_a_damaged_manifest_is_one_line(
+    model: Path,
+    tmp_path: Path,
+    content: str,
+    restart: bool,
+) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     out.mkdir()
     (out / "_batch.json").write_text(content)
@@ -327,7 +438,11 @@ def test_a_damaged_manifest_is_one_line(model: Path, tmp_path: Path, content: st
         run_batch(BatchPlan(str(model), str(source), str(out), restart=restart))
 
 
-def test_names_of_folders_may_hold_any_sign(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_folders_may_hold_any_sign(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     write(flights(10), Path("at 10:00 #1/t=10:00?/a%20b ü\n.parquet"))
 
@@ -354,7 +469,11 @@ def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.long
-def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_from_bucket_to_bucket(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
     source = fill(tmp_path / "in", 3)
@@ -363,7 +482,14 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
         client = boto3.session.Session().client("s3")
         for name in files(source):
             client.upload_file(str(source / name), "lake", f"in/{name}")
-        plan = BatchPlan(str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2)
+        plan = BatchPlan(
+            str(model),
+            "s3://lake/in",
+            "s3://lake/out",
+            ("id",),
+            output_format="csv",
+            workers=2,
+        )
 
         assert run_batch(plan).progress.rows == 1500
         del bucket.objects["lake/out/day=1/1.csv"]
@@ -373,14 +499,17 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
         # Arrow leaves an empty object for a folder in which it has deleted files.
         made = sorted(name for name in written if name[-1] != "/")
         assert made == [
-            f"lake/out/{name}" for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
+            f"lake/out/{name}"
+            for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
         ]
         assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
 
 
 @pytest.mark.long
 def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
@@ -391,7 +520,9 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     def look_together(location: LogLocation) -> Any:
         files = look(location)
         if not location.is_local:  # Only the output is in the bucket.
-            with suppress(BrokenBarrierError):  # Both processes have seen an empty location; later calls do not wait.
+            with suppress(
+                BrokenBarrierError,
+            ):  # Both processes have seen an empty location; later calls do not wait.
                 seen.wait(20)
             seen.abort()
         return files
@@ -399,8 +530,13 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     monkeypatch.setattr(manifest, "_list_files", look_together)
     with s3_server() as bucket, ThreadPoolExecutor(2) as pool:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        plans = [BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1) for column in ("id", "ts")]
-        outcomes = [future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]]
+        plans = [
+            BatchPlan(str(model), str(source), "s3://lake/out", (column,), workers=1)
+            for column in ("id", "ts")
+        ]
+        outcomes = [
+            future.exception() for future in [pool.submit(run_batch, plan) for plan in plans]
+        ]
 
     (refused,) = (one for one in outcomes if one)
     assert isinstance(refused, AlreadyExists)
@@ -408,32 +544,46 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
 
 @pytest.mark.long
-def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Path], str], tmp_path: Path) -> None:
+def test_a_version_of_any_flavor_is_recorded_as_a_run(
+    new_database: Callable[[Path], str],
+    tmp_path: Path,
+) -> None:
     signature = ModelSignature(
         Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
         Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
     )
     with tracking_at(new_database(tmp_path)):
         mlflow.pyfunc.log_model(
-            name="m", python_model=Days(), signature=signature, registered_model_name="days", pip_requirements=[]
+            name="m",
+            python_model=Days(),
+            signature=signature,
+            registered_model_name="days",
+            pip_requirements=[],
         )
-        (tmp_path / "rows.csv").write_text("id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n")
+        (tmp_path / "rows.csv").write_text(
+            "id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n",
+        )
 
         result = run_batch(
             BatchPlan(
                 "models:/days/1", str(tmp_path / "rows.csv"), str(tmp_path / "out"), ("id",), output_format="jsonl",
                 experiment="batches",
-            )
+            ),
         )  # fmt: skip
 
         lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
-        assert list(map(json.loads, lines)) == [{"id": "1", "day": 32, "name": "A"}, {"id": "2", "day": 2, "name": "B"}]
+        assert list(map(json.loads, lines)) == [
+            {"id": "1", "day": 32, "name": "A"},
+            {"id": "2", "day": 2, "name": "B"},
+        ]
         assert result.run is not None
         run = MlflowClient().get_run(result.run.run_id)
     assert run.data.metrics["rows"] == 2
     assert run.data.params["model"] == "models:/days/1"
     assert run.data.tags["onnxserve.batch.version"] == "1"
-    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(tmp_path / "rows.csv")})
+    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps(
+        {"uri": str(tmp_path / "rows.csv")},
+    )
 
 
 class Threads(mlflow.pyfunc.PythonModel):
@@ -443,15 +593,28 @@ class Threads(mlflow.pyfunc.PythonModel):
 
 @pytest.mark.long
 def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    signature = ModelSignature(Schema([ColSpec("long", "id")]), Schema([ColSpec("string", "threads")]))
-    mlflow.pyfunc.save_model(tmp_path / "m", python_model=Threads(), signature=signature, pip_requirements=[])
+    signature = ModelSignature(
+        Schema([ColSpec("long", "id")]),
+        Schema([ColSpec("string", "threads")]),
+    )
+    mlflow.pyfunc.save_model(
+        tmp_path / "m",
+        python_model=Threads(),
+        signature=signature,
+        pip_requirements=[],
+    )
     for part in range(2):
         write(pa.table({"id": [part]}), tmp_path / "in" / f"{part}.csv")
-    run_batch(BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2))
-    assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [['"threads"', '"1"']] * 2
+    run_batch(
+        BatchPlan(str(tmp_path / "m"), str(tmp_path / "in"), str(tmp_path / "out"), workers=2),
+    )
+    assert [(tmp_path / "out" / f"{part}.csv").read_text().split() for part in range(2)] == [
+        ['"threads"', '"1"'],
+    ] * 2
 
 
 @pytest.mark.long
@@ -464,10 +627,24 @@ def test_a_file_larger_than_the_memory_that_there_is(model: Path, tmp_path: Path
         file.write(header + b"\n")
         while file.tell() < limit * 1.2:
             file.write(content)
-    settings = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    settings = {
+        "MALLOC_ARENA_MAX": "2",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "OMP_NUM_THREADS": "1",
+    }
 
     done = subprocess.run(
-        [*COMMAND, "-m", str(model), "-i", str(path), "-o", str(tmp_path / "out"), "--workers", "2"],
+        [
+            *COMMAND,
+            "-m",
+            str(model),
+            "-i",
+            str(path),
+            "-o",
+            str(tmp_path / "out"),
+            "--workers",
+            "2",
+        ],
         env=os.environ | settings,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
         capture_output=True,

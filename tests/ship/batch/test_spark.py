@@ -22,16 +22,25 @@ from tests.support.waiting import free_port, wait_until
 from .conftest import flights, labels, write
 
 
-def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spark_connect_is_refused_in_one_line(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write(flights(10), tmp_path / "in" / "a.parquet")
     monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
     with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
-        run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
+        run_batch(
+            BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"),
+        )
 
 
 @pytest.fixture(scope="module", params=["local[4]", "standalone"])
-def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def session(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
     """Start a session in this process, or a session on a master with two workers of two cores."""
     pyspark = pytest.importorskip("pyspark")
     if not shutil.which("java"):
@@ -39,24 +48,51 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
         master = request.param
         if master == "standalone":
-            home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("spark"), free_port()
+            home, folder, port = (
+                Path(pyspark.__file__).parent,
+                tmp_path_factory.mktemp("spark"),
+                free_port(),
+            )
             environment = os.environ | {"SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
             environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYTHONPATH": os.getcwd()}
 
             def start(name: str, *arguments: str) -> None:
-                command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]
+                command = [
+                    str(home / "bin" / "spark-class"),
+                    f"org.apache.spark.deploy.{name}",
+                    *arguments,
+                ]
                 with (folder / f"{name}.log").open("ab") as log:
-                    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+                    process = subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
+                        cwd=folder,
+                    )
                 ending.callback(process.wait)
                 ending.callback(process.terminate)
 
             master = f"spark://127.0.0.1:{port}"
             start("master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
             for number in range(2):
-                work = ["--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", str(folder / f"{number}")]
+                work = [
+                    "--cores",
+                    "2",
+                    "--memory",
+                    "1g",
+                    "--webui-port",
+                    "0",
+                    "--work-dir",
+                    str(folder / f"{number}"),
+                ]
                 start("worker.Worker", "--host", "127.0.0.1", *work, master)
             text = folder / "master.Master.log"
-            wait_until(lambda: text.read_text().count("Registering worker") == 2, 240, "both workers have registered")
+            wait_until(
+                lambda: text.read_text().count("Registering worker") == 2,
+                240,
+                "both workers have registered",
+            )
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         session = spark_session(master)
@@ -65,20 +101,30 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.long
-def test_a_batch_is_the_one_of_this_machine_to_the_byte(session: Any, model: Path, tmp_path: Path) -> None:
+def test_a_batch_is_the_one_of_this_machine_to_the_byte(
+    session: Any,
+    model: Path,
+    tmp_path: Path,
+) -> None:
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
     plan = BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "local"), ("id",))
     on_spark = replace(plan, output=str(tmp_path / "spark"))
     told: list[tuple[int, int]] = []
 
-    spread = run_batch(replace(on_spark, engine="spark"), lambda at: told.append((at.parts_done, at.rows)))
+    spread = run_batch(
+        replace(on_spark, engine="spark"),
+        lambda at: told.append((at.parts_done, at.rows)),
+    )
     run_batch(plan)
 
     assert (spread.progress.rows, told[-1]) == (12_000, (4, 12_000))
     for path in (tmp_path / "local").rglob("*.*"):
         if path.name != "_batch.json":
-            assert path.read_bytes() == (tmp_path / "spark" / path.relative_to(tmp_path / "local")).read_bytes()
+            assert (
+                path.read_bytes()
+                == (tmp_path / "spark" / path.relative_to(tmp_path / "local")).read_bytes()
+            )
     again = run_batch(on_spark)
     assert (again.progress.parts, again.progress.finished_before) == (0, 4)
 
@@ -89,11 +135,17 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
 
     with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
-        run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
+        run_batch(
+            BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"),
+        )
 
 
 @pytest.mark.long
-def test_the_rows_of_a_frame_get_their_predictions(session: Any, model: Path, tmp_path: Path) -> None:
+def test_the_rows_of_a_frame_get_their_predictions(
+    session: Any,
+    model: Path,
+    tmp_path: Path,
+) -> None:
     rows = flights(5000)
     frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
 

@@ -9,7 +9,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InferenceError, InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.core.tabular.streams import RejectedRow, RowBlock
-from mlflow_deploy_plugin.ship.batch.table_model import body_predictor, load_table_model, predict_block, takes
+from mlflow_deploy_plugin.ship.batch.table_model import (
+    body_predictor,
+    load_table_model,
+    predict_block,
+    takes,
+)
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
 
@@ -22,7 +27,9 @@ def test_a_model_is_loaded_once_for_a_process(model: Path) -> None:
 
 def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model: Path) -> None:
     rows = flights(1000)
-    hours = [None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())]
+    hours = [
+        None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())
+    ]
     block = RowBlock(rows.set_column(4, "hour", pa.array(hours, pa.int64())), range(7, 1007))
 
     pieces = list(predict_block(load_table_model(model), block, ("id",)))
@@ -52,7 +59,8 @@ def test_only_the_row_on_which_a_tokenizer_panics_is_refused(tmp_path: Path) -> 
 
 
 def test_rows_that_are_mostly_bad_are_each_tried_little_more_than_once(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table, tried = load_table_model(model), []
 
@@ -71,14 +79,19 @@ def test_a_body_is_answered_as_a_server_answers_it(model: Path) -> None:
     (row,) = flights(1).select(["carrier", "distance", "hour", "late"]).to_pylist()
 
     with body_predictor(str(model)) as predict:
-        assert predict("application/json", orjson.dumps({"dataframe_records": [row]}), False) == labels(flights(1))
+        assert predict(
+            "application/json",
+            orjson.dumps({"dataframe_records": [row]}),
+            False,
+        ) == labels(flights(1))
         with pytest.raises(InvalidRequest, match="column 'hour'"):
             predict("text/csv", b"carrier,distance,hour,late\nAA,1,noon,true\n", False)
 
 
 def test_the_row_that_a_graph_marks_is_named_in_a_large_table(tmp_path: Path) -> None:
-    graph = "g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> " + (
-        "{ y = Sub(x, x) onnxserve_refused_rows = ReduceSum<keepdims=0>(x, axis) }"
+    graph = (
+        "g (float[N,1] x) => (float[N,1] y, float[N] onnxserve_refused_rows) <int64[1] axis = {1}> "
+        + ("{ y = Sub(x, x) onnxserve_refused_rows = ReduceSum<keepdims=0>(x, axis) }")
     )
     model = load_table_model(write_model(tmp_path, graph, columns(x="float")))
     numbers = np.zeros(5000, np.float32)

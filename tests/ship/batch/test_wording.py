@@ -18,7 +18,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"input": "in/rows"},
         "--input in/rows: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
     ),
-    "an output that is a file": ({"output": "in/rows"}, "--output in/rows cannot be written: File exists"),
+    "an output that is a file": (
+        {"output": "in/rows"},
+        "--output in/rows cannot be written: File exists",
+    ),
     "an output within the input": (
         {"input": "in", "output": "in/out"},
         "--input in: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
@@ -33,14 +36,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a missing column": (
         {"input": "short"},
-        ("a.parquet: column 'late' is missing; 'id' is not known; the model needs carrier, distance, hour, late"),
+        (
+            "a.parquet: column 'late' is missing; 'id' is not known; the model needs carrier, distance, hour, late"
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_a_refusal_names_the_option_and_the_file(
-    options: dict[str, Any], message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("in", "empty", "foreign", "short"):

@@ -38,7 +38,10 @@ from tests.support.refusals import refused
     ],
 )
 def test_each_batch_is_a_body_that_knows_where_its_rows_stand(
-    kind: FileFormat, content: bytes, bodies: list[bytes], places: list[list[str]]
+    kind: FileFormat,
+    content: bytes,
+    bodies: list[bytes],
+    places: list[list[str]],
 ) -> None:
     batches = list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 
@@ -55,7 +58,10 @@ def test_rows_of_parquet_are_sent_as_arrow() -> None:
     assert {batch.content_type for batch in batches} == {"application/vnd.apache.arrow.stream"}
     tables = [pa.ipc.open_stream(batch.body).read_all().to_pydict() for batch in batches]
     assert tables == [{"a": [1, 2], "b": ["x", "y"]}, {"a": [None], "b": ["z"]}]
-    assert [list(batch.places) for batch in batches] == [["row 0 (from 0)", "row 1 (from 0)"], ["row 2 (from 0)"]]
+    assert [list(batch.places) for batch in batches] == [
+        ["row 0 (from 0)", "row 1 (from 0)"],
+        ["row 2 (from 0)"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,11 @@ def test_rows_of_parquet_are_sent_as_arrow() -> None:
         ("json", b'"text"', ["rows", "a JSON object or array"]),
     ],
 )
-def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, names: list[str]) -> None:
+def test_a_mistake_in_a_file_names_its_line(
+    kind: FileFormat,
+    content: bytes,
+    names: list[str],
+) -> None:
     with refused(InvalidRequest, *names):
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
 

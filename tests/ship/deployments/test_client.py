@@ -33,8 +33,15 @@ def test_the_plugin_has_what_mlflow_looks_for() -> None:
 
     assert len(clients) == 1
     for method in ("create_deployment", "update_deployment", "delete_deployment"):
-        assert {"config", "endpoint"} <= inspect.signature(getattr(clients[0], method)).parameters.keys()
-    assert list(inspect.signature(plugin.run_local).parameters) == ["name", "model_uri", "flavor", "config"]
+        assert {"config", "endpoint"} <= inspect.signature(
+            getattr(clients[0], method),
+        ).parameters.keys()
+    assert list(inspect.signature(plugin.run_local).parameters) == [
+        "name",
+        "model_uri",
+        "flavor",
+        "config",
+    ]
 
 
 def test_a_target_that_is_not_there_says_which_are() -> None:
@@ -61,7 +68,10 @@ def test_a_target_that_is_not_there_says_which_are() -> None:
     ],
     ids=lambda inputs: f"{type(inputs).__name__} {str(inputs)[:24]}",
 )
-def test_predictions_are_plain_values_whatever_the_form_of_the_input(served: BaseDeploymentClient, inputs: Any) -> None:
+def test_predictions_are_plain_values_whatever_the_form_of_the_input(
+    served: BaseDeploymentClient,
+    inputs: Any,
+) -> None:
     response = served.predict("sum", inputs)
 
     assert response["predictions"] == [{"y": 3.0}, {"y": 7.5}]
@@ -89,11 +99,15 @@ def test_one_row_as_a_dict_is_one_prediction(served: BaseDeploymentClient) -> No
     ids=lambda document: str(document)[:40],
 )
 def test_a_file_that_mlflow_read_with_pandas_is_understood(
-    served: BaseDeploymentClient, tmp_path: Path, document: Any
+    served: BaseDeploymentClient,
+    tmp_path: Path,
+    document: Any,
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
-    frame = pd.read_json(tmp_path / "rows.json")  # `mlflow deployments predict -I` reads the file in the same way.
+    frame = pd.read_json(
+        tmp_path / "rows.json",
+    )  # `mlflow deployments predict -I` reads the file in the same way.
 
     assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
 
@@ -111,13 +125,18 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
     ids=["missing", "mistyped", "empty", "text", "none", "object"],
 )
 def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
-    served: BaseDeploymentClient, inputs: Any, names: list[str]
+    served: BaseDeploymentClient,
+    inputs: Any,
+    names: list[str],
 ) -> None:
     with refused(MlflowException, *names, code="BAD_REQUEST"):
         served.predict("sum", inputs)
 
 
-def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentClient, models: Any) -> None:
+def test_get_tells_everything_and_list_the_main_things(
+    served: BaseDeploymentClient,
+    models: Any,
+) -> None:
     got = served.get_deployment("sum")
 
     assert json.loads(json.dumps(got))["state"] == "running"
@@ -139,23 +158,54 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
     ("call", "names", "code"),
     [
         (lambda c: c.get_deployment("no"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.get_deployment("sum", "no"), ["'sum'", "endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.update_deployment("no", "m"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (
+            lambda c: c.get_deployment("sum", "no"),
+            ["'sum'", "endpoint 'no'"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
+        (
+            lambda c: c.update_deployment("no", "m"),
+            ["no deployment 'no'"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
         (lambda c: c.predict("no", [[1]]), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.predict(None, [[1]], "no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.predict(None, [[1]]), ["a deployment"], "INVALID_PARAMETER_VALUE"),
         (lambda c: c.create_deployment("sum", "m"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
-        (lambda c: c.create_deployment("../x", "m"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_deployment("x", "m", "keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_deployment("sum", flavor="keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.create_deployment("../x", "m"),
+            ["letters, digits"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.create_deployment("x", "m", "keras"),
+            ["flavor 'keras'"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.update_deployment("sum", flavor="keras"),
+            ["flavor 'keras'"],
+            "INVALID_PARAMETER_VALUE",
+        ),
         (lambda c: c.explain("sum", ROWS), ["no sample rows"], "BAD_REQUEST"),
         (lambda c: c.explain("no", ROWS), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.delete_deployment("sum", {"x": "1"}), ["config", "'x'"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.list_deployments("no"), ["no endpoint 'no'", "sum"], "RESOURCE_DOES_NOT_EXIST"),
+        (
+            lambda c: c.delete_deployment("sum", {"x": "1"}),
+            ["config", "'x'"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.list_deployments("no"),
+            ["no endpoint 'no'", "sum"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
-    served: BaseDeploymentClient, call: Any, names: list[str], code: str
+    served: BaseDeploymentClient,
+    call: Any,
+    names: list[str],
+    code: str,
 ) -> None:
     with refused(MlflowException, *names, code=code):
         call(served)
@@ -166,13 +216,18 @@ def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
     [
         (lambda c: c.delete_deployment("nope"), ["'nope'", "sum"]),
         (lambda c: c.delete_deployment("smu"), ["'smu'", "'sum'"]),
-        (lambda c: c.delete_deployment("sum", endpoint="elsewhere"), ["'sum'", "no endpoint 'elsewhere'"]),
+        (
+            lambda c: c.delete_deployment("sum", endpoint="elsewhere"),
+            ["'sum'", "no endpoint 'elsewhere'"],
+        ),
         (lambda c: c.delete_deployment("nope", endpoint="sum"), ["'nope'", "endpoint 'sum'"]),
         (lambda c: c.delete_endpoint("nope"), ["no endpoint 'nope'", "sum"]),
     ],
 )
 def test_deleting_a_name_that_does_not_exist_is_an_error(
-    served: BaseDeploymentClient, delete: Any, names: list[str]
+    served: BaseDeploymentClient,
+    delete: Any,
+    names: list[str],
 ) -> None:
     with refused(MlflowException, *names, code="RESOURCE_DOES_NOT_EXIST"):
         delete(served)
@@ -197,7 +252,8 @@ def test_numbers_keep_all_their_digits(served: BaseDeploymentClient) -> None:
 
 
 def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
-    served: BaseDeploymentClient, models: Any
+    served: BaseDeploymentClient,
+    models: Any,
 ) -> None:
     with refused(MlflowException, "'onnx'", "python_function", code="INVALID_PARAMETER_VALUE"):
         served.create_deployment("x", models.pyfunc, "onnx")
@@ -209,11 +265,16 @@ def test_a_flavor_that_the_model_has_not_is_refused_before_anything_starts(
 
 @pytest.mark.long
 def test_explanations_come_through_the_client_and_through_mlflows_own_command(
-    client: BaseDeploymentClient, tmp_path: Path
+    client: BaseDeploymentClient,
+    tmp_path: Path,
 ) -> None:
     example = pd.DataFrame({"a": [0.0, 2.0], "b": [1.0, 3.0]})
     mlflow.onnx.save_model(
-        weighted_sum(2.0), tmp_path / "model", signature=SIGNATURE, input_example=example, pip_requirements=["shap"]
+        weighted_sum(2.0),
+        tmp_path / "model",
+        signature=SIGNATURE,
+        input_example=example,
+        pip_requirements=["shap"],
     )
     client.create_deployment("d", str(tmp_path / "model"), "onnx")
 
@@ -223,9 +284,10 @@ def test_explanations_come_through_the_client_and_through_mlflows_own_command(
     assert explained["columns"] == ["a", "b"]
     assert np.allclose(explained["values"], [[4.0, 6.0], [0.0, -2.0]])
     (tmp_path / "rows.json").write_text(
-        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}})
+        json.dumps({"dataframe_split": {"columns": ["b", "a"], "data": [[5, 3], [1, 1]]}}),
     )
     typed = CliRunner().invoke(
-        commands, ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")]
+        commands,
+        ["explain", "-t", "onnxserve", "--name", "d", "-I", str(tmp_path / "rows.json")],
     )
     assert json.loads(typed.stdout)["values"] == explained["values"]

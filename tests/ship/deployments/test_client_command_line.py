@@ -26,12 +26,22 @@ COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; c
 
 def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a new process, which ends before the processes that it has started."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.long
 def test_a_deployment_lives_through_its_commands(
-    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    models: Any,
+    free_port: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(Path(models.once).parent)
     created = typed("create", *TYPED, "-m", "once", "-C", f"server.port={free_port}")
@@ -65,11 +75,19 @@ def test_a_deployment_lives_through_its_commands(
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
-    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
+    client: BaseDeploymentClient,
+    models: Any,
+    free_port: int,
+    tmp_path: Path,
+    number: signal.Signals,
 ) -> None:
     """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed and can be deleted."""
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
-    process = subprocess.Popen([*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*create, "-C", f"server.port={free_port}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     assert any("starting the server" in line for line in process.stderr)
 
@@ -88,16 +106,31 @@ def called(*arguments: str) -> Result:
     return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
 
 
-def test_a_mistake_is_one_line_on_stderr(models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_one_line_on_stderr(
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
 
-    refused = called("create", "-t", "onnxserve", "--name", "x", "-m", models.once, "-C", "server.prot=1")
+    refused = called(
+        "create",
+        "-t",
+        "onnxserve",
+        "--name",
+        "x",
+        "-m",
+        models.once,
+        "-C",
+        "server.prot=1",
+    )
 
     assert mentions(said(refused), "'server.prot'", "'server.port'")
 
 
 def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with tracking_at("mlflow.example:5000"):
@@ -106,7 +139,7 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith(
         "Error: MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
-        "unsupported URI 'mlflow.exam"
+        "unsupported URI 'mlflow.exam",
     )
     assert refused.stderr.count("\n") == 1
 
@@ -120,12 +153,17 @@ def test_the_help_is_printed() -> None:
     ("model", "message"),
     [
         ("models:/nope", "'models:/nope' does not select a version; "),
-        ("models:/nope/1", "there is no registered model nope; the registry is empty, in MLflow at "),
+        (
+            "models:/nope/1",
+            "there is no registered model nope; the registry is empty, in MLflow at ",
+        ),
         ("./nowhere", "the folder "),
     ],
 )
 def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
-    client: BaseDeploymentClient, model: str, message: str
+    client: BaseDeploymentClient,
+    model: str,
+    message: str,
 ) -> None:
     refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
 
@@ -137,19 +175,31 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
 
 @pytest.mark.long
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
-    models: Any, free_port: int, tmp_path: Path
+    models: Any,
+    free_port: int,
+    tmp_path: Path,
 ) -> None:
     command = [*COMMAND, "run-local", "-t", "onnxserve", "--name", "front"]
     command += ["-m", models.once, "-C", f"server.port={free_port}"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{free_port}"
 
     try:
-        wait_until(lambda: answers(f"{url}/ping") or process.poll() is not None, 120, "the server answers")
+        wait_until(
+            lambda: answers(f"{url}/ping") or process.poll() is not None,
+            120,
+            "the server answers",
+        )
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert requests.post(f"{url}/invocations", json=ROWS, timeout=60).json() == {
-            "predictions": [{"y": 3.0}, {"y": 7.5}]
+            "predictions": [{"y": 3.0}, {"y": 7.5}],
         }
     finally:
         process.send_signal(signal.SIGTERM)

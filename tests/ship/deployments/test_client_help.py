@@ -12,7 +12,11 @@ from mlflow_deploy_plugin.core.spec.document import field_reference
 from mlflow_deploy_plugin.ship.deployments.client import target_help
 
 PROGRAMS = {"mlflow": mlflow, "onnxserve": onnxserve}
-COMMANDS = re.findall(r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$", target_help(), re.MULTILINE)
+COMMANDS = re.findall(
+    r"^ +((?:mlflow deployments|onnxserve) [a-z].*?)(?: {3,}[a-z].*)?$",
+    target_help(),
+    re.MULTILINE,
+)
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
@@ -36,5 +40,11 @@ def test_the_help_has_every_field_and_how_files_are_read() -> None:
     assert len(COMMANDS) > 14
     for name, *_ in field_reference():
         assert f"  {name} (" in text
-    for needed in ("TARGET URI", "traffic.NAME", "dataframe_split", "endpoint create", "models:/NAME/tag:KEY=VALUE"):
+    for needed in (
+        "TARGET URI",
+        "traffic.NAME",
+        "dataframe_split",
+        "endpoint create",
+        "models:/NAME/tag:KEY=VALUE",
+    ):
         assert needed in text

@@ -20,12 +20,17 @@ from tests.support.refusals import mentions
 from tests.support.tracking import tracking_at
 
 ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)), columns=["a", "b"])
-NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the same command")
+NAMED = re.compile(
+    r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\) and deploy it with the same command",
+)
 
 
 def ordered() -> tuple[Any, Any, list[Any]]:
     """Return a scikit-learn model that contains a Python function, rows, and its answers."""
-    model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression()).fit(ROWS, ROWS.a > ROWS.b)
+    model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression()).fit(
+        ROWS,
+        ROWS.a > ROWS.b,
+    )
     return model, ROWS, model.predict(ROWS).tolist()
 
 
@@ -55,7 +60,12 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
         experiment = mlflow.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
         with mlflow.start_run(experiment_id=experiment):
             with pytest.raises(ConversionError) as refused:
-                mlflow_deploy_plugin.log_model(model, name="model", input_example=example, fallback="error")
+                mlflow_deploy_plugin.log_model(
+                    model,
+                    name="model",
+                    input_example=example,
+                    fallback="error",
+                )
             (found,) = NAMED.findall(refused.value.message)
             flavor, argument, value = found
             getattr(mlflow, flavor).log_model(

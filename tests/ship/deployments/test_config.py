@@ -12,7 +12,10 @@ from tests.support.refusals import refused
 
 
 def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
-    spec = configure(new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"})
+    spec = configure(
+        new_endpoint("flights", "models:/X/1"),
+        {"monitors.daily.time_zone": "Europe/Berlin"},
+    )
 
     assert spec.monitors["daily"].time_zone == "Europe/Berlin"
     with refused(InvalidConfig, "time_zone", "'Europe/Berlinn'"):
@@ -29,7 +32,9 @@ def test_traffic_is_a_weight_of_each_name(traffic: object) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "MLproject").write_text("name: toy\nentry_points:\n  train: {command: python train.py}\n")
+    (tmp_path / "MLproject").write_text(
+        "name: toy\nentry_points:\n  train: {command: python train.py}\n",
+    )
     return tmp_path
 
 
@@ -79,12 +84,17 @@ def test_what_does_not_speak_of_the_project_is_changed_without_it(project: Path)
 
 def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> None:
     declared = "{max_iter: {type: float, default: 60}, data: path, city: string}"
-    (project / "MLproject").write_text(f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}")
+    (project / "MLproject").write_text(
+        f"entry_points: {{train: {{parameters: {declared}, command: python train.py}}}}",
+    )
     with refused(InvalidConfig, "retrain.parameters.max_itr", "'max_itr'", "max_iter, data, city"):
         with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
     with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
         with_project(".", **{"parameters.max_iter": "9"})
-    spec = with_project(".", **{"parameters.city": "rome"})  # The retraining itself sets the parameter `data`.
+    spec = with_project(
+        ".",
+        **{"parameters.city": "rome"},
+    )  # The retraining itself sets the parameter `data`.
     with refused(InvalidConfig, "no parameter", "'town'"):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 

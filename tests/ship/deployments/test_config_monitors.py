@@ -17,7 +17,10 @@ from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments, open_de
 from tests.support.refusals import refused
 from tests.support.tracking import tracking_at
 
-ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["temp", "wind", "visib"])
+ROWS = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(60, 3)),
+    columns=["temp", "wind", "visib"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,11 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[Deployments]:
+def deployments(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
+) -> Iterator[Deployments]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(said.append) as opened:
         yield opened
@@ -47,7 +54,10 @@ def flights(deployments: Deployments, model: Path) -> Deployments:
 
 
 def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
-    deployments.update_endpoint("flights", {f"monitors.m.{name}": value for name, value in fields.items()})
+    deployments.update_endpoint(
+        "flights",
+        {f"monitors.m.{name}": value for name, value in fields.items()},
+    )
     return deployments.store.require_endpoint("flights").spec.monitor("m")
 
 
@@ -55,7 +65,10 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     ("fields", "names"),
     [
         ({"columns": "temp,winds"}, ["monitors.m.columns", "'winds'", "'wind'"]),
-        ({"kind": "prediction_drift", "columns": "temp,prediction"}, ["monitors.m.columns", "temp", "output.NAME"]),
+        (
+            {"kind": "prediction_drift", "columns": "temp,prediction"},
+            ["monitors.m.columns", "temp", "output.NAME"],
+        ),
         (
             {"segment_by": "airport"},
             ["monitors.m.segment_by", "'airport'", "wind, visib, prediction, output.probabilities"],
@@ -64,19 +77,34 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
             {"kind": "data_quality", "require": "missing(nope)<=0.1"},
             ["monitors.m.require", "missing(nope)<=0.1", "'nope'"],
         ),
-        ({"kind": "shadow", "require": "disagreement(flight)<=0.1"}, ["monitors.m.require", "'flight'", "'flights'"]),
-        ({"reference": "dataset:/nowhere/calm.csv"}, ["monitors.m.reference", "dataset /nowhere/calm.csv"]),
         (
-            {"retrain.project": "git@x:y", "retrain.mode": "incremental", "retrain.sample.recent": "9d"}
+            {"kind": "shadow", "require": "disagreement(flight)<=0.1"},
+            ["monitors.m.require", "'flight'", "'flights'"],
+        ),
+        (
+            {"reference": "dataset:/nowhere/calm.csv"},
+            ["monitors.m.reference", "dataset /nowhere/calm.csv"],
+        ),
+        (
+            {
+                "retrain.project": "git@x:y",
+                "retrain.mode": "incremental",
+                "retrain.sample.recent": "9d",
+            }
             | {"retrain.sample.stratify": "winds"},
             ["monitors.m.retrain.sample.stratify", "'winds'", "'wind'"],
         ),
         ({"reference": "rolling:36h"}, ["monitors.m", "rolling:36h", "1d", "a multiple"]),
-        ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "shorter than the window", "1h"]),
+        (
+            {"reference": "rolling:30m", "every": "1h"},
+            ["monitors.m", "rolling:30m", "shorter than the window", "1h"],
+        ),
     ],
 )
 def test_a_monitor_that_could_never_judge_is_refused(
-    flights: Deployments, fields: dict[str, str], names: list[str]
+    flights: Deployments,
+    fields: dict[str, str],
+    names: list[str],
 ) -> None:
     with refused(InvalidConfig, *names):
         add(flights, **fields)
@@ -98,7 +126,8 @@ def test_what_the_model_has_may_be_named(flights: Deployments, fields: dict[str,
 
 
 def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_it_can_judge(
-    flights: Deployments, tmp_path: Path
+    flights: Deployments,
+    tmp_path: Path,
 ) -> None:
     ROWS.to_csv(tmp_path / "calm.csv", index=False)
 
@@ -111,7 +140,9 @@ def test_a_dataset_without_the_models_answers_is_refused_with_the_columns_that_i
 
 
 def test_a_dataset_is_kept_by_its_whole_path(
-    flights: Deployments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flights: Deployments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ROWS.to_parquet(tmp_path / "calm.parquet")
     monkeypatch.chdir(tmp_path)
@@ -122,7 +153,9 @@ def test_a_dataset_is_kept_by_its_whole_path(
 
 
 def test_where_mlflow_does_not_answer_names_pass_and_it_is_said(
-    deployments: Deployments, free_port: int, said: list[str]
+    deployments: Deployments,
+    free_port: int,
+    said: list[str],
 ) -> None:
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/late/1"))
 

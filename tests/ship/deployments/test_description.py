@@ -25,31 +25,53 @@ from tests.support.models import write_model
 from tests.support.tracking import tracking_at
 
 AT = datetime(2026, 11, 20, tzinfo=UTC)
-SPEC = add_variant(new_endpoint("flights", "models:/X@a", variant="champion"), "challenger", "models:/X@b")
+SPEC = add_variant(
+    new_endpoint("flights", "models:/X@a", variant="champion"),
+    "challenger",
+    "models:/X@b",
+)
 ENDPOINT = Endpoint("flights", "onnxserve", SPEC, AT, AT)
-LOADED = {"flights": {"champion": LoadedVariant(version="1"), "challenger": LoadedVariant(version="1")}}
+LOADED = {
+    "flights": {"champion": LoadedVariant(version="1"), "challenger": LoadedVariant(version="1")},
+}
 
 
 def refused(variant: str) -> RefusedVersion:
-    return RefusedVersion(endpoint="flights", variant=variant, model="X", version="2", cause="gate", reason="no")
+    return RefusedVersion(
+        endpoint="flights",
+        variant=variant,
+        model="X",
+        version="2",
+        cause="gate",
+        reason="no",
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("refusals", "shown"),
     [
-        ((), {"champion": "it is wrong", "challenger": "it is wrong"}),  # The registry is down for all variants.
+        (
+            (),
+            {"champion": "it is wrong", "challenger": "it is wrong"},
+        ),  # The registry is down for all variants.
         ((refused("challenger"),), {"champion": "", "challenger": "it is wrong"}),
-        ((refused("champion"), refused("challenger")), {"champion": "it is wrong", "challenger": "it is wrong"}),
+        (
+            (refused("champion"), refused("challenger")),
+            {"champion": "it is wrong", "challenger": "it is wrong"},
+        ),
     ],
 )
 def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
-    refusals: tuple[RefusedVersion, ...], shown: dict[str, str]
+    refusals: tuple[RefusedVersion, ...],
+    shown: dict[str, str],
 ) -> None:
     worker = WorkerState(pid=1, generation=1, endpoints=LOADED)
     seen = Observation("running", workers=(worker,), refused=refusals, registry_error="it is wrong")
 
-    assert {name: describe(Deployment(name, ENDPOINT, seen))["error"] for name in SPEC.variants} == shown
+    assert {
+        name: describe(Deployment(name, ENDPOINT, seen))["error"] for name in SPEC.variants
+    } == shown
     assert describe_endpoint(ObservedEndpoint(ENDPOINT, seen))["error"] == "it is wrong"
 
 
@@ -61,12 +83,19 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Ml
         client.create_registered_model("shop")
         for number, state in (("1", "proven"), ("2", "warned")):
             section = {"parity": {"state": state}, "provenance": {"dataset_digest": f"d-{number}"}}
-            client.create_model_version("shop", str(write_model(tmp_path / number, section=section)))
+            client.create_model_version(
+                "shop",
+                str(write_model(tmp_path / number, section=section)),
+            )
         client.set_registered_model_alias("shop", "live", "2")
         yield client
 
 
-def described_pod(wanted: WantedVariant | None, state: Any = "running", model: str = "models:/shop@live") -> Any:
+def described_pod(
+    wanted: WantedVariant | None,
+    state: Any = "running",
+    model: str = "models:/shop@live",
+) -> Any:
     """Return the description of a deployment whose files exist only in a pod."""
     endpoint = Endpoint("shop", "onnxserve:/kubernetes/ml", new_endpoint("shop", model), AT, AT)
     served = None if wanted is None else WantedEndpoint(variants={"shop": wanted})
@@ -75,34 +104,66 @@ def described_pod(wanted: WantedVariant | None, state: Any = "running", model: s
 
 def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     folder = Path("/only/in/the/pod")
-    return WantedVariant(model_uri="models:/shop@live", model="shop", version=number, folder=folder, aspects=aspects)
+    return WantedVariant(
+        model_uri="models:/shop@live",
+        model="shop",
+        version=number,
+        folder=folder,
+        aspects=aspects,
+    )
 
 
 @pytest.mark.parametrize(
     ("wanted", "parity", "digest"),
     [
-        (None, "warned", "d-2"),  # The state of the pod is not readable, so that the registry's version is used.
-        (wanted_version("1", {}), "proven", "d-1"),  # Version 1 is served, although the alias has moved.
-        (wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}), "proven", ""),
+        (
+            None,
+            "warned",
+            "d-2",
+        ),  # The state of the pod is not readable, so that the registry's version is used.
+        (
+            wanted_version("1", {}),
+            "proven",
+            "d-1",
+        ),  # Version 1 is served, although the alias has moved.
+        (
+            wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}),
+            "proven",
+            "",
+        ),
     ],
     ids=["unseen", "unreported", "reported"],
 )
 def test_flavor_parity_and_run_are_shown_of_a_version_whose_files_only_a_pod_has(
-    registry: MlflowClient, wanted: WantedVariant | None, parity: str, digest: str
+    registry: MlflowClient,
+    wanted: WantedVariant | None,
+    parity: str,
+    digest: str,
 ) -> None:
     described = described_pod(wanted)
     shown = {key: described[key] for key in ("flavor", "parity", "run_id", "dataset_digest")}
-    assert shown == {"flavor": "onnxserve", "parity": parity, "run_id": "r-1", "dataset_digest": digest}
+    assert shown == {
+        "flavor": "onnxserve",
+        "parity": parity,
+        "run_id": "r-1",
+        "dataset_digest": digest,
+    }
 
 
-def test_what_the_registry_does_not_know_or_nobody_serves_stays_empty(registry: MlflowClient) -> None:
+def test_what_the_registry_does_not_know_or_nobody_serves_stays_empty(
+    registry: MlflowClient,
+) -> None:
     unknown, stopped = described_pod(None, model="models:/gone/1"), described_pod(None, "stopped")
     assert [one["flavor"] + one["parity"] + one["run_id"] for one in (unknown, stopped)] == ["", ""]
 
 
-@pytest.mark.parametrize(("weights", "shares"), [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))])
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [((60, 0), (100.0, 0.0)), ((1, 2), (33.33, 66.67)), ((95, 5), (95, 5))],
+)
 def test_a_deployment_has_the_share_of_the_traffic_that_it_receives(
-    weights: tuple[int, int], shares: tuple[float, float]
+    weights: tuple[int, int],
+    shares: tuple[float, float],
 ) -> None:
     variants = dict(zip(SPEC.variants, weights, strict=True))
     config = {f"variants.{name}.weight": weight for name, weight in variants.items()}

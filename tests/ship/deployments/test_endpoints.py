@@ -52,16 +52,28 @@ def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
     seen: Counter[str] = Counter()
     with requests.Session() as session:
         for _ in range(count):
-            predictions = session.post(f"{url}/invocations", json={"inputs": ROWS}, timeout=30).json()["predictions"]
-            seen["once" if predictions == ONCE else "twice" if predictions == TWICE else "other"] += 1
+            predictions = session.post(
+                f"{url}/invocations",
+                json={"inputs": ROWS},
+                timeout=30,
+            ).json()["predictions"]
+            seen[
+                "once" if predictions == ONCE else "twice" if predictions == TWICE else "other"
+            ] += 1
     return seen
 
 
 @pytest.mark.long
 def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
-    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
+    client: BaseDeploymentClient,
+    models: Any,
+    free_port: int,
+    tmp_path: Path,
 ) -> None:
-    created = client.create_endpoint("e", {"server.port": str(free_port), "capture.fraction": "0.5"})
+    created = client.create_endpoint(
+        "e",
+        {"server.port": str(free_port), "capture.fraction": "0.5"},
+    )
     assert (created["name"], created["state"], created["traffic"]) == ("e", "empty", {})
     assert "--endpoint e" in created["reason"]
     with refused(MlflowException, "e", "empty", "no deployment", code="TEMPORARILY_UNAVAILABLE"):
@@ -101,7 +113,9 @@ def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last
 
 @pytest.mark.parametrize("more", ["sampling: often\n", "server.port: 1\n"])
 def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
-    client: BaseDeploymentClient, free_port: int, more: str
+    client: BaseDeploymentClient,
+    free_port: int,
+    more: str,
 ) -> None:
     client.create_endpoint("e", {"server.port": str(free_port)})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
@@ -114,7 +128,11 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
 
 
 @pytest.mark.parametrize("text", ["{", "server: 8080", "- e", "server: {port: soon}"])
-def test_a_spec_that_names_no_port_keeps_none(client: BaseDeploymentClient, free_port: int, text: str) -> None:
+def test_a_spec_that_names_no_port_keeps_none(
+    client: BaseDeploymentClient,
+    free_port: int,
+    text: str,
+) -> None:
     client.create_endpoint("e", {})
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
         row = session.get(EndpointRow, "e")
@@ -126,7 +144,8 @@ def test_a_spec_that_names_no_port_keeps_none(client: BaseDeploymentClient, free
 
 @pytest.mark.long
 def test_traffic_moves_without_a_restart_and_without_a_failed_request(
-    client: BaseDeploymentClient, models: Any
+    client: BaseDeploymentClient,
+    models: Any,
 ) -> None:
     client.create_deployment("champion", models.once, config={"server.workers": 2}, endpoint="e")
     client.create_deployment("challenger", models.twice, endpoint="e")
@@ -137,7 +156,13 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
     def ask() -> None:
         with requests.Session() as session:
             while not moved.wait(0.002):
-                codes[session.post(f"{before['url']}/invocations", json={"inputs": ROWS}, timeout=60).status_code] += 1
+                codes[
+                    session.post(
+                        f"{before['url']}/invocations",
+                        json={"inputs": ROWS},
+                        timeout=60,
+                    ).status_code
+                ] += 1
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -145,19 +170,33 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
         assert answered(client) == {"once": 40}
         client.update_endpoint("e", {"traffic": {"champion": 0, "challenger": 5}})
         assert answered(client) == {"twice": 40}
-        client.update_endpoint("e", {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"})
+        client.update_endpoint(
+            "e",
+            {"traffic.champion": "50", "traffic.challenger": "50", "capture.fraction": "0"},
+        )
         assert set(answered(client)) == {"once", "twice"}
         relative = os.path.relpath(models.broken)
         with refused(MlflowException, "challenger", "ONNX Runtime", code="INTERNAL_ERROR"):
-            client.update_endpoint("e", {"variants.challenger.model": relative, "traffic": {"challenger": 1}})
+            client.update_endpoint(
+                "e",
+                {"variants.challenger.model": relative, "traffic": {"challenger": 1}},
+            )
         assert client.get_endpoint("e")["traffic"] == {"champion": 50, "challenger": 50}
         assert set(answered(client)) == {"once", "twice"}
         with open_deployments(silently) as deployments:
-            observed = deployments.set_traffic("e", {"champion": 100}, why="enough seen", actor="anna@desk")
+            observed = deployments.set_traffic(
+                "e",
+                {"champion": 100},
+                why="enough seen",
+                actor="anna@desk",
+            )
         assert observed.endpoint.spec.variants["challenger"].weight == 0
         assert answered(client) == {"once": 40}
         client.create_deployment(
-            "third", models.twice, endpoint="e", config={"traffic.third": 1, "traffic.champion": 0}
+            "third",
+            models.twice,
+            endpoint="e",
+            config={"traffic.third": 1, "traffic.champion": 0},
         )
         client.delete_deployment("champion", endpoint="e")
         assert answered(client) == {"twice": 40}
@@ -179,18 +218,30 @@ def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
     """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
     served.create_deployment("champion", models.once, endpoint="e")
     served.create_deployment("challenger", models.twice, endpoint="e")
-    served.create_deployment("copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"})
+    served.create_deployment(
+        "copy",
+        models.twice,
+        endpoint="e",
+        config={"variants.copy.shadow": "true"},
+    )
     served.create_endpoint("empty")
     return served
 
 
-def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeploymentClient, models: Any) -> None:
+def test_get_and_list_tell_the_traffic_and_every_deployment(
+    shared: BaseDeploymentClient,
+    models: Any,
+) -> None:
     got = shared.get_endpoint("e")
 
     assert json.loads(json.dumps(got))["traffic"] == {"champion": 100, "challenger": 0}
     assert (got["shadows"], got["reason"], got["error"]) == (["copy"], "", "")
     champion = got["deployments"]["champion"]
-    assert (champion["model_uri"], champion["state"], champion["flavor"]) == (models.once, "running", "onnx")
+    assert (champion["model_uri"], champion["state"], champion["flavor"]) == (
+        models.once,
+        "running",
+        "onnx",
+    )
     (versions,) = got["workers"].values()
     assert versions == {name: one["version"] for name, one in got["deployments"].items()}
     listed = shared.list_endpoints()
@@ -208,8 +259,16 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeployme
         (lambda c: c.create_endpoint("e"), ["'e'"], "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_endpoint("sum"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
         (lambda c: c.create_endpoint("../x"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_endpoint("x", {"traffic.a": 1}), ["deployment 'a'"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_endpoint("x", {"server.prot": 1}), ["'server.port'"], "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.create_endpoint("x", {"traffic.a": 1}),
+            ["deployment 'a'"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.create_endpoint("x", {"server.prot": 1}),
+            ["'server.port'"],
+            "INVALID_PARAMETER_VALUE",
+        ),
         (lambda c: c.get_endpoint("no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (lambda c: c.update_endpoint("no", {}), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (
@@ -217,35 +276,70 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeployme
             ["'no'", "champion, challenger"],
             "INVALID_PARAMETER_VALUE",
         ),
-        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}), ["at most 100"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}), ["no variant"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}), ["'copy'", "a shadow"], "INVALID_PARAMETER_VALUE"),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}),
+            ["at most 100"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}),
+            ["no variant"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}),
+            ["'copy'", "a shadow"],
+            "INVALID_PARAMETER_VALUE",
+        ),
         (
             lambda c: c.update_endpoint("e", {"traffic": "champion"}),
             ["-C traffic.NAME=WEIGHT"],
             "INVALID_PARAMETER_VALUE",
         ),
-        (lambda c: c.predict("challenger", ROWS, "e"), ["'challenger'", "--endpoint e"], "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.get_deployment("no", "e"), ["deployment 'no'", "endpoint 'e'"], "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.create_deployment("copy", "m", endpoint="e"), ["'copy'"], "RESOURCE_ALREADY_EXISTS"),
+        (
+            lambda c: c.predict("challenger", ROWS, "e"),
+            ["'challenger'", "--endpoint e"],
+            "INVALID_PARAMETER_VALUE",
+        ),
+        (
+            lambda c: c.get_deployment("no", "e"),
+            ["deployment 'no'", "endpoint 'e'"],
+            "RESOURCE_DOES_NOT_EXIST",
+        ),
+        (
+            lambda c: c.create_deployment("copy", "m", endpoint="e"),
+            ["'copy'"],
+            "RESOURCE_ALREADY_EXISTS",
+        ),
     ],
 )
 def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code(
-    shared: BaseDeploymentClient, call: Any, names: list[str], code: str
+    shared: BaseDeploymentClient,
+    call: Any,
+    names: list[str],
+    code: str,
 ) -> None:
     with refused(MlflowException, *names, code=code):
         call(shared)
     assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
 
 
-def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(shared: BaseDeploymentClient) -> None:
+def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(
+    shared: BaseDeploymentClient,
+) -> None:
     def typed(command: str, *arguments: str) -> Result:
         return CliRunner().invoke(commands, [command, "-t", "onnxserve", *arguments])
 
     assert "'name': 'e'" in typed("list-endpoints").stdout
-    shown = dict(line.split(": ", 1) for line in typed("get-endpoint", "--endpoint", "e").stdout.splitlines() if line)
+    shown = dict(
+        line.split(": ", 1)
+        for line in typed("get-endpoint", "--endpoint", "e").stdout.splitlines()
+        if line
+    )
     assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
-    assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
+    assert (
+        typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
+    )
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
     assert (deleted.exit_code, deleted.stdout) == (1, "")
     assert mentions(deleted.stderr, "Error", "no endpoint 'nobody'")
@@ -255,19 +349,27 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     missing = typed("get-endpoint", "--endpoint", "nobody")
     assert missing.exit_code == 1
     assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
-    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # This is a bug of MLflow.
+    assert isinstance(
+        typed("create-endpoint", "--endpoint", "x").exception,
+        TypeError,
+    )  # This is a bug of MLflow.
 
 
 def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
     lines: list[str] = []
     with open_deployments(lines.append) as deployments:
-        deployments.update_endpoint("sum", {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"})
+        deployments.update_endpoint(
+            "sum",
+            {"monitors.daily.kind": "service_level", "monitors.daily.require": "p99<1s"},
+        )
         assert list(deployments.store.require_endpoint("sum").spec.monitors) == ["daily"]
         deployments.remove_monitor("sum", "daily", "")
     assert lines == []
 
 
-def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(client: BaseDeploymentClient) -> None:
+def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(
+    client: BaseDeploymentClient,
+) -> None:
     with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
         reason = deployments.create_endpoint("e", {}).observation.reason
 
@@ -303,7 +405,10 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
 def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
     """A laptop sleeps during its change, whose lease is over when it wakes up."""
     before = new_endpoint("flights", "models:/flight-delay/1")
-    mine, theirs = (apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"}) for n in (2, 3))
+    mine, theirs = (
+        apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"})
+        for n in (2, 3)
+    )
     applied: list[EndpointSpec] = []
 
     class Cluster:
@@ -343,13 +448,17 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     with silent_api(tmp_path) as (config, listener), open_deployments(silently) as deployments:
         monkeypatch.setenv("KUBECONFIG", str(config))
         for name in ("a", "b", "c"):
-            deployments.store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint(name, "models:/X/1"))
+            deployments.store.add_endpoint(
+                "onnxserve:/kubernetes/ml",
+                new_endpoint(name, "models:/X/1"),
+            )
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(deployments.list_endpoints)
             at_once = [listener.accept()[0] for _ in range(3)]

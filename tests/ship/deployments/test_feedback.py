@@ -33,17 +33,24 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     key.write_text("ab" * 32)
     carriers = ColumnMask(key).hash_values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
     LogWriter(log).write(
-        {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]}, endpoint="sums"
+        {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]},
+        endpoint="sums",
     )
     (tmp_path / "labels.csv").write_text("carrier,flight,label\nUA,7,1\n")
     monkeypatch.chdir(tmp_path)
     return log
 
 
-def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(masked_log: Path, tmp_path: Path) -> None:
+def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(
+    masked_log: Path,
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "home" / "serve" / "others-8080"
     folder.mkdir(parents=True)
-    specs = [new_endpoint("others", "m"), apply_config(new_endpoint("sums", "m"), {"capture.mask": "carrier"})]
+    specs = [
+        new_endpoint("others", "m"),
+        apply_config(new_endpoint("sums", "m"), {"capture.mask": "carrier"}),
+    ]
     (folder / "spec.yaml").write_text("---\n".join(map(dump_spec, specs)))
     command = ("sums", "--file", "labels.csv", "--key", "carrier,flight")
 
@@ -56,8 +63,12 @@ def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(maske
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 
 
-def test_what_looks_masked_in_the_log_gets_no_plain_keys_where_no_spec_says_more(masked_log: Path) -> None:
+def test_what_looks_masked_in_the_log_gets_no_plain_keys_where_no_spec_says_more(
+    masked_log: Path,
+) -> None:
     line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))
-    assert line.startswith("carrier looks masked in the log, and no spec of sums is on this machine")
+    assert line.startswith(
+        "carrier looks masked in the log, and no spec of sums is on this machine",
+    )
     assert not (masked_log / "_labels").exists()
     assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0

@@ -26,7 +26,11 @@ ROWS = [[1, 2], [3, 4.5]]
 ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
 
 
-def answers(client: BaseDeploymentClient, name: str | None = "d", endpoint: str | None = None) -> Any:
+def answers(
+    client: BaseDeploymentClient,
+    name: str | None = "d",
+    endpoint: str | None = None,
+) -> Any:
     return client.predict(name, ROWS, endpoint=endpoint)["predictions"]
 
 
@@ -69,7 +73,8 @@ def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
 
 @pytest.mark.long
 def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
-    client: BaseDeploymentClient, models: Any
+    client: BaseDeploymentClient,
+    models: Any,
 ) -> None:
     settings = load_settings()
     taken: list[socket.socket] = []
@@ -87,17 +92,26 @@ def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
             listener.close()
 
 
-def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(deployed: BaseDeploymentClient) -> None:
+def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
+    deployed: BaseDeploymentClient,
+) -> None:
     with pytest.raises(MlflowException, match=r"capture\.mask"):
         deployed.update_deployment("d", config={"capture.mask": "no_such_column"})
 
     assert answers(deployed) == ONCE
-    assert "no_such_column" not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
+    assert (
+        "no_such_column"
+        not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
+    )
 
 
 @pytest.mark.long
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
-    client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: BaseDeploymentClient,
+    models: Any,
+    free_port: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     created = client.create_deployment("d", models.once, config={"server.port": str(free_port)})
     assert (created["name"], created["flavor"], created["state"]) == ("d", "onnx", "running")
@@ -106,7 +120,11 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     assert answers(client) == ONCE
 
     updated = client.update_deployment("d", models.twice, config={"capture.fraction": "0.5"})
-    assert (updated["flavor"], updated["pid"], updated["model_uri"]) == ("onnx", created["pid"], models.twice)
+    assert (updated["flavor"], updated["pid"], updated["model_uri"]) == (
+        "onnx",
+        created["pid"],
+        models.twice,
+    )
     assert updated["version"] != created["version"]
     assert answers(client) == TWICE
 
@@ -127,7 +145,9 @@ def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
         requests.get(f"{created['url']}/ping", timeout=5)
 
 
-def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: BaseDeploymentClient) -> None:
+def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(
+    deployed: BaseDeploymentClient,
+) -> None:
     before = deployed.get_deployment("d")
     worker = next(iter(before["workers"]))
     psutil.Process(psutil.Process(worker).ppid()).kill()
@@ -141,7 +161,10 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: Base
 
 
 @pytest.mark.long
-def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploymentClient, home: Path) -> None:
+def test_a_killed_server_is_told_and_comes_back_on_its_port(
+    deployed: BaseDeploymentClient,
+    home: Path,
+) -> None:
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
     psutil.wait_procs([p for p in working_in(home) if p.pid == before["pid"]], timeout=60)
@@ -162,7 +185,9 @@ def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploy
 
 @pytest.mark.long
 def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
-    deployed: BaseDeploymentClient, models: Any, home: Path
+    deployed: BaseDeploymentClient,
+    models: Any,
+    home: Path,
 ) -> None:
     url = deployed.get_deployment("d")["url"]
 
@@ -172,8 +197,17 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     assert (stopped["state"], stopped["reason"]) == ("stopped", "`onnxserve start d` starts it")
     assert working_in(home) == []
 
-    with refused(MlflowException, f"port {url.rpartition(':')[2]}", "'d'", code="INVALID_PARAMETER_VALUE"):
-        deployed.create_deployment("other", models.once, config={"server.port": url.rpartition(":")[2]})
+    with refused(
+        MlflowException,
+        f"port {url.rpartition(':')[2]}",
+        "'d'",
+        code="INVALID_PARAMETER_VALUE",
+    ):
+        deployed.create_deployment(
+            "other",
+            models.once,
+            config={"server.port": url.rpartition(":")[2]},
+        )
     with refused(MlflowException, "'d'", code="RESOURCE_ALREADY_EXISTS"):
         deployed.create_deployment("d", models.once)
     with refused(MlflowException, "ONNX Runtime", code="INTERNAL_ERROR"):
@@ -193,7 +227,9 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
 
 @pytest.mark.long
 def test_variants_share_a_server_and_get_traffic_by_their_weight(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path
+    client: BaseDeploymentClient,
+    models: Any,
+    tmp_path: Path,
 ) -> None:
     first = client.create_deployment("champion", models.once, endpoint="e")
     second = client.create_deployment("candidate", models.twice, endpoint="e")
@@ -209,21 +245,30 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
         client.create_deployment("broken", models.broken, endpoint="e")
     assert [d["name"] for d in client.list_deployments("e")] == ["champion", "candidate"]
 
-    with refused(MlflowException, "'champion'", "`onnxserve endpoint delete e`", code="INVALID_PARAMETER_VALUE"):
+    with refused(
+        MlflowException,
+        "'champion'",
+        "`onnxserve endpoint delete e`",
+        code="INVALID_PARAMETER_VALUE",
+    ):
         client.delete_deployment("champion")
     weights = {"variants.champion.weight": "0", "variants.candidate.weight": "100"}
     client.update_deployment("candidate", config=weights)
     assert answers(client, None, "e") == TWICE
 
     client.delete_deployment("champion", endpoint="e")
-    assert [(d["name"], d["state"]) for d in client.list_deployments()] == [("candidate", "running")]
+    assert [(d["name"], d["state"]) for d in client.list_deployments()] == [
+        ("candidate", "running"),
+    ]
     client.delete_deployment("candidate")
     assert left_behind(tmp_path, client) == []
 
 
 @pytest.mark.long
 def test_of_those_who_create_one_name_at_once_one_wins(
-    client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
+    client: BaseDeploymentClient,
+    models: Any,
+    processes: Callable[[], list[psutil.Process]],
 ) -> None:
     outcomes: list[str] = []
 
@@ -246,12 +291,18 @@ def test_of_those_who_create_one_name_at_once_one_wins(
 @pytest.mark.parametrize(
     ("model", "config", "said", "code"),
     [
-        ("once", {"server.prot": "1"}, "unknown config key 'server.prot'; did you mean 'server.port'?", "parameter"),
+        (
+            "once",
+            {"server.prot": "1"},
+            "unknown config key 'server.prot'; did you mean 'server.port'?",
+            "parameter",
+        ),
         ("once", {"server.port": "high"}, "server.port: a whole number is expected", "parameter"),
         ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
         ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
         pytest.param(  # tests/serve/pyfunc/test_main.py tests the message.
-            *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"), marks=pytest.mark.long
+            *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"),
+            marks=pytest.mark.long,
         ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
         ("models:/nowhere", {}, "'models:/nowhere' does not select a version", "parameter"),
@@ -267,7 +318,11 @@ def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
     said: str,
     code: str,
 ) -> None:
-    codes = {"parameter": "INVALID_PARAMETER_VALUE", "internal": "INTERNAL_ERROR", "missing": "RESOURCE_DOES_NOT_EXIST"}
+    codes = {
+        "parameter": "INVALID_PARAMETER_VALUE",
+        "internal": "INTERNAL_ERROR",
+        "missing": "RESOURCE_DOES_NOT_EXIST",
+    }
     uri = getattr(models, model, model if ":" in model else f"/{model}")
 
     with pytest.raises(MlflowException) as caught:
@@ -281,7 +336,10 @@ def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(
 
 
 def test_a_port_of_another_program_is_refused(
-    client: BaseDeploymentClient, models: Any, taken_port: int, tmp_path: Path
+    client: BaseDeploymentClient,
+    models: Any,
+    taken_port: int,
+    tmp_path: Path,
 ) -> None:
     with refused(MlflowException, f"port {taken_port}", "in use", code="INVALID_PARAMETER_VALUE"):
         client.create_deployment("d", models.once, config={"server.port": taken_port})
@@ -289,7 +347,10 @@ def test_a_port_of_another_program_is_refused(
 
 
 def test_a_home_that_cannot_be_written_is_said_in_one_line(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/elsewhere.db")
@@ -300,17 +361,28 @@ def test_a_home_that_cannot_be_written_is_said_in_one_line(
 
 
 def test_a_time_limit_ends_the_wait_and_cleans_up(
-    client: BaseDeploymentClient, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "0.2")
 
-    with refused(MlflowException, "0.2 s", "ONNXSERVE_READY_TIMEOUT_SECONDS", code="INTERNAL_ERROR"):
+    with refused(
+        MlflowException,
+        "0.2 s",
+        "ONNXSERVE_READY_TIMEOUT_SECONDS",
+        code="INTERNAL_ERROR",
+    ):
         client.create_deployment("d", models.once)
 
     assert left_behind(tmp_path, client) == []
 
 
-def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentClient, models: Any) -> None:
+def test_no_request_fails_while_the_model_is_changed(
+    deployed: BaseDeploymentClient,
+    models: Any,
+) -> None:
     url = deployed.get_deployment("d")["url"]
     body = {"inputs": ROWS}
     seen: list[Any] = []
@@ -340,7 +412,9 @@ def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentCli
 
 @pytest.mark.long
 def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
-    deployed: BaseDeploymentClient, free_port: int, taken_port: int
+    deployed: BaseDeploymentClient,
+    free_port: int,
+    taken_port: int,
 ) -> None:
     before = deployed.get_deployment("d")
 

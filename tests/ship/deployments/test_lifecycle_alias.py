@@ -12,7 +12,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    DeploymentFailed,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.registry import transitions
 from mlflow_deploy_plugin.core.registry.transitions import ROLLED_BACK_TAG
 from mlflow_deploy_plugin.core.spec.document import add_variant, apply_config, new_endpoint
@@ -54,7 +60,10 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[EndpointSpec]:
 
 @pytest.fixture
 def deployments(
-    registry: MlflowClient, applied: list[EndpointSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: MlflowClient,
+    applied: list[EndpointSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Deployments]:
     """Return deployments with the endpoint `sums`, whose deployment `main` follows Production."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
@@ -66,7 +75,10 @@ def deployments(
 
 def aliases(registry: MlflowClient) -> dict[str, str]:
     """Return the aliases. MLflow returns numbers from a database, and texts from a server."""
-    return {alias: str(version) for alias, version in registry.get_registered_model("sum").aliases.items()}
+    return {
+        alias: str(version)
+        for alias, version in registry.get_registered_model("sum").aliases.items()
+    }
 
 
 def models(deployments: Deployments) -> dict[str, str]:
@@ -79,16 +91,26 @@ def change(deployments: Deployments, changed: Callable[[EndpointSpec], EndpointS
 
 
 def test_the_version_in_the_stage_gets_the_alias_and_the_deployment_follows_it(
-    deployments: Deployments, registry: MlflowClient, applied: list[EndpointSpec]
+    deployments: Deployments,
+    registry: MlflowClient,
+    applied: list[EndpointSpec],
 ) -> None:
     (follower,) = deployments.follow_alias("sums", "champion", why="stages end")
 
     assert (follower.deployment, follower.stage_uri, follower.alias_uri) == ("main", STAGE, ALIAS)
     assert follower.version == "1"
     assert aliases(registry) == {"champion": "1"}
-    assert models(deployments) == {"main": ALIAS} == {name: v.model for name, v in applied[-1].variants.items()}
+    assert (
+        models(deployments)
+        == {"main": ALIAS}
+        == {name: v.model for name, v in applied[-1].variants.items()}
+    )
     (event,) = [event for event in deployments.store.events("sums") if event.action != "create"]
-    assert (event.action, event.why, event.detail["stages"]) == ("follow", "stages end", {"main": "Production"})
+    assert (event.action, event.why, event.detail["stages"]) == (
+        "follow",
+        "stages end",
+        {"main": "Production"},
+    )
     assert (event.before, event.after) == (f"main {STAGE} 100", f"main {ALIAS} 100")
 
 
@@ -136,7 +158,8 @@ def test_a_conversion_that_was_killed_before_a_step_is_completed_by_the_next_cal
 
 
 def test_a_change_that_the_server_cannot_apply_is_restored(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
+    deployments: Deployments,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> str:
         raise DeploymentFailed("sums: the server has ended")
@@ -148,10 +171,14 @@ def test_a_change_that_the_server_cannot_apply_is_restored(
 
 
 def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
-    deployments: Deployments, monkeypatch: pytest.MonkeyPatch
+    deployments: Deployments,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
-        raise MlflowException("version 1 of sum may not become @champion: no gate", error_code=PERMISSION_DENIED)
+        raise MlflowException(
+            "version 1 of sum may not become @champion: no gate",
+            error_code=PERMISSION_DENIED,
+        )
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuse)
     with refused(InvalidConfig, "MLflow", "@champion", "sum version 1", "no gate"):
@@ -159,23 +186,41 @@ def test_an_alias_that_the_gate_of_mlflow_refuses_changes_no_deployment(
     assert models(deployments) == {"main": STAGE}
 
 
-def test_a_rolled_back_version_keeps_its_tag(deployments: Deployments, registry: MlflowClient) -> None:
+def test_a_rolled_back_version_keeps_its_tag(
+    deployments: Deployments,
+    registry: MlflowClient,
+) -> None:
     registry.set_model_version_tag("sum", "1", ROLLED_BACK_TAG, "sums: too slow")
     deployments.follow_alias("sums", "champion")
     assert ROLLED_BACK_TAG in registry.get_model_version("sum", "1").tags
 
 
-def test_a_deployment_of_several_gets_its_own_alias(deployments: Deployments, registry: MlflowClient) -> None:
+def test_a_deployment_of_several_gets_its_own_alias(
+    deployments: Deployments,
+    registry: MlflowClient,
+) -> None:
     change(deployments, lambda spec: add_variant(spec, "next", "models:/sum/Staging"))
     change(deployments, lambda spec: add_variant(spec, "pinned", "models:/sum/3"))
-    with refused(InvalidConfig, ALIAS, "version 1", "version 2", "'main'", "'next'", "--deployment"):
+    with refused(
+        InvalidConfig,
+        ALIAS,
+        "version 1",
+        "version 2",
+        "'main'",
+        "'next'",
+        "--deployment",
+    ):
         deployments.follow_alias("sums", "champion")
     assert aliases(registry) == {}
 
     deployments.follow_alias("sums", "champion", "main")
     deployments.follow_alias("sums", "challenger", "next")
 
-    assert models(deployments) == {"main": ALIAS, "next": "models:/sum@challenger", "pinned": "models:/sum/3"}
+    assert models(deployments) == {
+        "main": ALIAS,
+        "next": "models:/sum@challenger",
+        "pinned": "models:/sum/3",
+    }
     assert aliases(registry) == {"champion": "1", "challenger": "2"}
 
 
@@ -212,7 +257,14 @@ def _keep(deployments: Deployments, registry: MlflowClient) -> None:
             _give_alias_away,
             ("sums", "champion"),
             InvalidConfig,
-            [ALIAS, "version 3", STAGE, "version 1", "`onnxserve promote sum 1 --to @champion`", "--alias"],
+            [
+                ALIAS,
+                "version 3",
+                STAGE,
+                "version 1",
+                "`onnxserve promote sum 1 --to @champion`",
+                "--alias",
+            ],
         ),
     ],
 )

@@ -22,7 +22,11 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
+def registry(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    models: Any,
+) -> Iterator[MlflowClient]:
     """Create a registry with the model `sum`: version 1, in Production, returns a + b, and version 2 its double."""
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
@@ -42,7 +46,10 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -
 
 @pytest.mark.long
 def test_a_deployment_of_a_stage_serves_what_is_moved_there(
-    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    client: BaseDeploymentClient,
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
@@ -50,7 +57,9 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
 
     registry.transition_model_version_stage("sum", "2", "Production")
     moved = wait_until(
-        lambda: (got := client.get_deployment("s"))["version"] == "2" and got, seconds=60, what="version 2 is served"
+        lambda: (got := client.get_deployment("s"))["version"] == "2" and got,
+        seconds=60,
+        what="version 2 is served",
     )
     assert (moved["stage"], list(moved["workers"].values())) == ("Production", ["sum 2"])
     assert client.predict("s", [[1, 2]])["predictions"] == [{"y": 6.0}]
@@ -58,17 +67,25 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     settings = load_settings()
     deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
     deployments.stop("s")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # Another shell may have another tracking URI.
+    mlflow.set_tracking_uri(
+        f"sqlite:///{tmp_path}/another.db",
+    )  # Another shell may have another tracking URI.
     registry.transition_model_version_stage("sum", "2", "Archived")
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")
-    wait_until(lambda: client.get_deployment("s")["version"] == "1", seconds=60, what="version 1 is served")
+    wait_until(
+        lambda: client.get_deployment("s")["version"] == "1",
+        seconds=60,
+        what="version 1 is served",
+    )
     assert client.get_deployment("s")["error"] == ""
 
 
 @pytest.mark.long
 def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_request(
-    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     created = client.create_deployment("s", "models:/sum/Production")
@@ -81,9 +98,16 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
         Deployments(store, settings, lambda line: None).follow_alias("s", "champion")
     converted = client.get_deployment("s")
     log = Path(converted["log"]).read_text()
-    registry.transition_model_version_stage("sum", "2", "Production")  # The endpoint no longer follows the stage.
+    registry.transition_model_version_stage(
+        "sum",
+        "2",
+        "Production",
+    )  # The endpoint no longer follows the stage.
     answered = traffic.answers.total()
-    wait_until(lambda: traffic.answers.total() > answered + 50, what="requests are answered after the conversion")
+    wait_until(
+        lambda: traffic.answers.total() > answered + 50,
+        what="requests are answered after the conversion",
+    )
     before = traffic.last_version
     registry.set_registered_model_alias("sum", "champion", "2")
     wait_until(lambda: traffic.last_version == "2", 60, "the alias is followed")
@@ -97,7 +121,10 @@ def test_an_endpoint_that_followed_a_stage_follows_an_alias_without_a_failed_req
 
 @pytest.mark.long
 def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
-    client: BaseDeploymentClient, registry: MlflowClient, models: Any, monkeypatch: pytest.MonkeyPatch
+    client: BaseDeploymentClient,
+    registry: MlflowClient,
+    models: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would infer a signature from annotations.
         return model_input.sum(axis=1).to_numpy()
@@ -115,14 +142,18 @@ def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
         )
     registry.transition_model_version_stage("sum", "3", "Production")
     refused = wait_until(
-        lambda: (got := client.get_deployment("s"))["error"] and got, seconds=60, what="the pyfunc is refused"
+        lambda: (got := client.get_deployment("s"))["error"] and got,
+        seconds=60,
+        what="the pyfunc is refused",
     )
     assert mentions(refused["error"], "-C variants.s.allow_pyfunc=true")
     assert (refused["state"], refused["version"], refused["flavor"]) == ("running", "1", "onnx")
 
     client.update_deployment("s", flavor="python_function")
     moved = wait_until(
-        lambda: (got := client.get_deployment("s"))["version"] == "3" and got, 60, "the pyfunc is served"
+        lambda: (got := client.get_deployment("s"))["version"] == "3" and got,
+        60,
+        "the pyfunc is served",
     )
     assert (moved["error"], moved["flavor"]) == ("", "python_function")
     assert client.predict("s", {"a": [1.0], "b": [2.0]})["predictions"] == [3.0]

@@ -29,7 +29,11 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dep
 
 
 @pytest.mark.parametrize("name", ["../../stolen", "/../stolen", "a/b", "w" * 3000])
-def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, tmp_path: Path, name: str) -> None:
+def test_a_name_that_no_endpoint_has_touches_no_file(
+    deployments: Deployments,
+    tmp_path: Path,
+    name: str,
+) -> None:
     (tmp_path / "stolen.lock").touch()
 
     changes = (
@@ -49,11 +53,18 @@ def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, t
     ("config", "said"),
     [
         ({"variants.flights.model": ""}, "the model is empty; it is a registered model"),
-        ({"traffic": {"flights": ""}}, "traffic of 'flights': an integer from 0 to 100 is expected"),
+        (
+            {"traffic": {"flights": ""}},
+            "traffic of 'flights': an integer from 0 to 100 is expected",
+        ),
         ({"traffic.flights": ""}, "traffic of 'flights': an integer from 0 to 100 is expected"),
     ],
 )
-def test_nothing_said_is_no_model_and_no_share(deployments: Deployments, config: dict[str, Any], said: str) -> None:
+def test_nothing_said_is_no_model_and_no_share(
+    deployments: Deployments,
+    config: dict[str, Any],
+    said: str,
+) -> None:
     with pytest.raises(InvalidConfig, match=said):
         deployments.update_endpoint("flights", config)
 
@@ -72,11 +83,15 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
 
 def _waits_for_a_lock() -> bool:
     """Return True if a thread of this process waits for a file lock (proc(5))."""
-    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if " -> " in line)
+    waiting = (
+        line.split() for line in Path("/proc/locks").read_text().splitlines() if " -> " in line
+    )
     return any(str(os.getpid()) in words for words in waiting)
 
 
-def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deployments: Deployments) -> None:
+def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(
+    deployments: Deployments,
+) -> None:
     with ThreadPoolExecutor() as pool:
         with locked(lock_path("flights", deployments.settings)):
             waiting = pool.submit(deployments.set_traffic, "flights", {"flights": 50})
@@ -89,7 +104,10 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deploy
 
 
 @pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
-def test_what_is_no_text_is_refused_before_anything_is_done(deployments: Deployments, command: tuple[str, ...]) -> None:
+def test_what_is_no_text_is_refused_before_anything_is_done(
+    deployments: Deployments,
+    command: tuple[str, ...],
+) -> None:
     result = CliRunner().invoke(main, command)
 
     assert (result.exit_code, result.output) == (1, "Error: '\\udcff' is not valid UTF-8\n")

@@ -21,9 +21,15 @@ def objects(text: str) -> list[Any]:
 
 @pytest.mark.long
 def test_the_page_of_deployments_runs_as_it_stands(
-    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+    client: BaseDeploymentClient,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
-    trained, one, several, files, python = run_page("deployments.md", tmp_path, new_database(tmp_path))
+    trained, one, several, files, python = run_page(
+        "deployments.md",
+        tmp_path,
+        new_database(tmp_path),
+    )
 
     del trained
     assert {"predictions": [0, 0, 0]} in objects(one)
@@ -31,7 +37,9 @@ def test_the_page_of_deployments_runs_as_it_stands(
     assert re.search(r"champion +95 +models:/cancer/1 +version 1 +running", several)
     assert json.loads(several[several.rindex("\n[\n") :])[0]["traffic"] == {"challenger": 100}
     assert (
-        len(pd.read_csv(tmp_path / "predictions.csv")) == len(pd.read_parquet(tmp_path / "predictions.parquet")) == 569
+        len(pd.read_csv(tmp_path / "predictions.csv"))
+        == len(pd.read_parquet(tmp_path / "predictions.parquet"))
+        == 569
     )
     assert files.splitlines()[:3] == ["0", "0", "0"]
     assert str({"champion": 95, "challenger": 5}) in python
@@ -40,17 +48,25 @@ def test_the_page_of_deployments_runs_as_it_stands(
 
 @pytest.mark.long
 def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back(
-    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+    client: BaseDeploymentClient,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
-    _, _, as_it_is, converted, dry, compared, moved, back = run_page("registered.md", tmp_path, new_database(tmp_path))
+    _, _, as_it_is, converted, dry, compared, moved, back = run_page(
+        "registered.md",
+        tmp_path,
+        new_database(tmp_path),
+    )
 
     served = ("version: 1\n", "flavor: python_function\n", "alias: champion\n")
     assert {"predictions": [0, 0, 0]} in objects(as_it_is)
     assert all(line in as_it_is for line in served)
-    assert converted.startswith("cancer version 2: the ONNX form of models:/cancer/1 (Pipeline of sklearn")
+    assert converted.startswith(
+        "cancer version 2: the ONNX form of models:/cancer/1 (Pipeline of sklearn",
+    )
     assert re.fullmatch(r"proven on \d+ rows\n", dry)
     assert compared.startswith(
-        "the same answers\ncancer version 2: passed without an evaluation, compared with models:/cancer/1\n"
+        "the same answers\ncancer version 2: passed without an evaluation, compared with models:/cancer/1\n",
     )
     assert mentions(moved, "cancer/cancer")
     onnx = ("version: 2\n", "flavor: onnxserve\n", "alias: champion\n", "parity: proven\n")
@@ -63,7 +79,9 @@ def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back
 
 @pytest.mark.long
 def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
-    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+    client: BaseDeploymentClient,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     reader = page_reader(tmp_path, new_database(tmp_path))
     _, _, mlflow, v2, triton, load, tensorflow, _, lines, guides = reader.run_page("protocols.md")
@@ -79,12 +97,16 @@ def test_the_pages_of_protocols_and_of_the_client_run_as_they_stand(
     assert json.loads(guides)["prediction"] is label
     assert asked.split() == [f"[{label}", "False]", "three-columns", "1"]
     assert together == f"[array([{label}]), array([{label}, {label}])]\n"
-    assert refused.startswith("columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 ")
+    assert refused.startswith(
+        "columns 'distance', 'hour' are missing; the model needs carrier, distance, hour 400 ",
+    )
 
 
 @pytest.mark.long
 def test_the_page_for_those_who_come_from_elsewhere_runs_as_it_stands(
-    client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
+    client: BaseDeploymentClient,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     _, _, asked, clients, _ = run_page("coming-from.md", tmp_path, new_database(tmp_path))
 

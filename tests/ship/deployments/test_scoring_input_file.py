@@ -28,8 +28,15 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     """Yield a client with the deployment `echo`, which returns its two text columns unchanged."""
     folder = tmp_path_factory.mktemp("echo")
     graph = parse_graph("echo (string[N,2] x) => (string[N,2] y) { y = Identity(x) }")
-    signature = ModelSignature(inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")]))
-    mlflow.onnx.save_model(graph, folder / "model", signature=signature, pip_requirements=["onnxruntime"])
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")]),
+    )
+    mlflow.onnx.save_model(
+        graph,
+        folder / "model",
+        signature=signature,
+        pip_requirements=["onnxruntime"],
+    )
     with empty_home(folder) as client:
         client.create_deployment("echo", str(folder / "model"))
         yield client
@@ -51,7 +58,9 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentCli
     ids=lambda document: str(document)[:32],
 )
 def test_texts_that_look_like_numbers_or_dates_stay_texts(
-    echo: BaseDeploymentClient, tmp_path: Path, document: Any
+    echo: BaseDeploymentClient,
+    tmp_path: Path,
+    document: Any,
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
     typed = ["predict", "-t", "onnxserve", "--name", "echo", "-I", str(tmp_path / "rows.json")]
@@ -63,7 +72,10 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(
     assert CliRunner().invoke(commands, typed).stdout.startswith('{"predictions"')
 
 
-def test_the_file_of_another_command_is_not_read_in_its_stead(echo: BaseDeploymentClient, tmp_path: Path) -> None:
+def test_the_file_of_another_command_is_not_read_in_its_stead(
+    echo: BaseDeploymentClient,
+    tmp_path: Path,
+) -> None:
     """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
     answered: list[Any] = []

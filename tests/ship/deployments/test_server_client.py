@@ -12,7 +12,12 @@ import orjson
 import pytest
 import requests
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.core.settings import load_settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import LOCAL_KEY, SERVER, write_state
@@ -56,13 +61,27 @@ def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
         ((400, b'{"message": "row 0 is bad"}'), InvalidRequest, "row 0 is bad"),
         ((429, b"{}"), TooManyRequests, "the server answered with status 429"),
         ((599, b'{"message": "odd"}'), OnnxserveError, "odd"),
-        ((200, b"<html>"), OnnxserveError, "the server answered with status 200 and without a JSON object"),
-        (requests.ConnectionError(), NotReady, "the server at http://here/invocations does not answer"),
-        (requests.ReadTimeout(), NotReady, "the server did not answer http://here/invocations in 6 s"),
+        (
+            (200, b"<html>"),
+            OnnxserveError,
+            "the server answered with status 200 and without a JSON object",
+        ),
+        (
+            requests.ConnectionError(),
+            NotReady,
+            "the server at http://here/invocations does not answer",
+        ),
+        (
+            requests.ReadTimeout(),
+            NotReady,
+            "the server did not answer http://here/invocations in 6 s",
+        ),
     ],
 )
 def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
-    answer: tuple[int, bytes] | Exception, error: type[OnnxserveError], message: str
+    answer: tuple[int, bytes] | Exception,
+    error: type[OnnxserveError],
+    message: str,
 ) -> None:
     with pytest.raises(error) as raised:
         post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
@@ -81,11 +100,19 @@ class Events(Scripted):
 
 def test_events_are_yielded_to_the_last_one() -> None:
     session = Events((200, b'data: {"n": 1}\n\ndata: "two"\n\ndata: [DONE]\n\n'))
-    assert list(post_for_events(session, "http://here/invocations", b"{}", 1.0)) == [{"n": 1}, "two"]
+    assert list(post_for_events(session, "http://here/invocations", b"{}", 1.0)) == [
+        {"n": 1},
+        "two",
+    ]
 
 
 def test_an_event_with_an_error_is_raised() -> None:
-    session = Events((200, b'data: 1\n\ndata: {"error": {"code": "C", "message": "no tool"}}\n\ndata: [DONE]\n\n'))
+    session = Events(
+        (
+            200,
+            b'data: 1\n\ndata: {"error": {"code": "C", "message": "no tool"}}\n\ndata: [DONE]\n\n',
+        ),
+    )
     events = post_for_events(session, "http://here/invocations", b"{}", 1.0)
     assert next(events) == 1
     with pytest.raises(OnnxserveError, match="no tool"):
@@ -97,16 +124,24 @@ def test_an_answer_without_events_says_what_to_call() -> None:
         list(post_for_events(Scripted((200, b"{}")), "http://here/invocations", b"{}", 1.0))
 
 
-def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    session = Scripted((429, b"{}"), requests.ConnectionError(), (200, orjson.dumps({"predictions": []})))
+    session = Scripted(
+        (429, b"{}"),
+        requests.ConnectionError(),
+        (200, orjson.dumps({"predictions": []})),
+    )
 
     assert send(session, tries=3) == {"predictions": []}
     assert pauses == [3, 0.2]
 
 
-def test_the_last_try_raises_and_another_refusal_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_try_raises_and_another_refusal_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     busy = Scripted((429, b"{}"), (429, b"{}"))
     wrong = Scripted((400, b"{}"))
@@ -126,7 +161,8 @@ class AsksForAKey(BaseHTTPRequestHandler):
 
 
 def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
@@ -136,8 +172,13 @@ def test_the_key_of_a_server_is_that_of_the_workspace_of_the_settings(
     with HTTPServer(("127.0.0.1", 0), AsksForAKey) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         folder, port = settings.state_dir("flights"), server.server_port
-        write_state(folder / SERVER, ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0))
+        write_state(
+            folder / SERVER,
+            ServerState(pid=1, host="127.0.0.1", port=port, started_at=0.0),
+        )
         (folder / LOCAL_KEY).write_text("of-team-a")
         spec = new_endpoint("flights", "models:/m/1", {"server.port": port})
-        assert MachineBackend(settings).server_pages(spec, "/metrics", 5.0) == {"flights": b"figures"}
+        assert MachineBackend(settings).server_pages(spec, "/metrics", 5.0) == {
+            "flights": b"figures",
+        }
         server.shutdown()

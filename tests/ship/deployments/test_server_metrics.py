@@ -70,19 +70,32 @@ def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones(
 def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
     with serving({"/metrics": PAGE}) as url:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
-        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("the server returned the status 404")
+        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused(
+            "the server returned the status 404",
+        )
     away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
     assert read_page(away, parse_server_history) == away == Refused("the server does not answer")
-    assert read_page(b"no { history", parse_server_history) == Refused("the metrics of the server cannot be read")
+    assert read_page(b"no { history", parse_server_history) == Refused(
+        "the metrics of the server cannot be read",
+    )
 
 
 def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
     one, later = PAGE, PAGE.replace('version="5"} 100', 'version="5"} 250')
     found = total_metrics(
-        {"f-1": parse_server_metrics(one), "f-2": parse_server_metrics(later), "f-3": Refused("gone")}
+        {
+            "f-1": parse_server_metrics(one),
+            "f-2": parse_server_metrics(later),
+            "f-3": Refused("gone"),
+        },
     )
 
-    assert found.of("f", "main", "X", "6") == VersionCounters(200, 10, {0.1: 172, float("inf"): 200}, refused=6)
+    assert found.of("f", "main", "X", "6") == VersionCounters(
+        200,
+        10,
+        {0.1: 172, float("inf"): 200},
+        refused=6,
+    )
     assert found.versions_by_last_answer("f", "main", "X") == ["5", "6"]
     assert total_metrics({"f-3": Refused("gone")}).of("f", "main", "X", "6") == VersionCounters()
 
@@ -90,8 +103,23 @@ def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
 def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
     """The certificate is self-signed and for another host, as for a server behind a public name."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=models.example"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=models.example",
+    ]
+    subprocess.run(
+        [*command, "-keyout", str(key), "-out", str(cert)],
+        check=True,
+        capture_output=True,
+    )
 
     def speak_tls(server: HTTPServer) -> str:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -32,7 +32,13 @@ NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 POLICY = "gated_aliases: [champion]\napprovals: {groups: [risk]}\n"
 LIMITED = f"{POLICY}unapproved: {{share: 5%, for: 1h}}"
 CHAMPION, SIX = "models:/credit@champion", "models:/credit/6"
-OTHERS = [SIX, "models:/credit/latest", "models:/credit@challenger", "models:/credit/Staging", "models:/credit/tag:a=b"]
+OTHERS = [
+    SIX,
+    "models:/credit/latest",
+    "models:/credit@challenger",
+    "models:/credit/Staging",
+    "models:/credit/tag:a=b",
+]
 
 
 @pytest.fixture
@@ -70,7 +76,10 @@ def spec_of(variants: Mapping[str, int], name: str = "credit") -> EndpointSpec:
     (first, weight), *others = variants.items()
     spec = apply_config(new_endpoint(name, first, variant="v0"), {"variants.v0.weight": weight})
     for index, (model, weight) in enumerate(others, 1):
-        spec = apply_config(add_variant(spec, f"v{index}", model), {f"variants.v{index}.weight": weight})
+        spec = apply_config(
+            add_variant(spec, f"v{index}", model),
+            {f"variants.v{index}.weight": weight},
+        )
     return spec
 
 
@@ -86,7 +95,10 @@ def stored(store: Store, variants: Mapping[str, int]) -> Endpoint:
 @pytest.mark.parametrize("model", OTHERS)
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_version_without_an_approval_gets_no_traffic(
-    model: str, is_new: bool, policy: Callable[[str], None], store: Store
+    model: str,
+    is_new: bool,
+    policy: Callable[[str], None],
+    store: Store,
 ) -> None:
     policy(POLICY)
     before = None if is_new else stored(store, {CHAMPION: 100})
@@ -95,16 +107,21 @@ def test_a_version_without_an_approval_gets_no_traffic(
 
 
 def test_a_model_without_approvals_and_a_gated_alias_are_not_limited(
-    policy: Callable[[str], None], store: Store
+    policy: Callable[[str], None],
+    store: Store,
 ) -> None:
-    for text, models in (("gated_aliases: [champion]", OTHERS), (POLICY, [CHAMPION, "models:/credit/Production"])):
+    for text, models in (
+        ("gated_aliases: [champion]", OTHERS),
+        (POLICY, [CHAMPION, "models:/credit/Production"]),
+    ):
         policy(text)
         for model in models:
             assert permitted_answers(store, None, spec_of({model: 100})) == ()
 
 
 def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
-    policy: Callable[[str], None], store: Store
+    policy: Callable[[str], None],
+    store: Store,
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -120,7 +137,9 @@ def test_within_the_limit_a_version_answers_and_everybody_can_see_that(
 
 
 def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
-    policy: Callable[[str], None], store: Store, clock: Clock[datetime]
+    policy: Callable[[str], None],
+    store: Store,
+    clock: Clock[datetime],
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -137,7 +156,10 @@ def test_the_limit_counts_all_versions_and_the_time_since_the_first_percent(
         stored(store, {CHAMPION: 99, SIX: 1})
 
 
-def test_the_order_of_changes_does_not_raise_the_limit(policy: Callable[[str], None], store: Store) -> None:
+def test_the_order_of_changes_does_not_raise_the_limit(
+    policy: Callable[[str], None],
+    store: Store,
+) -> None:
     policy(LIMITED)
     aliases = [f"models:/credit@a{number}" for number in range(3)]
     idle = dict.fromkeys(aliases, 0)
@@ -146,7 +168,9 @@ def test_the_order_of_changes_does_not_raise_the_limit(policy: Callable[[str], N
     with refused(GateRefused, "models:/credit@a1", "10 %", "5 % for 1h"):
         stored(store, {CHAMPION: 90, **idle, "models:/credit@a2": 5, "models:/credit@a1": 5})
     exchanged = stored(store, {CHAMPION: 95, **idle, "models:/credit@a0": 5})
-    assert [(entry["model_uri"], entry["share"]) for entry in exchanged.unapproved] == [("models:/credit@a0", 5)]
+    assert [(entry["model_uri"], entry["share"]) for entry in exchanged.unapproved] == [
+        ("models:/credit@a0", 5),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +183,11 @@ def test_the_order_of_changes_does_not_raise_the_limit(policy: Callable[[str], N
     ],
 )
 def test_another_spelling_or_reference_does_not_begin_the_time_again(
-    first: str, second: str, policy: Callable[[str], None], store: Store, clock: Clock[datetime]
+    first: str,
+    second: str,
+    policy: Callable[[str], None],
+    store: Store,
+    clock: Clock[datetime],
 ) -> None:
     policy(LIMITED)
     stored(store, {CHAMPION: 100})
@@ -171,17 +199,31 @@ def test_another_spelling_or_reference_does_not_begin_the_time_again(
     clock.now += timedelta(minutes=1)
     with refused(GateRefused, second, "since 2026-11-26 12:00 UTC"):
         stored(store, {CHAMPION: 95, second: 5})
-    assert stored(store, {CHAMPION: 95, "models:/credit/5": 5}).unapproved  # Another version has a time of its own.
+    assert stored(
+        store,
+        {CHAMPION: 95, "models:/credit/5": 5},
+    ).unapproved  # Another version has a time of its own.
 
 
 def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
-    policy: Callable[[str], None], store: Store, tmp_path: Path
+    policy: Callable[[str], None],
+    store: Store,
+    tmp_path: Path,
 ) -> None:
     policy(POLICY)
     MlflowClient().create_registered_model("credit-copy")
     before = stored(store, {CHAMPION: 100})
-    unregistered = [str(tmp_path), "runs:/0123456789abcdef0123456789abcdef/model", "s3://bucket/credit"]
-    for model in [*unregistered, "models:/credit-copy/1", "models:/credit-copy@champion", "models:/unknown/1"]:
+    unregistered = [
+        str(tmp_path),
+        "runs:/0123456789abcdef0123456789abcdef/model",
+        "s3://bucket/credit",
+    ]
+    for model in [
+        *unregistered,
+        "models:/credit-copy/1",
+        "models:/credit-copy@champion",
+        "models:/unknown/1",
+    ]:
         assert permitted_answers(store, None, spec_of({model: 100})) == ()
         with refused(GateRefused, model, "the policy of credit", "follow @champion"):
             permitted_answers(store, before, spec_of({model: 100}))
@@ -190,12 +232,22 @@ def test_a_model_without_approvals_does_not_replace_one_that_needs_them(
         assert require_rollout(model, [100], 60, ["credit-copy"]) == ""
 
 
-def test_every_other_change_and_a_rollback_stay_possible(policy: Callable[[str], None], store: Store) -> None:
+def test_every_other_change_and_a_rollback_stay_possible(
+    policy: Callable[[str], None],
+    store: Store,
+) -> None:
     before = stored(store, {SIX: 60, "models:/credit/5": 40})
     policy(POLICY)  # The endpoint is older than the policy.
     changed = apply_config(before.spec, {"server.workers": 2})
     assert permitted_answers(store, before, changed) == ()
-    assert permitted_answers(store, before, spec_of({SIX: 60, "models:/credit/5": 40, "models:/credit/4": 0})) == ()
+    assert (
+        permitted_answers(
+            store,
+            before,
+            spec_of({SIX: 60, "models:/credit/5": 40, "models:/credit/4": 0}),
+        )
+        == ()
+    )
     with pytest.raises(GateRefused):
         permitted_answers(store, before, spec_of({SIX: 100}))
     assert permitted_answers(store, before, spec_of({SIX: 100}), restores=True) == ()
@@ -209,7 +261,8 @@ def test_a_shadow_does_not_answer(policy: Callable[[str], None], store: Store) -
 
 
 def test_without_mlflow_the_traffic_of_versions_that_answer_can_be_changed(
-    policy: Callable[[str], None], store: Store
+    policy: Callable[[str], None],
+    store: Store,
 ) -> None:
     policy(LIMITED)
     before = stored(store, {CHAMPION: 95, SIX: 5})
@@ -231,7 +284,13 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
         ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}], True),
         ([{"action": "tag", "after": "not: [valid, approvals", "detail": POLICY_TAG}], True),
         ([{"action": "request", "version": "6"}], True),
-        ([{"action": "request"}, {"action": "tag", "before": POLICY, "after": "", "detail": POLICY_TAG}], False),
+        (
+            [
+                {"action": "request"},
+                {"action": "tag", "before": POLICY, "after": "", "detail": POLICY_TAG},
+            ],
+            False,
+        ),
         ([{"action": "tag", "after": POLICY, "detail": POLICY_TAG}, {"action": "delete"}], False),
         ([{"action": "rename", "before": "loan", "after": "credit"}], True),
         ([{"action": "rename", "before": "credit", "after": "loan"}], False),
@@ -245,28 +304,43 @@ POLICY_TAG = {"tag": "onnxserve.gate.policy"}
     ],
 )
 def test_without_mlflow_a_standby_answers_unless_the_audit_trail_has_approvals(
-    events: list[dict[str, Any]], needs_mlflow: bool, store: Store, caplog: pytest.LogCaptureFixture
+    events: list[dict[str, Any]],
+    needs_mlflow: bool,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = store.add_endpoint("onnxserve", spec_of({"models:/credit/5": 100, SIX: 0}))
     for event in events:
         store.record(**event, model="credit")
     with mlflow_is_down():
-        for standby in (SIX, "s3://bucket/credit"):  # The second model replaces one that may require approvals.
+        for standby in (
+            SIX,
+            "s3://bucket/credit",
+        ):  # The second model replaces one that may require approvals.
             if needs_mlflow:
                 with pytest.raises(RegistryUnavailable):
                     permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99}))
             else:
-                assert permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99})) == ()
+                assert (
+                    permitted_answers(store, before, spec_of({"models:/credit/5": 1, standby: 99}))
+                    == ()
+                )
                 assert mentions(caplog.text, "without MLflow, model credit requires no approvals")
 
 
 def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
-    policy: Callable[[str], None], store: Store
+    policy: Callable[[str], None],
+    store: Store,
 ) -> None:
     policy(LIMITED)
     endpoint = stored(store, {CHAMPION: 95, SIX: 5})
     assert [answer.model_uri for answer in current_answers(store, endpoint)] == [SIX]
-    store.record("alias", model="credit", version="6", detail=move_detail("@champion", "5", "f" * 64))
+    store.record(
+        "alias",
+        model="credit",
+        version="6",
+        detail=move_detail("@champion", "5", "f" * 64),
+    )
     assert current_answers(store, endpoint) == []
 
 
@@ -275,11 +349,19 @@ def test_a_version_that_was_promoted_meanwhile_answers_with_its_approval(
     [((1, 5), 30, True), ((1, 10, 50, 100), 5, False), ((5,), 61, False), ((100,), 43200, False)],
 )
 def test_a_rollout_without_an_approval_stays_within_the_limit(
-    steps: tuple[int, ...], minutes: int, is_permitted: bool, policy: Callable[[str], None]
+    steps: tuple[int, ...],
+    minutes: int,
+    is_permitted: bool,
+    policy: Callable[[str], None],
 ) -> None:
     policy(LIMITED)
     if is_permitted:
-        assert mentions(require_rollout(SIX, steps, minutes * 60, ["credit"]), "without an approval", "5 %", "1h")
+        assert mentions(
+            require_rollout(SIX, steps, minutes * 60, ["credit"]),
+            "without an approval",
+            "5 %",
+            "1h",
+        )
     else:
         with refused(GateRefused, SIX, "rollout", "5 % for 1h"):
             require_rollout(SIX, steps, minutes * 60, ["credit"])

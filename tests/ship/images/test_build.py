@@ -50,7 +50,12 @@ def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F
 
 
 def test_what_is_followed_is_named_and_not_fetched(store: Store) -> None:  # noqa: F811
-    with planned_image("models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu") as plan:
+    with planned_image(
+        "models:/tiny@live",
+        follow=True,
+        device="cuda",
+        server_image="registry/onnxserve:gpu",
+    ) as plan:
         assert plan.server is None
         assert plan.model.files == {}
         lines = plan.model.dockerfile.splitlines()

@@ -10,7 +10,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import NotInstalled
 from mlflow_deploy_plugin.ship.images import context as module
-from mlflow_deploy_plugin.ship.images.context import PROJECT_FILES, BuildContext, model_context, server_context
+from mlflow_deploy_plugin.ship.images.context import (
+    PROJECT_FILES,
+    BuildContext,
+    model_context,
+    server_context,
+)
 from tests.support.models import tensor_model
 
 ROOT = Path(__file__).parents[3]
@@ -22,11 +27,15 @@ def archived(context: BuildContext) -> bytes:
     return stream.getvalue()
 
 
-def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(tmp_path: Path) -> None:
+def test_equal_models_give_equal_bytes_whenever_and_however_they_were_written(
+    tmp_path: Path,
+) -> None:
     first, second = (tensor_model(tmp_path / name) for name in ("a", "b"))
     os.utime(second / "MLmodel", (0, 0))
     (second / "MLmodel").chmod(0o600)
-    contexts = [model_context("onnxserve:cpu", folder, {"k": "v"}, {}) for folder in (first, second)]
+    contexts = [
+        model_context("onnxserve:cpu", folder, {"k": "v"}, {}) for folder in (first, second)
+    ]
     assert archived(contexts[0]) == archived(contexts[1])
     assert contexts[0].digest == contexts[1].digest
     (second / "MLmodel").write_text("{}")
@@ -45,11 +54,19 @@ def test_the_files_lie_where_the_image_has_them_readable_for_everybody(tmp_path:
 
 @pytest.mark.parametrize(
     ("value", "line"),
-    [("a b", '"a b"'), ('say "x"', r'"say \"x\""'), ("$HOME", r'"\$HOME"'), ("two\nRUN lines", '"two RUN lines"')],
+    [
+        ("a b", '"a b"'),
+        ('say "x"', r'"say \"x\""'),
+        ("$HOME", r'"\$HOME"'),
+        ("two\nRUN lines", '"two RUN lines"'),
+    ],
 )
 def test_a_value_of_the_registry_is_no_instruction(value: str, line: str) -> None:
     context = model_context("base", None, {"label": value}, {"ONNXSERVE_MODEL_URI": value})
-    assert context.dockerfile.splitlines()[1:3] == [f"ENV ONNXSERVE_MODEL_URI={line}", f"LABEL label={line}"]
+    assert context.dockerfile.splitlines()[1:3] == [
+        f"ENV ONNXSERVE_MODEL_URI={line}",
+        f"LABEL label={line}",
+    ]
 
 
 def test_a_followed_model_is_not_in_the_image() -> None:
@@ -62,14 +79,23 @@ def test_a_wheel_brings_what_the_server_is_built_from() -> None:
     setup.read(ROOT / "setup.cfg")
     brought = "\n".join(setup["options.data_files"].values()).split()
     assert sorted(brought) == sorted(PROJECT_FILES)
-    assert server_context().files.keys() >= PROJECT_FILES if isinstance(PROJECT_FILES, set) else True
+    assert (
+        server_context().files.keys() >= PROJECT_FILES if isinstance(PROJECT_FILES, set) else True
+    )
     listing = "\n".join(server_context().listing())
     for name in (*PROJECT_FILES, "mlflow_deploy_plugin/  ("):
         assert name in listing
 
 
-def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_without_them_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "mlflow_deploy_plugin")
-    monkeypatch.setattr(module, "distribution", lambda name: type("Distribution", (), {"files": []}))
+    monkeypatch.setattr(
+        module,
+        "distribution",
+        lambda name: type("Distribution", (), {"files": []}),
+    )
     with pytest.raises(NotInstalled, match=r"lacks docker/Dockerfile.*--server-image"):
         server_context()

@@ -18,7 +18,10 @@ from tests.support.waiting import wait_until
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
-def test_without_the_command_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_command_the_error_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotInstalled, match="docker command"):
         engine.image_fields("x")
@@ -55,7 +58,10 @@ def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_failed_build_ends_with_its_last_words(
-    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "words").write_text(words)
     command(tmp_path, f"cat > /dev/null; cat {tmp_path}/words; exit 1", monkeypatch)
@@ -66,8 +72,15 @@ def test_a_failed_build_ends_with_its_last_words(
     assert seen == words.splitlines()
 
 
-def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # The script does not list any images.
+def test_an_image_that_a_builder_keeps_to_itself_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command(
+        tmp_path,
+        "[ $1 = build ] && cat > /dev/null; true",
+        monkeypatch,
+    )  # The script does not list any images.
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 
@@ -78,9 +91,15 @@ def follow(line: str) -> None:
 
 @pytest.mark.parametrize("report", [None, follow])
 def test_an_interrupted_command_does_not_continue(
-    report: Callable[[str], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: Callable[[str], None] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command(tmp_path, f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60", monkeypatch)
+    command(
+        tmp_path,
+        f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 60",
+        monkeypatch,
+    )
     main = threading.get_ident()
 
     def interrupt() -> None:
@@ -103,14 +122,20 @@ class _Ecr:
         import boto3
         from botocore.stub import Stubber
 
-        client = boto3.client("ecr", region_name="eu-central-1", aws_access_key_id="k", aws_secret_access_key="s")
+        client = boto3.client(
+            "ecr",
+            region_name="eu-central-1",
+            aws_access_key_id="k",
+            aws_secret_access_key="s",
+        )
         self.stub = Stubber(client)
         self.stub.activate()
         monkeypatch.setattr(boto3, "client", lambda service, region_name: client)
 
 
 def test_ecr_gives_the_password_and_a_missing_repository_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digest = "sha256:" + "ab" * 32
     said = f'echo "3: digest: {digest} size: 1"'
@@ -135,12 +160,23 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
 
 
 def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    _Ecr(monkeypatch).stub.add_client_error("get_authorization_token", "UnrecognizedClientException", "token invalid")
+    _Ecr(monkeypatch).stub.add_client_error(
+        "get_authorization_token",
+        "UnrecognizedClientException",
+        "token invalid",
+    )
     with pytest.raises(Unauthenticated, match=r"ECR.*eu-central-1.*token invalid"):
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
-def test_another_registry_takes_what_docker_login_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command(tmp_path, "echo denied: requested access to the resource is denied; exit 1", monkeypatch)
+def test_another_registry_takes_what_docker_login_has_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command(
+        tmp_path,
+        "echo denied: requested access to the resource is denied; exit 1",
+        monkeypatch,
+    )
     with pytest.raises(BuildFailed, match=r"ghcr\.io/a/b:3 .*denied"):
         engine.push_image("ghcr.io/a/b:3", lambda line: None)

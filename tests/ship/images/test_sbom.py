@@ -26,15 +26,23 @@ def test_it_names_every_distribution_once_with_its_version() -> None:
 
 
 def test_debian_packages_are_named_with_architecture_and_release(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "dpkg-query").write_text("#!/bin/sh\necho 'libstdc++6 12.2.0-14+deb12u1 amd64'\n")
     (tmp_path / "dpkg-query").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian", "VERSION_ID": "12"})
+    monkeypatch.setattr(
+        platform,
+        "freedesktop_os_release",
+        lambda: {"ID": "debian", "VERSION_ID": "12"},
+    )
 
     components: Any = bill_of_materials()["components"]
     (found,) = [one for one in components if one["purl"].startswith("pkg:deb")]
 
-    assert found["purl"] == "pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64&distro=debian-12"
+    assert (
+        found["purl"]
+        == "pkg:deb/debian/libstdc%2B%2B6@12.2.0-14%2Bdeb12u1?arch=amd64&distro=debian-12"
+    )
     assert (found["name"], found["version"]) == ("libstdc++6", "12.2.0-14+deb12u1")

@@ -40,7 +40,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
 def test_a_refusal_names_the_option_and_what_would_help(
-    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tensor_model(Path("model"))
@@ -51,7 +54,10 @@ def test_a_refusal_names_the_option_and_what_would_help(
 
 
 def test_rows_that_cannot_test_an_image_are_refused_with_the_reason(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "sums", "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }")
+    folder = write_model(
+        tmp_path / "sums",
+        "sums (float[N] x, float[M] z) => (float[N] y) { y = Add(x, z) }",
+    )
     (folder / INPUT_EXAMPLE).write_text('{"inputs": {"x": [1]}}')
     assert message_of(lambda: try_image("sums:1", folder)) == (
         "--test: example rows are refused: tensor 'z' is missing; the model needs x, z; log a valid input_example"

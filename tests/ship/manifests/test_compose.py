@@ -53,15 +53,30 @@ FULL = {
 
 
 def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
-    for path, text in FORMATS["compose"](new_endpoint("flights", "/srv/flights", FULL), Place()).items():
+    for path, text in FORMATS["compose"](
+        new_endpoint("flights", "/srv/flights", FULL),
+        Place(),
+    ).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    asked = ["docker", "compose", "-f", str(tmp_path / "compose.yaml"), "config", "--format", "json"]
+    asked = [
+        "docker",
+        "compose",
+        "-f",
+        str(tmp_path / "compose.yaml"),
+        "config",
+        "--format",
+        "json",
+    ]
     project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
     assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
-    assert service["deploy"]["resources"]["limits"] == {"cpus": 1.5, "memory": str(1024**3), "pids": 1024}
+    assert service["deploy"]["resources"]["limits"] == {
+        "cpus": 1.5,
+        "memory": str(1024**3),
+        "pids": 1024,
+    }
     assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
         (8443, "8443", "0.0.0.0"),
         (8001, "8001", "0.0.0.0"),
@@ -94,11 +109,16 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     )  # Only the loopback interface reaches the container.
 
 
-def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_of_another_workspace_has_a_name_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert rendered()[0]["name"] == "flights"
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     assert rendered()[0]["name"] == "team-a_flights"
-    assert rendered({"container.environment.MLFLOW_WORKSPACE": "team-b"})[0]["name"] == "team-b_flights"
+    assert (
+        rendered({"container.environment.MLFLOW_WORKSPACE": "team-b"})[0]["name"]
+        == "team-b_flights"
+    )
 
 
 def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
@@ -107,7 +127,9 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
     assert "ports" not in document["services"]["flights"]
     (served,) = load_specs(spec)
     assert (served.server.host, served.server.insecure) == ("127.0.0.1", False)
-    elsewhere, _ = rendered({"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"})
+    elsewhere, _ = rendered(
+        {"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"},
+    )
     assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
 
 
@@ -121,10 +143,18 @@ def test_a_gpu_server_reserves_its_devices() -> None:
     assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
 
 
-@pytest.mark.parametrize("config", [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}])
-def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [{}, FULL, {"container.network": "host"}, {"server.device": "cuda"}],
+)
+def test_a_project_is_of_the_schema_of_the_compose_specification(
+    config: dict[str, str],
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "compose.yaml"
-    file.write_text(FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"])
+    file.write_text(
+        FORMATS["compose"](new_endpoint("flights", MODEL, config), Place())["compose.yaml"],
+    )
     program = str(Path(sys.executable).with_name("check-jsonschema"))
     check = [program, "--builtin-schema", "vendor.compose-spec", str(file)]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
@@ -134,16 +164,30 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[st
 @pytest.mark.parametrize(
     ("model", "config", "names"),
     [
-        (MODEL, {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients", "-C server.api_keys=true"]),
+        (
+            MODEL,
+            {"server.host": "0.0.0.0"},
+            ["server.host 0.0.0.0", "all clients", "-C server.api_keys=true"],
+        ),
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
+def test_what_cannot_be_is_refused_in_one_line(
+    model: str,
+    config: dict[str, str],
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         rendered(config, model)
 
 
 def test_every_port_of_the_server_is_published() -> None:
-    spec = new_endpoint("flights", "models:/f/1", {"server.grpc_port": "8001", "server.metrics_port": "9100"})
+    spec = new_endpoint(
+        "flights",
+        "models:/f/1",
+        {"server.grpc_port": "8001", "server.metrics_port": "9100"},
+    )
     services = yaml.safe_load(FORMATS["compose"](spec, Place())["compose.yaml"])["services"]
-    assert services["flights"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)]
+    assert services["flights"]["ports"] == [
+        f"127.0.0.1:{port}:{port}" for port in (8080, 8001, 9100)
+    ]

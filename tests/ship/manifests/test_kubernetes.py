@@ -44,11 +44,23 @@ def assert_restricted(pod: Document) -> None:
 
     The SCC assigns user and group ids by namespace, and refuses a pod that sets its ids.
     """
-    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
     for container in pod["containers"]:
-        rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        rights = {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert container["securityContext"] == rights
-    assert {kind for volume in pod["volumes"] for kind in volume} <= {"name", "configMap", "emptyDir", "projected"}
+    assert {kind for volume in pod["volumes"] for kind in volume} <= {
+        "name",
+        "configMap",
+        "emptyDir",
+        "projected",
+    }
     assert not pod["automountServiceAccountToken"]
 
 
@@ -71,7 +83,10 @@ KUBERNETES = st.fixed_dictionaries(
         "image_pull_secrets": st.lists(names("[a-z]{1,9}"), max_size=2),
         "allowed_namespaces": st.lists(names(r"[a-z]{1,9}|\*"), max_size=2),
         "node_selector": st.lists(names("([a-z]{1,9}/)?[a-z]{1,9}=[a-z]{0,9}"), max_size=2),
-        "tolerations": st.lists(names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"), max_size=2),
+        "tolerations": st.lists(
+            names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"),
+            max_size=2,
+        ),
     },
 )
 
@@ -81,7 +96,12 @@ def by_autoscaler_of_theirs(kubernetes: dict[str, Any]) -> dict[str, Any]:
 
 
 PUBLIC = st.sampled_from(
-    [{}, {"host": "a.example"}, {"host": "a.example", "tls_secret": "t"}, {"host": "a.example", "gateway": "public"}]
+    [
+        {},
+        {"host": "a.example"},
+        {"host": "a.example", "tls_secret": "t"},
+        {"host": "a.example", "gateway": "public"},
+    ],
 )
 CONTAINER = st.fixed_dictionaries(
     {"cpus": st.floats(0.01, 64)},
@@ -89,10 +109,15 @@ CONTAINER = st.fixed_dictionaries(
         "image": names("[a-z]{1,9}:[0-9]{1,3}"),
         "memory_bytes": st.integers(64 * 1024**2, 1024**4),
         "environment": st.dictionaries(
-            names("[A-Z]{1,5}"), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+            names("[A-Z]{1,5}"),
+            st.text(st.characters(codec="utf-8", exclude_characters="\0")),
         ),
         "secrets": st.dictionaries(names("[A-Z]{1,5}"), st.just("store/uri")),
-        "secret_files": st.dictionaries(names("[A-Z]{1,5}_FILE"), names("[a-z]{1,9}/[a-z.]{1,9}"), max_size=2),
+        "secret_files": st.dictionaries(
+            names("[A-Z]{1,5}_FILE"),
+            names("[a-z]{1,9}/[a-z.]{1,9}"),
+            max_size=2,
+        ),
     },
 )
 SERVER = st.fixed_dictionaries(
@@ -106,17 +131,24 @@ SERVER = st.fixed_dictionaries(
     },
 )
 
-TLS = st.sampled_from([{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}])
+TLS = st.sampled_from(
+    [{}, {"certfile": "own/tls.crt", "keyfile": "own/tls.key", "ca_certs": "callers/ca.crt"}],
+)
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> EndpointSpec:
     parts = {
-        "kubernetes": {**draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)), **draw(PUBLIC)},
+        "kubernetes": {
+            **draw(KUBERNETES | KUBERNETES.map(by_autoscaler_of_theirs)),
+            **draw(PUBLIC),
+        },
         "container": draw(CONTAINER),
         "server": {**draw(SERVER), **draw(TLS)},
     }
-    return EndpointSpec.model_validate({"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts})
+    return EndpointSpec.model_validate(
+        {"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts},
+    )
 
 
 SPECS = specs()
@@ -166,10 +198,14 @@ def test_pods_roll_without_a_gap() -> None:
     }
 
 
-def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> None:
+def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> (
+    None
+):
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
-    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # The network policy protects the server.
+    assert (
+        "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]
+    )  # The network policy protects the server.
     with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
@@ -182,14 +218,26 @@ def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods() -> Non
         return rendered(config)["Deployment"]["spec"]["template"]  # type: ignore[no-any-return]
 
     same = template({})
-    for config in ({"variants.flights.weight": "7"}, {"capture.fraction": "0.5"}, {"monitors.m.kind": "drift"}):
+    for config in (
+        {"variants.flights.weight": "7"},
+        {"capture.fraction": "0.5"},
+        {"monitors.m.kind": "drift"},
+    ):
         assert template(config) == same, config
-    for config in ({"server.threads": "7"}, {"container.image": "x:1"}, {"kubernetes.node_selector": "a=b"}):
+    for config in (
+        {"server.threads": "7"},
+        {"container.image": "x:1"},
+        {"kubernetes.node_selector": "a=b"},
+    ):
         assert template(config) != same, config
 
 
 def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -> None:
-    config = {"container.cpus": "1.5", "container.memory_bytes": str(1024**3), "server.device": "cuda"}
+    config = {
+        "container.cpus": "1.5",
+        "container.memory_bytes": str(1024**3),
+        "server.device": "cuda",
+    }
     container = container_of(rendered(config))
     limits = {"cpu": "1500m", "memory": "1073741824", "nvidia.com/gpu": "1"}
     assert container["resources"] == {"requests": limits, "limits": limits}
@@ -212,11 +260,17 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
 
 def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> None:
     documents = rendered(
-        {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
+        {
+            "server.certfile": "own/tls.crt",
+            "server.keyfile": "own/tls.key",
+            "server.ca_certs": "callers/ca.crt",
+        },
     )
     (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
     pod = documents["Deployment"]["spec"]["template"]["spec"]
-    (folder,) = (one["mountPath"] for one in container_of(documents)["volumeMounts"] if one["name"] == "tls")
+    (folder,) = (
+        one["mountPath"] for one in container_of(documents)["volumeMounts"] if one["name"] == "tls"
+    )
     (volume,) = (one["projected"]["sources"] for one in pod["volumes"] if one["name"] == "tls")
     mounted = {
         f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
@@ -232,13 +286,17 @@ def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> No
     kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
 
 
-def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_and_named_by_their_variables() -> None:
+def test_files_of_secrets_are_mounted_as_a_folder_where_kubelet_replaces_them_and_named_by_their_variables() -> (
+    None
+):
     documents = rendered({"container.secret_files.ONNXSERVE_KEYS_FILE": "callers/keys.json"})
     container, pod = container_of(documents), documents["Deployment"]["spec"]["template"]["spec"]
     item = {"key": "keys.json", "path": "ONNXSERVE_KEYS_FILE"}
     sources = [{"secret": {"name": "callers", "items": [item]}}]
     assert {"name": "files", "projected": {"sources": sources}} in pod["volumes"]
-    assert {"name": "files", "mountPath": "/run/secrets/files", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "files", "mountPath": "/run/secrets/files", "readOnly": True} in container[
+        "volumeMounts"
+    ]
     path = "/run/secrets/files/ONNXSERVE_KEYS_FILE"
     assert {"name": "ONNXSERVE_KEYS_FILE", "value": path} in container["env"]
 
@@ -257,19 +315,30 @@ def rendered_for_keda(config: dict[str, Any]) -> dict[str, Document]:
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(tmp_path: Path) -> None:
+def test_keda_scales_between_replicas_and_max_replicas_by_the_requests_of_all_pods(
+    tmp_path: Path,
+) -> None:
     documents = rendered_for_keda(KEDA)
     scaled = documents.pop("ScaledObject")
     (trigger,) = scaled["spec"].pop("triggers")
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
-    assert scaled["spec"] == {"scaleTargetRef": {"name": "flights"}, "minReplicaCount": 3, "maxReplicaCount": 9}
+    assert scaled["spec"] == {
+        "scaleTargetRef": {"name": "flights"},
+        "minReplicaCount": 3,
+        "maxReplicaCount": 9,
+    }
     metadata = trigger["metadata"]
     assert trigger["type"] == "prometheus"
     assert metadata["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
     assert float(metadata["threshold"]) == 50
-    assert metadata["query"] == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
+    assert (
+        metadata["query"]
+        == 'sum(rate(onnxserve_requests_total{namespace="ml",endpoint="flights"}[2m]))'
+    )
     assert "replicas" not in documents["Deployment"]["spec"]
-    assert documents == rendered({"kubernetes.replicas": "0"})  # The other objects do not depend on the autoscaler.
+    assert documents == rendered(
+        {"kubernetes.replicas": "0"},
+    )  # The other objects do not depend on the autoscaler.
     # The server exports the metric of the query with its label.
     metrics = Metrics(tmp_path)
     metrics.count_request(("flights", "champion", "flight-delay", "1", "v2", "200"), 0.1)
@@ -284,25 +353,40 @@ def test_keda_is_refused_without_its_fields(field: str) -> None:
 
 def test_keda_is_asked_to_query_another_prometheus() -> None:
     url = "https://prometheus.example/tenant"
-    (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"]["spec"]["triggers"]
+    (trigger,) = rendered_for_keda({**KEDA, "kubernetes.prometheus_url": url})["ScaledObject"][
+        "spec"
+    ]["triggers"]
     assert trigger["metadata"]["serverAddress"] == url
 
 
 @pytest.mark.parametrize("rate", ["0.001", "7", "1000000"])
 def test_the_threshold_of_keda_is_a_text_for_every_reader_of_yaml(rate: str) -> None:
     spec = new_endpoint("flights", MODEL, {**KEDA, "kubernetes.requests_per_second": rate})
-    (line,) = [line for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines() if "threshold" in line]
-    assert line.split()[1] == f"'{float(rate)}'"  # Without quotes, Kubernetes reads a number and refuses the object.
+    (line,) = [
+        line
+        for line in FORMATS["keda"](spec, PLACE)["flights.yaml"].splitlines()
+        if "threshold" in line
+    ]
+    assert (
+        line.split()[1] == f"'{float(rate)}'"
+    )  # Without quotes, Kubernetes reads a number and refuses the object.
 
 
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
-    guide = (Path(__file__).parents[3] / "docs" / "render.md").read_text().partition("## Kustomize")[2]
+    guide = (
+        (Path(__file__).parents[3] / "docs" / "render.md").read_text().partition("## Kustomize")[2]
+    )
     script = guide.partition("```sh\n")[2].partition("kubectl kustomize")[0]
     (tmp_path / "flights.spec.yaml").write_text(dump_spec(new_endpoint("flights", MODEL)))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    subprocess.run(
+        ["bash", "-ec", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        check=True,
+    )
     build = ["kubectl", "kustomize", str(tmp_path / "flights" / "staging")]
     built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
     documents = {one["kind"]: one for one in yaml.safe_load_all(built)}
@@ -312,7 +396,9 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
-def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(file: Path) -> None:
+def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variables_of_services(
+    file: Path,
+) -> None:
     for document in yaml.safe_load_all(file.read_text()):
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
@@ -327,18 +413,36 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
     [
         ({"kubernetes.max_replicas": "9"}, ["kubernetes.max_replicas", "CPU", "container.cpus"]),
         ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas 3"]),
-        ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas 0"]),
-        ({"kubernetes.requests_per_second": "0"}, ["kubernetes.requests_per_second", "at least 0.001"]),
-        ({"kubernetes.prometheus_url": "prom:9090"}, ["kubernetes.prometheus_url", "http://", "'prom:9090'"]),
+        (
+            {"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"},
+            ["max_replicas 3", "replicas 0"],
+        ),
+        (
+            {"kubernetes.requests_per_second": "0"},
+            ["kubernetes.requests_per_second", "at least 0.001"],
+        ),
+        (
+            {"kubernetes.prometheus_url": "prom:9090"},
+            ["kubernetes.prometheus_url", "http://", "'prom:9090'"],
+        ),
         ({"kubernetes.tls_secret": "t"}, ["tls_secret", "`host`"]),
         ({"kubernetes.tolerations": "a b"}, ["Kubernetes taint", "dedicated=ml:NoSchedule"]),
         ({"container.secrets.A": "store"}, ["container.secrets.A", "SECRET/KEY"]),
         ({"container.secret_files.A": "/keys.json"}, ["container.secret_files.A", "SECRET/KEY"]),
-        ({"container.secret_files.A": "s/a", "container.secrets.A": "s/a"}, ["secrets", "secret_files", "A"]),
-        ({"server.certfile": "/tls/tls.crt", "server.keyfile": "own/tls.key"}, ["server.certfile", "'/tls/tls.crt'"]),
+        (
+            {"container.secret_files.A": "s/a", "container.secrets.A": "s/a"},
+            ["secrets", "secret_files", "A"],
+        ),
+        (
+            {"server.certfile": "/tls/tls.crt", "server.keyfile": "own/tls.key"},
+            ["server.certfile", "'/tls/tls.crt'"],
+        ),
     ],
 )
-def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], names: list[str]) -> None:
+def test_fields_that_do_not_fit_are_refused_in_one_line(
+    config: dict[str, str],
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         rendered(config)
 
@@ -353,8 +457,15 @@ def test_the_metrics_port_is_a_port_of_the_pod_the_service_and_the_network_polic
     port = {"name": "metrics", "protocol": "TCP"}
     assert {**port, "containerPort": 9100} in container_of(documents)["ports"]
     assert {**port, "port": 9100, "targetPort": "metrics"} in documents["Service"]["spec"]["ports"]
-    assert {"protocol": "TCP", "port": "metrics"} in documents["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
-    with refused(InvalidConfig, "port", "metrics_port", "8080"):  # 8080 is the default port of a pod.
+    assert {"protocol": "TCP", "port": "metrics"} in documents["NetworkPolicy"]["spec"]["ingress"][
+        0
+    ]["ports"]
+    with refused(
+        InvalidConfig,
+        "port",
+        "metrics_port",
+        "8080",
+    ):  # 8080 is the default port of a pod.
         rendered({"server.metrics_port": "8080"})
 
 
@@ -363,14 +474,25 @@ def test_prometheus_gets_past_auth_and_certificates() -> None:
         (endpoint,) = rendered(config)["ServiceMonitor"]["spec"]["endpoints"]
         return endpoint  # type: ignore[no-any-return]
 
-    plain = {"port": "http", "path": "/metrics", "honorLabels": True}  # Keep the label `endpoint` of the server.
+    plain = {
+        "port": "http",
+        "path": "/metrics",
+        "honorLabels": True,
+    }  # Keep the label `endpoint` of the server.
     asked = {"kubernetes.service_monitor": "true"}
     assert scraped(asked) == plain
     keyed = {**asked, "server.api_keys": "true", "kubernetes.service_monitor_key": "prometheus/key"}
-    assert scraped(keyed) == {**plain, "authorization": {"credentials": {"name": "prometheus", "key": "key"}}}
+    assert scraped(keyed) == {
+        **plain,
+        "authorization": {"credentials": {"name": "prometheus", "key": "key"}},
+    }
     tls = {**asked, "server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key"}
     assert scraped(tls) == {**plain, "scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
-    with_port = {**keyed, **tls, "server.metrics_port": "9100"}  # This port needs neither a key nor TLS.
+    with_port = {
+        **keyed,
+        **tls,
+        "server.metrics_port": "9100",
+    }  # This port needs neither a key nor TLS.
     assert scraped(with_port) == {**plain, "port": "metrics"}
     with refused(InvalidConfig, "service_monitor_key", "`service_monitor`"):
         rendered({"kubernetes.service_monitor_key": "prometheus/key"})
@@ -386,7 +508,8 @@ def test_no_namespace_is_written_that_cannot_be() -> None:
 def test_pods_of_a_helm_release_of_the_endpoints_name_are_not_taken_for_its_own() -> None:
     documents, own = rendered({"kubernetes.service_monitor": "true"}), "app.kubernetes.io/name"
     selectors = [
-        documents[kind]["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "ServiceMonitor")
+        documents[kind]["spec"]["selector"]["matchLabels"]
+        for kind in ("PodDisruptionBudget", "ServiceMonitor")
     ]
     selectors += [
         documents["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],

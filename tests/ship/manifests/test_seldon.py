@@ -30,7 +30,9 @@ def rendered(variants: dict[str, Any], **parts: Any) -> tuple[dict[str, Document
     (text,) = FORMATS["seldon"](endpoint, Place("ml")).values()
     *configs, deployment = yaml.safe_load_all(text)
     assert (deployment["kind"], deployment["spec"]["protocol"]) == ("SeldonDeployment", "v2")
-    return {config["metadata"]["name"]: config for config in configs}, deployment["spec"]["predictors"]
+    return {config["metadata"]["name"]: config for config in configs}, deployment["spec"][
+        "predictors"
+    ]
 
 
 CANARY = {
@@ -41,8 +43,17 @@ CANARY = {
 
 
 def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
-    kubernetes = {"max_replicas": 9, "service_account": "s", "tolerations": ["a=b"], "node_selector": ["a=b"]}
-    configs, predictors = rendered(CANARY, kubernetes=kubernetes, container={"cpus": 1, "secrets": {"A": "s/a"}})
+    kubernetes = {
+        "max_replicas": 9,
+        "service_account": "s",
+        "tolerations": ["a=b"],
+        "node_selector": ["a=b"],
+    }
+    configs, predictors = rendered(
+        CANARY,
+        kubernetes=kubernetes,
+        container={"cpus": 1, "secrets": {"A": "s/a"}},
+    )
     assert [(one["name"], one["traffic"], one.get("shadow", False)) for one in predictors] == [
         ("champion", 67, False),
         ("candidate", 33, False),
@@ -54,7 +65,9 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
         assert component.keys() <= COMPONENT
         pod = component["spec"]
         kubernetes_validate.validate(
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod},
+            "1.32",
+            strict=True,
         )
         assert_restricted(pod)
         # V2 uses the same name for the model.
@@ -71,7 +84,9 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any))
 def test_the_traffic_is_100_together_and_close_to_the_weights(weights: list[int]) -> None:
-    _, predictors = rendered({f"v{n}": {"model": "models:/x/1", "weight": one} for n, one in enumerate(weights)})
+    _, predictors = rendered(
+        {f"v{n}": {"model": "models:/x/1", "weight": one} for n, one in enumerate(weights)},
+    )
     shares = [predictor["traffic"] for predictor in predictors]
     assert sum(shares) == 100
     for share, weight in zip(shares, weights, strict=True):
@@ -93,6 +108,10 @@ SHADOW = {"model": "models:/x/2", "shadow": True}
         ({"Big_One": ONE["a"]}, {}, ["variants.Big_One", "lowercase letters"]),
     ],
 )
-def test_what_seldon_cannot_do_is_refused_in_one_line(variants: Document, parts: Document, names: list[str]) -> None:
+def test_what_seldon_cannot_do_is_refused_in_one_line(
+    variants: Document,
+    parts: Document,
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         rendered(variants, **parts)

@@ -24,13 +24,21 @@ def test_a_container_serves_the_spec_without_what_only_its_surroundings_need() -
     (served,) = load_specs(dump_spec(served_spec(endpoint)))
     assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}
     assert (served.variants, served.capture) == (endpoint.variants, endpoint.capture)
-    assert (served.server.host, served.server.port, served.server.insecure) == ("0.0.0.0", 8080, True)
+    assert (served.server.host, served.server.port, served.server.insecure) == (
+        "0.0.0.0",
+        8080,
+        True,
+    )
 
 
 def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
     endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
     assert not served_spec(endpoint, endpoint.server.host).server.insecure
-    with_keys = new_endpoint("flights", "models:/flight-delay/3", {**CONFIG, "server.api_keys": "true"})
+    with_keys = new_endpoint(
+        "flights",
+        "models:/flight-delay/3",
+        {**CONFIG, "server.api_keys": "true"},
+    )
     assert not served_spec(with_keys).server.insecure
 
 
@@ -48,7 +56,9 @@ def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
 
 def test_documents_are_written_for_people() -> None:
     twice = {"a": "b"}
-    text = dump_documents([{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}])
+    text = dump_documents(
+        [{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}],
+    )
     assert text.splitlines() == [
         "spec: |",
         "  name: a",

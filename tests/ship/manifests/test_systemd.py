@@ -21,11 +21,15 @@ from tests.support.refusals import refused
 
 UNIT, SPEC = "etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"
 NEEDS_SYSTEMD = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (apt-get install systemd)"
+    shutil.which("systemd-analyze") is None,
+    reason="systemd-analyze is not installed (apt-get install systemd)",
 )
 
 
-def rendered(config: dict[str, Any] | None = None, model: str = "models:/flight-delay/Production") -> tuple[str, str]:
+def rendered(
+    config: dict[str, Any] | None = None,
+    model: str = "models:/flight-delay/Production",
+) -> tuple[str, str]:
     """Return the unit and the spec."""
     files = FORMATS["systemd"](new_endpoint("flights", model, config), Place())
     assert set(files) == {UNIT, SPEC}
@@ -53,10 +57,18 @@ FULL = {
 
 @NEEDS_SYSTEMD
 @pytest.mark.parametrize("config", [{}, FULL, {"server.device": "cuda"}])
-def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tmp_path: Path) -> None:
+def test_systemd_finds_no_mistake_and_little_exposure(
+    config: dict[str, str],
+    tmp_path: Path,
+) -> None:
     unit = tmp_path / "onnxserve-flights.service"
     unit.write_text(rendered(config, "/srv/models/flights")[0].replace(PROGRAM, sys.executable))
-    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     ours = [line for line in verified.stderr.splitlines() if "onnxserve" in line]
     assert (verified.returncode, ours) == (0, [])
     exposed = [
@@ -73,8 +85,12 @@ def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -
     unit, spec = rendered(FULL, "/home/ada/models/flights")
     # The timeout includes fetching and loading the model.
     assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])
-    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # The unit restarts until the registry is up again.
-    assert lines(unit, "TimeoutStopSec") == ["50"]  # The time for requests in flight, and then for captured requests.
+    assert lines(unit, "StartLimitIntervalSec") == [
+        "0",
+    ]  # The unit restarts until the registry is up again.
+    assert lines(unit, "TimeoutStopSec") == [
+        "50",
+    ]  # The time for requests in flight, and then for captured requests.
     assert lines(unit, "KillMode") == ["mixed"]
     assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])
     assert lines(unit, "StateDirectory") == ["onnxserve-flights"]
@@ -91,7 +107,9 @@ def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -
         "tls.key:/etc/letsencrypt/live/flights/privkey.pem",
     ]
     assert "ONNXSERVE_SECRETS=%d" in lines(unit, "Environment")
-    keys_file = '"ONNXSERVE_KEYS_FILE=/run/credentials/onnxserve-flights.service/ONNXSERVE_KEYS_FILE"'
+    keys_file = (
+        '"ONNXSERVE_KEYS_FILE=/run/credentials/onnxserve-flights.service/ONNXSERVE_KEYS_FILE"'
+    )
     assert keys_file in lines(unit, "Environment")
     (served,) = load_specs(spec)
     assert served.server.keyfile == "/run/credentials/onnxserve-flights.service/tls.key"
@@ -99,10 +117,15 @@ def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -
     assert served.container == EndpointSpec.model_fields["container"].default
 
 
-def test_a_unit_of_another_workspace_has_a_name_a_spec_and_a_state_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_of_another_workspace_has_a_name_a_spec_and_a_state_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     files = FORMATS["systemd"](new_endpoint("flights", "models:/flight-delay/Production"), Place())
-    unit, spec = "etc/systemd/system/onnxserve-team-a_flights.service", "etc/onnxserve/team-a_flights.yaml"
+    unit, spec = (
+        "etc/systemd/system/onnxserve-team-a_flights.service",
+        "etc/onnxserve/team-a_flights.yaml",
+    )
     assert set(files) == {unit, spec}
     assert lines(files[unit], "StateDirectory") == ["onnxserve-team-a_flights"]
     assert f"--spec /{spec} " in files[unit]
@@ -111,13 +134,21 @@ def test_a_unit_of_another_workspace_has_a_name_a_spec_and_a_state_of_its_own(mo
 
 def test_without_auth_it_listens_on_this_machine_alone() -> None:
     (served,) = load_specs(rendered()[1])
-    assert (served.server.host, served.server.port, served.server.insecure) == ("127.0.0.1", 8080, False)
+    assert (served.server.host, served.server.port, served.server.insecure) == (
+        "127.0.0.1",
+        8080,
+        False,
+    )
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
     endpoint = new_endpoint("flights", "models:/x/1", {"container.environment.A": f"x{value}"})
-    (quoted,) = [one for one in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment") if '"A=' in one]
+    (quoted,) = [
+        one
+        for one in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment")
+        if '"A=' in one
+    ]
     inner = re.fullmatch(r'"A=((?:[^"\\%\n\r]|\\["\\nr]|%%)*)"', quoted)
     assert inner is not None
     unescape = {r"\"": '"', r"\\": "\\", r"\n": "\n", r"\r": "\r", "%%": "%"}
@@ -129,8 +160,16 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
     [
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
         ("/srv/my models", {}, ["'/srv/my models'", "a unit"]),
-        ("models:/x/1", {"container.secrets.A": "store/uri"}, ["'store/uri'", "a unit", "absolute path"]),
-        ("models:/x/1", {"container.image": "flights:3"}, ["container.image", "/opt/onnxserve/bin/onnxserve"]),
+        (
+            "models:/x/1",
+            {"container.secrets.A": "store/uri"},
+            ["'store/uri'", "a unit", "absolute path"],
+        ),
+        (
+            "models:/x/1",
+            {"container.image": "flights:3"},
+            ["container.image", "/opt/onnxserve/bin/onnxserve"],
+        ),
         ("models:/x/1", {"container.network": "front"}, ["container.network", "a unit"]),
         (
             "models:/x/1",
@@ -140,7 +179,11 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
         ("models:/x/1", {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients"]),
     ],
 )
-def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
+def test_what_a_unit_cannot_hold_is_refused_in_one_line(
+    model: str,
+    config: dict[str, str],
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         rendered(config, model)
 
@@ -148,7 +191,10 @@ def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict
 @pytest.mark.parametrize("field", ["port", "grpc_port", "metrics_port"])
 def test_only_a_port_below_1024_needs_the_right_to_open_it(field: str) -> None:
     def unit(port: str) -> str:
-        files = FORMATS["systemd"](new_endpoint("flights", "models:/f/1", {f"server.{field}": port}), Place())
+        files = FORMATS["systemd"](
+            new_endpoint("flights", "models:/f/1", {f"server.{field}": port}),
+            Place(),
+        )
         return files["etc/systemd/system/onnxserve-flights.service"]
 
     assert "CAP_NET_BIND_SERVICE" in unit("999")

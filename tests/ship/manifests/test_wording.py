@@ -59,7 +59,12 @@ MODEL = "models:/x/1"
             "-C server.api_keys=true or "
             "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
         ),
-        ("compose", "models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
+        (
+            "compose",
+            "models/flights",
+            {},
+            "variants.flights.model: an absolute path is expected, not 'models/flights'",
+        ),
         (
             "systemd",
             "/srv/my models",
@@ -86,7 +91,12 @@ MODEL = "models:/x/1"
         ),
     ],
 )
-def test_the_message_of_a_refusal(form: str, model: str, config: dict[str, str], message: str) -> None:
+def test_the_message_of_a_refusal(
+    form: str,
+    model: str,
+    config: dict[str, str],
+    message: str,
+) -> None:
     with pytest.raises(InvalidConfig) as refused:
         FORMATS[form](new_endpoint("flights", model, config), Place("ml"))
     assert str(refused.value) == message

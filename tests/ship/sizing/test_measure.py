@@ -28,7 +28,12 @@ from tests.support.waiting import is_gone, wait_until
 FAILS = "fails (float[N,1] x) => (float[N,1] y) <int64[1] far = {9}> { y = Gather(x, far) }"
 
 
-def pod_of(folder: Path, p99: float = 0.2, say: Callable[[str], None] = print, workers: int = 1) -> PodMeasurement:
+def pod_of(
+    folder: Path,
+    p99: float = 0.2,
+    say: Callable[[str], None] = print,
+    workers: int = 1,
+) -> PodMeasurement:
     """Measure the pod for 10 requests/s."""
     spec = apply_config(new_endpoint("e", str(folder)), {"server.workers": workers})
     return measure_pod(spec, folder, request_bodies(folder, 1), 10.0, p99, say)
@@ -60,14 +65,22 @@ def test_the_rows_of_the_example_are_sent_in_turn(tmp_path: Path) -> None:
 def test_without_an_example_the_rows_are_random(tmp_path: Path) -> None:
     bodies = request_bodies(single_model(tmp_path / "columns"), rows=5)
     assert len(set(bodies)) == 64
-    assert {name: len(values) for name, values in json.loads(bodies[0])["inputs"].items()} == {"a": 5, "b": 5, "c": 5}
-    assert json.loads(request_bodies(stock_model(tmp_path / "stock"), rows=1)[0])["inputs"].keys() == {"X"}
+    assert {name: len(values) for name, values in json.loads(bodies[0])["inputs"].items()} == {
+        "a": 5,
+        "b": 5,
+        "c": 5,
+    }
+    assert json.loads(request_bodies(stock_model(tmp_path / "stock"), rows=1)[0])[
+        "inputs"
+    ].keys() == {"X"}
 
 
 @pytest.mark.long  # MLflow saves the models
 def test_a_pyfunc_gets_rows_of_its_signature_or_its_example(tmp_path: Path) -> None:
     folders = save_pyfuncs(tmp_path, only=["troubled", "anything"])
-    assert json.loads(request_bodies(folders["troubled"], rows=2)[0]) == {"inputs": {"do": ["a", "a"]}}
+    assert json.loads(request_bodies(folders["troubled"], rows=2)[0]) == {
+        "inputs": {"do": ["a", "a"]},
+    }
     with refused(InvalidConfig, "input_example"):
         request_bodies(folders["anything"], rows=1)
     (folders["anything"] / INPUT_EXAMPLE).write_text('{"instances": [1]}')
@@ -89,7 +102,8 @@ def test_a_pod_leaves_a_core_to_the_client(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_model_that_fails_on_its_example_is_refused_with_its_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.5)
     with refused(InvalidConfig, "400", "input_example"):
@@ -134,9 +148,22 @@ def test_a_latency_that_no_rate_meets_is_refused_with_the_measured_latency(tmp_p
 @pytest.mark.long
 def test_the_server_ends_with_a_killed_measurement(tmp_path: Path) -> None:
     folder = single_model(tmp_path / "model")
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "size", str(folder), "--rate", "1", "--p99", "1s"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "size",
+        str(folder),
+        "--rate",
+        "1",
+        "--p99",
+        "1s",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 3, what="the server")
+    wait_until(
+        lambda: len(psutil.Process(process.pid).children(recursive=True)) > 3,
+        what="the server",
+    )
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -43,7 +43,9 @@ def test_the_pods_leave_thirty_percent_free() -> None:
 
 
 def test_the_memory_has_room_for_the_next_version() -> None:
-    assert plan().options["container.memory_bytes"] == 400 * 2**20  # 125 % of 300 MiB and a second copy of 20 MiB
+    assert (
+        plan().options["container.memory_bytes"] == 400 * 2**20
+    )  # 125 % of 300 MiB and a second copy of 20 MiB
     assert plan(replace(POD, workers=2)).options["container.memory_bytes"] == 425 * 2**20
 
 
@@ -63,10 +65,16 @@ def test_the_options_are_fields_of_the_spec() -> None:
     words = shlex.split(config_line({**made.options, **made.hpa}))
     values = dict(word.split("=", 1) for word in words if word != "-C")
     spec = apply_config(new_endpoint("flights", "models:/flights/1"), values)
-    assert (spec.server.workers, spec.server.intra_op_num_threads, spec.server.max_batch_size) == (1, 2, 8)
+    assert (spec.server.workers, spec.server.intra_op_num_threads, spec.server.max_batch_size) == (
+        1,
+        2,
+        8,
+    )
     assert (spec.container.cpus, spec.container.memory_bytes) == (2, 400 * 2**20)
     assert (spec.kubernetes.replicas, spec.kubernetes.max_replicas) == (4, 8)
-    assert spec.kubernetes.target_cpu_percent == 63  # 1.8 of 2 cores at the highest rate, of which 30 % stay free
+    assert (
+        spec.kubernetes.target_cpu_percent == 63
+    )  # 1.8 of 2 cores at the highest rate, of which 30 % stay free
     assert made.keda == {"kubernetes.max_replicas": 8, "kubernetes.requests_per_second": 140.0}
 
 
@@ -98,10 +106,19 @@ def test_a_load_with_a_wrong_answer_or_a_slow_answer_does_not_hold() -> None:
 
 @pytest.mark.parametrize(
     ("highest", "planned", "cores", "free"),
-    [(0.0, 0.2, 2, None), (0.0, 0.5, 3, 0), (2.0, 0.0, 4, 1), (1.2, 1.2, 4, None), (40.0, 0.0, 64, None)],
+    [
+        (0.0, 0.2, 2, None),
+        (0.0, 0.5, 3, 0),
+        (2.0, 0.0, 4, 1),
+        (1.2, 1.2, 4, None),
+        (40.0, 0.0, 64, None),
+    ],
 )
 def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
-    highest: float, planned: float, cores: int, free: int | None
+    highest: float,
+    planned: float,
+    cores: int,
+    free: int | None,
 ) -> None:
     """The pod has two cores, or one on the machine with two cores. Its client has another core."""
     pod = replace(
@@ -115,4 +132,8 @@ def test_a_measurement_without_free_cores_for_other_processes_is_a_warning(
     if free is None:
         assert warning == ""
     else:
-        assert mentions(warning, f"used {max(highest, planned)} cores", f"only {free} of the {cores} cores")
+        assert mentions(
+            warning,
+            f"used {max(highest, planned)} cores",
+            f"only {free} of the {cores} cores",
+        )

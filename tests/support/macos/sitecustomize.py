@@ -7,7 +7,10 @@ the file system, fork and the dynamic linker of macOS. psutil, whose compiled pa
 # ruff: noqa: E402
 import select
 
-for name in [one for one in vars(select) if one.lower().startswith("epoll")] + ["POLLRDHUP", "POLLMSG"]:
+for name in [one for one in vars(select) if one.lower().startswith("epoll")] + [
+    "POLLRDHUP",
+    "POLLMSG",
+]:
     delattr(select, name)  # This must precede the import of `selectors`, which `socket` imports.
 
 import builtins
@@ -43,7 +46,16 @@ _MISSING: dict[ModuleType, str] = {
         TCP_CONGESTION TCP_CORK TCP_DEFER_ACCEPT TCP_INFO TCP_KEEPIDLE TCP_LINGER2 TCP_QUICKACK TCP_USER_TIMEOUT""",
     time: "CLOCK_BOOTTIME CLOCK_TAI",
 }
-_LIBC = ("prctl", "signalfd", "epoll_create1", "eventfd", "inotify_init", "mallopt", "malloc_trim", "memfd_create")
+_LIBC = (
+    "prctl",
+    "signalfd",
+    "epoll_create1",
+    "eventfd",
+    "inotify_init",
+    "mallopt",
+    "malloc_trim",
+    "memfd_create",
+)
 _HIDDEN = ("/proc", "/sys", "/dev/shm")
 
 
@@ -63,7 +75,9 @@ def _hide(owner: Any, name: str) -> None:
 
     def hiding(path: Any, *arguments: Any, **options: Any) -> Any:
         text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
-        if str(text).startswith(_HIDDEN) and not sys._getframe(1).f_globals["__name__"].startswith("psutil"):
+        if str(text).startswith(_HIDDEN) and not sys._getframe(1).f_globals["__name__"].startswith(
+            "psutil",
+        ):
             if name == "access":
                 return False
             raise FileNotFoundError(2, "No such file or directory", text)
@@ -100,7 +114,9 @@ def _macos_killpg(leader: int, number: int) -> None:
     """Refuse a group of zombies, as killpg1 of XNU does."""
     import psutil
 
-    states = [one.info["status"] for one in psutil.process_iter(["status"]) if _group(one.pid) == leader]
+    states = [
+        one.info["status"] for one in psutil.process_iter(["status"]) if _group(one.pid) == leader
+    ]
     if states and all(state == psutil.STATUS_ZOMBIE for state in states):
         raise PermissionError(1, "Operation not permitted")
     _killpg(leader, number)
@@ -114,7 +130,9 @@ def _group(pid: int) -> int:
 
 
 os.killpg = posix.killpg = _macos_killpg
-_UNAME = os.uname_result(("Darwin", os.uname().nodename, "24.6.0", "Darwin Kernel Version 24.6.0", "arm64"))
+_UNAME = os.uname_result(
+    ("Darwin", os.uname().nodename, "24.6.0", "Darwin Kernel Version 24.6.0", "arm64"),
+)
 os.uname = posix.uname = lambda: _UNAME
 platform.mac_ver = lambda *_, **__: ("15.6", ("", "", ""), "arm64")
 sys.platform = "darwin"

@@ -16,7 +16,8 @@ from tests.support.waiting import wait_until
 
 Manifest = dict[str, Any]
 NEEDS_CLUSTER = pytest.mark.skipif(
-    not os.environ.get("KUBECONFIG"), reason="no Kubernetes cluster is named by KUBECONFIG"
+    not os.environ.get("KUBECONFIG"),
+    reason="no Kubernetes cluster is named by KUBECONFIG",
 )
 """The mark of a module whose tests need a cluster. Without the mark, they would build images before they skip."""
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
@@ -24,7 +25,14 @@ _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
     command = ["kubectl", "--request-timeout", "20s", *arguments]
-    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,10 @@ class Cluster:
 
     def apply(self, manifest: Manifest) -> None:
         if self.is_old:
-            manifest = {**manifest, "apiVersion": _OLD.get(manifest["apiVersion"], manifest["apiVersion"])}
+            manifest = {
+                **manifest,
+                "apiVersion": _OLD.get(manifest["apiVersion"], manifest["apiVersion"]),
+            }
         if manifest["kind"] == "CronJob" and self.is_old:
             manifest = {**manifest, "apiVersion": "batch/v1beta1", "spec": dict(manifest["spec"])}
             del manifest["spec"]["timeZone"]
@@ -71,7 +82,11 @@ class Cluster:
 
         def end() -> str:
             (found,) = self.items("job", f"--field-selector=metadata.name={job}")
-            ends = [one["type"] for one in found["status"].get("conditions", ()) if one["status"] == "True"]
+            ends = [
+                one["type"]
+                for one in found["status"].get("conditions", ())
+                if one["status"] == "True"
+            ]
             return next((end for end in ends if end in ("Complete", "Failed")), "")
 
         return wait_until(end, seconds, f"the job {job} has ended")  # type: ignore[no-any-return]
@@ -86,10 +101,20 @@ def own_namespace() -> Iterator[Cluster]:
     """Yield a namespace. At the end, delete it with all its pods."""
     versions = _kubectl("api-versions")
     assert versions.returncode == 0, versions.stderr
-    cluster = Cluster(f"onnxserve-{uuid.uuid4().hex[:8]}", "batch/v1beta1" in versions.stdout.split())
+    cluster = Cluster(
+        f"onnxserve-{uuid.uuid4().hex[:8]}",
+        "batch/v1beta1" in versions.stdout.split(),
+    )
     assert _kubectl("create", "namespace", cluster.namespace).returncode == 0
     try:
         yield cluster
     finally:
-        _kubectl("delete", "pod,job,cronjob,deployment", "--all", "--grace-period=1", "-n", cluster.namespace)
+        _kubectl(
+            "delete",
+            "pod,job,cronjob,deployment",
+            "--all",
+            "--grace-period=1",
+            "-n",
+            cluster.namespace,
+        )
         _kubectl("delete", "namespace", cluster.namespace, "--wait=false")

@@ -32,7 +32,9 @@ class Collector:
 
 def attributes(span: Span) -> dict[str, str | int]:
     """Return the attributes of a span that are texts or integers."""
-    return {entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes}
+    return {
+        entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes
+    }
 
 
 @contextmanager
@@ -42,7 +44,9 @@ def collector() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept.take(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
+            kept.take(
+                gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body,
+            )
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()

@@ -47,7 +47,9 @@ async def over_rest(url: str, name: str) -> dict[str, Any]:
             "model ready": await client.is_model_ready(url, name),
             "json": told(await client.infer(url, request(name, False), model_name=name)),
             "binary": told(await client.infer(url, request(name, True), model_name=name)),
-            "error": await error_of(client.infer(url, request("nobody", False), model_name="nobody")),
+            "error": await error_of(
+                client.infer(url, request("nobody", False), model_name="nobody"),
+            ),
         }
 
 
@@ -72,7 +74,11 @@ async def over_grpc(address: str, name: str) -> dict[str, Any]:
 
 async def main() -> None:
     url, address, name = sys.argv[1:]
-    said = {"rest": await over_rest(url, name), "v1": await over_v1(url, name), "grpc": await over_grpc(address, name)}
+    said = {
+        "rest": await over_rest(url, name),
+        "v1": await over_v1(url, name),
+        "grpc": await over_grpc(address, name),
+    }
     print(json.dumps(said))  # noqa: T201
 
 

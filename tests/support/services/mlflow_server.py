@@ -42,7 +42,15 @@ class MlflowServer:
         return self.folder / f"{self.port}.log"
 
     def start(self) -> None:
-        command = [self.python, str(COMMAND), "server", "--host", self.host, "--port", str(self.port)]
+        command = [
+            self.python,
+            str(COMMAND),
+            "server",
+            "--host",
+            self.host,
+            "--port",
+            str(self.port),
+        ]
         command += ["--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -56,9 +64,19 @@ class MlflowServer:
             **self.variables,
         }
         with self.log.open("ab") as output:
-            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         self.process = process
-        wait_until(lambda: answers(f"{self.url}/health") or process.poll() is not None, 240, "MLflow's server answers")
+        wait_until(
+            lambda: answers(f"{self.url}/health") or process.poll() is not None,
+            240,
+            "MLflow's server answers",
+        )
         assert process.poll() is None, self.log.read_text()[-4000:]
 
     def kill(self) -> None:

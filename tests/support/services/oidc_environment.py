@@ -32,9 +32,13 @@ def oidc_python() -> Path:
     """
     interpreter = _interpreter()
     if interpreter is None:
-        pytest.skip(f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this machine")
+        pytest.skip(
+            f"{PLUGIN} needs Python {' or '.join(_VERSIONS)}, which is not installed on this machine",
+        )
     # Entry points are read from the metadata, which an editable installation copies from setup.cfg.
-    key = hashlib.sha256(f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{interpreter} {_PACKAGES} {(ROOT / 'setup.cfg').read_text()}".encode(),
+    ).hexdigest()
     python, complete = _ENVIRONMENT / "bin" / "python", _FOLDER / "complete"
     _FOLDER.mkdir(exist_ok=True)
     with (_FOLDER / "lock").open("w") as lock:
@@ -55,7 +59,13 @@ def _interpreter() -> str | None:
         command = [f"python{version}", "-c", "import sys; print(sys.executable)"]
         environment = {**os.environ, "PYENV_VERSION": version}  # pyenv's shims read this variable.
         if shutil.which(command[0]) is not None:
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            result = subprocess.run(
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if result.returncode == 0:
                 return result.stdout.strip()
     return None

@@ -56,7 +56,10 @@ class OidcIssuer:
     client_id: str = "mlflow"
     client_secret: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = field(default_factory=free_port)
-    _key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048), repr=False)
+    _key: rsa.RSAPrivateKey = field(
+        default_factory=lambda: rsa.generate_private_key(65537, 2048),
+        repr=False,
+    )
     _codes: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     _server: BaseWSGIServer | None = None
     _thread: threading.Thread | None = None
@@ -85,8 +88,19 @@ class OidcIssuer:
     def token(self, user: str, **claims: Any) -> str:
         """Return a signed token of the user, which is both the ID token and the access token of a login."""
         identity, now = self.users[user], int(time.time())
-        content = {"iss": self.url, "aud": self.client_id, "sub": user, "iat": now, "exp": now + _TOKEN_SECONDS}
-        content |= {"email": identity.email, "name": identity.name, "groups": list(identity.groups), **claims}
+        content = {
+            "iss": self.url,
+            "aud": self.client_id,
+            "sub": user,
+            "iat": now,
+            "exp": now + _TOKEN_SECONDS,
+        }
+        content |= {
+            "email": identity.email,
+            "name": identity.name,
+            "groups": list(identity.groups),
+            **claims,
+        }
         return jwt.encode(content, self._key, algorithm="RS256", headers={"kid": _KEY_ID})
 
     def _app(self) -> Flask:
@@ -119,24 +133,41 @@ class OidcIssuer:
     def _authorize(self) -> Any:
         """Show the login form. After the login, redirect to the client with a code that is valid once."""
         asked = request.args.to_dict()
-        is_supported = asked.get("response_type") == "code" and asked.get("code_challenge_method") == "S256"
+        is_supported = (
+            asked.get("response_type") == "code" and asked.get("code_challenge_method") == "S256"
+        )
         if asked.get("client_id") != self.client_id or not is_supported:
             return "the client or its request is not supported", 400
         if request.method == "GET":
-            return render_template_string(_FORM, users=self.users, field=USER_FIELD, button=LOGIN_BUTTON)
+            return render_template_string(
+                _FORM,
+                users=self.users,
+                field=USER_FIELD,
+                button=LOGIN_BUTTON,
+            )
         code = secrets.token_urlsafe()
         self._codes[code] = request.form["user"], asked
-        return redirect(f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}")
+        return redirect(
+            f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}",
+        )
 
     def _token(self) -> Any:
         given, header = request.form, request.authorization
-        client = (header.username, header.password) if header else (given.get("client_id"), given.get("client_secret"))
+        client = (
+            (header.username, header.password)
+            if header
+            else (given.get("client_id"), given.get("client_secret"))
+        )
         if client != (self.client_id, self.client_secret):
             return jsonify(error="invalid_client"), 401
         user, asked = self._codes.pop(given.get("code", ""), ("", {}))
         digest = hashlib.sha256(given.get("code_verifier", "").encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-        if not user or asked["redirect_uri"] != given["redirect_uri"] or asked["code_challenge"] != challenge:
+        if (
+            not user
+            or asked["redirect_uri"] != given["redirect_uri"]
+            or asked["code_challenge"] != challenge
+        ):
             return jsonify(error="invalid_grant"), 400
         nonce = {"nonce": asked["nonce"]} if "nonce" in asked else {}
         tokens = {"access_token": self.token(user), "id_token": self.token(user, **nonce)}
@@ -146,7 +177,12 @@ class OidcIssuer:
         header = request.authorization
         try:
             key = self._key.public_key()
-            claims = jwt.decode((header and header.token) or "", key, algorithms=["RS256"], audience=self.client_id)
+            claims = jwt.decode(
+                (header and header.token) or "",
+                key,
+                algorithms=["RS256"],
+                audience=self.client_id,
+            )
         except jwt.InvalidTokenError:
             return jsonify(error="invalid_token"), 401
         return jsonify(claims)

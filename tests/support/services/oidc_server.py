@@ -85,9 +85,17 @@ class OidcServer:
     def grant(self, admin: requests.Session, user: str, model: str, permission: str) -> None:
         """Grant the user a permission on a registered model, such as READ, EDIT or MANAGE."""
         path = f"/api/2.0/mlflow/permissions/users/{USERS[user].email}/registered-models/{model}"
-        admin.post(f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS).raise_for_status()
+        admin.post(
+            f"{self.url}{path}",
+            json={"permission": permission},
+            timeout=_SECONDS,
+        ).raise_for_status()
 
     def grant_group(self, admin: requests.Session, group: str, model: str, permission: str) -> None:
         """Grant a group a permission on a registered model."""
         path = f"/api/2.0/mlflow/permissions/groups/{group}/registered-models/{model}"
-        admin.post(f"{self.url}{path}", json={"permission": permission}, timeout=_SECONDS).raise_for_status()
+        admin.post(
+            f"{self.url}{path}",
+            json={"permission": permission},
+            timeout=_SECONDS,
+        ).raise_for_status()

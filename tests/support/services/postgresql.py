@@ -18,14 +18,21 @@ _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 @contextmanager
 def postgresql_server(
-    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
+    host: str = "127.0.0.1",
+    port: int = 0,
+    user: str = "onnx",
+    password: str = "s3cr:t/@",
 ) -> Iterator[str]:
     """Yield the URL of an empty database whose user needs a password. Only networks of this machine may connect."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
     programs = _PROGRAMS[-1].parent
     # PostgreSQL refuses to run as root. As root, start it as the user that Debian has created.
-    as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    as_server = (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        if os.geteuid() == 0
+        else []
+    )
     # Other users cannot read tmp_path.
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-postgresql-"))
     port = port or free_port(host)
@@ -50,12 +57,32 @@ def postgresql_server(
         subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
-        control = [*as_server, str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
-        options = f"-p {port} -c listen_addresses={host} -c unix_socket_directories={folder} -c fsync=off"
-        subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        control = [
+            *as_server,
+            str(programs / "pg_ctl"),
+            "-D",
+            str(data),
+            "-w",
+            "-l",
+            str(folder / "log"),
+        ]
+        options = (
+            f"-p {port} -c listen_addresses={host} -c unix_socket_directories={folder} -c fsync=off"
+        )
+        subprocess.run(
+            [*control, "-o", options, "start"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=folder,
+        )
         try:
             yield f"postgresql+psycopg://{user}:{quote(password, safe='')}@{host}:{port}/postgres"
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+            subprocess.run(
+                [*control, "-m", "immediate", "stop"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                cwd=folder,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

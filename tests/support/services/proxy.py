@@ -65,12 +65,23 @@ class _Handler(BaseHTTPRequestHandler):
             return
         connection = http.client.HTTPConnection(proxy.host, proxy.port, timeout=120)
         try:
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
-            connection.request(self.command, self.path, body, {**headers, "Host": f"{proxy.host}:{proxy.port}"})
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() != "host"
+            }
+            connection.request(
+                self.command,
+                self.path,
+                body,
+                {**headers, "Host": f"{proxy.host}:{proxy.port}"},
+            )
             answer = connection.getresponse()
-            kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
+            kept = [
+                (name, value) for name, value in answer.getheaders() if name.lower() not in _HOP
+            ]
             self._send(answer.status, kept, proxy.rewrite(answer.read()))
-        except OSError:  # If the server behind the proxy is down, a client sees the same error here.
+        except (
+            OSError
+        ):  # If the server behind the proxy is down, a client sees the same error here.
             self.close_connection = True
         finally:
             connection.close()

@@ -49,24 +49,44 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         bucket = self.bucket
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        bucket.asked.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+        bucket.asked.append(
+            (
+                self.command,
+                self.path,
+                {name.lower(): value for name, value in self.headers.items()},
+            ),
+        )
         if bucket.is_down or (self.command in ("PUT", "POST") and bucket.refusals):
             status = 503 if bucket.is_down else bucket.refusals.pop(0)
             if not status:
                 self.close_connection = True
                 return
-            code = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}[status]
-            self._send(status, f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode())
+            code = {
+                403: "AccessDenied",
+                500: "InternalError",
+                501: "NotImplemented",
+                503: "SlowDown",
+            }[status]
+            self._send(
+                status,
+                f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode(),
+            )
             return
         parts = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        query = {
+            name: values[0]
+            for name, values in parse_qs(parts.query, keep_blank_values=True).items()
+        }
         getattr(self, f"_{self.command.lower()}")(unquote(parts.path).lstrip("/"), query, body)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - http.server requires these names.
 
     def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
         if self.headers.get("If-None-Match") == "*" and key in self.bucket.objects:
-            self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>")
+            self._send(
+                412,
+                b"<Error><Code>PreconditionFailed</Code><Message>exists</Message></Error>",
+            )
             return
         if "uploadId" in query:
             self.bucket.uploads[query["uploadId"]][int(query["partNumber"])] = body
@@ -79,12 +99,18 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"u{len(self.bucket.uploads)}"
             self.bucket.uploads[name] = {}
             text = f"<Key>{escape(key)}</Key><UploadId>{name}</UploadId>"
-            self._send(200, f"<InitiateMultipartUploadResult>{text}</InitiateMultipartUploadResult>".encode())
+            self._send(
+                200,
+                f"<InitiateMultipartUploadResult>{text}</InitiateMultipartUploadResult>".encode(),
+            )
             return
         numbers = map(int, re.findall(rb"<PartNumber>(\d+)</PartNumber>", body))
         held = self.bucket.uploads.pop(query["uploadId"])
         self.bucket.objects[key] = b"".join(held[number] for number in numbers)
-        self._send(200, b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>")
+        self._send(
+            200,
+            b"<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+        )
 
     def _delete(self, key: str, query: dict[str, str], body: bytes) -> None:
         if "uploadId" in query:
@@ -127,16 +153,23 @@ class _Handler(BaseHTTPRequestHandler):
             moment = "2026-06-01T12:00:00.000Z"
             contents.append(
                 f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><LastModified>{moment}</LastModified>"
-                "</Contents>"
+                "</Contents>",
             )
-        shown = [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders]
+        shown = [
+            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
+            for folder in folders
+        ]
         count = f"<KeyCount>{len(contents) + len(shown)}</KeyCount><IsTruncated>false</IsTruncated>"
         text = f"<ListBucketResult>{count}{''.join(contents)}{''.join(shown)}</ListBucketResult>"
         self._send(200, text.encode())
 
     def _send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/xml", **headers}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "Content-Type": "application/xml",
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -165,7 +198,10 @@ def s3_server() -> Iterator[Bucket]:
 
 NEEDS_S3 = [
     pytest.mark.s3,
-    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
+    pytest.mark.skipif(
+        not os.environ.get("AWS_ENDPOINT_URL"),
+        reason="no S3 API is named by AWS_ENDPOINT_URL",
+    ),
 ]
 
 
@@ -175,7 +211,9 @@ def own_bucket() -> Iterator[Any]:
 
     The session is new, because boto3's default session keeps the credentials of the first test in this process.
     """
-    made = boto3.session.Session().resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
+    made = (
+        boto3.session.Session().resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
+    )
     yield made
     made.objects.all().delete()
     made.delete()

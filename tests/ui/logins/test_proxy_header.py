@@ -58,7 +58,11 @@ def get(app: Flask, headers: dict[str, str], address: str = PROXY, path: str = "
 @pytest.mark.parametrize("address", ["10.0.0.7", "10.1.255.255", "::1", "::ffff:10.0.0.7"])
 def test_a_listed_address_names_the_caller(app: Flask, address: str) -> None:
     answer = get(app, CAROL, address).json
-    assert (answer["actor"], answer["groups"], answer["is_administrator"]) == ("carol", ["data", "risk"], False)
+    assert (answer["actor"], answer["groups"], answer["is_administrator"]) == (
+        "carol",
+        ["data", "risk"],
+        False,
+    )
     assert answer["may_edit"]
 
 
@@ -79,7 +83,10 @@ def test_a_member_of_an_administrators_group_is_an_administrator(app: Flask) -> 
     ],
 )
 def test_all_other_requests_are_refused(
-    app: Flask, address: str, headers: dict[str, str], named: tuple[str, ...]
+    app: Flask,
+    address: str,
+    headers: dict[str, str],
+    named: tuple[str, ...],
 ) -> None:
     answer = get(app, headers, address)
     assert (answer.status_code, answer.json["error_code"]) == (401, "UNAUTHENTICATED")
@@ -99,7 +106,10 @@ def test_a_name_is_read_as_utf_8(app: Flask, name: str) -> None:
 
 
 def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
-    headers = {"X-Forwarded-User": sent("andré", "latin-1"), "X-Forwarded-Groups": sent("Prüfer", "latin-1")}
+    headers = {
+        "X-Forwarded-User": sent("andré", "latin-1"),
+        "X-Forwarded-Groups": sent("Prüfer", "latin-1"),
+    }
     answer = get(app, headers).json
     assert (answer["actor"], answer["groups"]) == ("andré", ["Prüfer"])
 
@@ -116,7 +126,11 @@ def test_a_name_that_is_not_utf_8_is_read_as_latin_1(app: Flask) -> None:
         ("\u200b", "visible"),
     ],
 )
-def test_a_name_that_cannot_be_told_from_others_is_refused(app: Flask, name: str, named: str) -> None:
+def test_a_name_that_cannot_be_told_from_others_is_refused(
+    app: Flask,
+    name: str,
+    named: str,
+) -> None:
     answer = get(app, {"X-Forwarded-User": sent(name)})
     assert (answer.status_code, answer.json["error_code"]) == (401, "UNAUTHENTICATED")
     assert mentions(answer.json["message"], PROXY, "X-Forwarded-User", named)
@@ -154,7 +168,12 @@ def with_editors() -> Flask:
 
 
 def call(app: Flask, headers: dict[str, str], method: str, path: str) -> Any:
-    return app.test_client().open(f"/ml{path}", method=method, headers=headers, environ_base={"REMOTE_ADDR": PROXY})
+    return app.test_client().open(
+        f"/ml{path}",
+        method=method,
+        headers=headers,
+        environ_base={"REMOTE_ADDR": PROXY},
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,13 +191,17 @@ def call(app: Flask, headers: dict[str, str], method: str, path: str) -> Any:
     ],
 )
 def test_with_edit_groups_only_their_members_and_administrators_may_change(
-    with_editors: Flask, method: str, path: str
+    with_editors: Flask,
+    method: str,
+    path: str,
 ) -> None:
     answer = call(with_editors, READER, method, path)
     assert (answer.status_code, answer.json["error_code"]) == (403, "PERMISSION_DENIED")
     assert mentions(answer.json["message"], "dora", "ONNXSERVE_EDIT_GROUPS")
     for group in ("ops", "admins"):
-        assert call(with_editors, {**READER, "X-Forwarded-Groups": group}, method, path).json["may_edit"]
+        assert call(with_editors, {**READER, "X-Forwarded-Groups": group}, method, path).json[
+            "may_edit"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +215,11 @@ def test_with_edit_groups_only_their_members_and_administrators_may_change(
         ("POST", "/onnxserve/requests"),
     ],
 )
-def test_with_edit_groups_other_callers_may_read_and_decide(with_editors: Flask, method: str, path: str) -> None:
+def test_with_edit_groups_other_callers_may_read_and_decide(
+    with_editors: Flask,
+    method: str,
+    path: str,
+) -> None:
     answer = call(with_editors, READER, method, path)
     assert (answer.status_code, answer.json["may_edit"]) == (200, False)
 
@@ -224,7 +251,9 @@ def through_fastapi() -> Iterator[TestClient]:
     ],
 )
 def test_routes_of_fastapi_need_one_name_too(
-    through_fastapi: TestClient, headers: list[tuple[str, str]], status: int
+    through_fastapi: TestClient,
+    headers: list[tuple[str, str]],
+    status: int,
 ) -> None:
     assert through_fastapi.get("/gateway", headers=headers).status_code == status
 
@@ -239,7 +268,9 @@ def test_routes_of_fastapi_are_closed_to_readers_too() -> None:
         return "reached"
 
     with TestClient(served, client=(PROXY, 1)) as client:
-        statuses = [client.post("/gateway", headers=headers).status_code for headers in (READER, CAROL)]
+        statuses = [
+            client.post("/gateway", headers=headers).status_code for headers in (READER, CAROL)
+        ]
     assert statuses == [403, 200]
 
 

@@ -61,7 +61,7 @@ def settings(tmp_path: Path, receiver: Receiver) -> Settings:
     """Settings with two channels: /ops for all alerts, and /science for alerts with the tag `science`."""
     file = tmp_path / "alerts.yaml"
     file.write_text(
-        f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n"
+        f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n",
     )
     return Settings(home=tmp_path, alert_config=file)
 
@@ -76,7 +76,12 @@ def see(store: Store, settings: Settings) -> Callable[..., Any]:
     """Record a result, and send due alerts."""
 
     def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
-        record_result(store, settings, replace(result, run=LoggedRun("abc", "onnxserve/flights", RUN)), spec)
+        record_result(
+            store,
+            settings,
+            replace(result, run=LoggedRun("abc", "onnxserve/flights", RUN)),
+            spec,
+        )
         return send_due(store, settings)
 
     return take

@@ -11,7 +11,12 @@ from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.store import Store
-from mlflow_deploy_plugin.watch.alerts.record import announce, announce_request, record_failure, record_result
+from mlflow_deploy_plugin.watch.alerts.record import (
+    announce,
+    announce_request,
+    record_failure,
+    record_result,
+)
 from mlflow_deploy_plugin.watch.alerts.send import send_due
 from mlflow_deploy_plugin.watch.result import Finding
 from tests.support.metrics_page import serving
@@ -24,7 +29,9 @@ from .conftest import OPS, RUN, Clock
 
 
 def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(
-    see: Callable[..., Any], receiver: Receiver, clock: Clock
+    see: Callable[..., Any],
+    receiver: Receiver,
+    clock: Clock,
 ) -> None:
     see(result_of(0, temperature=6.0))
     see(result_of(1, temperature=8.0))
@@ -39,7 +46,10 @@ def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
 def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
-    see: Callable[..., Any], receiver: Receiver, store: Store, undecided: str
+    see: Callable[..., Any],
+    receiver: Receiver,
+    store: Store,
+    undecided: str,
 ) -> None:
     see(result_of(0, state=undecided, reason="accuracy: 0.79"))
     assert Alerts(store).firing() == []
@@ -53,7 +63,9 @@ def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
 
 
 def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
-    see: Callable[..., Any], receiver: Receiver, store: Store
+    see: Callable[..., Any],
+    receiver: Receiver,
+    store: Store,
 ) -> None:
     see(result_of(5, temperature=6.0))
     see(result_of(5, temperature=6.0))
@@ -65,10 +77,17 @@ def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
 
 
 def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
 ) -> None:
     spec = EndpointSpec.model_validate(
-        {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {"alert": "ops"}}}
+        {
+            "name": "flights",
+            "variants": {"flights": {"model": "models:/m/1"}},
+            "monitors": {"daily": {"alert": "ops"}},
+        },
     )
     store.add_endpoint("onnxserve", spec)
     for _ in range(3):
@@ -78,12 +97,17 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
     told = receiver.got["/ops"][0]["message"].splitlines()
-    assert told[1:] == ["flights: the monitor fails: MLflow does not answer", "next: onnxserve monitor list flights"]
+    assert told[1:] == [
+        "flights: the monitor fails: MLflow does not answer",
+        "next: onnxserve monitor list flights",
+    ]
     assert receiver.titles("science") == []
 
 
 def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
-    store: Store, settings: Settings, receiver: Receiver
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
 ) -> None:
     trained = MonitorSpec.model_validate({"alert": "ops", "retrain": {"project": "."}})
     for monitor, spec in (("daily", trained), ("hourly", OPS)):
@@ -96,7 +120,10 @@ def test_a_retraining_is_proposed_only_of_a_monitor_that_says_how_to_train(
 
 
 def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
-    store: Store, settings: Settings, receiver: Receiver, clock: Clock
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
 ) -> None:
     for _ in range(2):
         record_failure(store, settings, "flights", "daily", "MLflow does not answer")
@@ -104,10 +131,16 @@ def test_a_monitor_that_goes_on_failing_is_told_with_the_same_next_command(
         clock.pass_by(hours=25)
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Still"]
-    assert all(mentions(one["message"], "onnxserve monitor list flights") for one in receiver.got["/ops"])
+    assert all(
+        mentions(one["message"], "onnxserve monitor list flights") for one in receiver.got["/ops"]
+    )
 
 
-def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
+def test_what_waits_for_a_person_is_told_once(
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+) -> None:
     for _ in range(2):
         announce(store, "flights", "daily", "version 7 waits", RUN)
         send_due(store, settings)
@@ -116,7 +149,11 @@ def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, 
     assert "version 7 waits" in message["message"]
 
 
-def test_a_request_is_sent_once_to_every_channel(store: Store, settings: Settings, receiver: Receiver) -> None:
+def test_a_request_is_sent_once_to_every_channel(
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+) -> None:
     text, step = "eva requests it: trained on more", "next: onnxserve approve"
     announce_request(store, "flight-delay", text, RUN, step, {"model": "flight-delay"})
     announce(store, "flights", "daily", "version 7 waits", RUN)
@@ -125,31 +162,62 @@ def test_a_request_is_sent_once_to_every_channel(store: Store, settings: Setting
 
     (title,) = [title for title in receiver.titles("ops") if "flight-delay" in title]
     assert title == "onnxserve: flight-delay: For you"
-    (text,) = [message["message"] for message in receiver.got["/ops"] if "trained on more" in message["message"]]
+    (text,) = [
+        message["message"]
+        for message in receiver.got["/ops"]
+        if "trained on more" in message["message"]
+    ]
     assert mentions(text, "eva", RUN, "onnxserve approve")
     assert len(receiver.titles("ops")) == 2
 
 
-def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], receiver: Receiver) -> None:
+def test_of_a_criterion_segment_and_value_are_named(
+    see: Callable[..., Any],
+    receiver: Receiver,
+) -> None:
     found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
     see(result_of(0, kind="performance", state="violated", findings=(found,)))
 
     message = receiver.got["/ops"][0]["message"]
-    assert mentions(message, "accuracy [carrier=AA]", "criterion 0.71", "threshold 0.8", "0.71 < 0.8")
+    assert mentions(
+        message,
+        "accuracy [carrier=AA]",
+        "criterion 0.71",
+        "threshold 0.8",
+        "0.71 < 0.8",
+    )
 
 
 def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
-    see: Callable[..., Any], receiver: Receiver
+    see: Callable[..., Any],
+    receiver: Receiver,
 ) -> None:
     change = "mean 3.2 → 8.9, higher"
-    hour: dict[str, Any] = {"since": "2013-06-29T14:00:00+00:00", "since_end": "2013-06-29T15:00:00+00:00"}
-    wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, in_a_row=3, **hour)
+    hour: dict[str, Any] = {
+        "since": "2013-06-29T14:00:00+00:00",
+        "since_end": "2013-06-29T15:00:00+00:00",
+    }
+    wind = Finding(
+        "wind",
+        "distribution",
+        "drift",
+        "far",
+        6.0,
+        3.0,
+        change=change,
+        in_a_row=3,
+        **hour,
+    )
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
     see(result_of(0, findings=(wind, gone)))
 
     told = receiver.got["/ops"][0]["message"]
-    history = ("mean 3.2 → 8.9, higher", "since the window of 29 June 2013, 14:00 to 15:00 UTC", "window 3")
+    history = (
+        "mean 3.2 → 8.9, higher",
+        "since the window of 29 June 2013, 14:00 to 15:00 UTC",
+        "window 3",
+    )
     assert mentions(told, "wind", "distribution 6", "threshold 3", *history, "far")
     assert mentions(told, "humid", "presence", gone.reason)
 
@@ -169,7 +237,9 @@ SHIFT = Finding(
 
 
 def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
-    see: Callable[..., Any], receiver: Receiver, store: Store
+    see: Callable[..., Any],
+    receiver: Receiver,
+    store: Store,
 ) -> None:
     budget = {"false_alarms_per_year": 0.2}
     see(result_of(0, findings=(SHIFT,), figures=budget))
@@ -180,13 +250,32 @@ def test_a_lasting_shift_is_told_with_its_size_start_and_budget_until_it_ends(
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
     told = receiver.got["/ops"][0]["message"]
     since = "since the window of 8 June 2013 (95 % interval: 5 to 10 June 2013)"
-    assert mentions(told, "wind [carrier=AA]", "shift", SHIFT.change, since, SHIFT.reason, "0.2 false alarms")
+    assert mentions(
+        told,
+        "wind [carrier=AA]",
+        "shift",
+        SHIFT.change,
+        since,
+        SHIFT.reason,
+        "0.2 false alarms",
+    )
 
 
 def test_a_jump_is_told_with_the_budget(see: Callable[..., Any], receiver: Receiver) -> None:
-    see(result_of(0, findings=(replace(SHIFT, check="distribution"),), figures={"false_alarms_per_year": 0.5}))
+    see(
+        result_of(
+            0,
+            findings=(replace(SHIFT, check="distribution"),),
+            figures={"false_alarms_per_year": 0.5},
+        ),
+    )
 
-    assert mentions(receiver.got["/ops"][0]["message"], "distribution", "budget of this monitor", "0.5 false alarms")
+    assert mentions(
+        receiver.got["/ops"][0]["message"],
+        "distribution",
+        "budget of this monitor",
+        "0.5 false alarms",
+    )
 
 
 def test_a_second_shift_is_told_as_worse(see: Callable[..., Any], receiver: Receiver) -> None:
@@ -205,9 +294,17 @@ def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Re
     assert len(receiver.got["/ops"][0]["message"]) < 1500
 
 
-@pytest.mark.parametrize("files", [{"/onnxserve/console.css": ""}, {}], ids=["console", "mlflow alone"])
+@pytest.mark.parametrize(
+    "files",
+    [{"/onnxserve/console.css": ""}, {}],
+    ids=["console", "mlflow alone"],
+)
 def test_a_message_leads_to_the_console_of_an_mlflow_that_has_it(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, files: dict[str, str]
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    files: dict[str, str],
 ) -> None:
     with serving(files) as url, tracking_at(url):
         see(result_of(0, temperature=6.0))
@@ -216,4 +313,8 @@ def test_a_message_leads_to_the_console_of_an_mlflow_that_has_it(
 
     for message, endpoint in zip(receiver.got["/ops"], ("flights", "taxis"), strict=True):
         told = f"next ({url}/onnxserve?endpoint={endpoint}): " if files else "next: "
-        assert message["message"].splitlines()[-1].startswith(f"{told}onnxserve monitor list {endpoint}")
+        assert (
+            message["message"]
+            .splitlines()[-1]
+            .startswith(f"{told}onnxserve monitor list {endpoint}")
+        )

@@ -20,13 +20,18 @@ from .conftest import OPS, RUN, Clock
 
 
 def test_an_alarm_is_told_once_and_then_that_it_is_over(
-    see: Callable[..., Any], receiver: Receiver, store: Store
+    see: Callable[..., Any],
+    receiver: Receiver,
+    store: Store,
 ) -> None:
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
         see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
 
     first, last = receiver.got["/ops"]
-    assert (first["title"], first["type"]) == ("onnxserve: flights: Alarm: monitor daily", "failure")
+    assert (first["title"], first["type"]) == (
+        "onnxserve: flights: Alarm: monitor daily",
+        "failure",
+    )
     assert first["message"] == "\n".join(
         [
             "Alarm: monitor daily",
@@ -35,7 +40,7 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
             "- wind, distribution, Wasserstein distance 4 SD (threshold 3 SD)",
             f"{RUN}/artifacts/report.html",
             "next: onnxserve monitor list flights, or onnxserve silence flights --monitor daily --for 2h",
-        ]
+        ],
     )
     assert (last["title"], last["type"]) == ("onnxserve: flights: Over: monitor daily", "success")
     assert "next" not in last["message"]
@@ -43,7 +48,9 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(
 
 
 def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
-    store: Store, settings: Settings, receiver: Receiver
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
 ) -> None:
     science = MonitorSpec(alert=("science",))
     for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
@@ -59,7 +66,12 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
     assert receiver.titles("science") == ["onnxserve: flights: Alarm: monitor weekly"]
 
 
-def test_those_of_one_round_are_waited_for(store: Store, settings: Settings, receiver: Receiver, clock: Clock) -> None:
+def test_those_of_one_round_are_waited_for(
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
+) -> None:
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
@@ -78,7 +90,9 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
-    assert len([line for line in caplog.messages if "did not accept" in line]) == 1  # The first pause is 10 s.
+    assert (
+        len([line for line in caplog.messages if "did not accept" in line]) == 1
+    )  # The first pause is 10 s.
     clock.pass_by(seconds=11)
     send_due(store, settings)
     receiver.is_broken = False
@@ -91,7 +105,11 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
 
 
 def test_a_clock_that_goes_back_holds_up_nothing(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
 ) -> None:
     true_now = clock.now
     clock.pass_by(days=30)
@@ -112,7 +130,11 @@ def test_a_clock_that_goes_back_holds_up_nothing(
 
 
 def test_what_was_over_before_it_could_be_told_is_not_told(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
 ) -> None:
     receiver.is_broken = True
     see(result_of(0, temperature=6.0))
@@ -125,7 +147,11 @@ def test_what_was_over_before_it_could_be_told_is_not_told(
 
 
 def test_a_silence_holds_back_what_it_covers_and_nothing_else(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
 ) -> None:
     Silences(store).add("flights", "daily", timedelta(hours=2), "a known storm")
     see(result_of(0, temperature=6.0))
@@ -139,12 +165,19 @@ def test_a_silence_holds_back_what_it_covers_and_nothing_else(
     assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
 
 
-def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see: Callable[..., Any], store: Store) -> None:
+def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(
+    see: Callable[..., Any],
+    store: Store,
+) -> None:
     assert see(result_of(0, temperature=6.0), settings=Settings()) == 0
     assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
 
 
-def test_two_that_tell_at_the_same_time_tell_once(store: Store, settings: Settings, receiver: Receiver) -> None:
+def test_two_that_tell_at_the_same_time_tell_once(
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+) -> None:
     record_result(store, settings, result_of(0, temperature=6.0), OPS)
 
     with ThreadPoolExecutor(4) as pool:

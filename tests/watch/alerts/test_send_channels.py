@@ -23,7 +23,11 @@ from .conftest import RUN
 
 
 def test_no_secret_reaches_the_log_the_store_or_a_repr(
-    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, caplog: pytest.LogCaptureFixture
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     receiver.is_broken = True
@@ -37,7 +41,11 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(
 
 @pytest.mark.parametrize(("answer_bytes", "taken"), [(1_000_000, 1), (1_000_001, 0)])
 def test_the_answer_of_a_channel_is_bounded(
-    see: Callable[..., Any], receiver: Receiver, caplog: pytest.LogCaptureFixture, answer_bytes: int, taken: int
+    see: Callable[..., Any],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+    answer_bytes: int,
+    taken: int,
 ) -> None:
     receiver.answer_bytes = answer_bytes
     assert see(result_of(0, temperature=6.0)) == taken
@@ -54,7 +62,12 @@ def test_the_answer_of_a_channel_is_bounded(
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
-    see: Callable[..., Any], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None, said: str
+    see: Callable[..., Any],
+    store: Store,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    text: str | None,
+    said: str,
 ) -> None:
     file = tmp_path / "broken.yaml"
     if text is not None:
@@ -63,13 +76,20 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
     assert see(result_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
 
     send_due(store, Settings(alert_config=file))
-    assert caplog.text.replace(f"{file} ", "").count(f"alerts cannot be sent: ONNXSERVE_ALERT_CONFIG: {said}") == 1
+    assert (
+        caplog.text.replace(f"{file} ", "").count(
+            f"alerts cannot be sent: ONNXSERVE_ALERT_CONFIG: {said}",
+        )
+        == 1
+    )
     assert "s3cret" not in caplog.text
     assert len(Alerts(store).firing()) == 1
 
 
 def test_a_channel_that_takes_html_is_sent_the_names_as_text(
-    store: Store, settings: Settings, receiver: Receiver
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
 ) -> None:
     assert settings.alert_config is not None
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
@@ -86,12 +106,19 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(
 
 @pytest.mark.parametrize("what", ["a finding", "a failure", "a message"])
 def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
-    store: Store, settings: Settings, receiver: Receiver, what: str
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    what: str,
 ) -> None:
-    value = "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
+    value = (
+        "@everyone <!channel> [the report](https://evil.example) <https://evil.example|the report>"
+    )
     found = Finding("carrier", "unseen", "drift", f"new values as {value!r}", 6.0, 3.0)
     assert settings.alert_config is not None
-    settings.alert_config.write_text(f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n")
+    settings.alert_config.write_text(
+        f"urls:\n  - {receiver.url('chat').replace('json:', 'mmost:')}\n",
+    )
 
     match what:
         case "a finding":
@@ -100,11 +127,19 @@ def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
         case "a failure":
             record_failure(store, settings, "flights", "hourly", f"no number: {value!r}")
         case _:
-            announce(store, "flights", "hourly", f"no number: {value!r}", f"{RUN}/artifacts/report.html")
+            announce(
+                store,
+                "flights",
+                "hourly",
+                f"no number: {value!r}",
+                f"{RUN}/artifacts/report.html",
+            )
     send_due(store, settings)
 
     text = next(iter(receiver.got.values()))[0]["text"]
     for active in ("@everyone", "<!channel>", "](", "https://evil"):
         assert active not in text
     assert repr(value) in text.replace("\u200b", "")
-    assert (f"{RUN}/artifacts/report.html" in text) == (what != "a failure")  # Our own link is not escaped.
+    assert (f"{RUN}/artifacts/report.html" in text) == (
+        what != "a failure"
+    )  # Our own link is not escaped.

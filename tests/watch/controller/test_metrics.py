@@ -45,8 +45,14 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
     opened = open_store(store_url, lambda: NOW)
-    monitors: dict[str, Any] = {name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")}
-    document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
+    monitors: dict[str, Any] = {
+        name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")
+    }
+    document = {
+        "name": "flights",
+        "variants": {"flights": {"model": "models:/m/1"}},
+        "monitors": monitors,
+    }
     opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
     yield opened
     opened.close()
@@ -61,7 +67,10 @@ def read(store: Store) -> Iterator[Read]:
     def ask() -> dict[tuple[str, ...], float]:
         text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
         return {
-            (sample.name, *(value for key, value in sorted(sample.labels.items()) if key != "endpoint")): sample.value
+            (
+                sample.name,
+                *(value for key, value in sorted(sample.labels.items()) if key != "endpoint"),
+            ): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
@@ -71,7 +80,10 @@ def read(store: Store) -> Iterator[Read]:
     server.server_close()
 
 
-def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Store, read: Read) -> None:
+def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(
+    store: Store,
+    read: Read,
+) -> None:
     monitors = Monitors(store)
     for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
         window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
@@ -90,7 +102,11 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
 
     assert told["onnxserve_drift_share", "daily"] == 0.4
     assert ("onnxserve_drift_share", "hourly") not in told
-    in_state = {labels[1:] for labels, value in told.items() if labels[0] == "onnxserve_monitor_state" and value == 1}
+    in_state = {
+        labels[1:]
+        for labels, value in told.items()
+        if labels[0] == "onnxserve_monitor_state" and value == 1
+    }
     assert in_state == {
         ("daily", "alarm"),
         ("hourly", "not judged"),
@@ -99,21 +115,35 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
         ("off", "paused"),
         ("broken", "failing"),
     }
-    metrics = {labels[1] for labels in told if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"}
+    metrics = {
+        labels[1]
+        for labels in told
+        if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"
+    }
     assert metrics == {"share_of_drifted_columns", "rows"}
     assert told["onnxserve_monitor_metric", "rows", "daily"] == 75
     assert told["onnxserve_monitor_state", "daily", "ok"] == 0
     assert told["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
-    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 2 * DAY).timestamp()
+    assert (
+        told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
+        == (FIRST + 2 * DAY).timestamp()
+    )
     assert told["onnxserve_monitor_windows_total", "daily", "drift"] == 1
     assert told["onnxserve_monitor_failures_total", "broken"] == 3
     assert told["onnxserve_alerts_firing", "broken"] == 1
     assert read() == told
 
 
-def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(store: Store, read: Read) -> None:
+def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(
+    store: Store,
+    read: Read,
+) -> None:
     monitors = Monitors(store)
-    shares: list[dict[str, float]] = [{"share_of_drifted_columns": 0.1}, {"share_of_drifted_columns": 0.3}, {}]
+    shares: list[dict[str, float]] = [
+        {"share_of_drifted_columns": 0.1},
+        {"share_of_drifted_columns": 0.3},
+        {},
+    ]
     for day, figures in enumerate(shares):
         window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
         monitors.update(replace(window, state="judged", verdict="not judged", figures=figures))
@@ -123,11 +153,15 @@ def test_a_window_without_rows_and_one_that_waits_leave_the_last_drift_share(sto
 
     assert told["onnxserve_drift_share", "daily"] == 0.3
     assert told["onnxserve_monitor_state", "daily", "not judged"] == 1
-    assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 3 * DAY).timestamp()
+    assert (
+        told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"]
+        == (FIRST + 3 * DAY).timestamp()
+    )
 
 
 def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_and_that(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     go_on = threading.Event()
 
@@ -150,7 +184,9 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 
     gauges = StoreMetrics(store, patience_seconds=0.1)
 
-    def read_whole() -> dict:  # The store is up after its first answer, while other data is still being read.
+    def read_whole() -> (
+        dict
+    ):  # The store is up after its first answer, while other data is still being read.
         read = values(gauges)
         return read if read["onnxserve_store_up"] and len(read) > 1 else {}
 
@@ -167,14 +203,20 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
     wait_until(lambda: values(gauges) == read_at_first, 30, "it is read again")
     go_on.clear()
     monkeypatch.setattr(store, "transaction", slow)
-    wait_until(lambda: values(gauges) == read_at_first, 30, "a store that answers and is slow is up")
+    wait_until(
+        lambda: values(gauges) == read_at_first,
+        30,
+        "a store that answers and is slow is up",
+    )
     go_on.set()
 
 
 def values(gauges: StoreMetrics) -> dict:
     """Return the values by metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
-    return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
+    return {
+        (one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples
+    }
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
@@ -190,7 +232,9 @@ def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, re
 
     (counts,) = [one for one in asked if "GROUP BY onnxserve_monitor_windows" in one]
     with store.transaction() as session:
-        plan = " ".join(row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}"))
+        plan = " ".join(
+            row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {counts}")
+        )
     assert "USING COVERING INDEX" in plan
     assert "TEMP B-TREE" not in plan
 
@@ -201,7 +245,8 @@ def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
 
 
 def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1", request_seconds=0.5)
@@ -216,9 +261,14 @@ def test_clients_that_send_nothing_end_and_hold_no_more_than_a_few_threads(
         server.server_close()
 
 
-def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read: Read) -> None:
+def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(
+    store: Store,
+    read: Read,
+) -> None:
     root = Path(__file__).parents[3]
-    documented = set(re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text()))
+    documented = set(
+        re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text()),
+    )
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
     figures = {"share_of_drifted_columns": 0.5}
     Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
@@ -228,4 +278,7 @@ def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it
 
     assert served == documented - {"onnxserve_retrainings"}
     rules = (root / "docker" / "prometheus" / "onnxserve.rules.yaml").read_text()
-    assert set(re.findall(r"onnxserve_(?:monitor|drift|alerts|store|retrainings)_?[a-z_]*", rules)) <= documented
+    assert (
+        set(re.findall(r"onnxserve_(?:monitor|drift|alerts|store|retrainings)_?[a-z_]*", rules))
+        <= documented
+    )

@@ -60,7 +60,11 @@ class Receiver:
         """Send a body that is signed as MLflow signs it."""
         delivery = "7b2e"
         timestamp = timestamp or str(int(time.time() - age))
-        digest = hmac.new(secret.encode(), f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+        digest = hmac.new(
+            secret.encode(),
+            f"{delivery}.{timestamp}.".encode() + body,
+            hashlib.sha256,
+        ).digest()
         headers = {
             "X-MLflow-Delivery-Id": delivery,
             "X-MLflow-Timestamp": timestamp,
@@ -74,7 +78,9 @@ class Receiver:
 
 
 def event(entity: str = ALIAS_EVENT, model: object = "flights") -> bytes:
-    return json.dumps({"entity": entity, "action": "created", "data": {"name": model, "version": "2"}}).encode()
+    return json.dumps(
+        {"entity": entity, "action": "created", "data": {"name": model, "version": "2"}},
+    ).encode()
 
 
 @pytest.fixture
@@ -102,7 +108,10 @@ def receiver(store: Store, tmp_path: Path) -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.mark.parametrize("entity", ["registered_model", "model_version", "model_version_tag", "model_version_alias"])
+@pytest.mark.parametrize(
+    "entity",
+    ["registered_model", "model_version", "model_version_tag", "model_version_alias"],
+)
 def test_an_event_of_a_model_makes_only_its_agents_poll(receiver: Receiver, entity: str) -> None:
     assert receiver.send(event(entity), path="/mlflow/hook").status_code == 200
     wait_until(lambda: receiver.asks("flights"))
@@ -124,22 +133,40 @@ def test_an_event_of_a_model_makes_only_its_agents_poll(receiver: Receiver, enti
         pytest.param({"timestamp": "9" * 5000}, 400, id="a timestamp of too many digits"),
         pytest.param({"timestamp": "9" * 30}, 401, id="a timestamp of the far future"),
         pytest.param({"body": b"[" * 100_000}, 400, id="a deep list"),
-        pytest.param({"body": event(model="deep").replace(b'"deep"', b"[" * 900 + b"]" * 900)}, 200, id="a deep name"),
+        pytest.param(
+            {"body": event(model="deep").replace(b'"deep"', b"[" * 900 + b"]" * 900)},
+            200,
+            id="a deep name",
+        ),
         pytest.param({"body": b"[]"}, 400, id="a list"),
         pytest.param({"body": b"{}"}, 400, id="no entity"),
-        pytest.param({"body": b'{"entity": "model_version", "data": "flights"}'}, 400, id="no data"),
+        pytest.param(
+            {"body": b'{"entity": "model_version", "data": "flights"}'},
+            400,
+            id="no data",
+        ),
         pytest.param({"body": event("prompt_alias")}, 200, id="a prompt"),
         pytest.param({"body": b'{"entity": "budget_policy", "data": {}}'}, 200, id="a budget"),
-        pytest.param({"body": event(model="of another team")}, 200, id="a model that is not served"),
+        pytest.param(
+            {"body": event(model="of another team")},
+            200,
+            id="a model that is not served",
+        ),
         pytest.param({"body": event(model=["flights"])}, 200, id="a list of models"),
     ],
 )
-def test_other_deliveries_make_no_agent_poll(receiver: Receiver, delivery: dict[str, Any], status: int) -> None:
+def test_other_deliveries_make_no_agent_poll(
+    receiver: Receiver,
+    delivery: dict[str, Any],
+    status: int,
+) -> None:
     answer = receiver.send(**{"body": event(), **delivery})
 
     assert answer.status_code == status
     receiver.send(event(model="trips"))
-    wait_until(lambda: receiver.asks("trips"))  # The receiver continues, and has polled for the earlier delivery.
+    wait_until(
+        lambda: receiver.asks("trips"),
+    )  # The receiver continues, and has polled for the earlier delivery.
     assert not receiver.asks("flights")
     assert SECRET not in answer.text
 
@@ -151,7 +178,9 @@ def test_a_delivery_without_headers_is_refused(receiver: Receiver) -> None:
 def test_silent_connections_do_not_prevent_an_event(receiver: Receiver) -> None:
     address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
     with ExitStack() as opened:
-        silent = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)]
+        silent = [
+            opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)
+        ]
         begun = opened.enter_context(socket.create_connection(address, timeout=20))
         begun.sendall(b"POST / HTTP/1.1\r\n")
         assert receiver.send(event()).status_code == 200
@@ -161,16 +190,20 @@ def test_silent_connections_do_not_prevent_an_event(receiver: Receiver) -> None:
         assert begun.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
-def test_an_upgrade_to_websocket_is_refused_and_does_not_prevent_an_event(receiver: Receiver) -> None:
+def test_an_upgrade_to_websocket_is_refused_and_does_not_prevent_an_event(
+    receiver: Receiver,
+) -> None:
     address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
     with ExitStack() as opened:
         upgrade = opened.enter_context(socket.create_connection(address, timeout=20))
         upgrade.sendall(
             b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
         )
         assert upgrade.recv(100).startswith(b"HTTP/1.1 405 ")
-        silent = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)]
+        silent = [
+            opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(110)
+        ]
         assert receiver.send(event()).status_code == 200
         assert is_closed(silent[0])
 
@@ -180,10 +213,17 @@ def test_an_upgrade_to_websocket_is_refused_and_does_not_prevent_an_event(receiv
     [
         pytest.param(b"", id="nothing"),
         pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\n", id="an incomplete head"),
-        pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{", id="an incomplete body"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+            id="an incomplete body",
+        ),
     ],
 )
-def test_a_request_that_does_not_arrive_in_time_ends(store: Store, tmp_path: Path, sent: bytes) -> None:
+def test_a_request_that_does_not_arrive_in_time_ends(
+    store: Store,
+    tmp_path: Path,
+    sent: bytes,
+) -> None:
     with receiving(store, tmp_path, request_seconds=0.2) as receiver:
         address = ("127.0.0.1", int(receiver.url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=20) as client:
@@ -201,7 +241,9 @@ def is_closed(client: socket.socket) -> bool:
 
 
 def test_unsigned_events_are_logged_once_per_minute(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 1000.0
     with receiving(store, tmp_path, clock=lambda: now) as receiver:
@@ -215,7 +257,9 @@ def test_unsigned_events_are_logged_once_per_minute(
 
 
 def test_a_poll_that_fails_does_not_end_the_receiver(
-    receiver: Receiver, store: Store, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failed = threading.Event()
 
@@ -240,10 +284,21 @@ def test_a_receiver_without_a_secret_is_refused(store: Store) -> None:
 
 
 @pytest.mark.long
-def test_a_port_in_use_is_refused_in_one_line(taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_refused_in_one_line(
+    taken_port: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", SECRET)
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--webhook-port", str(taken_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "controller",
+        "--webhook-port",
+        str(taken_port),
+    ]
 
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
@@ -252,7 +307,10 @@ def test_a_port_in_use_is_refused_in_one_line(taken_port: int, tmp_path: Path, m
 
 
 @pytest.fixture
-def mlflow_with_webhooks(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowServer]:
+def mlflow_with_webhooks(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowServer]:
     """An MLflow server without our app that sends webhooks to this machine."""
     server = MlflowServer(tmp_path / "mlflow")
     server.folder.mkdir()
@@ -271,7 +329,9 @@ def mlflow_with_webhooks(tmp_path: Path, new_database: Callable[[Path], str]) ->
 
 @pytest.fixture
 def controller_port(
-    mlflow_with_webhooks: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_with_webhooks: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[int]:
     """The port of a controller that receives webhooks. Its agents poll MLflow every five minutes."""
     port = free_port()
@@ -279,7 +339,14 @@ def controller_port(
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "300")
     monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", SECRET)
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--webhook-port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "controller",
+        "--webhook-port",
+        str(port),
+    ]
     with subprocess.Popen(command) as controller:
         wait_until(lambda: is_open(port), what="the controller listens")
         yield port
@@ -295,14 +362,22 @@ def is_open(port: int) -> bool:
 
 @pytest.mark.long
 def test_an_alias_that_is_set_in_mlflow_is_served_within_seconds(
-    mlflow_with_webhooks: MlflowServer, controller_port: int, tmp_path: Path
+    mlflow_with_webhooks: MlflowServer,
+    controller_port: int,
+    tmp_path: Path,
 ) -> None:
     registry = MlflowClient(mlflow_with_webhooks.url)
     with tracking_at(mlflow_with_webhooks.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         for factor in (1.0, 2.0):
-            graph, options = weighted_sum(factor), {"signature": SIGNATURE, "pip_requirements": ["onnxruntime"]}
+            graph, options = (
+                weighted_sum(factor),
+                {"signature": SIGNATURE, "pip_requirements": ["onnxruntime"]},
+            )
             mlflow.onnx.log_model(graph, name="model", registered_model_name="flights", **options)
-    url, events = f"http://127.0.0.1:{controller_port}", ["model_version_alias.created", "model_version_tag.set"]
+    url, events = (
+        f"http://127.0.0.1:{controller_port}",
+        ["model_version_alias.created", "model_version_tag.set"],
+    )
     webhook = registry.create_webhook("onnxserve", url, events, secret=SECRET)
     assert registry.test_webhook(webhook.webhook_id).response_status == 200
     registry.set_registered_model_alias("flights", "champion", "1")
@@ -312,4 +387,8 @@ def test_an_alias_that_is_set_in_mlflow_is_served_within_seconds(
 
         registry.set_registered_model_alias("flights", "champion", "2")
 
-        wait_until(lambda: client.get_deployment("flights")["version"] == "2", 60, "version 2 is served")
+        wait_until(
+            lambda: client.get_deployment("flights")["version"] == "2",
+            60,
+            "version 2 is served",
+        )

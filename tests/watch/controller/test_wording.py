@@ -59,20 +59,35 @@ def deployments(tmp_path: Path) -> Deployments:
             "no controller that can reach the server is running, so the rollout was not started: start "
             "`onnxserve controller` first, or use --wait to run the rollout in this command",
         ),
-        (lambda flights: last_rollout(flights.store, "taxis"), "endpoint 'taxis' has had no rollout"),
+        (
+            lambda flights: last_rollout(flights.store, "taxis"),
+            "endpoint 'taxis' has had no rollout",
+        ),
         (
             lambda flights: command_rollout(flights, "flights", "resume"),
             "the rollout of 'flights' cannot be resumed: it is stepping",
         ),
-        (lambda flights: command_rollout(flights, "taxis", "abort"), "endpoint 'taxis' has no live rollout"),
-        (lambda flights: request_retraining(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
+        (
+            lambda flights: command_rollout(flights, "taxis", "abort"),
+            "endpoint 'taxis' has no live rollout",
+        ),
+        (
+            lambda flights: request_retraining(flights, "nope"),
+            "there is no endpoint 'nope'; there are flights, taxis",
+        ),
         (
             lambda flights: request_retraining(flights, "flights"),
             "no monitor of endpoint 'flights' specifies how to train the model: onnxserve endpoint update flights "
             "-C monitors.NAME.retrain.project=PROJECT",
         ),
-        (lambda flights: rollback(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
-        (lambda _: RolloutRequest(to="2", steps="0,50"), "--steps 0,50: steps must ascend and be between 1 and 100"),
+        (
+            lambda flights: rollback(flights, "nope"),
+            "there is no endpoint 'nope'; there are flights, taxis",
+        ),
+        (
+            lambda _: RolloutRequest(to="2", steps="0,50"),
+            "--steps 0,50: steps must ascend and be between 1 and 100",
+        ),
         (
             lambda _: RolloutRequest(to="2", every="5"),
             "--every '5' cannot be read; a duration like 30s, 5m, 1h, 90d or 1w is expected",
@@ -88,7 +103,9 @@ def deployments(tmp_path: Path) -> Deployments:
     ],
 )
 def test_the_message_of_a_refusal(
-    deployments: Deployments, cause: Callable[[Deployments], object], message: str
+    deployments: Deployments,
+    cause: Callable[[Deployments], object],
+    message: str,
 ) -> None:
     with pytest.raises(OnnxserveError) as refused:
         cause(deployments)

@@ -16,7 +16,12 @@ from sklearn.datasets import load_digits
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.references.load import freeze_table
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    DriftReference,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.watch.drift.sketches.relations import RELATIONS
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, sketch_batches
@@ -30,7 +35,12 @@ DAYS, ROWS = 59, 60
 LATER = 1000 * DAY
 
 
-def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> tuple[pa.Table, Array]:
+def rows_of_days(
+    rng: Any,
+    days: int,
+    shift: float = 0.0,
+    rows: int = ROWS,
+) -> tuple[pa.Table, Array]:
     """Days with their own weather: rows of a day are similar, and days are exchangeable."""
     size = days * rows
     weather = np.repeat(rng.normal(0, 1, days), rows) + shift
@@ -46,11 +56,18 @@ def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> t
     return pa.table(columns), np.repeat(np.arange(days) * DAY, rows) + rng.integers(0, DAY, size)
 
 
-def reference_of(table: pa.Table, times: Array | None, length: int = DAY, start: int = LATER) -> DriftReference:
+def reference_of(
+    table: pa.Table,
+    times: Array | None,
+    length: int = DAY,
+    start: int = LATER,
+) -> DriftReference:
     bins, notes = freeze_table(table, (), "the table")
     pieces = cut_pieces(bins, table, times, start, length)
     sample = (
-        table if times is None else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
+        table
+        if times is None
+        else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
     )
     return DriftReference(bins, bins_digest(bins), pieces, sample, notes=tuple(notes))
 
@@ -95,7 +112,13 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
         reference = reference_of(*rows_of_days(rng, 19))
         for number in range(10):
             table = rows_of_days(rng, 1)[0]
-            verdict = verdict_on(table, reference, LATER + number, cache=tmp_path / str(seed), false_alarm_rate=0.1)
+            verdict = verdict_on(
+                table,
+                reference,
+                LATER + number,
+                cache=tmp_path / str(seed),
+                false_alarm_rate=0.1,
+            )
             alarms += verdict.state == "drift"
 
     assert 1 <= alarms <= 15  # 6 expected
@@ -104,7 +127,11 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
 def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
-    assert (verdict.state, verdict.null, verdict.figures["blocks"]) == ("no drift", "contiguous", DAYS)
+    assert (verdict.state, verdict.null, verdict.figures["blocks"]) == (
+        "no drift",
+        "contiguous",
+        DAYS,
+    )
     assert verdict.figures["measured_false_alarm_rate"] <= 0.1
     assert mentions(verdict.notes[0], "0.05", "59 windows", "30 windows", "29")
     assert verdict.figures["independent_blocks"] == DAYS
@@ -112,7 +139,10 @@ def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
 
 
 @pytest.mark.parametrize("rows", [30, 60, 600])
-def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days: DriftReference, rows: int) -> None:
+def test_a_shift_is_found_and_named_whatever_the_number_of_rows(
+    days: DriftReference,
+    rows: int,
+) -> None:
     verdict = verdict_on(window(shift=8, rows=rows), days)
 
     assert verdict.state == "drift"
@@ -126,7 +156,9 @@ def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days: DriftRefer
 def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference) -> None:
     for shift in (0, 2, 4, 6):
         verdict = verdict_on(window(shift=shift), days)
-        scores = [value for name, value in verdict.figures.items() if name.startswith("drift_score/")]
+        scores = [
+            value for name, value in verdict.figures.items() if name.startswith("drift_score/")
+        ]
         assert "p_value" in verdict.figures
         is_drifted = verdict.figures["share_of_drifted_columns"] > 0
         assert (verdict.state == "drift") == is_drifted == (verdict.figures["p_value"] <= 0.05)
@@ -139,7 +171,9 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
     assert {one.subject for one in verdict.findings} == {*window().column_names, RELATIONS}
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
-    assert found(verdict, "number", "unseen").state == "no drift"  # The ids are different on each day.
+    assert (
+        found(verdict, "number", "unseen").state == "no drift"
+    )  # The ids are different on each day.
     assert mentions(found(verdict, "number", "unseen").reason, "100.0%")
 
 
@@ -155,7 +189,12 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
     ],
 )
 def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
-    days: DriftReference, name: str, values: list[Any], subject: str, check: str, measure: str
+    days: DriftReference,
+    name: str,
+    values: list[Any],
+    subject: str,
+    check: str,
+    measure: str,
 ) -> None:
     verdict = verdict_on(replaced(window(), name, values), days)
 
@@ -171,10 +210,25 @@ def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
     [
         ("noise", [None] * 30 + [0.0] * 30, "missing", "50.0% missing"),
         ("constant", [None] * ROWS, "missing", "100.0% missing, 0.0% in the reference"),
-        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"33.3% of rows have a value that the reference lacks \('z'\)"),
+        (
+            "carrier",
+            ["z"] * 20 + ["a"] * 40,
+            "unseen",
+            r"33.3% of rows have a value that the reference lacks \('z'\)",
+        ),
         ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
-        ("carrier", np.arange(ROWS), "type", "60 of 60 values have type int64; the reference has string"),
-        ("temperature", ["warm"] * ROWS, "type", "60 of 60 values have type string; the reference has double"),
+        (
+            "carrier",
+            np.arange(ROWS),
+            "type",
+            "60 of 60 values have type int64; the reference has string",
+        ),
+        (
+            "temperature",
+            ["warm"] * ROWS,
+            "type",
+            "60 of 60 values have type string; the reference has double",
+        ),
         (
             "noise",
             pa.array(["x"] * ROWS, pa.large_string()),
@@ -184,7 +238,11 @@ def test_the_value_and_the_threshold_of_a_column_have_a_measure_and_its_unit(
     ],
 )
 def test_what_else_may_change_has_a_verdict_of_its_own(
-    days: DriftReference, name: str, values: Array | list[Any] | pa.Array, check: str, reason: str
+    days: DriftReference,
+    name: str,
+    values: Array | list[Any] | pa.Array,
+    check: str,
+    reason: str,
 ) -> None:
     verdict = verdict_on(replaced(window(), name, values), days)
 
@@ -195,10 +253,16 @@ def test_what_else_may_change_has_a_verdict_of_its_own(
 
 @pytest.mark.parametrize(
     ("name", "values", "said"),
-    [("carrier", np.arange(ROWS), "(all other checks: p = "), ("temperature", np.full(ROWS, 9.0), "(p = ")],
+    [
+        ("carrier", np.arange(ROWS), "(all other checks: p = "),
+        ("temperature", np.full(ROWS, 9.0), "(p = "),
+    ],
 )
 def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
-    days: DriftReference, name: str, values: Array, said: str
+    days: DriftReference,
+    name: str,
+    values: Array,
+    said: str,
 ) -> None:
     verdict = verdict_on(replaced(window(), name, values), days)
 
@@ -211,14 +275,44 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
     [
         ("temperature", np.full(ROWS, 9.0), "distribution", r"mean -?0\.\d+ → 9, higher"),
         ("temperature", np.full(ROWS, -9.0), "distribution", r"mean -?0\.\d+ → -9, lower"),
-        ("noise", np.tile([-2.5, 2.5], ROWS // 2), "distribution", r"mean .* → 0, deviation [\d.]+ → 2\.5, wider"),
-        ("noise", np.full(ROWS, 0.1), "distribution", r"mean .* → 0\.1, deviation .* → 0, narrower"),
-        ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
-        ("noise", [math.inf] * 6 + [-0.3, 0.3] * 27, "distribution", r"infinite values 0\.0% → 10\.0%, more often"),
-        ("noise", [-math.inf] * ROWS, "distribution", r"infinite values 0\.0% → 100\.0%, more often"),
+        (
+            "noise",
+            np.tile([-2.5, 2.5], ROWS // 2),
+            "distribution",
+            r"mean .* → 0, deviation [\d.]+ → 2\.5, wider",
+        ),
+        (
+            "noise",
+            np.full(ROWS, 0.1),
+            "distribution",
+            r"mean .* → 0\.1, deviation .* → 0, narrower",
+        ),
+        (
+            "noise",
+            np.tile([-0.01, 0.01], ROWS // 2),
+            "distribution",
+            r"mean .* → .*, deviation .* → 0\.01, narrower",
+        ),
+        (
+            "noise",
+            [math.inf] * 6 + [-0.3, 0.3] * 27,
+            "distribution",
+            r"infinite values 0\.0% → 10\.0%, more often",
+        ),
+        (
+            "noise",
+            [-math.inf] * ROWS,
+            "distribution",
+            r"infinite values 0\.0% → 100\.0%, more often",
+        ),
         ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
         ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
-        ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new value 'z' 0\.0% → 10\.0%, more often"),
+        (
+            "carrier",
+            ["z"] * 6 + ["a", "b", "c"] * 18,
+            "distribution",
+            r"new value 'z' 0\.0% → 10\.0%, more often",
+        ),
         (
             "carrier",
             ["x", "y", "z"] * 10 + ["a"] * 30,
@@ -226,14 +320,33 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
             r"new values such as 'x' 0\.0% → 50\.0%, more often",
         ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
-        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
-        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, more above"),
-        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, more on both sides"),
+        (
+            "carrier",
+            ["z"] * 20 + ["a"] * 40,
+            "unseen",
+            r"values that the reference lacks 0\.0% → 33\.3%, more",
+        ),
+        (
+            "temperature",
+            [99.0] * 50 + [0.0] * 10,
+            "range",
+            r"out of range \d\.\d% → 83\.3%, more above",
+        ),
+        (
+            "temperature",
+            [-99.0, 99.0] * 30,
+            "range",
+            r"out of range \d\.\d% → 100\.0%, more on both sides",
+        ),
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
     ],
 )
 def test_an_alarm_says_from_what_to_what_and_where_to(
-    days: DriftReference, name: str, values: Array | list[Any], check: str, change: str
+    days: DriftReference,
+    name: str,
+    values: Array | list[Any],
+    check: str,
+    change: str,
 ) -> None:
     finding = found(verdict_on(replaced(window(), name, values), days), name, check)
 
@@ -247,18 +360,31 @@ def test_an_alarm_says_from_what_to_what_and_where_to(
         (0, {}, r"mean 7\.\d+ \(Wednesdays\)"),
         (1, {}, r"mean -?0\.\d+ \(Thursdays\)"),
         (0, {"season": "14d"}, r"mean 7\.\d+ \(windows of the same phase\)"),
-        (0, {"season": "28d"}, r"mean 1\.\d+"),  # Only two windows of the reference are in the same phase.
+        (
+            0,
+            {"season": "28d"},
+            r"mean 1\.\d+",
+        ),  # Only two windows of the reference are in the same phase.
     ],
 )
 def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_three(
-    later: int, season: dict[str, Any], before: str
+    later: int,
+    season: dict[str, Any],
+    before: str,
 ) -> None:
     table, times = rows_of_days(np.random.default_rng(0), 56)
     is_wednesday = (times // DAY - LATER // DAY) % 7 == 0
-    reference = reference_of(replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday), times)
+    reference = reference_of(
+        replaced(table, "temperature", table["temperature"].to_numpy() + 7 * is_wednesday),
+        times,
+    )
 
     judged = replaced(window(), "temperature", np.full(ROWS, 20.0))
-    finding = found(verdict_on(judged, reference, LATER + later * DAY, **season), "temperature", "distribution")
+    finding = found(
+        verdict_on(judged, reference, LATER + later * DAY, **season),
+        "temperature",
+        "distribution",
+    )
 
     assert re.fullmatch(before + " → 20, higher", finding.change)
 
@@ -271,13 +397,24 @@ def test_a_mean_is_compared_with_the_windows_of_the_same_phase_if_there_are_thre
             r"new value 'unknown' 0\.0% → 50\.0%, more often",
         ),
         ([""] * ROWS, r"constant ''"),
-        ([f"{number:036}" for number in range(ROWS)], r"texts of 13 or more characters 0\.0% → 100\.0%, more often"),
-        ([f"{number:03}" for number in range(ROWS)], r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often"),
-        (["id-123456789", "id-234567891"] * (ROWS // 2), r"new value 'id-123456789' 0\.0% → 50\.0%, more often"),
+        (
+            [f"{number:036}" for number in range(ROWS)],
+            r"texts of 13 or more characters 0\.0% → 100\.0%, more often",
+        ),
+        (
+            [f"{number:03}" for number in range(ROWS)],
+            r"texts of 0 to \d+ characters 0\.0% → 100\.0%, more often",
+        ),
+        (
+            ["id-123456789", "id-234567891"] * (ROWS // 2),
+            r"new value 'id-123456789' 0\.0% → 50\.0%, more often",
+        ),
     ],
 )
 def test_ids_that_are_ever_new_are_found_to_repeat_to_be_empty_and_to_be_of_another_form(
-    days: DriftReference, values: list[str], change: str
+    days: DriftReference,
+    values: list[str],
+    change: str,
 ) -> None:
     verdict = verdict_on(replaced(window(), "number", values), days)
 
@@ -295,7 +432,9 @@ def test_images_of_the_same_mean_and_spread_in_each_are_found_by_their_pattern()
 
     assert verdict_on(pa.table({"image": calm.tolist()}), reference).state == "no drift"
     assert verdict.state == "drift"
-    assert {one.subject for one in verdict.findings if one.is_alarm} <= {f"image.projection.{n}" for n in range(8)}
+    assert {one.subject for one in verdict.findings if one.is_alarm} <= {
+        f"image.projection.{n}" for n in range(8)
+    }
 
 
 def test_a_sensor_that_is_stuck_at_a_usual_value_is_found() -> None:
@@ -328,7 +467,8 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
     flag[::30] = True  # two in each window
 
     verdict = verdict_on(
-        pa.table({"flag": [False] * ROWS}), reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS))
+        pa.table({"flag": [False] * ROWS}),
+        reference_of(pa.table({"flag": flag}), np.repeat(np.arange(40) * DAY, ROWS)),
     )
 
     assert "constant" not in [one.check for one in verdict.findings]
@@ -336,14 +476,21 @@ def test_a_flag_that_is_seldom_set_may_be_set_nowhere() -> None:
 
 def test_beside_few_windows_a_flag_that_holds_for_days_may_hold_for_a_window() -> None:
     days = np.arange(90).repeat(ROWS)
-    reference = reference_of(pa.table({"flag": days // 20 % 2 == 0}), days * DAY, 30 * DAY, 90 * DAY)
+    reference = reference_of(
+        pa.table({"flag": days // 20 % 2 == 0}),
+        days * DAY,
+        30 * DAY,
+        90 * DAY,
+    )
 
     verdict = verdict_on(pa.table({"flag": [True] * (30 * ROWS)}), reference, length=30 * DAY)
 
     assert "constant" not in [one.check for one in verdict.findings]
 
 
-def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(days: DriftReference) -> None:
+def test_of_a_column_with_hardly_a_value_nobody_says_that_it_is_constant(
+    days: DriftReference,
+) -> None:
     verdict = verdict_on(replaced(window(), "noise", [0.5] * 5 + [None] * (ROWS - 5)), days)
 
     assert found(verdict, "noise", "missing").state == "drift"
@@ -356,27 +503,43 @@ def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() ->
     now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
 
     finding = found(
-        verdict_on(replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR), "level"
+        verdict_on(
+            replaced(now, "level", now["level"].to_numpy() + 4),
+            beside,
+            (7 * 24 + 14) * HOUR,
+        ),
+        "level",
     )
 
     means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
     assert means
     before, after = (float(one) for one in means.groups())
-    assert after - before == pytest.approx(4, abs=1)  # All hours have a mean of 0, and this hour has a mean of -1.5.
+    assert after - before == pytest.approx(
+        4,
+        abs=1,
+    )  # All hours have a mean of 0, and this hour has a mean of -1.5.
 
 
-def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days: DriftReference) -> None:
+def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(
+    days: DriftReference,
+) -> None:
     changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
 
     verdict = verdict_on(changed, days)
     asked = verdict_on(changed, days, columns=("temperature", "noise"))
 
     assert verdict.state == "drift"
-    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == ["drift", "drift"]
+    assert [found(verdict, name, "presence").state for name in ("carrier", "extra")] == [
+        "drift",
+        "drift",
+    ]
     assert mentions(found(verdict, "extra", "presence").reason, "int64")
     assert mentions(verdict.reason, "carrier", "extra")
     assert found(verdict, "carrier").state == "not judged"
-    assert (asked.state, {one.subject for one in asked.findings}) == ("no drift", {"temperature", "noise"})
+    assert (asked.state, {one.subject for one in asked.findings}) == (
+        "no drift",
+        {"temperature", "noise"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -389,7 +552,10 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
     ],
 )
 def test_what_cannot_be_supported_is_not_judged(
-    days: DriftReference, rows: int, spec: dict[str, Any], names: list[str]
+    days: DriftReference,
+    rows: int,
+    spec: dict[str, Any],
+    names: list[str],
 ) -> None:
     verdict = verdict_on(window(rows=rows), days, **spec)
 
@@ -427,20 +593,29 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
     reference = reference_of(table, None)
 
     assert "event_time=" in verdict_on(window(), reference).reason
-    assert mentions(verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason, "reference", "no rows")
+    assert mentions(
+        verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason,
+        "reference",
+        "no rows",
+    )
 
 
 @pytest.mark.long
 def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
     rng = np.random.default_rng(6)
     rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
-    nulls = {f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000)) for number in range(30)}
+    nulls = {
+        f"n{number}": np.where(rng.random(2000) < 0.001, np.nan, rng.normal(size=2000))
+        for number in range(30)
+    }
     table = pa.table({**rare, **nulls})
     calm = 0
     for _ in range(12):
         order = rng.permutation(len(table))
         reference = reference_of(table.take(order[1000:]), None)
-        calm += verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
+        calm += (
+            verdict_on(table.take(order[:1000]), reference, independent_rows=True).state != "drift"
+        )
 
     assert calm >= 10
 
@@ -455,7 +630,8 @@ def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_dr
     ],
 )
 def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
-    values: list[float | None], check: str
+    values: list[float | None],
+    check: str,
 ) -> None:
     reference = reference_of(pa.table({"a": np.arange(1000.0), "constant": np.ones(1000)}), None)
     table = pa.table({"a": np.arange(0, 1000.0, 2), "constant": values})
@@ -464,10 +640,16 @@ def test_beside_independent_rows_what_a_constant_column_never_had_is_found(
 
 
 @pytest.mark.parametrize(("odd", "state"), [(1, "no drift"), (50, "drift")])
-def test_beside_drawn_stretches_the_first_odd_row_of_a_constant_column_is_no_drift(odd: int, state: str) -> None:
+def test_beside_drawn_stretches_the_first_odd_row_of_a_constant_column_is_no_drift(
+    odd: int,
+    state: str,
+) -> None:
     rng = np.random.default_rng(3)
     times = np.repeat(np.arange(8) * DAY, 300) + np.tile(np.arange(300) * (DAY // 300), 8)
-    reference = reference_of(pa.table({"a": rng.normal(size=2400), "constant": np.ones(2400)}), times)
+    reference = reference_of(
+        pa.table({"a": rng.normal(size=2400), "constant": np.ones(2400)}),
+        times,
+    )
     table = pa.table({"a": rng.normal(size=300), "constant": [2.0] * odd + [1.0] * (300 - odd)})
 
     verdict = verdict_on(table, reference)
@@ -493,7 +675,9 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     assert sum(verdict.state == "drift" for verdict in calm) <= 2
     verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
-    assert verdict.notes[0].endswith("not measured: the reference has too few windows with event times")
+    assert verdict.notes[0].endswith(
+        "not measured: the reference has too few windows with event times",
+    )
     refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
     assert mentions(refused.reason, "rate", "0.0005")
 
@@ -507,11 +691,20 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
             "overlapping",
             r"on 24 overlapping windows of the later half, judged by only the earlier, at 0\.0894, the next",
         ),
-        (90, 30, "bootstrap", r"; not measured: fewer than 5 reference windows have 2 windows before them$"),
+        (
+            90,
+            30,
+            "bootstrap",
+            r"; not measured: fewer than 5 reference windows have 2 windows before them$",
+        ),
     ],
 )
 def test_long_windows_are_judged_by_what_the_reference_is_worth(
-    days: int, length: int, null: str, told: str, tmp_path: Path
+    days: int,
+    length: int,
+    null: str,
+    told: str,
+    tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(6)
     table, times = rows_of_days(rng, days, rows=24)
@@ -520,7 +713,9 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(
     calm = rows_of_days(rng, length, rows=24)[0].select(kept)
     warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(kept)
 
-    first, second = (verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm))
+    first, second = (
+        verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm)
+    )
 
     assert (first.state, second.state) == ("no drift", "drift")
     assert first.null == null
@@ -529,16 +724,32 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(
     assert re.search(told, first.notes[0])
 
 
-@pytest.mark.parametrize(("days", "length", "null"), [(91, 7, "overlapping"), (90, 30, "bootstrap")])
-def test_of_many_categories_new_ones_are_found_in_long_windows_too(days: int, length: int, null: str) -> None:
+@pytest.mark.parametrize(
+    ("days", "length", "null"),
+    [(91, 7, "overlapping"), (90, 30, "bootstrap")],
+)
+def test_of_many_categories_new_ones_are_found_in_long_windows_too(
+    days: int,
+    length: int,
+    null: str,
+) -> None:
     rng = np.random.default_rng(6)
 
     def sales(count: int, first: int = 0) -> pa.Table:
-        return pa.table({"sku": [f"sku-{number}" for number in rng.integers(1000 + first, 1500 + first, count)]})
+        return pa.table(
+            {
+                "sku": [
+                    f"sku-{number}" for number in rng.integers(1000 + first, 1500 + first, count)
+                ]
+            },
+        )
 
     times = np.repeat(np.arange(days) * DAY, 100)
     reference = reference_of(sales(days * 100), times, length * DAY)
-    calm, new = sales(length * 100), pa.concat_tables([sales(length * 60), sales(length * 40, 5000)])
+    calm, new = (
+        sales(length * 100),
+        pa.concat_tables([sales(length * 60), sales(length * 40, 5000)]),
+    )
 
     before, verdict = (verdict_on(rows, reference, length=length * DAY) for rows in (calm, new))
 
@@ -552,7 +763,12 @@ def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
     table, times = rows_of_days(rng, 14, rows=24)
     calm = rows_of_days(rng, 7, rows=24)[0]
 
-    verdict = verdict_on(calm, reference_of(table, times, 7 * DAY), length=7 * DAY, false_alarm_rate=0.25)
+    verdict = verdict_on(
+        calm,
+        reference_of(table, times, 7 * DAY),
+        length=7 * DAY,
+        false_alarm_rate=0.25,
+    )
 
     assert verdict.null == "overlapping"
     assert mentions(verdict.notes[0], "not measured", "5 windows")
@@ -563,7 +779,9 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
     cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
     level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
     times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
-    return pa.table({"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}), times
+    return pa.table(
+        {"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))},
+    ), times
 
 
 def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
@@ -572,7 +790,12 @@ def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> Dr
     table, times = table.filter(pa.array(before)), times[before]
     bins = reference_of(table, times).bins
     over = window_grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
-    return DriftReference(bins, bins_digest(bins), sketch_pieces(bins, [(table, times)], over), table)
+    return DriftReference(
+        bins,
+        bins_digest(bins),
+        sketch_pieces(bins, [(table, times)], over),
+        table,
+    )
 
 
 def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(
@@ -591,14 +814,18 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
 
     all_hours = reference_of(table[: hour * ROWS], times[: hour * ROWS], HOUR, hour * HOUR)
     assert states.count("drift") <= 1
-    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == (
+        "drift",
+        "lagged",
+        "level",
+    )
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
     assert mentions(verdict.notes[0], "158 window pairs", "79 pairs")
     assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
     refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
     assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
     spec = MonitorSpec(min_rows=30).model_copy(
-        update={"false_alarm_rate": 0.001}
+        update={"false_alarm_rate": 0.001},
     )  # overridden settings, like `monitor run`
     tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
     assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
@@ -607,13 +834,21 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
 def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24)
-    few = replace(beside, pieces=replace(beside.pieces, grid=beside.pieces.grid._replace(max_windows=122)))
+    few = replace(
+        beside,
+        pieces=replace(beside.pieces, grid=beside.pieces.grid._replace(max_windows=122)),
+    )
 
-    refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
+    refused = verdict_on(
+        table.slice(7 * 24 * ROWS, ROWS),
+        few,
+        7 * 24 * HOUR,
+        false_alarm_rate=0.005,
+    )
 
     assert refused.reason.endswith(
         "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set this rate, or judge "
-        "fewer columns"
+        "fewer columns",
     )
 
 
@@ -627,7 +862,10 @@ def test_without_the_window_so_long_before_nothing_is_judged() -> None:
 
     assert verdict.state == "not judged"
     assert mentions(verdict.reason, "24 windows before", "0 rows")
-    assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "the log is too short")
+    assert mentions(
+        verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason,
+        "the log is too short",
+    )
 
 
 @pytest.mark.long
@@ -638,13 +876,18 @@ def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at
 
     def hours(count: int, shift: float = 0.0, rows: int = 300) -> pa.Table:
         size = count * rows
-        return pa.table({"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)})
+        return pa.table(
+            {"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)},
+        )
 
     times = np.repeat(np.arange(48) * HOUR, 300)
     reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
 
     def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
-        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # another day without drift
+        before = sketch_batches(
+            reference.bins,
+            [hours(1, rows=rows_before)],
+        )  # another day without drift
         beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
         now = hours(1, shift, rows)
         return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
@@ -681,7 +924,10 @@ def test_segments_share_the_rate_and_are_named() -> None:
     assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
 
 
-def test_a_second_judgement_takes_the_null_from_the_disk(days: DriftReference, tmp_path: Path) -> None:
+def test_a_second_judgement_takes_the_null_from_the_disk(
+    days: DriftReference,
+    tmp_path: Path,
+) -> None:
     first = verdict_on(window(1), days, cache=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = verdict_on(window(1), days, cache=tmp_path)
@@ -699,7 +945,12 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
     rng = np.random.default_rng(9)
 
     def wide(count: int, shift: int) -> pa.Table:
-        return pa.table({f"c{number}": rng.normal(shift if number == 7 else 0, 1, count) for number in range(columns)})
+        return pa.table(
+            {
+                f"c{number}": rng.normal(shift if number == 7 else 0, 1, count)
+                for number in range(columns)
+            },
+        )
 
     reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))
 
@@ -711,7 +962,9 @@ def test_one_of_many_columns_is_found(columns: int) -> None:
 
 @pytest.mark.parametrize(("shift", "state"), [(2.5, "no drift"), (15.0, "drift")])
 def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_reference(
-    days: DriftReference, shift: float, state: str
+    days: DriftReference,
+    shift: float,
+    state: str,
 ) -> None:
     found = verdict_on(window(shift=shift), days, jump_rate=0.0007)
     assert found.state == state
@@ -719,13 +972,19 @@ def test_a_budget_of_alarms_raises_the_threshold_beyond_the_windows_of_the_refer
     assert any(mentions(note, "jumps", "0.0007") for note in found.notes)
 
 
-def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(days: DriftReference) -> None:
+def test_a_column_with_an_accepted_shift_is_not_judged_by_its_distance(
+    days: DriftReference,
+) -> None:
     found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={"temperature"})
     assert found.state == "no drift"
-    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {"not judged"}
+    assert {finding.state for finding in found.findings if finding.subject == "temperature"} == {
+        "not judged",
+    }
 
 
-def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(days: DriftReference) -> None:
+def test_a_window_whose_columns_all_have_an_accepted_shift_is_no_drift(
+    days: DriftReference,
+) -> None:
     found = verdict_on(window(shift=15.0), days, jump_rate=0.0007, accepted={*days.bins})
     assert found.state == "no drift"
     assert mentions(found.reason, "carrier", "more")

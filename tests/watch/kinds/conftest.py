@@ -54,7 +54,12 @@ class EndpointWorld:
     def state_dir(self) -> Path:
         return self.settings.deployments_path / ENDPOINT
 
-    def serve(self, meaning: Mapping[str, Any], reference: pa.Table | None = None, **others: Mapping[str, Any]) -> None:
+    def serve(
+        self,
+        meaning: Mapping[str, Any],
+        reference: pa.Table | None = None,
+        **others: Mapping[str, Any],
+    ) -> None:
         """Write the files of version 1 to the server's folder, and of additional versions (`v2=…`)."""
         variants = {}
         for name, section in {"v1": meaning, **others}.items():
@@ -69,13 +74,22 @@ class EndpointWorld:
             (folder / "MLmodel").write_text(yaml.safe_dump(document))
             version = name.removeprefix("v")
             variants[name] = WantedVariant(
-                model_uri=f"models:/{MODEL}/{version}", model=MODEL, version=version, folder=folder
+                model_uri=f"models:/{MODEL}/{version}",
+                model=MODEL,
+                version=version,
+                folder=folder,
             )
         self.state_dir.mkdir(parents=True, exist_ok=True)
         wanted = Wanted(generation=1, endpoints={ENDPOINT: WantedEndpoint(variants=variants)})
         write_state(self.state_dir / WANTED, wanted)
 
-    def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", folder: str = "") -> None:
+    def answer(
+        self,
+        columns: Mapping[str, Any],
+        day: datetime = DAY,
+        version: str = "1",
+        folder: str = "",
+    ) -> None:
         """Write rows, each as a separate request, over three hours. `columns` may contain log columns.
 
         Args:
@@ -98,7 +112,13 @@ class EndpointWorld:
         table = event_table({**own, **columns})
         hours = np.array([time.hour for time in times])
         for hour in np.unique(hours):
-            below = self.log_folder / folder / f"endpoint={ENDPOINT}" / f"date={day:%Y-%m-%d}" / f"hour={hour:02d}"
+            below = (
+                self.log_folder
+                / folder
+                / f"endpoint={ENDPOINT}"
+                / f"date={day:%Y-%m-%d}"
+                / f"hour={hour:02d}"
+            )
             below.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(hours == hour)), below / f"{segment}.parquet")
 
@@ -129,7 +149,12 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
     return EndpointWorld(Settings(home=tmp_path))
 
 
-def finding(judged: MonitorResult, subject: str, check: str | None = None, segment: str = "") -> Any:
+def finding(
+    judged: MonitorResult,
+    subject: str,
+    check: str | None = None,
+    segment: str = "",
+) -> Any:
     """Return the one `Finding` of a subject."""
     chosen = [
         one
@@ -141,7 +166,9 @@ def finding(judged: MonitorResult, subject: str, check: str | None = None, segme
 
 
 def classify(
-    rng: np.random.Generator, keys: Sequence[int], skill: float = 2.0
+    rng: np.random.Generator,
+    keys: Sequence[int],
+    skill: float = 2.0,
 ) -> tuple[dict[str, Any], dict[int, int]]:
     """Return predictions of a calibrated binary classifier, and the truth; a small `skill` makes rows hard."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=len(keys))))

@@ -94,7 +94,8 @@ def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
 
 
 def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
-    ask: Callable[..., Any], endpoint: EndpointWorld
+    ask: Callable[..., Any],
+    endpoint: EndpointWorld,
 ) -> None:
     calm = ask(day(100))
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
@@ -103,7 +104,12 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
     assert shifted.state == "drift"
     assert finding(shifted, "temp", "distribution").is_alarm
     assert not finding(shifted, "noise", "distribution").is_alarm
-    assert {left.name for left, _ in shifted.report.pairs} == {"temp", "noise", "carrier", "prediction"}
+    assert {left.name for left, _ in shifted.report.pairs} == {
+        "temp",
+        "noise",
+        "carrier",
+        "prediction",
+    }
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
@@ -116,7 +122,10 @@ def test_a_day_with_an_alarm_has_the_level_of_the_column_and_then_the_accuracy_o
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)), accuracy=accuracy)
 
     assert calm.report.levels == ()
-    assert [series.title for series in shifted.report.levels] == ["temp, mean", "accuracy, from labels"]
+    assert [series.title for series in shifted.report.levels] == [
+        "temp, mean",
+        "accuracy, from labels",
+    ]
 
 
 def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
@@ -127,7 +136,9 @@ def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
 
 
 def test_a_column_is_named_with_its_parts(
-    ask: Callable[..., Any], endpoint: EndpointWorld, reference: pa.Table
+    ask: Callable[..., Any],
+    endpoint: EndpointWorld,
+    reference: pa.Table,
 ) -> None:
     embeddings = np.random.default_rng(0).normal(size=(len(reference), 16))
     endpoint.serve(CLASSIFIER, reference.append_column("embedding", pa.array(embeddings.tolist())))
@@ -136,11 +147,19 @@ def test_a_column_is_named_with_its_parts(
 
     assert judged.state == "no drift"
     projections = {f"embedding.projection.{number}" for number in range(8)}
-    assert {one.subject for one in judged.findings} == {"embedding.mean", "embedding.std", RELATIONS, *projections}
+    assert {one.subject for one in judged.findings} == {
+        "embedding.mean",
+        "embedding.std",
+        RELATIONS,
+        *projections,
+    }
 
 
 @pytest.mark.parametrize("segment", ["", "UA"])
-def test_a_change_of_only_the_relations_names_two_columns(ask: Callable[..., Any], segment: str) -> None:
+def test_a_change_of_only_the_relations_names_two_columns(
+    ask: Callable[..., Any],
+    segment: str,
+) -> None:
     rows = day(100)
     known = np.nan_to_num(rows["temp"] - np.nanmean(rows["temp"]))
     rows["noise"] = np.where(rows["carrier"] == segment, known, rows["noise"]) if segment else known
@@ -148,7 +167,9 @@ def test_a_change_of_only_the_relations_names_two_columns(ask: Callable[..., Any
     judged = ask(rows, segment_by=["carrier"], min_rows=50)
 
     assert (judged.state, judged.findings[0].subject) == ("drift", RELATIONS)
-    alarm = next(one for one in judged.findings if one.segment == (f"carrier={segment}" if segment else ""))
+    alarm = next(
+        one for one in judged.findings if one.segment == (f"carrier={segment}" if segment else "")
+    )
     assert (alarm.subject, alarm.state) == (RELATIONS, "drift")
     assert mentions(alarm.change, "correlation", "temp", "noise", "→")
     assert RELATIONS not in {left.name for left, _ in judged.report.pairs}
@@ -168,7 +189,10 @@ def test_only_the_kind_drift_judges_relations(ask: Callable[..., Any], kind: str
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., Any], kind: str) -> None:
+def test_what_the_log_withholds_is_not_judged_and_no_drift(
+    ask: Callable[..., Any],
+    kind: str,
+) -> None:
     hashed = day(102, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
@@ -182,7 +206,10 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask: Callable[..., An
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_a_key_is_not_judged_though_each_row_has_another_one(ask: Callable[..., Any], kind: str) -> None:
+def test_a_key_is_not_judged_though_each_row_has_another_one(
+    ask: Callable[..., Any],
+    kind: str,
+) -> None:
     judged = ask(day(100, customer_id=np.arange(ROWS)), kind, CaptureSpec(keys=("customer_id",)))
 
     assert judged.state == "no drift"
@@ -191,7 +218,10 @@ def test_a_key_is_not_judged_though_each_row_has_another_one(ask: Callable[..., 
 
 
 def test_segments_of_hashes_are_no_segments_of_training_rows(ask: Callable[..., Any]) -> None:
-    hashed = day(100, carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object))
+    hashed = day(
+        100,
+        carrier=np.array([f"{number % 2:032x}" for number in range(ROWS)], dtype=object),
+    )
 
     judged = ask(hashed, withheld=CaptureSpec(mask=("carrier",)), segment_by=["carrier"])
 
@@ -255,25 +285,45 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask: Callable[..., 
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callable[..., Any]) -> None:
+def test_quality_is_judged_by_the_reference_and_by_what_is_required(
+    ask: Callable[..., Any],
+) -> None:
     temperature = np.random.default_rng(5).normal(size=ROWS)
     temperature[:120] = np.nan
 
     judged = ask(
         day(100, temp=temperature),
         "data_quality",
-        require=["missing<=0.1", "missing(noise)<=0.01", "unseen(carrier)<=1%", "out_of_range<=0.2", "missing(x)<=0.5"],
+        require=[
+            "missing<=0.1",
+            "missing(noise)<=0.01",
+            "unseen(carrier)<=1%",
+            "out_of_range<=0.2",
+            "missing(x)<=0.5",
+        ],
     )
 
     assert judged.state == "violated"
-    assert judged.reason.startswith("missing(temp): 4.9% (the reference) → 50.0%, more; violated since the window of")
+    assert judged.reason.startswith(
+        "missing(temp): 4.9% (the reference) → 50.0%, more; violated since the window of",
+    )
     assert "; 50.00% of 240 rows" in judged.reason
-    assert (finding(judged, "missing(temp)").value, finding(judged, "missing(temp)").state) == (0.5, "violated")
+    assert (finding(judged, "missing(temp)").value, finding(judged, "missing(temp)").state) == (
+        0.5,
+        "violated",
+    )
     assert finding(judged, "missing(noise)").state == "kept"
     assert finding(judged, "unseen(carrier)").state == "kept"
     assert finding(judged, "missing(x)").state == "not judged"
     assert finding(judged, "temp", "missing").is_alarm
-    assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
+    assert {one.check for one in judged.findings} <= {
+        "missing",
+        "unseen",
+        "range",
+        "type",
+        "presence",
+        "criterion",
+    }
 
 
 @pytest.mark.parametrize(
@@ -287,7 +337,10 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask: Callabl
     ],
 )
 def test_the_share_of_a_sample_has_an_interval(
-    endpoint: EndpointWorld, fraction: float, required: str, state: str
+    endpoint: EndpointWorld,
+    fraction: float,
+    required: str,
+    state: str,
 ) -> None:
     temperature = np.zeros(ROWS)
     temperature[: ROWS // 2] = np.nan
@@ -315,7 +368,9 @@ def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -
     assert judged.state == "cannot tell"
 
 
-def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: Callable[..., Any]) -> None:
+def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(
+    ask: Callable[..., Any],
+) -> None:
     temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
     temperature[: ROWS // 20] = np.nan
 
@@ -326,12 +381,14 @@ def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: C
     assert (quality.state, quality.figures["is_drift"]) == ("no drift", 0)
 
 
-def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(endpoint: EndpointWorld) -> None:
+def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
     judged = drift.judge_quality(
-        endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"])
+        endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"]),
     )
 
     assert finding(judged, "missing(temp)").state == "kept"
@@ -339,17 +396,24 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     assert "has no reference" in finding(judged, "unseen").reason
 
 
-def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask: Callable[..., Any]) -> None:
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(
+    ask: Callable[..., Any],
+) -> None:
     columns = day(100)
     columns["temp"][: ROWS // 2] = np.nan
     columns["carrier"][:60] = "ZZ"
     columns["noise"][:30] = 99.0
 
     judged = ask(
-        columns, "data_quality", require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
+        columns,
+        "data_quality",
+        require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"],
     )
 
-    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", finding(judged, "missing(temp)").change)
+    assert re.fullmatch(
+        r"[45]\.\d% \(the reference\) → 5\d\.\d%, more",
+        finding(judged, "missing(temp)").change,
+    )
     for subject, change, word in (
         ("unseen(carrier)", "→ 25.0%", "more"),
         ("out_of_range(noise)", "→ 12.5%", "more"),
@@ -393,14 +457,21 @@ def test_no_row_and_one_row_are_not_judged(ask: Callable[..., Any], kind: str, r
     judged = ask(day(100, rows=rows), kind)
 
     assert judged.state == "not judged"
-    assert judged.reason == ("the window has 1 rows; min_rows is 100" if rows else "the window has no rows")
+    assert judged.reason == (
+        "the window has 1 rows; min_rows is 100" if rows else "the window has no rows"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
+    "given",
+    ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"],
 )
-def test_without_a_reference_every_column_says_so(endpoint: EndpointWorld, kind: str, given: str) -> None:
+def test_without_a_reference_every_column_says_so(
+    endpoint: EndpointWorld,
+    kind: str,
+    given: str,
+) -> None:
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
@@ -412,7 +483,10 @@ def test_without_a_reference_every_column_says_so(endpoint: EndpointWorld, kind:
     assert "prediction" in {one.subject for one in judged.findings}
 
 
-def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(
+    ask: Callable[..., Any],
+    endpoint: EndpointWorld,
+) -> None:
     ask(day(100))
     folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
@@ -426,7 +500,11 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., A
 @pytest.mark.long
 def test_a_hundred_thousand_different_texts_are_judged(ask: Any) -> None:
     rows = 100_000
-    columns = day(100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object))
+    columns = day(
+        100,
+        rows=rows,
+        carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object),
+    )
 
     judged = ask(columns, "data_quality", require=["unseen(carrier)<=0.1"])
 
@@ -442,7 +520,10 @@ def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
     rows = 50 * 50
     numbers = rng.normal(size=(rows, len(names)))
     moments = [first + timedelta(days=row // 50, seconds=row % 50) for row in range(rows)]
-    endpoint.serve(CLASSIFIER, event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}))
+    endpoint.serve(
+        CLASSIFIER,
+        event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}),
+    )
     window = rng.normal(size=(100, len(names)))
     window[:, 7] += 5
     endpoint.answer(dict(zip(names, window.T, strict=True)))
@@ -454,7 +535,10 @@ def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
     assert {one.subject for one in judged.findings} == {*names, RELATIONS}
 
 
-def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
+def test_rows_that_another_version_answered_are_left_out(
+    ask: Callable[..., Any],
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
 
     judged = ask(day(101))
@@ -469,7 +553,9 @@ def test_a_log_that_is_not_there_has_no_rows(endpoint: EndpointWorld) -> None:
 
 
 def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
-    ask: Callable[..., Any], endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Any],
+    endpoint: EndpointWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(drift, "READ_ROWS", 80)
 
@@ -489,7 +575,12 @@ def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any) -> None:
     endpoint.answer(columns)
 
     judged = drift.judge(
-        endpoint.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
+        endpoint.ask(
+            reference="rolling:20d",
+            segment_by=["carrier"],
+            min_rows=60,
+            columns=["temp", "noise"],
+        ),
     )
 
     assert judged.state == "drift"

@@ -33,13 +33,19 @@ def flights(
 ) -> dict[int, int]:
     columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
     endpoint.answer(columns, day)
-    known = {key: value for key, value in truth.items() if labelled is None or key - first < labelled}
+    known = {
+        key: value for key, value in truth.items() if labelled is None or key - first < labelled
+    }
     endpoint.label("flight", known, f"labels-{first}")
     return known
 
 
 @pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
-def test_a_requirement_is_judged_on_labels_with_its_interval(endpoint: EndpointWorld, skill: float, state: str) -> None:
+def test_a_requirement_is_judged_on_labels_with_its_interval(
+    endpoint: EndpointWorld,
+    skill: float,
+    state: str,
+) -> None:
     endpoint.serve(CLASSIFIER)
     flights(endpoint, skill=skill)
 
@@ -57,7 +63,8 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(endpoint: EndpointW
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
 def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
-    endpoint: EndpointWorld, beyond: float
+    endpoint: EndpointWorld,
+    beyond: float,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     flights(endpoint, rows=200, skill=3.0)
@@ -70,7 +77,9 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
     assert mentions(finding(judged, "accuracy").reason, "within the interval")
 
 
-def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(endpoint: EndpointWorld) -> None:
+def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     endpoint.answer(columns)
@@ -78,7 +87,10 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
 
     result = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]})))
 
-    assert [(one.subject, one.state) for one in result.findings] == [("accuracy", "kept"), ("recall", "not judged")]
+    assert [(one.subject, one.state) for one in result.findings] == [
+        ("accuracy", "kept"),
+        ("recall", "not judged"),
+    ]
     assert (result.state, result.reason) == ("cannot tell", "recall: no label is '1'")
 
 
@@ -109,18 +121,34 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(endpoint: Endp
 
     assert result.state == "kept"
     rows = int(result.figures["labelled_rows"])
-    assert any(mentions(note, f"{rows} of 600 rows", "score", "answer", "event time") for note in result.notes)
+    assert any(
+        mentions(note, f"{rows} of 600 rows", "score", "answer", "event time")
+        for note in result.notes
+    )
     assert result.figures["labelled_share"] == rows / 600
 
 
-def half_labelled(endpoint: EndpointWorld, days_ago: int, *, is_worse: bool = False, share: float = 0.5) -> None:
+def half_labelled(
+    endpoint: EndpointWorld,
+    days_ago: int,
+    *,
+    is_worse: bool = False,
+    share: float = 0.5,
+) -> None:
     """Write a day whose labels are missing at random; 60 % of the labels of a worse model are guesses."""
     rng = np.random.default_rng(days_ago)
     first = 1_000 * days_ago
     columns, truth = classify(rng, range(first, first + 1_000), 8.0)
     endpoint.answer(columns, DAY - timedelta(days=days_ago))
-    actual = {key: int(rng.integers(2)) if is_worse and rng.random() < 0.6 else value for key, value in truth.items()}
-    endpoint.label("flight", {key: value for key, value in actual.items() if rng.random() < share}, f"labels-{first}")
+    actual = {
+        key: int(rng.integers(2)) if is_worse and rng.random() < 0.6 else value
+        for key, value in truth.items()
+    }
+    endpoint.label(
+        "flight",
+        {key: value for key, value in actual.items() if rng.random() < share},
+        f"labels-{first}",
+    )
 
 
 def test_a_model_that_has_become_worse_is_violated_on_half_of_the_labels_as_they_used_to_fit(
@@ -135,23 +163,34 @@ def test_a_model_that_has_become_worse_is_violated_on_half_of_the_labels_as_they
     result = judge(endpoint.ask(**ACCURACY))
 
     assert result.state == "violated"
-    assert any(mentions(note, "probabilities", "3 earlier windows", "has changed") for note in result.notes)
+    assert any(
+        mentions(note, "probabilities", "3 earlier windows", "has changed") for note in result.notes
+    )
 
 
-def test_labels_that_contradict_the_model_are_believed_in_the_fifth_window_in_a_row(endpoint: EndpointWorld) -> None:
+def test_labels_that_contradict_the_model_are_believed_in_the_fifth_window_in_a_row(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     for days_ago in (4, 3, 2, 1, 0):
         half_labelled(endpoint, days_ago, is_worse=True)
 
-    fourth, fifth = (judge(endpoint.ask(f"2013-{day}/1d", **ACCURACY)) for day in ("03-31", "04-01"))
+    fourth, fifth = (
+        judge(endpoint.ask(f"2013-{day}/1d", **ACCURACY)) for day in ("03-31", "04-01")
+    )
 
     assert (fourth.state, fifth.state) == ("cannot tell", "violated")
     assert "worst case" in finding(fourth, "accuracy").reason
-    assert any(mentions(note, "4 windows in a row", "labels may be missing", "bounds") for note in fourth.notes)
+    assert any(
+        mentions(note, "4 windows in a row", "labels may be missing", "bounds")
+        for note in fourth.notes
+    )
     assert any(mentions(note, "5 windows in a row", "labels: reported") for note in fifth.notes)
 
 
-def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(endpoint: EndpointWorld) -> None:
+def test_complete_labels_do_not_show_that_half_of_the_labels_are_a_sample(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     for days_ago in (4, 3, 2, 1):
         half_labelled(endpoint, days_ago, share=1.0)
@@ -165,9 +204,14 @@ def right_answers(said: Any, true: Any) -> Any:
     return np.where((said > 0.5) == true, 0.7, 0.4)
 
 
-@pytest.mark.parametrize(("labels", "state"), [(None, "cannot tell"), ("late", "kept"), ("reported", "cannot tell")])
+@pytest.mark.parametrize(
+    ("labels", "state"),
+    [(None, "cannot tell"), ("late", "kept"), ("reported", "cannot tell")],
+)
 def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_declared_to_be_late(
-    endpoint: EndpointWorld, labels: str | None, state: str
+    endpoint: EndpointWorld,
+    labels: str | None,
+    state: str,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, right_answers, skill=0.5, rows=2_000, seed=2)
@@ -177,11 +221,17 @@ def test_labels_of_right_answers_do_not_keep_a_requirement_unless_they_are_decla
     assert result.state == state  # The accuracy is 0.60 on all rows, and 0.72 on labelled rows.
 
 
-def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(endpoint: EndpointWorld) -> None:
+def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: np.where((said > 0.5) != true, 0.5, 0.0), skill=8.0)
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.99", "f1>=0.5"], "labels": "reported"})))
+    judged = judge(
+        endpoint.ask(
+            **(ACCURACY | {"require": ["accuracy>=0.99", "f1>=0.5"], "labels": "reported"}),
+        ),
+    )
 
     one = finding(judged, "accuracy")
     assert judged.figures["labelled_rows"] < ACCURACY["min_rows"]
@@ -193,23 +243,35 @@ def test_a_few_reports_bound_the_metrics_even_if_no_estimate_could_be_made(endpo
     assert any(mentions(note, "reported", "bounds") for note in judged.notes)
 
 
-def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(endpoint: EndpointWorld) -> None:
+def test_reports_of_one_answer_bound_the_metrics_of_the_other_answer(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
-    partly(endpoint, lambda said, true: (said < 0.5) & (true == 1))  # Positives that the model missed.
+    partly(
+        endpoint,
+        lambda said, true: (said < 0.5) & (true == 1),
+    )  # Positives that the model missed.
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["precision>=0.5"], "labels": "reported"})))
+    judged = judge(
+        endpoint.ask(**(ACCURACY | {"require": ["precision>=0.5"], "labels": "reported"})),
+    )
 
     assert judged.state == "cannot tell"
     assert mentions(judged.reason, "precision", "0 to 1", "worst case")
 
 
-def test_a_declared_sample_is_used_without_weights_and_a_difference_is_told(endpoint: EndpointWorld) -> None:
+def test_a_declared_sample_is_used_without_weights_and_a_difference_is_told(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
     judged = judge(endpoint.ask(**(ACCURACY | {"labels": "sampled"})))
 
-    assert judged.figures["accuracy"] == pytest.approx(0.82, abs=0.02)  # The accuracy on all rows is 0.74.
+    assert judged.figures["accuracy"] == pytest.approx(
+        0.82,
+        abs=0.02,
+    )  # The accuracy on all rows is 0.74.
     assert "effective_sample_size" not in judged.figures
     assert any(mentions(note, "labels: sampled", "differ", "score") for note in judged.notes)
 
@@ -228,7 +290,9 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: End
     assert any(mentions(note, "score", "are weighted") for note in judged.notes)
 
 
-def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(endpoint: EndpointWorld) -> None:
+def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     partly(endpoint, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
     ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
@@ -248,7 +312,11 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     endpoint: EndpointWorld,
 ) -> None:
     def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
-        columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
+        columns, truth = classify(
+            np.random.default_rng(seed),
+            range(rows * seed, rows * seed + rows),
+            1.0,
+        )
         odds = (np.array([one[1] / one[0] for one in columns["output.probabilities"]]) * 1.5) ** 3
         columns["output.probabilities"] = [[1 / (1 + one), one / (1 + one)] for one in odds]
         columns["prediction"] = (odds >= 1).astype(np.int64)
@@ -257,7 +325,9 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
         known = np.random.default_rng(seed).random(1_000) < chance
         endpoint.label(
-            "flight", {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one}, f"labels-{seed}"
+            "flight",
+            {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one},
+            f"labels-{seed}",
         )
 
     endpoint.serve(CLASSIFIER)
@@ -294,7 +364,14 @@ def serve_after_four_days_with_mostly_positive_labels(endpoint: EndpointWorld) -
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
-        partly(endpoint, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number)
+        partly(
+            endpoint,
+            lambda said, true: np.where(true, 0.9, 0.2),
+            2.0,
+            seed=number,
+            day=day,
+            first=1_000 * number,
+        )
     flights(endpoint, labelled=0)
 
 
@@ -311,7 +388,9 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
 
 @pytest.mark.parametrize(("labels", "windows"), [("sampled", 4), ("late", 0), ("reported", 0)])
 def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_reports(
-    endpoint: EndpointWorld, labels: str, windows: int
+    endpoint: EndpointWorld,
+    labels: str,
+    windows: int,
 ) -> None:
     serve_after_four_days_with_mostly_positive_labels(endpoint)
 
@@ -320,7 +399,9 @@ def test_an_estimate_is_confirmed_by_the_labels_of_a_declared_sample_and_not_by_
     assert judged.figures["estimated/windows"] == windows
 
 
-def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoint: EndpointWorld) -> None:
+def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     answers = rng.uniform(0, 10, 4_000)
@@ -337,7 +418,9 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(endpoi
     assert any(mentions(note, "without probabilities") for note in judged.notes)
 
 
-def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(endpoint: EndpointWorld) -> None:
+def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     flights(endpoint, skill=1.0, labelled=20)
 
@@ -352,10 +435,19 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(e
 def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> None:
     """Write earlier windows with labels."""
     for number in range(1, windows + 1):
-        flights(endpoint, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(
+            endpoint,
+            rows,
+            skill=8.0,
+            seed=number,
+            day=DAY - timedelta(days=number),
+            first=1000 * number,
+        )
 
 
-def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(endpoint: EndpointWorld) -> None:
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, skill=0.5, labelled=0)
@@ -374,7 +466,9 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(e
     assert any("CBPE" in note for note in judged.notes)
 
 
-def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(endpoint: EndpointWorld) -> None:
+def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     flights(endpoint, 2_400, labelled=800)  # 200 in each quarter of three hours
 
@@ -383,7 +477,9 @@ def test_windows_shorter_than_an_hour_are_confirmed_by_those_just_before_them(en
     assert judged.figures["estimated/windows"] == 4
 
 
-def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(endpoint: EndpointWorld) -> None:
+def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, skill=0.5, labelled=0)
@@ -398,20 +494,34 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(endpoint: E
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
-def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(endpoint: EndpointWorld, estimate: str) -> None:
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
+    endpoint: EndpointWorld,
+    estimate: str,
+) -> None:
     endpoint.serve(CLASSIFIER)
     confirmed(endpoint)
     flights(endpoint, rows=99, skill=0.5, labelled=0)
 
     result = judge(endpoint.ask(**ACCURACY, estimate=estimate))
 
-    assert (result.state, result.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
+    assert (result.state, result.reason) == (
+        "not judged",
+        "accuracy: the window has 99 rows; min_rows is 100",
+    )
 
 
-def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(endpoint: EndpointWorld) -> None:
+def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
-        flights(endpoint, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(
+            endpoint,
+            skill=8.0,
+            seed=number,
+            day=DAY - timedelta(days=number),
+            first=1000 * number,
+        )
     columns, _ = classify(np.random.default_rng(0), range(600), 8.0)
     hard = columns["carrier"] == "UA"
     chance = np.random.default_rng(1).uniform(0.45, 0.55, hard.sum())
@@ -421,21 +531,33 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     endpoint.answer(columns)
 
     judged = judge(
-        endpoint.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
+        endpoint.ask(
+            **(
+                ACCURACY
+                | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}
+            ),
+        ),
     )
 
     states = {one.segment: one.state for one in judged.findings}
-    assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
-        "carrier=new": "not judged"
-    }
+    assert states == {
+        "": "kept",
+        "carrier=UA": "violated",
+        "carrier=AA": "kept",
+        "carrier=DL": "kept",
+    } | {"carrier=new": "not judged"}
     new = finding(judged, "estimated accuracy", segment="carrier=new")
     assert mentions(new.reason, "0 earlier windows")
 
 
-def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(endpoint: EndpointWorld) -> None:
+def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(
+    endpoint: EndpointWorld,
+) -> None:
     classes = list(range(12))
     endpoint.serve(CLASSIFIER | {"classes": classes})
-    endpoint.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
+    endpoint.answer(
+        {"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240},
+    )
 
     judged = judge(endpoint.ask(**ACCURACY))
 
@@ -447,7 +569,11 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: Endpoin
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
     endpoint.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
-    ask: dict[str, Any] = {"kind": "performance", "require": ["rmse<=1", "r2>=0.2", "accuracy>=0.8"], "min_rows": 100}
+    ask: dict[str, Any] = {
+        "kind": "performance",
+        "require": ["rmse<=1", "r2>=0.2", "accuracy>=0.8"],
+        "min_rows": 100,
+    }
 
     before = judge(endpoint.ask(**ask))
     endpoint.label("flight", dict(enumerate(wanted.tolist())))
@@ -455,25 +581,35 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: Endpoin
 
     assert before.state == "not judged"
     assert mentions(before.reason, "cannot be estimated")
-    assert [finding(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
+    assert [finding(after, name).state for name in ("rmse", "r2", "accuracy")] == [
+        "violated",
+        "kept",
+        "not judged",
+    ]
     assert mentions(finding(after, "accuracy").reason, "accuracy", "labels", "numbers")
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
-def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(endpoint: EndpointWorld) -> None:
+def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(200))
     endpoint.answer(columns)
     endpoint.label("flight", dict.fromkeys(truth, 0))
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
+    judged = judge(
+        endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})),
+    )
 
     assert finding(judged, "accuracy").state == "kept"
     assert mentions(finding(judged, "roc_auc").reason, "'0'", "roc_auc")
     assert mentions(finding(judged, "recall").reason, "no label", "'1'")
 
 
-def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint: EndpointWorld) -> None:
+def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
     carriers = columns["carrier"]
@@ -482,39 +618,61 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(endpoint: 
     wrong = {key: 1 - value if carriers[key] == "UA" else value for key, value in truth.items()}
     endpoint.label("flight", wrong)
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]})))
+    judged = judge(
+        endpoint.ask(
+            **(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]}),
+        ),
+    )
 
     assert judged.state == "violated"
     states = {one.segment: one.state for one in judged.findings}
-    assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"}
+    assert states == {
+        "": "kept",
+        "carrier=UA": "violated",
+        "carrier=AA": "kept",
+        "carrier=DL": "kept",
+    }
     assert "0.9875" in finding(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
     assert any(mentions(note, "carrier", "5 rows") for note in judged.notes)
     assert any(mentions(note, "segments", "'gate'") for note in judged.notes)
 
 
-def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(endpoint: EndpointWorld) -> None:
+def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER | {"classes": [False, True]})
     endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
     endpoint.label(
-        "flight", {key: ["false", "true"][key % 2 == 0] if key < 100 else float(key % 2 == 0) for key in range(200)}
+        "flight",
+        {
+            key: ["false", "true"][key % 2 == 0] if key < 100 else float(key % 2 == 0)
+            for key in range(200)
+        },
     )
 
     assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
-def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(endpoint: EndpointWorld) -> None:
+def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER | {"classes": ["late", "on time"]})
-    endpoint.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
+    endpoint.answer(
+        {"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)},
+    )
     endpoint.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
 
     assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
-    ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
+    ("names", "shown"),
+    [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")],
 )
 def test_labels_that_name_other_classes_than_the_model_are_not_judged(
-    endpoint: EndpointWorld, names: dict[int, Any], shown: str
+    endpoint: EndpointWorld,
+    names: dict[int, Any],
+    shown: str,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
@@ -530,7 +688,10 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(endpoint: EndpointWorld, rows: int) -> None:
+def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
+    endpoint: EndpointWorld,
+    rows: int,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
     endpoint.answer(columns)
@@ -542,7 +703,9 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(endpoint: 
     assert mentions(result.reason, "classes", "'0', '1'")
 
 
-def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(endpoint: EndpointWorld) -> None:
+def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER | {"classes": []})
     endpoint.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
     endpoint.label("flight", dict.fromkeys(range(3), 1))
@@ -550,7 +713,9 @@ def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(end
     assert judge(endpoint.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
 
 
-def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(endpoint: EndpointWorld) -> None:
+def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(REGRESSOR)
     endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
     endpoint.label("flight", dict.fromkeys(range(150), "late"))
@@ -561,7 +726,9 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(endpoint
     assert any(mentions(note, "150 labels") for note in result.notes)
 
 
-def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(endpoint: EndpointWorld) -> None:
+def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
     endpoint.answer(columns)
@@ -573,13 +740,17 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(e
     assert mentions(result.notes[0], "1 of 300 rows", "min_rows is 100", "'2'")
 
 
-def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(endpoint: EndpointWorld) -> None:
+def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
     endpoint.answer(columns)
     endpoint.label("flight", truth | dict.fromkeys(range(40), 2))
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
+    judged = judge(
+        endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})),
+    )
 
     predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
     assert finding(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
@@ -590,13 +761,23 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(end
     assert note in judged.notes
 
 
-def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(endpoint: EndpointWorld) -> None:
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
-        columns, truth = classify(np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0)
+        columns, truth = classify(
+            np.random.default_rng(number),
+            range(1000 * number, 1000 * number + 300),
+            8.0,
+        )
         endpoint.answer(columns, day)
-        endpoint.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
+        endpoint.label(
+            "flight",
+            {key: "yes" if value else "no" for key, value in truth.items()},
+            f"labels-{number}",
+        )
     flights(endpoint, labelled=0)
 
     reason = finding(judge(endpoint.ask(**ACCURACY)), "estimated accuracy").reason
@@ -604,7 +785,9 @@ def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(end
     assert "0 earlier windows" in reason
 
 
-def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(endpoint: EndpointWorld) -> None:
+def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
     endpoint.answer({"flight": np.arange(20_000), "prediction": names})
@@ -616,7 +799,9 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
     assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
-def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(endpoint: EndpointWorld) -> None:
+def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_room(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     rows, right = 6000, 2000
     endpoint.answer(
@@ -624,12 +809,17 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
             "flight": np.arange(rows),
             "prediction": np.arange(rows) % 2,
             "output.probabilities": [[1.0, 0.0], [0.0, 1.0]] * (rows // 2),
-        }
+        },
     )
-    endpoint.label("flight", {row: row % 2 if row < right else f"made up {row}" for row in range(rows)})
+    endpoint.label(
+        "flight",
+        {row: row % 2 if row < right else f"made up {row}" for row in range(rows)},
+    )
     tracemalloc.start()
 
-    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.3", "brier<=0.7", "f1>=0.1"]})))
+    judged = judge(
+        endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.3", "brier<=0.7", "f1>=0.1"]})),
+    )
 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -639,7 +829,9 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
     assert mentions(finding(judged, "f1").reason, "200", "labels")
 
 
-def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint: EndpointWorld) -> None:
+def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     assert mentions(judge(endpoint.ask(**ACCURACY)).reason, "no rows")
 
@@ -658,7 +850,9 @@ def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint:
     ],
 )
 def test_of_several_answers_a_row_none_is_judged_and_all_are_named(
-    endpoint: EndpointWorld, answers: dict[str, Any], names: str
+    endpoint: EndpointWorld,
+    answers: dict[str, Any],
+    names: str,
 ) -> None:
     endpoint.answer({"flight": np.arange(5), **answers})
 
@@ -678,9 +872,13 @@ def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointW
     assert any(mentions(note, "3 labelled rows", "non-numeric") for note in judged.notes)
 
 
-def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:
+def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
+    endpoint: EndpointWorld,
+) -> None:
     answers = np.arange(200) % 2
-    endpoint.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})
+    endpoint.answer(
+        {"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)},
+    )
     endpoint.label("flight", dict(enumerate(answers.tolist())))
     endpoint.serve({})
 
@@ -688,12 +886,21 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
 
 
 @pytest.mark.long
-def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endpoint: Any, mlflow_store: Any) -> None:
+def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
+    endpoint: Any,
+    mlflow_store: Any,
+) -> None:
     from mlflow_deploy_plugin.watch.run import run_monitor
 
     endpoint.serve(CLASSIFIER)
     for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
-        flights(endpoint, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
+        flights(
+            endpoint,
+            skill=skill,
+            seed=number,
+            day=DAY + timedelta(days=number),
+            first=1000 * number,
+        )
     found: list[MonitorResult] = []
     for day in (1, 2, 3, 4, 5):
         request = replace(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY), past=past_of(*found))
@@ -702,18 +909,32 @@ def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endp
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason
     last = found[4].findings[0]
-    assert re.fullmatch(r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower", last.change)
+    assert re.fullmatch(
+        r"0\.9\d+ \(the median of the 3 windows before\) → 0\.\d+, lower",
+        last.change,
+    )
     assert (last.since, last.in_a_row) == ("2013-04-04T00:00:00+00:00", 2)
-    assert mentions(found[4].reason, last.change, "since the window of 4 April 2013", "window 2", last.reason)
+    assert mentions(
+        found[4].reason,
+        last.change,
+        "since the window of 4 April 2013",
+        "window 2",
+        last.reason,
+    )
 
 
 @pytest.mark.parametrize(
     "withheld",
-    [CaptureSpec(mask=("prediction",)), CaptureSpec(mask=("output.label",)), CaptureSpec(drop=("prediction",))],
+    [
+        CaptureSpec(mask=("prediction",)),
+        CaptureSpec(mask=("output.label",)),
+        CaptureSpec(drop=("prediction",)),
+    ],
     ids=str,
 )
 def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
-    endpoint: EndpointWorld, withheld: CaptureSpec
+    endpoint: EndpointWorld,
+    withheld: CaptureSpec,
 ) -> None:
     endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(600), 8.0)
@@ -735,13 +956,22 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
     endpoint.answer(columns)
     endpoint.label("flight", truth)
 
-    judged = judge(replace(endpoint.ask(**ACCURACY), capture=CaptureSpec(mask=("prediction", "output.probabilities"))))
+    judged = judge(
+        replace(
+            endpoint.ask(**ACCURACY),
+            capture=CaptureSpec(mask=("prediction", "output.probabilities")),
+        ),
+    )
 
     assert judged.state == "not judged"
-    assert judged.reason.startswith("the log has no column with a single answer per row: capture.mask replaces")
+    assert judged.reason.startswith(
+        "the log has no column with a single answer per row: capture.mask replaces",
+    )
 
 
-def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(endpoint: EndpointWorld) -> None:
+def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(
+    endpoint: EndpointWorld,
+) -> None:
     endpoint.serve(CLASSIFIER)
     flights(endpoint, rows=2_000)
 

@@ -12,19 +12,33 @@ from mlflow_deploy_plugin.watch.kinds.service_level import judge
 from tests.support.refusals import mentions
 from tests.watch.kinds.conftest import EndpointWorld, finding
 
-P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
+P99: dict[str, Any] = {
+    "kind": "service_level",
+    "require": ["p99<=0.2", "error_rate<=1%"],
+    "min_rows": 100,
+}
 
 
 def requests(rng: Any, count: int = 1_000, slow: float = 0.002, **others: Any) -> dict[str, Array]:
     latencies = rng.integers(2_000, 50_000, count)
     latencies[: int(slow * count)] = 900_000
-    return {"_latency_us": latencies, "_status": np.full(count, 200, np.int16), "x": np.arange(count), **others}
+    return {
+        "_latency_us": latencies,
+        "_status": np.full(count, 200, np.int16),
+        "x": np.arange(count),
+        **others,
+    }
 
 
 @pytest.mark.parametrize(
-    ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
+    ("slow", "state"),
+    [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")],
 )
-def test_a_quantile_is_judged_by_the_share_of_slow_requests(endpoint: EndpointWorld, slow: float, state: str) -> None:
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(
+    endpoint: EndpointWorld,
+    slow: float,
+    state: str,
+) -> None:
     endpoint.answer(requests(np.random.default_rng(0), slow=slow))
 
     judged = judge(endpoint.ask(**P99))
@@ -54,7 +68,10 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: Endpoi
     endpoint.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
     after = judge(endpoint.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
 
-    assert (finding(without, "error_rate").state, finding(without, "error_rate").value) == ("kept", 0)
+    assert (finding(without, "error_rate").state, finding(without, "error_rate").value) == (
+        "kept",
+        0,
+    )
     one = finding(after, "error_rate")
     assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
     assert finding(after, "p99").state == "kept"  # the quantile of answered requests
@@ -63,13 +80,20 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: Endpoi
     assert finding(after, "error_rate", segment="_variant=champion").value == one.value
 
 
-def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(endpoint: EndpointWorld) -> None:
-    endpoint.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(
+    endpoint: EndpointWorld,
+) -> None:
+    endpoint.answer(
+        requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)),
+    )
 
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
 
     assert finding(judged, "p99", segment="carrier=UA").state == "kept"
-    assert mentions(finding(judged, "error_rate", segment="carrier=UA").reason, "do not have the model's columns")
+    assert mentions(
+        finding(judged, "error_rate", segment="carrier=UA").reason,
+        "do not have the model's columns",
+    )
 
 
 def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:

@@ -31,7 +31,14 @@ def answer_both(
 ) -> None:
     """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in another order."""
     rows = len(answers)
-    endpoint.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
+    endpoint.answer(
+        {
+            "_prediction_id": ids(0, rows),
+            "_shadow": np.zeros(rows, bool),
+            "prediction": answers,
+            **columns,
+        },
+    )
     order = np.random.default_rng(9).permutation(rows if copies is None else copies)
     endpoint.answer(
         {
@@ -45,10 +52,18 @@ def answer_both(
 
 
 @pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
-def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint: EndpointWorld, wrong: int, state: str) -> None:
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
+    endpoint: EndpointWorld,
+    wrong: int,
+    state: str,
+) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
-    answer_both(endpoint, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
+    answer_both(
+        endpoint,
+        answers,
+        np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers),
+    )
 
     judged = judge(endpoint.ask(**AGREE))
 
@@ -56,7 +71,9 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(endpoint: EndpointW
     assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
     assert (judged.version, judged.rows) == ("1", 600)
     assert judged.figures["disagreement/candidate"] == one.value
-    assert any(mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes)
+    assert any(
+        mentions(note, "candidate", "flight-delay version 2", "600 of 600") for note in judged.notes
+    )
 
 
 def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) -> None:
@@ -74,7 +91,9 @@ def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) 
     ids=["labels", "numbers", "a version that is gone"],
 )
 def test_hashes_of_labels_are_compared_and_those_of_numbers_are_not(
-    endpoint: EndpointWorld, meaning: dict[str, Any] | None, state: str
+    endpoint: EndpointWorld,
+    meaning: dict[str, Any] | None,
+    state: str,
 ) -> None:
     if meaning is not None:
         endpoint.serve(meaning, v2=meaning)
@@ -101,9 +120,16 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
     )
 
     each = judge(endpoint.ask(**AGREE))
-    named = judge(endpoint.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
+    named = judge(
+        endpoint.ask(
+            **(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]}),
+        ),
+    )
 
-    assert (finding(each, "disagreement(calm)").state, finding(each, "disagreement(wild)").state) == (
+    assert (
+        finding(each, "disagreement(calm)").state,
+        finding(each, "disagreement(wild)").state,
+    ) == (
         "kept",
         "violated",
     )
@@ -115,7 +141,13 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
 def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
-    answer_both(endpoint, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
+    answer_both(
+        endpoint,
+        answers,
+        np.where(carriers == "UA", 1 - answers, answers),
+        copies=400,
+        carrier=carriers,
+    )
 
     judged = judge(endpoint.ask(**(AGREE | {"segment_by": ["carrier"]})))
 
@@ -125,20 +157,33 @@ def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
 
 
 def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld) -> None:
-    other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
+    other = REGRESSOR | {
+        "outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}],
+    }
     endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
-    endpoint.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
-    columns = {"_prediction_id": ids(0, 200), "_shadow": np.ones(200, bool), "output.x": [[1.0, 2.0]] * 200}
+    endpoint.answer(
+        {"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)},
+    )
+    columns = {
+        "_prediction_id": ids(0, 200),
+        "_shadow": np.ones(200, bool),
+        "output.x": [[1.0, 2.0]] * 200,
+    }
     endpoint.answer(columns, version="2")
 
     judged = judge(endpoint.ask(**AGREE))
 
     assert judged.state == "not judged"
     assert mentions(judged.reason, "0 rows")
-    assert any(mentions(note, "200 rows", "flight-delay version 1", "shadow") for note in judged.notes)
+    assert any(
+        mentions(note, "200 rows", "flight-delay version 1", "shadow") for note in judged.notes
+    )
 
 
-def test_no_row_no_shadow_and_versions_that_are_gone(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_no_shadow_and_versions_that_are_gone(
+    endpoint: EndpointWorld,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     endpoint.serve(CLASSIFIER)
     assert mentions(judge(endpoint.ask(**AGREE)).reason, "no rows")
 
@@ -146,7 +191,10 @@ def test_no_row_no_shadow_and_versions_that_are_gone(endpoint: EndpointWorld, mo
     assert mentions(judge(endpoint.ask(**AGREE)).reason, "no shadow")
 
 
-def test_of_many_rows_both_sides_keep_the_same_ones(endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_both_sides_keep_the_same_ones(
+    endpoint: EndpointWorld,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.watch.kinds.shadow.MAX_ROWS", 250)
     endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(1_000) % 2

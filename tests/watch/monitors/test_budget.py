@@ -56,12 +56,18 @@ def judged(store: Store, start: datetime, evidence: Evidence, length: timedelta 
     assert Monitors(store).update(found) is not None
 
 
-def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(deployments: Deployments) -> None:
+def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
+    deployments: Deployments,
+) -> None:
     store, monitors = deployments.store, Monitors(deployments.store)
     configure(store, {"alarms.false_per_year": 1})
     monitors.accept("flights", "daily", {"z": SINCE})
     judged(store, CALM + 9 * DAY, SHIFTED)
-    judged(store, CALM + 9.5 * DAY, Evidence("other", {"w/level": 1.0}, ("w",)))  # not a window of the schedule
+    judged(
+        store,
+        CALM + 9.5 * DAY,
+        Evidence("other", {"w/level": 1.0}, ("w",)),
+    )  # not a window of the schedule
     record_result(store, deployments.settings, result_of(9, x=9.0), MonitorSpec())
 
     accepted = accept_alarms(deployments, "flights", "daily", "a new carrier")
@@ -72,12 +78,19 @@ def test_each_column_with_an_alarm_is_normal_since_its_shift_and_the_alert_ends(
     assert monitors.state("flights", "daily").baseline == {"z": SINCE, **baseline}
     assert Alerts(store).firing() == []
     (ended,) = Alerts(store).recent()
-    texts = ("x is normal since the window of 3 July 2013", "y is normal since the window of 10 July 2013")
+    texts = (
+        "x is normal since the window of 3 July 2013",
+        "y is normal since the window of 10 July 2013",
+    )
     assert mentions(ended.detail["lines"][0], *texts, "a new carrier")
     event = [*store.events("flights")][-1]
     assert (event.action, event.why) == ("monitor.accept", "a new carrier")
     assert event.detail["monitor"] == "daily"
-    assert mentions(event.detail["baseline"], f"x since {SINCE}", "y since 2013-07-10T00:00:00+00:00")
+    assert mentions(
+        event.detail["baseline"],
+        f"x since {SINCE}",
+        "y since 2013-07-10T00:00:00+00:00",
+    )
 
 
 def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_of_them(
@@ -109,7 +122,9 @@ def test_only_the_chosen_columns_are_accepted_and_the_alert_ends_with_the_last_o
         accept_alarms(deployments, "flights", "daily")
 
 
-def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_one(deployments: Deployments) -> None:
+def test_a_column_without_an_open_alarm_is_refused_with_the_columns_that_have_one(
+    deployments: Deployments,
+) -> None:
     configure(deployments.store, {"alarms.false_per_year": 1})
     judged(deployments.store, CALM + 9 * DAY, SHIFTED)
 
@@ -146,12 +161,18 @@ def test_an_accepted_window_does_not_count_as_a_consecutive_alarm(deployments: D
 @pytest.mark.parametrize("segment", ["", "carrier=AA/"])
 @pytest.mark.parametrize("is_shift", [True, False])
 def test_an_accepted_alarm_about_relations_has_their_name(
-    deployments: Deployments, segment: str, is_shift: bool
+    deployments: Deployments,
+    segment: str,
+    is_shift: bool,
 ) -> None:
     configure(deployments.store, {"alarms.false_per_year": 1})
     series = FigureSeries(segment.rstrip("/"), PROJECTIONS[3], "spread")
     shifts = {str(series): SINCE} if is_shift else {}
-    judged(deployments.store, CALM + 9 * DAY, Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts))
+    judged(
+        deployments.store,
+        CALM + 9 * DAY,
+        Evidence("bins", {str(series): 9.0}, (segment + RELATIONS,), shifts),
+    )
 
     baseline = accept_alarms(deployments, "flights", "daily").baseline
 
@@ -170,7 +191,9 @@ def test_the_relations_of_an_accepted_column_are_normal_too(deployments: Deploym
 
 @pytest.mark.long
 def test_a_shift_starts_an_alert_until_it_is_accepted(
-    deployments: Deployments, tmp_path: Path, new_database: Callable[[Path], str]
+    deployments: Deployments,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     """Each day of the reference has 75 rows, so that 0.6 is five deviations of a day's mean: no jump of a window."""
     store = deployments.store
@@ -205,9 +228,18 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     ("fields", "evidence", "error", "names"),
     [
         ({}, SHIFTED, InvalidConfig, ["'flights'", "alarms.false_per_year=1"]),
-        ({"alarms.false_per_year": 1}, replace(SHIFTED, alarms=(), shifts={}), NotFound, ["'daily'", "no open alarm"]),
         (
-            {"alarms.false_per_year": 1, "monitors.daily.kind": "service_level", "monitors.daily.require": "p99<=1"},
+            {"alarms.false_per_year": 1},
+            replace(SHIFTED, alarms=(), shifts={}),
+            NotFound,
+            ["'daily'", "no open alarm"],
+        ),
+        (
+            {
+                "alarms.false_per_year": 1,
+                "monitors.daily.kind": "service_level",
+                "monitors.daily.require": "p99<=1",
+            },
             SHIFTED,
             InvalidConfig,
             ["service_level", "monitors.daily.require=…"],
@@ -215,7 +247,11 @@ def test_a_shift_starts_an_alert_until_it_is_accepted(
     ],
 )
 def test_what_cannot_be_accepted_is_refused_with_the_remedy(
-    deployments: Deployments, fields: Mapping[str, object], evidence: Evidence, error: type[Exception], names: list[str]
+    deployments: Deployments,
+    fields: Mapping[str, object],
+    evidence: Evidence,
+    error: type[Exception],
+    names: list[str],
 ) -> None:
     configure(deployments.store, fields)
     judged(deployments.store, CALM + 9 * DAY, evidence)
@@ -225,16 +261,27 @@ def test_what_cannot_be_accepted_is_refused_with_the_remedy(
     assert Monitors(deployments.store).state("flights", "daily").baseline == {}
 
 
-def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_end(deployments: Deployments) -> None:
+def test_a_reference_with_windows_that_will_be_judged_is_refused_with_the_last_end(
+    deployments: Deployments,
+) -> None:
     reference = {"monitors.daily.reference": "window:2013-06-01/2013-07-22"}
 
     assert check_change(deployments, "flights", reference) == []  # without a budget
-    with refused(InvalidConfig, "monitors.daily.reference", "2013-06-01/2013-07-22", "END", "2013-07-21T00:00"):
+    with refused(
+        InvalidConfig,
+        "monitors.daily.reference",
+        "2013-06-01/2013-07-22",
+        "END",
+        "2013-07-21T00:00",
+    ):
         check_change(deployments, "flights", reference | {"alarms.false_per_year": 1})
     (line,) = check_change(
         deployments,
         "flights",
-        {"alarms.false_per_year": 1, "monitors.daily.reference": "window:2013-06-01/2013-07-21T00:00"},
+        {
+            "alarms.false_per_year": 1,
+            "monitors.daily.reference": "window:2013-06-01/2013-07-21T00:00",
+        },
     )
     assert mentions(line, "flights", "monitor daily", "no rows")
 
@@ -244,12 +291,17 @@ def served(deployments: Deployments, tmp_path: Path) -> None:
     """Let the server serve the version that the model URI of the endpoint selects."""
     wanted = tmp_path / "home/deployments/flights/wanted.json"
     document = json.loads(wanted.read_text())
-    document["endpoints"]["flights"]["variants"]["flights"] |= {"model": "model-of-flights", "version": ""}
+    document["endpoints"]["flights"]["variants"]["flights"] |= {
+        "model": "model-of-flights",
+        "version": "",
+    }
     wanted.write_text(json.dumps(document))
 
 
 @pytest.mark.usefixtures("served")
-def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(deployments: Deployments) -> None:
+def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(
+    deployments: Deployments,
+) -> None:
     assert check_change(deployments, "flights", {"alarms.false_per_year": 1}) == []
 
 
@@ -257,12 +309,18 @@ def test_a_budget_that_the_reference_can_keep_has_nothing_to_state(deployments: 
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        ({"monitors.daily.reference": "window:2013-07-01/2013-07-11"}, ["window:2013-07-01/2013-07-11", "20", "10"]),
+        (
+            {"monitors.daily.reference": "window:2013-07-01/2013-07-11"},
+            ["window:2013-07-01/2013-07-11", "20", "10"],
+        ),
         ({"monitors.daily.season": "30d"}, ["season 30d", "40", "20d"]),
     ],
 )
 def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
-    deployments: Deployments, tmp_path: Path, fields: Mapping[str, object], names: list[str]
+    deployments: Deployments,
+    tmp_path: Path,
+    fields: Mapping[str, object],
+    names: list[str],
 ) -> None:
     for day in range(12):
         capture(tmp_path / "home", CALM + day * DAY)
@@ -270,11 +328,21 @@ def test_a_reference_that_is_too_short_is_refused_but_a_rolling_one_grows(
 
     with refused(InvalidConfig, "monitors.daily", *names):
         check_change(deployments, "flights", {**budget, **fields})
-    (line,) = check_change(deployments, "flights", budget | {"monitors.daily.reference": "rolling:2d"})
+    (line,) = check_change(
+        deployments,
+        "flights",
+        budget | {"monitors.daily.reference": "rolling:2d"},
+    )
     assert mentions(line, "monitor daily", "first judgement", "rolling:2d")
 
 
-def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(deployments: Deployments) -> None:
-    (line,) = check_change(deployments, "flights", {"alarms.false_per_year": 1, "monitors.other.every": "1h"})[1:]
+def test_a_reference_that_cannot_be_loaded_yet_is_checked_with_the_first_window(
+    deployments: Deployments,
+) -> None:
+    (line,) = check_change(
+        deployments,
+        "flights",
+        {"alarms.false_per_year": 1, "monitors.other.every": "1h"},
+    )[1:]
 
     assert mentions(line, "flights", "monitor other", "first judgement", "model-of-flights")

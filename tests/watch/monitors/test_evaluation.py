@@ -33,14 +33,18 @@ from tests.support.waiting import free_port
 
 
 def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow_deploy_plugin.watch.monitors.evaluation.count_rows", pytest.fail)
     window = parse_window("2013-07-01/1d")
     question = WindowRequest("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
 
-    with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable, match="connection refused"):
+    with (
+        tracking_at(f"http://127.0.0.1:{free_port()}"),
+        pytest.raises(RegistryUnavailable, match="connection refused"),
+    ):
         judge_and_log(question)
 
 
@@ -70,7 +74,8 @@ def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> Non
 
 @pytest.mark.long
 def test_its_lines_are_those_of_the_controller_and_an_outage_is_not_told_at_every_try(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_FORMAT", "ecs")
     one = judging_worker()
@@ -88,7 +93,13 @@ def asked(world: MonitoredWorld, window: Window, monitor: str = "hourly") -> Win
     """Return the request for a window with the budget and the earlier windows from the store."""
     spec = world.store.require_endpoint("flights").spec
     selected = SelectedMonitor("flights", monitor, spec.monitors[monitor], spec.capture)
-    return request_from_store(world.store, world.settings, selected, window, notes=["an agent is silent"])
+    return request_from_store(
+        world.store,
+        world.settings,
+        selected,
+        window,
+        notes=["an agent is silent"],
+    )
 
 
 def judged(world: MonitoredWorld, number: float, monitor: str = "hourly", **fields: Any) -> None:
@@ -102,7 +113,9 @@ def evidence(level: float) -> dict[str, object]:
     return Evidence("bins", {"x/level": level}).to_json()
 
 
-def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(world: MonitoredWorld) -> None:
+def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(hourly={}, other={"kind": "prediction_drift"})
     world.store.replace_spec(apply_config(world.store.require_endpoint("flights").spec, BUDGET))
     for number in (3, 2, 1):  # A backfill may judge windows in any order.
@@ -115,12 +128,18 @@ def test_a_judgement_knows_its_share_of_the_budget_and_the_windows_before_it(wor
 
     assert request.false_per_year == 1.5
     past = [(one.start, one.evidence.levels) for one in request.past]
-    assert past == [(NOON, {}), (NOON + HOUR, {"x/level": 1.5}), (NOON + 2 * HOUR, {"x/level": 2.0})]
+    assert past == [
+        (NOON, {}),
+        (NOON + HOUR, {"x/level": 1.5}),
+        (NOON + 2 * HOUR, {"x/level": 2.0}),
+    ]
     assert request.baseline == {"x": NOON}
     assert (request.accuracy, request.notes) == (None, ("an agent is silent",))
 
 
-def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(world: MonitoredWorld) -> None:
+def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(hourly={}, hits={"kind": "performance", "require": "f1>=0.5,accuracy>=0.5"})
     judged(world, 0, monitor="hits", figures={"f1": 0.1})  # before the first window of `hourly`
     judged(world, 1, monitor="hits", figures={"f1": 0.9, "estimated/f1": 0.8})
@@ -144,7 +163,9 @@ def test_the_accuracy_over_the_same_time_is_that_of_labels_or_of_an_estimate(wor
     assert asked(world, last, "hits").accuracy is None
 
 
-def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(world: MonitoredWorld) -> None:
+def test_a_window_that_the_schedule_does_not_have_does_not_count_over_time(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     judged(world, 0, evidence=evidence(0))
     window = Window(NOON + HOUR / 2, NOON + 3 * HOUR / 2)
@@ -165,12 +186,19 @@ def test_windows_outside_the_schedule_have_a_history_without_levels(world: Monit
 
     (before,) = asked(world, Window(NOON + 3 * HOUR / 2, NOON + 5 * HOUR / 2)).past
 
-    assert (before.start, before.state, before.evidence.alarms) == (NOON + HOUR / 2, "drift", ("x",))
+    assert (before.start, before.state, before.evidence.alarms) == (
+        NOON + HOUR / 2,
+        "drift",
+        ("x",),
+    )
     assert before.evidence.basis == ""
 
 
 def test_requirements_share_the_budget(world: MonitoredWorld) -> None:
-    world.endpoint(hits={"kind": "service_level", "require": "p99<=1"}, loose={"false_alarm_rate": 1e-5})
+    world.endpoint(
+        hits={"kind": "service_level", "require": "p99<=1"},
+        loose={"false_alarm_rate": 1e-5},
+    )
     window = Window(NOON, NOON + HOUR)
 
     without = asked(world, window, "hits")

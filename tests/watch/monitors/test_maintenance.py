@@ -17,7 +17,11 @@ from mlflow_deploy_plugin.core.store.tables import AlertRow
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.watch.drift.references.load import rolling_windows
-from mlflow_deploy_plugin.watch.monitors.maintenance import maintain_log, maintain_logs, retained_windows
+from mlflow_deploy_plugin.watch.monitors.maintenance import (
+    maintain_log,
+    maintain_logs,
+    retained_windows,
+)
 from mlflow_deploy_plugin.watch.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.watch.result import WindowRequest
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
@@ -51,13 +55,18 @@ def kept_up(world: MonitoredWorld) -> Iterator[None]:
 
 
 @pytest.mark.long
-def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld, tmp_path: Path) -> None:
+def test_the_many_files_of_an_hour_that_is_over_become_one(
+    world: MonitoredWorld,
+    tmp_path: Path,
+) -> None:
     hour = datetime(2026, 11, 1, 12, tzinfo=UTC)
     world.endpoint()
     for _ in range(5):
         world.rows(hour)
     assert len(files(tmp_path)) == 5
-    world.now = datetime.now(UTC) + timedelta(hours=1)  # Files that were just written are not maintained yet.
+    world.now = datetime.now(UTC) + timedelta(
+        hours=1,
+    )  # Files that were just written are not maintained yet.
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
 
@@ -83,11 +92,21 @@ def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
 def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -> None:
     world.endpoint(
         pinned={"reference": "window:2026-01-01/7d"},
-        weekly={"every": "1d", "schedule": "0 6 * * 1", "reference": "rolling:7d", "false_alarm_rate": "0.5"},
+        weekly={
+            "every": "1d",
+            "schedule": "0 6 * * 1",
+            "reference": "rolling:7d",
+            "false_alarm_rate": "0.5",
+        },
         retried={},
     )
     monitors, begun = world.monitors, NOON
-    monitors.add("flights", "retried", begun - timedelta(days=40), begun - timedelta(days=40, hours=-1))
+    monitors.add(
+        "flights",
+        "retried",
+        begun - timedelta(days=40),
+        begun - timedelta(days=40, hours=-1),
+    )
     world.now = now = NOON + timedelta(days=60)
     for name in ("pinned", "retried"):
         monitors.update_state("flights", name, made_up_to=now)
@@ -96,11 +115,14 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
 
     needed = {f"{window}" for window in retained_windows(monitors, endpoint, now).windows}
 
-    assert needed == {
-        "2026-01-01/2026-01-08",
-        "2026-11-06/2027-01-19T12:00:00",  # The first window is from 2026-11-20 and is compared with two weeks.
-        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
-    }
+    assert (
+        needed
+        == {
+            "2026-01-01/2026-01-08",
+            "2026-11-06/2027-01-19T12:00:00",  # The first window is from 2026-11-20 and is compared with two weeks.
+            "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
+        }
+    )
 
 
 def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_are_made_up(
@@ -117,18 +139,28 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
     first = next_due_window(endpoint, state, now)
     assert first is not None
 
-    labels, yearly = sorted(retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start)
+    labels, yearly = sorted(
+        retained_windows(world.monitors, endpoint, now).windows,
+        key=lambda window: window.start,
+    )
 
     assert labels.start <= first.window.start == NOON
-    assert yearly.start == now - timedelta(hours=100)  # This is the maximum number of missed windows.
+    assert yearly.start == now - timedelta(
+        hours=100,
+    )  # This is the maximum number of missed windows.
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("first_hour", [0, 6])
 def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
-    world: MonitoredWorld, first_hour: int
+    world: MonitoredWorld,
+    first_hour: int,
 ) -> None:
-    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}  # These settings read five days.
+    spec = {
+        "every": "1d",
+        "reference": "rolling:1d",
+        "false_alarm_rate": "0.5",
+    }  # These settings read five days.
     world.endpoint(daily=spec)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
@@ -137,7 +169,14 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         world.rows(day + timedelta(hours=first_hour))
         window = Window(day, day + timedelta(days=1))
         day = world.now = window.end
-        asked = WindowRequest("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
+        asked = WindowRequest(
+            "flights",
+            "daily",
+            endpoint.spec.monitors["daily"],
+            window,
+            1,
+            world.settings,
+        )
         if window.start >= NOON + timedelta(days=5):
             frozen.add(str(rolling_windows(asked, "flight-delay", "1")[0].sampled))
         world.monitors.update_state("flights", "daily", made_up_to=day)
@@ -151,14 +190,23 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
 
 @pytest.mark.long
 def test_what_is_older_than_the_endpoints_retention_is_deleted_and_said(
-    world: MonitoredWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    world: MonitoredWorld,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    spec = apply_config(new_endpoint("flights", "models:/flight-delay/1"), {"capture.retention": "90d"})
+    spec = apply_config(
+        new_endpoint("flights", "models:/flight-delay/1"),
+        {"capture.retention": "90d"},
+    )
     world.store.add_endpoint("onnxserve", spec)
     world.rows(world.now - timedelta(days=100), world.now - timedelta(days=80))
     caplog.set_level("INFO")
 
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
-        wait_until(lambda: mentions(caplog.text, "capture.retention 90d", "deleted"), SECONDS, "it is said")
+        wait_until(
+            lambda: mentions(caplog.text, "capture.retention 90d", "deleted"),
+            SECONDS,
+            "it is said",
+        )
     assert mentions(caplog.text, "flights", "1 files")

@@ -30,10 +30,17 @@ class Turned:
         self.world = world
         world.endpoint(hits=HITS | monitor)
         times = [NOON + timedelta(seconds=second) for second in range(ROWS)]
-        world.writer.write({"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]})
+        world.writer.write(
+            {"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]},
+        )
         world.now = DUE
         deployments = Deployments(world.store, world.settings, world.said.append)
-        self.runner = WindowRunner(deployments, Evaluator(world.answer), world.said.append, max_catch_up=1)
+        self.runner = WindowRunner(
+            deployments,
+            Evaluator(world.answer),
+            world.said.append,
+            max_catch_up=1,
+        )
 
     def label(self, rows: Iterable[int], label: str | float = "late") -> None:
         now = self.world.now
@@ -76,16 +83,25 @@ def test_a_window_is_judged_again_once_it_has_enough_labels_and_then_with_each_t
         turned.label(rows)
         assert turned.look_again() == revision
     assert turned.window.figures["labelled_rows"] == ROWS
-    assert any(mentions(line, "flights", "monitor hits", "labels", "2026-11-20T12:00") for line in turned.world.said)
+    assert any(
+        mentions(line, "flights", "monitor hits", "labels", "2026-11-20T12:00")
+        for line in turned.world.said
+    )
 
 
 @pytest.mark.parametrize(("labels", "is_enough"), [(10_999, False), (11_000, True)])
 def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_enough(
-    world: MonitoredWorld, labels: int, is_enough: bool
+    world: MonitoredWorld,
+    labels: int,
+    is_enough: bool,
 ) -> None:
     world.endpoint(hits=HITS)
     wide = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
-    judged = replace(wide, rows=1_000_000, figures={"labelled_rows": 10_000.0, "labelled_share": 0.5})
+    judged = replace(
+        wide,
+        rows=1_000_000,
+        figures={"labelled_rows": 10_000.0, "labelled_share": 0.5},
+    )
 
     assert is_material(labels, judged, world.spec(hits=HITS).monitors["hits"]) is is_enough
 
@@ -96,13 +112,21 @@ def test_a_single_reported_label_is_enough(world: MonitoredWorld) -> None:
     added = world.monitors.add("flights", "hits", NOON, NOON + HOUR)
     judged = replace(added, rows=1_000, figures={"labelled_rows": 0.0, "labelled_share": 0.0})
 
-    assert [is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)] == [False, True]
+    assert [
+        is_material(labels, judged, world.spec(hits=spec).monitors["hits"]) for labels in (0, 1)
+    ] == [False, True]
 
 
-def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_hold_no_new_labels_are_counted_once(
+    turned: Turned,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     turned.label(range(20))
     turned.judge()
-    turned.label(range(20), "another")  # Later labels replace earlier labels, so their number does not change.
+    turned.label(
+        range(20),
+        "another",
+    )  # Later labels replace earlier labels, so their number does not change.
     digest = turned.window.log_digest
 
     assert turned.look_again() == 1

@@ -41,16 +41,26 @@ def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
     """Write the state of `onnxserve serve` on this machine, which is not in the store."""
     folder = world.settings.home_path / "serve" / "flights-8080"
     folder.mkdir(parents=True)
-    document = {"name": "flights", "variants": {"flights": {"model": "models:/flight-delay/1"}}, **fields}
+    document = {
+        "name": "flights",
+        "variants": {"flights": {"model": "models:/flight-delay/1"}},
+        **fields,
+    }
     (folder / "spec.yaml").write_text(yaml.safe_dump(document))
 
 
-def run(world: MonitoredWorld, monitor: str | None = None, window: Window | None = None) -> MonitorWindow:
+def run(
+    world: MonitoredWorld,
+    monitor: str | None = None,
+    window: Window | None = None,
+) -> MonitorWindow:
     found = find_monitor(deployments(world), "flights", monitor)
     return manual_runs.run_window(deployments(world), found, window, world.answer)[0]
 
 
-def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(world: MonitoredWorld) -> None:
+def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monitor(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(hourly={"min_rows": 60})
     world.rows(NOON - 3 * HOUR, NOON)
     world.now = NOON + HOUR / 2
@@ -61,7 +71,9 @@ def test_the_latest_whole_window_with_rows_is_judged_by_the_endpoints_own_monito
     assert world.asked[-1].spec.min_rows == 60
 
 
-def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(world: MonitoredWorld) -> None:
+def test_the_latest_window_of_a_service_level_may_have_only_requests_that_failed(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(level={"kind": "service_level", "require": "error_rate<=1%"})
     world.rows(NOON - 3 * HOUR)
     LogWriter(Path(world.settings.inference_log) / FAILURES).write({"_event_time": [NOON] * 3})
@@ -89,12 +101,23 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
 
     first, second = world.monitors.windows("flights", "hourly")
     assert (first.verdict, first.run_id) == ("drift", "of the schedule")
-    assert (second.revision, second.verdict, second.log_rows, second.run_id) == (2, "no drift", 3, "run-1")
+    assert (second.revision, second.verdict, second.log_rows, second.run_id) == (
+        2,
+        "no drift",
+        3,
+        "run-1",
+    )
     assert (first.by_hand, second.by_hand) == (False, True)
 
 
-def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world: MonitoredWorld) -> None:
-    left_by_a_server(world, capture={"mask": ["carrier"]}, monitors={"hourly": {"every": "1h", "min_rows": 7}})
+def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(
+    world: MonitoredWorld,
+) -> None:
+    left_by_a_server(
+        world,
+        capture={"mask": ["carrier"]},
+        monitors={"hourly": {"every": "1h", "min_rows": 7}},
+    )
     world.rows(NOON, NOON + HOUR)
     world.now = NOON + 2 * HOUR
     found = find_monitor(deployments(world), "flights", None)
@@ -104,11 +127,13 @@ def test_an_endpoint_that_only_its_server_knows_is_judged_as_its_spec_says(world
 
     assert [asked.window.start for asked in world.asked] == [NOON + HOUR, NOON]
     assert {(asked.monitor, asked.spec.min_rows, asked.capture.mask) for asked in world.asked} == {
-        ("hourly", 7, ("carrier",))
+        ("hourly", 7, ("carrier",)),
     }
 
 
-def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: MonitoredWorld) -> None:
+def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(
+    world: MonitoredWorld,
+) -> None:
     world.rows(NOON - 24 * HOUR)
 
     written = run(world, "nightly")
@@ -116,7 +141,9 @@ def test_what_was_only_captured_is_judged_by_a_monitor_of_the_defaults(world: Mo
     assert (written.monitor, written.end - written.start) == ("nightly", timedelta(days=1))
 
 
-def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(world: MonitoredWorld) -> None:
+def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_another_name(
+    world: MonitoredWorld,
+) -> None:
     world.store.add_endpoint("onnxserve", new_endpoint("flights", "m", {"server.port": 8080}))
 
     assert find_monitor(deployments(world), "flights", None).name == "drift"
@@ -124,7 +151,9 @@ def test_a_stored_endpoint_without_monitors_has_the_default_one_and_none_of_anot
         find_monitor(deployments(world), "flights", "drfit")
 
 
-def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: MonitoredWorld) -> None:
+def test_what_is_found_with_another_bound_for_once_is_not_written_down(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(hourly={"consecutive": 2})
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -132,7 +161,10 @@ def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: Mo
     found = find_monitor(deployments(world), "flights", None)
 
     shown, answer = manual_runs.run_window(
-        deployments(world), found.with_bounds(min_rows=9, false_alarm_rate=None), None, world.answer
+        deployments(world),
+        found.with_bounds(min_rows=9, false_alarm_rate=None),
+        None,
+        world.answer,
     )
 
     assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
@@ -146,7 +178,8 @@ def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: Mo
 
 @pytest.mark.parametrize("by", ["run", "backfill"])
 def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_tells(
-    world: MonitoredWorld, by: str
+    world: MonitoredWorld,
+    by: str,
 ) -> None:
     world.due()
     world.judge = lambda asked: "no drift"
@@ -161,7 +194,10 @@ def test_of_a_window_that_is_judged_before_the_schedule_came_to_it_the_schedule_
     world.start()
 
     wait_until(lambda: Alerts(world.store).firing(), what="the schedule has told of it")
-    wait_until(lambda: not world.monitors.windows(states=("pending", "running")), what="its verdict is written")
+    wait_until(
+        lambda: not world.monitors.windows(states=("pending", "running")),
+        what="its verdict is written",
+    )
 
 
 def test_a_window_that_is_left_to_the_schedule_waits_for_its_rows(world: MonitoredWorld) -> None:
@@ -228,16 +264,23 @@ def test_a_window_that_the_schedule_has_judged_is_left_at_that(world: MonitoredW
 
 @pytest.mark.parametrize(
     "window",
-    [Window(NOON, NOON + HOUR), Window(NOON, NOON + HOUR / 2), Window(NOON + HOUR / 4, NOON + HOUR * 5 / 4)],
+    [
+        Window(NOON, NOON + HOUR),
+        Window(NOON, NOON + HOUR / 2),
+        Window(NOON + HOUR / 4, NOON + HOUR * 5 / 4),
+    ],
     ids=["the schedule's", "one that begins with it", "one across it"],
 )
 def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judged_by_hand(
-    world: MonitoredWorld, window: Window
+    world: MonitoredWorld,
+    window: Window,
 ) -> None:
     world.endpoint()
     world.rows(NOON, NOON + HOUR / 3)
     world.now = NOON + 2 * HOUR
-    world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
+    world.judge = lambda asked: (
+        "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
+    )
     judged = run(world, window=window)
     runner = WindowRunner(deployments(world), Evaluator(world.answer), world.said.append)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
@@ -250,7 +293,9 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     assert Alerts(world.store).firing() == []
 
 
-def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: MonitoredWorld) -> None:
+def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON, NOON + HOUR / 4, NOON + HOUR)
     odd = world.monitors.add("flights", "hourly", NOON + HOUR / 4, NOON + HOUR / 2, by_hand=True)
@@ -269,7 +314,8 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: 
 
 
 def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
-    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+    world: MonitoredWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.endpoint()
     world.rows(NOON)
@@ -298,12 +344,22 @@ def test_what_is_not_there_is_said_with_what_there_is(world: MonitoredWorld) -> 
         run(world, "hourly", Window(NOON.replace(year=2014), NOON.replace(year=2014) + HOUR))
 
 
-def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(world: MonitoredWorld) -> None:
+def test_a_backfill_of_more_windows_than_anybody_waits_for_says_what_to_ask_for(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(seconds={"every": "1s"})
     found = find_monitor(deployments(world), "flights", None)
 
     with refused(InvalidConfig, "2,592,000 windows of 1s", "10,000", "--to 2026-11-20T14:46:40"):
-        next(manual_runs.backfill(deployments(world), found, NOON, NOON + 24 * 30 * HOUR, world.answer))
+        next(
+            manual_runs.backfill(
+                deployments(world),
+                found,
+                NOON,
+                NOON + 24 * 30 * HOUR,
+                world.answer,
+            ),
+        )
     assert world.monitors.windows() == []
 
 
@@ -324,7 +380,8 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
 
 
 def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
-    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+    world: MonitoredWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def due() -> list[tuple[str, int]]:
         world.said.clear()
@@ -343,7 +400,9 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
     world.judge = fails
 
     assert due() == [("pending", 1)]
-    assert due() == [("pending", 1)]  # The next attempt is not due yet, but a Job may start its next pod now.
+    assert due() == [
+        ("pending", 1),
+    ]  # The next attempt is not due yet, but a Job may start its next pod now.
     assert [line.partition("will be retried")[2] for line in world.said] == [": the disk is full"]
     world.judge = lambda asked: "no drift"
     world.now += HOUR / 60
@@ -353,28 +412,45 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_ten_commands_lead_from_a_notebook_to_an_alert(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
+def test_ten_commands_lead_from_a_notebook_to_an_alert(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+) -> None:
     uri = new_database(tmp_path)
     with empty_home(tmp_path), receiver() as channel:
         reader = page_reader(tmp_path, uri)
         reader = replace(reader, ports={**reader.ports, "8124": str(channel.port)})
         _, served, watched, alerted = reader.run_page("ten-commands.md")
         files = reader.run("onnxserve drift run cancer --rows shifted.csv --reference training.csv")
-        listed = reader.run("onnxserve monitor list cancer; mlflow deployments delete -t onnxserve --name cancer")
+        listed = reader.run(
+            "onnxserve monitor list cancer; mlflow deployments delete -t onnxserve --name cancer",
+        )
 
     assert mentions(served, "cancer version 1 has the alias @champion")
-    assert re.search(r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$", watched, re.MULTILINE)
+    assert re.search(
+        r"^cancer drift \S+: no drift\n  model cancer version 1, 228 rows$",
+        watched,
+        re.MULTILINE,
+    )
     assert mentions(watched, "228 of 228")
     assert re.search(r"^cancer: monitor drift \S+: drift; run", alerted, re.MULTILINE), alerted
     messages = [message["title"] + message["message"] for message in channel.got[""]]
-    assert any(mentions(message, "cancer", "mean radius", "higher") for message in messages), messages
+    assert any(mentions(message, "cancer", "mean radius", "higher") for message in messages), (
+        messages
+    )
     assert re.search(r"^cancer +drift +drift +2m +", listed, re.MULTILINE)
     assert re.search(
-        r"^cancer drift \S+: drift\n  228 rows\n  mean radius: mean 14.23 → 18.17, higher", files, re.MULTILINE
+        r"^cancer drift \S+: drift\n  228 rows\n  mean radius: mean 14.23 → 18.17, higher",
+        files,
+        re.MULTILINE,
     )
     with tracking_at(uri):
         experiment = mlflow.get_experiment_by_name("onnxserve/cancer")
-        runs = mlflow.search_runs([experiment.experiment_id], "tags.`onnxserve.tried` != ''", output_format="list")
+        runs = mlflow.search_runs(
+            [experiment.experiment_id],
+            "tags.`onnxserve.tried` != ''",
+            output_format="list",
+        )
         assert [
             file.path
             for run in runs

@@ -29,7 +29,11 @@ _rng = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
@@ -44,12 +48,20 @@ def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> Moni
 
 
 def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
-    found = pd.DataFrame({"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)})
-    return found.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC")) if start else found
+    found = pd.DataFrame(
+        {"x": _rng.normal(shift, 1, count), "kind": _rng.choice(["a", "b"], count)},
+    )
+    return (
+        found.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC"))
+        if start
+        else found
+    )
 
 
 @pytest.mark.long
-def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(folder: Path) -> None:
+def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(
+    folder: Path,
+) -> None:
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
 
     assert calm.state == "no drift"
@@ -75,13 +87,18 @@ def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() ->
 def test_times_on_one_side_alone_are_said() -> None:
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
-    assert answer.notes[0].startswith("only one file (not the dataset rows.parquet) has event times")
+    assert answer.notes[0].startswith(
+        "only one file (not the dataset rows.parquet) has event times",
+    )
 
 
 def test_too_few_rows_are_not_judged() -> None:
     answer = judged(table(50), table(2000))
 
-    assert (answer.state, answer.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
+    assert (answer.state, answer.reason) == (
+        "not judged",
+        "the window has 50 rows; min_rows is 200",
+    )
 
 
 def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +117,13 @@ def test_rows_of_which_a_sample_is_judged_are_told(monkeypatch: pytest.MonkeyPat
         ("../mine", "reference.csv", InvalidConfig, "letters, digits"),
     ],
 )
-def test_what_cannot_be_judged_is_said(folder: Path, name: str, rows: str, error: type[Exception], said: str) -> None:
+def test_what_cannot_be_judged_is_said(
+    folder: Path,
+    name: str,
+    rows: str,
+    error: type[Exception],
+    said: str,
+) -> None:
     (folder / "mine.txt").write_text("no table")
     table(40).to_csv("reference.csv", index=False)
     with pytest.raises(error, match=said):
@@ -114,7 +137,10 @@ def compared(rows: str, reference: str, **bounds: Any) -> MonitorResult:
 
 def with_times(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with the two columns of times of the same rows."""
-    return rows.assign(signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"), seen_at=rows["at"]).drop(columns="at")
+    return rows.assign(
+        signup_date=rows["at"].dt.tz_localize(None).dt.floor("D"),
+        seen_at=rows["at"],
+    ).drop(columns="at")
 
 
 def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
@@ -123,7 +149,12 @@ def test_excluded_columns_are_not_the_event_times(folder: Path) -> None:
 
     with refused(InvalidConfig, "rows.csv", "signup_date, seen_at", "_event_time", "--exclude"):
         compared("rows.csv", "reference.parquet", min_rows=100)
-    without = compared("rows.csv", "reference.parquet", exclude=("signup_date", "seen_at"), min_rows=100)
+    without = compared(
+        "rows.csv",
+        "reference.parquet",
+        exclude=("signup_date", "seen_at"),
+        min_rows=100,
+    )
     in_time = compared("rows.csv", "reference.parquet", exclude=("signup_date",), min_rows=100)
 
     assert (without.state, in_time.state) == ("drift", "drift")
@@ -163,27 +194,47 @@ SAME_ROWS: dict[str, list[Any]] = {
 def test_the_same_rows_differ_neither_as_csv_nor_as_parquet(folder: Path) -> None:
     kinds = {"whole numbers beyond 2**63": pa.uint64()}
     csv, parquet = written(
-        "same", {name: pa.array((values * 200)[:400], kinds.get(name)) for name, values in SAME_ROWS.items()}
+        "same",
+        {
+            name: pa.array((values * 200)[:400], kinds.get(name))
+            for name, values in SAME_ROWS.items()
+        },
     )
 
     for rows, reference in ((csv, parquet), (parquet, csv), (csv, csv), (parquet, parquet)):
         found = compared(rows, reference)
-        assert (found.state, [one.subject for one in found.findings if one.is_alarm]) == ("no drift", []), rows
+        assert (found.state, [one.subject for one in found.findings if one.is_alarm]) == (
+            "no drift",
+            [],
+        ), rows
 
 
-TEXTS = st.sampled_from(["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"])
-KINDS = [TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, width=32)]
-SIDES = st.sampled_from(KINDS).flatmap(lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1)))
+TEXTS = st.sampled_from(
+    ["01234", "1234", "007", "0", "-12", "1e5", "NA", "nan", "Y", "N", "true", "31.01.2024"],
+)
+KINDS = [
+    TEXTS,
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, width=32),
+]
+SIDES = st.sampled_from(KINDS).flatmap(
+    lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1)),
+)
 
 
 @pytest.mark.long
 @settings(max_examples=40)
 @given(SIDES, st.booleans())
 def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(
-    sides: tuple[list[Any], list[Any]], has_missing: bool
+    sides: tuple[list[Any], list[Any]],
+    has_missing: bool,
 ) -> None:
     files = [
-        written(name, {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))})
+        written(
+            name,
+            {"x": [*values, *[None] * has_missing], "n": list(range(len(values) + has_missing))},
+        )
         for name, values in zip(("rows", "reference"), sides, strict=True)
     ]
     (rows_csv, rows), (reference_csv, reference) = files
@@ -191,9 +242,15 @@ def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_ve
     expected = compared(rows, reference, min_rows=1)
 
     for one, other in ((rows_csv, reference), (rows, reference_csv)):
-        assert [read.table.schema for read in load_datasets([one, other])] == [pq.read_schema(rows)] * 2
+        assert [read.table.schema for read in load_datasets([one, other])] == [
+            pq.read_schema(rows),
+        ] * 2
         found = compared(one, other, min_rows=1)
-        assert (found.state, found.reason, found.findings) == (expected.state, expected.reason, expected.findings)
+        assert (found.state, found.reason, found.findings) == (
+            expected.state,
+            expected.reason,
+            expected.findings,
+        )
 
 
 def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(folder: Path) -> None:
@@ -203,7 +260,11 @@ def test_codes_that_lost_their_leading_zeros_are_drift_between_two_csv_files(fol
     lost = compared("recent.csv", "training.csv")
     kept = compared("training.csv", "training.csv")
 
-    assert (lost.state, lost.findings[0].subject, lost.findings[0].check) == ("drift", "zip", "distribution")
+    assert (lost.state, lost.findings[0].subject, lost.findings[0].check) == (
+        "drift",
+        "zip",
+        "distribution",
+    )
     assert kept.state == "no drift"
 
 
@@ -213,7 +274,11 @@ def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
 
     found = compared("recent.csv", "training.parquet")
 
-    assert (found.state, found.findings[0].subject, found.findings[0].change) == ("drift", "n", "int64 → string")
+    assert (found.state, found.findings[0].subject, found.findings[0].change) == (
+        "drift",
+        "n",
+        "int64 → string",
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,11 +292,23 @@ def test_a_number_that_became_a_text_is_drift(folder: Path) -> None:
     ],
 )
 def test_only_named_columns_are_judged_or_all_others(
-    folder: Path, named: dict[str, Any], state: str, judged: set[str]
+    folder: Path,
+    named: dict[str, Any],
+    state: str,
+    judged: set[str],
 ) -> None:
-    rng = np.random.default_rng(0)  # Other rows, from a generator that other tests use, are drift in 5 % of orders.
+    rng = np.random.default_rng(
+        0,
+    )  # Other rows, from a generator that other tests use, are drift in 5 % of orders.
     for name, shift in (("recent", 3), ("training", 0)):
-        written(name, {"calm": rng.normal(0, 1, 400), "wild": rng.normal(shift, 1, 400), "id": list(range(400))})
+        written(
+            name,
+            {
+                "calm": rng.normal(0, 1, 400),
+                "wild": rng.normal(shift, 1, 400),
+                "id": list(range(400)),
+            },
+        )
 
     found = compared("recent.parquet", "training.parquet", **named)
 
@@ -255,7 +332,12 @@ def test_the_rows_of_a_file_may_be_in_any_order() -> None:
     rows.to_parquet("ordered.parquet")
     rows.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
     ordered, shuffled = (
-        compared(f"{name}.parquet", "reference.parquet", min_rows=100) for name in ("ordered", "shuffled")
+        compared(f"{name}.parquet", "reference.parquet", min_rows=100)
+        for name in ("ordered", "shuffled")
     )
 
-    assert (shuffled.state, shuffled.reason, shuffled.window) == ("drift", ordered.reason, ordered.window)
+    assert (shuffled.state, shuffled.reason, shuffled.window) == (
+        "drift",
+        ordered.reason,
+        ordered.window,
+    )

@@ -28,7 +28,10 @@ def test_without_a_spool_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     assert wait_until_shipped(tmp_path, 5)
 
 
-def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(tmp_path: Path, segment: Path) -> None:
+def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(
+    tmp_path: Path,
+    segment: Path,
+) -> None:
     agent(tmp_path, os.getpid())
 
     def ship(_: float) -> None:
@@ -44,7 +47,9 @@ def test_a_segment_that_is_gone_is_shipped(tmp_path: Path, segment: Path) -> Non
     assert wait_until_shipped(tmp_path, 5, pause=lambda _: segment.unlink())
 
 
-def test_a_segment_that_the_agent_deletes_while_the_spool_is_listed_is_in_the_log(tmp_path: Path) -> None:
+def test_a_segment_that_the_agent_deletes_while_the_spool_is_listed_is_in_the_log(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "deleted.seg").symlink_to(tmp_path / "gone")
     assert wait_until_shipped(tmp_path, 5)
@@ -53,6 +58,15 @@ def test_a_segment_that_the_agent_deletes_while_the_spool_is_listed_is_in_the_lo
 def test_it_gives_up_when_its_patience_ends_or_nobody_ships(tmp_path: Path, segment: Path) -> None:
     seconds = iter(range(100))
     agent(tmp_path, os.getpid())
-    assert not wait_until_shipped(tmp_path, 5, clock=lambda: float(next(seconds)), pause=lambda _: None)
+    assert not wait_until_shipped(
+        tmp_path,
+        5,
+        clock=lambda: float(next(seconds)),
+        pause=lambda _: None,
+    )
     agent(tmp_path, NO_PROCESS)
-    assert not wait_until_shipped(tmp_path, 1e9, pause=lambda _: pytest.fail("there is no agent to wait for"))
+    assert not wait_until_shipped(
+        tmp_path,
+        1e9,
+        pause=lambda _: pytest.fail("there is no agent to wait for"),
+    )

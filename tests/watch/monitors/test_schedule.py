@@ -52,18 +52,33 @@ def test_a_monitor_of_labels_waits_for_them() -> None:
         (datetime(2026, 10, 25, tzinfo=UTC), "2026-10-25T05:15"),
     ],
 )
-def test_a_schedule_keeps_to_the_clock_of_its_time_zone_over_a_change(end: datetime, at: str) -> None:
-    assert due(end, schedule="15 6 * * *", time_zone="Europe/Berlin") == datetime.fromisoformat(at + "Z")
+def test_a_schedule_keeps_to_the_clock_of_its_time_zone_over_a_change(
+    end: datetime,
+    at: str,
+) -> None:
+    assert due(end, schedule="15 6 * * *", time_zone="Europe/Berlin") == datetime.fromisoformat(
+        at + "Z",
+    )
 
 
 def test_a_time_that_a_clock_change_leaves_out_comes_just_after_it() -> None:
     end = datetime(2026, 3, 29, tzinfo=UTC)
 
-    assert due(end, schedule="30 2 * * *", time_zone="Europe/Berlin") == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+    assert due(end, schedule="30 2 * * *", time_zone="Europe/Berlin") == datetime(
+        2026,
+        3,
+        29,
+        1,
+        0,
+        tzinfo=UTC,
+    )
 
 
 def test_a_schedule_is_looked_at_after_the_grace_only() -> None:
-    assert due(MIDNIGHT, schedule="4 0 * * *", grace="5m") == MIDNIGHT + timedelta(days=1, minutes=4)
+    assert due(MIDNIGHT, schedule="4 0 * * *", grace="5m") == MIDNIGHT + timedelta(
+        days=1,
+        minutes=4,
+    )
     assert due(MIDNIGHT, schedule="5 0 * * *", grace="5m") == MIDNIGHT + timedelta(minutes=5)
 
 
@@ -81,7 +96,10 @@ def test_windows_lie_on_their_grid() -> None:
     spec = MonitorSpec(every="6h")
     begin = MIDNIGHT + timedelta(hours=1)
 
-    windows = [window_at(start, spec.every) for start in windows_between(spec, begin, begin + timedelta(hours=18))]
+    windows = [
+        window_at(start, spec.every)
+        for start in windows_between(spec, begin, begin + timedelta(hours=18))
+    ]
 
     assert list(map(str, windows)) == [
         "2026-11-20T06:00:00/2026-11-20T12:00:00",
@@ -104,7 +122,11 @@ def test_the_slowest_agent_counts() -> None:
 
 
 def test_an_agent_that_has_ended_or_serves_others_is_not_waited_for() -> None:
-    assert readiness([replace(MARK, ended=True), replace(MARK, endpoints=("other",))], "flights", NOW).covers(NOW)
+    assert readiness(
+        [replace(MARK, ended=True), replace(MARK, endpoints=("other",))],
+        "flights",
+        NOW,
+    ).covers(NOW)
 
 
 def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note() -> None:
@@ -127,7 +149,11 @@ def test_an_agent_whose_clock_is_far_ahead_is_passed_over_with_a_note() -> None:
 
 
 def overview_of(world: MonitoredWorld) -> MonitorOverview:
-    (one,) = overviews(world.store, "flights", read_watermarks(locate_log(world.settings.inference_log)))
+    (one,) = overviews(
+        world.store,
+        "flights",
+        read_watermarks(locate_log(world.settings.inference_log)),
+    )
     return one
 
 

@@ -26,7 +26,9 @@ from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
-def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(world: MonitoredWorld) -> None:
+def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_store(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=4)
@@ -37,13 +39,22 @@ def test_a_window_is_judged_once_its_grace_has_passed_and_its_outcome_is_in_the_
     (window,) = world.wait_for(1)
 
     assert (window.start, window.end, window.revision) == (NOON, NOON + HOUR, 1)
-    assert (window.verdict, window.rows, window.log_rows, window.run_id) == ("no drift", 3, 3, "run-1")
+    assert (window.verdict, window.rows, window.log_rows, window.run_id) == (
+        "no drift",
+        3,
+        3,
+        "run-1",
+    )
     assert world.monitors.state("flights", "hourly").made_up_to == NOON + HOUR
     wait_until(lambda: world.said, SECONDS, "it is said")
-    assert world.said == ["flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1"]
+    assert world.said == [
+        "flights: monitor hourly 2026-11-20T12:00:00/2026-11-20T13:00:00: no drift; run run-1",
+    ]
 
 
-def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_nothing(world: MonitoredWorld) -> None:
+def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_nothing(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON, NOON + 2 * HOUR, NOON + 3 * HOUR)
     world.now = NOON + 5 * HOUR
@@ -52,17 +63,28 @@ def test_missed_windows_are_made_up_oldest_first_and_one_without_rows_costs_noth
     windows = world.wait_for(4)
 
     assert [asked.window.start for asked in world.asked] == [NOON, NOON + 2 * HOUR, NOON + 3 * HOUR]
-    assert [window.verdict for window in windows] == ["no drift", "not judged", "no drift", "no drift"]
+    assert [window.verdict for window in windows] == [
+        "no drift",
+        "not judged",
+        "no drift",
+        "no drift",
+    ]
     assert (windows[1].reason, windows[1].run_id) == ("the window has no rows", "")
 
 
 def test_a_short_window_without_rows_in_an_hour_that_has_some_costs_nothing(
-    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+    world: MonitoredWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[datetime | None] = []
     judged_windows = Monitors.judged_windows
 
-    def counted(monitors: Monitors, *arguments: Any, until: datetime | None = None, **options: Any) -> Any:
+    def counted(
+        monitors: Monitors,
+        *arguments: Any,
+        until: datetime | None = None,
+        **options: Any,
+    ) -> Any:
         read.append(until)
         return judged_windows(monitors, *arguments, until=until, **options)
 
@@ -87,20 +109,29 @@ def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWo
     world.start()
     (window,) = world.wait_for(1)
 
-    assert (window.verdict, window.log_rows) == ("no drift", 3)  # These values are from the test's judge.
+    assert (window.verdict, window.log_rows) == (
+        "no drift",
+        3,
+    )  # These values are from the test's judge.
 
 
-def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(world: MonitoredWorld) -> None:
+def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.now = NOON + 33 * HOUR
 
     world.start(max_catch_up=3)
     windows = world.wait_for(3)
 
-    assert [window.start for window in windows] == [NOON + number * HOUR for number in range(29, 32)]
+    assert [window.start for window in windows] == [
+        NOON + number * HOUR for number in range(29, 32)
+    ]
     note = world.monitors.state("flights", "hourly").note
     assert note.startswith("29 windows from 2026-11-20T12:00 to 2026-11-21T17:00 were skipped")
-    assert note.endswith("onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00")
+    assert note.endswith(
+        "onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00",
+    )
 
 
 def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
@@ -119,7 +150,9 @@ def test_a_window_waits_for_the_slowest_agent(world: MonitoredWorld) -> None:
     world.wait_for(1)
 
 
-def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world: MonitoredWorld) -> None:
+def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     world.watermark(NOON)
@@ -131,7 +164,9 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world: M
     assert mentions(window.reason, "agent one", "2026-11-20 12:00:00 UTC")
 
 
-def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: MonitoredWorld) -> None:
+def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(
+    world: MonitoredWorld,
+) -> None:
     def judge(asked: WindowRequest) -> str:
         if asked.monitor == "broken" and asked.window.start == NOON:
             raise OnnxserveError("the reference cannot be read")
@@ -200,7 +235,9 @@ def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> N
     assert len(world.wait_for(2, "a")) == len(world.wait_for(2, "b")) == 2
     running = [(NOON, "running")]
     wait_until(
-        lambda: [(one.start, one.state) for one in world.monitors.windows(monitor="slow")] == running,
+        lambda: (
+            [(one.start, one.state) for one in world.monitors.windows(monitor="slow")] == running
+        ),
         what="it is judged",
     )
     may_end.set()
@@ -227,7 +264,9 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
     (window,) = world.wait_for(1)
     world.end()
     (file,) = (world.folder / "inference_log").rglob("*.parquet")
-    (file.parent / "again.parquet").write_bytes(file.read_bytes())  # The same segment was shipped twice.
+    (file.parent / "again.parquet").write_bytes(
+        file.read_bytes(),
+    )  # The same segment was shipped twice.
 
     world.start()
 
@@ -235,7 +274,9 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
     assert len(world.monitors.windows()) == 1
 
 
-def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: MonitoredWorld) -> None:
+def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(paused={}, other={})
     world.rows(NOON)
     world.monitors.pause("flights", "paused")
@@ -249,7 +290,9 @@ def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: Mo
     world.wait_for(1, "paused")
 
 
-def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(world: MonitoredWorld) -> None:
+def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(
+    world: MonitoredWorld,
+) -> None:
     def judge(asked: WindowRequest) -> str:
         raise OnnxserveError("not now")
 
@@ -279,7 +322,9 @@ def test_a_monitor_that_is_changed_is_judged_as_it_stands_then(world: MonitoredW
     assert [window.end - window.start for window in windows] == [HOUR, HOUR / 2, HOUR / 2]
 
 
-def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(world: MonitoredWorld) -> None:
+def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint(wrong={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"}, other={})
     world.rows(NOON)
     world.now = NOON + HOUR + timedelta(minutes=6)
@@ -294,11 +339,18 @@ def test_a_time_zone_that_is_unknown_here_is_said_once_and_harms_no_other(world:
 
 @pytest.mark.parametrize(
     ("created_at", "ahead", "judged_too_early"),
-    [(NOON, NOON + 3 * HOUR, 2), (NOON, NOON + 50 * HOUR, 2), (NOON + 48 * HOUR, NOON + 50 * HOUR, 1)],
+    [
+        (NOON, NOON + 3 * HOUR, 2),
+        (NOON, NOON + 50 * HOUR, 2),
+        (NOON + 48 * HOUR, NOON + 50 * HOUR, 1),
+    ],
     ids=["a little", "so far that windows were left out", "already when the endpoint was created"],
 )
 def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_time(
-    world: MonitoredWorld, created_at: datetime, ahead: datetime, judged_too_early: int
+    world: MonitoredWorld,
+    created_at: datetime,
+    ahead: datetime,
+    judged_too_early: int,
 ) -> None:
     world.now = created_at
     world.endpoint()
@@ -319,7 +371,8 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
 def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
-    world: MonitoredWorld, undecided: str
+    world: MonitoredWorld,
+    undecided: str,
 ) -> None:
     verdicts = iter(["drift", "no drift", "drift", undecided, "drift"])
     world.judge = lambda asked: next(verdicts)
@@ -333,7 +386,10 @@ def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
     assert world.monitors.state("flights", "hourly").consecutive == 2
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
     unconfirmed = [line for line in world.said if mentions(line, "1 of 2 consecutive windows")]
-    assert [line.split()[3].split("/")[0] for line in unconfirmed] == ["2026-11-20T12:00:00", "2026-11-20T14:00:00"]
+    assert [line.split()[3].split("/")[0] for line in unconfirmed] == [
+        "2026-11-20T12:00:00",
+        "2026-11-20T14:00:00",
+    ]
 
 
 def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWorld) -> None:
@@ -358,7 +414,9 @@ def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWo
     world.wait_for(1)
 
 
-def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_each_time(world: MonitoredWorld) -> None:
+def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_each_time(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     marks = world.folder / "inference_log" / "_watermarks"
@@ -430,7 +488,8 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
 
 @pytest.mark.long
 def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_cost_no_more_than_one(
-    world: MonitoredWorld, monkeypatch: pytest.MonkeyPatch
+    world: MonitoredWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for number in range(50):
         world.endpoint(f"e{number}", a={}, b={}, c={}, d={})
@@ -441,7 +500,9 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_c
     wait_until(lambda: len(world.asked) >= 200, 300, "all are judged")
     over = world.count_looks()
     wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
-    assert len({(asked.endpoint, asked.monitor) for asked in world.asked}) == len(world.asked) == 200
+    assert (
+        len({(asked.endpoint, asked.monitor) for asked in world.asked}) == len(world.asked) == 200
+    )
 
     transaction, asked = world.store.transaction, 0
 
@@ -484,7 +545,9 @@ def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: Monitor
     assert (window.id, window.verdict, window.attempts) == (begun.id, "no drift", 1)
 
 
-def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: MonitoredWorld) -> None:
+def test_a_window_that_kills_one_controller_after_the_other_is_given_up(
+    world: MonitoredWorld,
+) -> None:
     world.due()
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running", attempts=4))
@@ -500,7 +563,9 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
     def judge(asked: WindowRequest) -> str:
         if len(world.asked) > 1:
             return "no drift"
-        with world.store.transaction() as session:  # Another process takes the lease after its full duration.
+        with (
+            world.store.transaction() as session
+        ):  # Another process takes the lease after its full duration.
             lease = session.get(LeaseRow, lease_name("flights", "hourly"))
             assert lease is not None
             lease.token, lease.holder = lease.token + 1, ""

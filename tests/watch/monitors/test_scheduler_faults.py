@@ -52,9 +52,22 @@ class Machine:
             "MLFLOW_TRACKING_URI": self.tracking_uri,
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         }
-        command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "5"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow_deploy_plugin.cli",
+            "controller",
+            "--lease-seconds",
+            "5",
+        ]
         log = (self.folder / f"controller-{len(self.controllers)}.log").open("wb")
-        controller = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder)
+        controller = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder,
+        )
         self.controllers.append(controller)
         return controller
 
@@ -76,7 +89,11 @@ class Machine:
             windows = self.windows(endpoint, state)
             return windows if len(windows) >= count else []
 
-        windows: list[MonitorWindow] = waited_for(found, SECONDS, f"{count} windows of {endpoint} are {state}")
+        windows: list[MonitorWindow] = waited_for(
+            found,
+            SECONDS,
+            f"{count} windows of {endpoint} are {state}",
+        )
         return windows
 
     def runs(self, endpoint: str) -> Counter[tuple[str, str]]:
@@ -84,9 +101,14 @@ class Machine:
         client = MlflowClient(self.tracking_uri)
         experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
         of_windows = "tags.`onnxserve.window.start` != ''"
-        runs = client.search_runs([experiment.experiment_id], of_windows) if experiment is not None else []
+        runs = (
+            client.search_runs([experiment.experiment_id], of_windows)
+            if experiment is not None
+            else []
+        )
         return Counter(
-            (run.data.tags["onnxserve.window.start"], run.data.tags["onnxserve.window.revision"]) for run in runs
+            (run.data.tags["onnxserve.window.start"], run.data.tags["onnxserve.window.revision"])
+            for run in runs
         )
 
 
@@ -112,7 +134,11 @@ def test_a_controller_that_is_killed_in_the_middle_of_a_judgement_is_replaced_an
     children = psutil.Process(first.pid).children(recursive=True)
     first.kill()
     first.wait()
-    waited_for(lambda: not any(map(is_alive, children)), SECONDS, "nobody goes on with what was begun")
+    waited_for(
+        lambda: not any(map(is_alive, children)),
+        SECONDS,
+        "nobody goes on with what was begun",
+    )
     assert machine.windows("flights", "running")
 
     machine.start()
@@ -142,7 +168,8 @@ def test_two_controllers_judge_each_window_once(machine: Machine) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_where_mlflow_is_down_while_reporting_it_is_tried_again_and_what_needs_no_mlflow_goes_on(
-    tmp_path: Path, new_database: Callable[[Path], str]
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     new_database(tmp_path)
     server = MlflowServer(tmp_path)
@@ -153,7 +180,9 @@ def test_where_mlflow_is_down_while_reporting_it_is_tried_again_and_what_needs_n
         machine.start()
         machine.wait_for("idle", 1)
         (window,) = waited_for(
-            lambda: [one for one in machine.windows("flights", "pending") if one.attempts], SECONDS, "it has failed"
+            lambda: [one for one in machine.windows("flights", "pending") if one.attempts],
+            SECONDS,
+            "it has failed",
         )
         assert "MLflow" in window.reason
 
@@ -177,7 +206,11 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     def judging() -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             children = psutil.Process(controller.pid).children(recursive=True)
-            return [child for child in children if "mlflow_deploy_plugin.core.processes.worker" in child.cmdline()]
+            return [
+                child
+                for child in children
+                if "mlflow_deploy_plugin.core.processes.worker" in child.cmdline()
+            ]
         return []
 
     (child,) = waited_for(judging, SECONDS, "a process judges")

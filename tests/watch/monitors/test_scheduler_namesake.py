@@ -54,7 +54,9 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     if is_compacted:
         assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
     day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
-    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # The sketches of all rows are kept.
+    assert window_versions(whole, "flights", day) == {
+        ("flight-delay", "1"): 17,
+    }  # The sketches of all rows are kept.
 
     log = endpoint_log(heir.settings, heir.store.endpoint("flights"))
 
@@ -68,11 +70,16 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
 
 
 def test_sql_still_sees_what_the_other_has_left(heir: MonitoredWorld) -> None:
-    with run_query(open_log(heir.settings.inference_log), Query(View("flights"), select="count(*) AS n")) as answer:
+    with run_query(
+        open_log(heir.settings.inference_log),
+        Query(View("flights"), select="count(*) AS n"),
+    ) as answer:
         assert [batch.to_pylist() for batch in answer.batches] == [[{"n": 17}]]
 
 
-def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(world: MonitoredWorld) -> None:
+def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(
+    world: MonitoredWorld,
+) -> None:
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
     world.endpoint()
@@ -100,12 +107,17 @@ def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld)
     (judged,) = world.wait_for(1)
 
     assert (judged.endpoint, judged.verdict) == ("taxis", "no drift")
-    wait_until(lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said), SECONDS)
+    wait_until(
+        lambda: any(mentions(line, "'flights'", "cannot be read") for line in world.said),
+        SECONDS,
+    )
     assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
     assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]
 
 
-def test_what_a_controller_has_written_just_after_the_deletion_goes_too(world: MonitoredWorld) -> None:
+def test_what_a_controller_has_written_just_after_the_deletion_goes_too(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
@@ -123,4 +135,8 @@ def test_what_a_controller_has_written_just_after_the_deletion_goes_too(world: M
     world.start()
 
     assert is_written.wait(SECONDS)
-    wait_until(lambda: not (world.monitors.states() or world.monitors.windows()), SECONDS, "nothing is left")
+    wait_until(
+        lambda: not (world.monitors.states() or world.monitors.windows()),
+        SECONDS,
+        "nothing is left",
+    )

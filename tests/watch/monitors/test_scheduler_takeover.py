@@ -17,7 +17,9 @@ def as_shown(windows: list[MonitorWindow]) -> list[tuple[datetime, timedelta, in
     return [(window.start, window.end - window.start, window.revision) for window in windows]
 
 
-def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(world: MonitoredWorld) -> None:
+def test_a_shorter_window_that_begins_with_it_does_not_stand_for_the_schedules(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     judged_by_hand(world, NOON, NOON + HOUR / 2)
@@ -42,7 +44,9 @@ def test_a_window_that_was_judged_before_it_was_due_is_judged_again(world: Monit
     assert [alert.monitor for alert in Alerts(world.store).firing()] == ["hourly"]
 
 
-def test_an_alarm_is_told_of_though_a_person_has_had_later_windows_judged(world: MonitoredWorld) -> None:
+def test_an_alarm_is_told_of_though_a_person_has_had_later_windows_judged(
+    world: MonitoredWorld,
+) -> None:
     world.endpoint()
     world.rows(NOON)
     judged_by_hand(world, NOON + HOUR, NOON + 2 * HOUR)

@@ -31,7 +31,11 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
 
     is_watched = False
     store = open_store(world.settings.store_url, clock)
-    runner = WindowRunner(Deployments(store, world.settings, world.said.append), Evaluator(world.answer), print)
+    runner = WindowRunner(
+        Deployments(store, world.settings, world.said.append),
+        Evaluator(world.answer),
+        print,
+    )
     lease = store.acquire_lease("the test's", "the test", 60)
     assert lease is not None
     with LeaseKeeper(store, lease) as keeper:
@@ -64,7 +68,16 @@ def test_alarms_are_counted_for_the_same_column(alarms: list[str], count: int) -
     windows = []
     for number, columns in enumerate(alarms):
         window = MonitorWindow(
-            0, "flights", "hourly", NOON + number * HOUR, NOON + (number + 1) * HOUR, 1, False, "judged", NOON, NOON
+            0,
+            "flights",
+            "hourly",
+            NOON + number * HOUR,
+            NOON + (number + 1) * HOUR,
+            1,
+            False,
+            "judged",
+            NOON,
+            NOON,
         )
         evidence = {} if columns == "old" else Evidence(alarms=tuple(columns.strip("?"))).to_json()
         verdict = {"": "no drift", "?": "not judged"}.get(columns, "drift")

@@ -10,12 +10,19 @@ from tests.support.tracking import tracking_at
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+def tracking(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_database: Callable[[Path], str],
+) -> Iterator[MlflowClient]:
     """Yield an MLflow for this module with one registered version; tests use different endpoint names."""
     folder = tmp_path_factory.mktemp("tracking")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)  # A database store puts artifacts below the working directory.
         client = MlflowClient()
         client.create_registered_model("flight-delay")
-        client.create_model_version("flight-delay", source=str(folder), description="Trained on a Monday.")
+        client.create_model_version(
+            "flight-delay",
+            source=str(folder),
+            description="Trained on a Monday.",
+        )
         yield client

@@ -39,7 +39,11 @@ def runs_of(client: Any, endpoint: Any) -> Any:
 
 def artifact(run_id: Any, name: Any) -> Any:
     with TemporaryDirectory() as folder:
-        file = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder)
+        file = mlflow.artifacts.download_artifacts(
+            run_id=run_id,
+            artifact_path=name,
+            dst_path=folder,
+        )
         return Path(file).read_bytes()
 
 
@@ -72,7 +76,9 @@ log_result(pickle.load(sys.stdin.buffer), Files())
 """
 
 
-def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient) -> None:
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(
+    tracking: MlflowClient,
+) -> None:
     given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
     past = past_of(result_of(-1, temperature=0.5))
@@ -91,7 +97,10 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
         "onnxserve.window.revision": "1",
         "onnxserve.verdict": "drift",
     }.items() <= logged.data.tags.items()
-    assert logged.data.metrics.items() >= {"statistic": 6.5, "threshold": 3.0, "distribution_score/noise": 0.5}.items()
+    assert (
+        logged.data.metrics.items()
+        >= {"statistic": 6.5, "threshold": 3.0, "distribution_score/noise": 0.5}.items()
+    )
     point = tracking.get_metric_history(run.run_id, "statistic")[0]
     assert point.timestamp == given.window.end_us // 1000
     assert artifact(run.run_id, "sketches.parquet") == b"\xffPAR1"
@@ -123,14 +132,20 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
     ]
     assert "onnxserve.verdict" not in {*tags[0], *tags[1]}
     assert tracking.get_run(kept.run_id).data.tags["onnxserve.verdict"] == "drift"
-    (series,) = [run for run in all_runs_of(tracking, "tried") if "onnxserve.series" in run.data.tags]
+    (series,) = [
+        run for run in all_runs_of(tracking, "tried") if "onnxserve.series" in run.data.tags
+    ]
     assert len(tracking.get_metric_history(series.info.run_id, "statistic")) == 1
 
 
-def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient) -> None:
+def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(
+    tracking: MlflowClient,
+) -> None:
     given = result_of(endpoint="anew")
     unstored = log_result(given, {}).run_id
-    first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
+    first, second = (
+        replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2)
+    )
 
     runs = [log_result(one, {}).run_id for one in (first, second, first)]
 
@@ -139,21 +154,32 @@ def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tr
     assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
 
 
-def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient) -> None:
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(
+    tracking: MlflowClient,
+) -> None:
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
     scores: dict[str, Any] = dict.fromkeys(names, 1.0)
 
     run = log_result(result_of(endpoint="names", **scores), {})
 
-    kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution_score/")}
+    kept = {
+        name
+        for name in tracking.get_run(run.run_id).data.metrics
+        if name.startswith("distribution_score/")
+    }
     assert len(kept) == len(names)
 
 
-def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient) -> None:
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(
+    tracking: MlflowClient,
+) -> None:
     def version() -> Any:
         return tracking.get_model_version("flight-delay", "1")
 
-    runs = [log_result(result_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
+    runs = [
+        log_result(result_of(day, "led", temperature=score), {})
+        for day, score in ((1, 6.0), (2, 1.0))
+    ]
     log_result(result_of(0, "led", temperature=9.0), {})  # an older window that is judged later
 
     assert version().tags["onnxserve.monitor.led/daily"] == "no drift"
@@ -162,7 +188,10 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     assert description.startswith("Trained on a Monday.\n\n")
     assert description.count("led, daily") == 1
     row = ["no drift", "2013-07-03T00:00 – 2013-07-04T00:00", f"`{runs[1].run_id}/report.html`"]
-    assert row in [[cell.strip() for cell in line.strip("|").split("|")][-3:] for line in description.splitlines()]
+    assert row in [
+        [cell.strip() for cell in line.strip("|").split("|")][-3:]
+        for line in description.splitlines()
+    ]
 
 
 def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
@@ -171,9 +200,9 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -
         log_result(result_of(0, endpoint, monitor=monitor, version=str(number)), {})
 
     version = tracking.get_model_version("flight-delay", number)
-    assert [version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")] == [
-        "no drift"
-    ] * 3
+    assert [
+        version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")
+    ] == ["no drift"] * 3
     rows = [line.split(" | ")[0] for line in version.description.splitlines() if "no drift" in line]
     assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
 
@@ -197,7 +226,8 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
 
 
 def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
-    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    tracking: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given, create = result_of(endpoint="left"), MlflowClient.create_run
 
@@ -216,7 +246,8 @@ def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left
 
 
 def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
-    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    tracking: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given, log_batch = result_of(endpoint="two"), MlflowClient.log_batch
     first = log_result(given, {})
@@ -239,20 +270,30 @@ def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_n
 def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient) -> None:
     given = result_of(endpoint="killed", temperature=9.0)
 
-    child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_THE_MIDDLE],
+        input=pickle.dumps(given),
+        check=False,
+    )
     assert child.returncode == -signal.SIGKILL
     (left,) = runs_of(tracking, "killed")
     assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
 
     run = log_result(given, {"a.txt": "a"})
 
-    assert [other.info.run_id for other in runs_of(tracking, "killed")] == [run.run_id] == [left.info.run_id]
+    assert (
+        [other.info.run_id for other in runs_of(tracking, "killed")]
+        == [run.run_id]
+        == [left.info.run_id]
+    )
     assert tracking.get_run(run.run_id).info.status == "FINISHED"
     assert artifact(run.run_id, "a.txt") == b"a"
 
 
 @pytest.mark.long
-def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient) -> None:
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(
+    tracking: MlflowClient,
+) -> None:
     given = result_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
@@ -271,7 +312,8 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
 
 
 def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
-    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    tracking: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = result_of(endpoint="down")
 
@@ -282,7 +324,9 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
         log_result(given, Files(fail))
     assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
     run = log_result(given, {})
-    assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [(run.run_id, "FINISHED")]
+    assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [
+        (run.run_id, "FINISHED"),
+    ]
 
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # restored after the test
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
@@ -292,10 +336,13 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
 
 
 def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
-    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    tracking: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_arguments: Any) -> Any:
-        raise S3UploadFailedError("Could not connect to the endpoint URL: http://s3.example/reports")
+        raise S3UploadFailedError(
+            "Could not connect to the endpoint URL: http://s3.example/reports",
+        )
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
 
@@ -307,21 +354,28 @@ def test_each_endpoint_of_the_name_has_its_own_run_for_all_windows(tracking: Mlf
     for day, created in enumerate(("", "2026-11-20T11:00:00+00:00", "2026-11-20T12:00:00+00:00")):
         log_result(result_of(day, "namesake", endpoint_created=created), {})
 
-    series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
+    series = [
+        run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags
+    ]
 
     assert len(series) == 3
 
 
 def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient) -> None:
-    given = [result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
+    given = [
+        result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])
+    ]
     for result in (given[0], given[1], given[1], given[2]):
         log_result(result, {})
 
-    (series,) = [run for run in all_runs_of(tracking, "series") if "onnxserve.series" in run.data.tags]
+    (series,) = [
+        run for run in all_runs_of(tracking, "series") if "onnxserve.series" in run.data.tags
+    ]
 
     points = tracking.get_metric_history(series.info.run_id, "statistic")
     assert [(point.timestamp, point.value) for point in points] == [
-        (result.window.end_us // 1000, score) for result, score in zip(given, [1.0, 2.0, 9.0], strict=True)
+        (result.window.end_us // 1000, score)
+        for result, score in zip(given, [1.0, 2.0, 9.0], strict=True)
     ]
     assert [point.step - points[0].step for point in points] == [0, 1, 2]
     assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
@@ -362,7 +416,9 @@ def test_no_column_is_lost_and_each_keeps_its_name_whatever_their_order_is() -> 
     metrics = to_metrics(result_of(**SCORES))
     backwards = to_metrics(result_of(**dict(reversed(SCORES.items()))))
 
-    scores = {name: value for name, value in metrics.items() if name.startswith("distribution_score/")}
+    scores = {
+        name: value for name, value in metrics.items() if name.startswith("distribution_score/")
+    }
     assert sorted(scores.values()) == sorted(SCORES.values())
     assert metrics["distribution_score/a_b"] == 1.0
     assert backwards == metrics

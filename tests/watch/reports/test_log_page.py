@@ -43,7 +43,9 @@ def scores_of(names: Iterable[str]) -> dict[str, Any]:
 def columns_of(files: Mapping[str, str | bytes]) -> set[str]:
     """Return the columns that Evidently's JSON describes."""
     document = json.loads(files["evidently.json"])
-    return {metric["config"]["column"] for metric in document["metrics"] if "column" in metric["config"]}
+    return {
+        metric["config"]["column"] for metric in document["metrics"] if "column" in metric["config"]
+    }
 
 
 def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor() -> None:
@@ -54,13 +56,23 @@ def test_evidently_describes_the_columns_and_leaves_the_verdict_to_the_monitor()
     files = build_report(replace(given, report=ReportData(pairs)))
 
     document = json.loads(files["evidently.json"])
-    means = {m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("MeanValue")}
+    means = {
+        m["config"]["column"]: m["value"]
+        for m in document["metrics"]
+        if m["metric_name"].startswith("MeanValue")
+    }
     assert means == {"plain": pytest.approx(right.values.mean())}
     assert (columns_of(files), document["tests"]) == ({"plain", "trap"}, [])
-    drawn = re.findall(r"^ *var (?:additional_graphs_)?metric_.*$", str(files["report.html"]), re.MULTILINE)
+    drawn = re.findall(
+        r"^ *var (?:additional_graphs_)?metric_.*$",
+        str(files["report.html"]),
+        re.MULTILINE,
+    )
     assert "trap" in "".join(drawn)
     assert not any(
-        word in text.lower() for word in ("drift", "threshold") for text in (*drawn, files["evidently.json"])
+        word in text.lower()
+        for word in ("drift", "threshold")
+        for text in (*drawn, files["evidently.json"])
     )
 
 
@@ -87,7 +99,10 @@ def test_no_column_kills_the_report() -> None:
         for name, (left, right) in TRAPS.items()
     ]
     files = build_report(
-        replace(result_of(plain=9.0, **scores_of(TRAPS)), report=ReportData([(plain(SIZE), plain(ROWS)), *pairs]))
+        replace(
+            result_of(plain=9.0, **scores_of(TRAPS)),
+            report=ReportData([(plain(SIZE), plain(ROWS)), *pairs]),
+        ),
     )
 
     assert columns_of(files) == {"plain", *TRAPS}
@@ -96,10 +111,22 @@ def test_no_column_kills_the_report() -> None:
 
 @pytest.mark.long
 def test_a_column_may_have_any_name() -> None:
-    names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>", "</script><script>alert(1)</script>"]
+    names = [
+        "",
+        "a b",
+        "a/b%[x]",
+        "prediction",
+        "target",
+        "index",
+        "0",
+        "<i>",
+        "</script><script>alert(1)</script>",
+    ]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
 
-    files = build_report(replace(result_of(**scores_of(names)), report=ReportData([*pairs, *pairs])))
+    files = build_report(
+        replace(result_of(**scores_of(names)), report=ReportData([*pairs, *pairs])),
+    )
 
     assert columns_of(files) == set(names)
     assert "<script>alert(1)" not in files["report.html"]
@@ -109,7 +136,10 @@ def test_a_column_may_have_any_name() -> None:
 def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() -> None:
     scores: dict[str, Any] = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
     shared = RNG.normal(size=SIZE)
-    pairs = [(ColumnValues(name, "number", shared), ColumnValues(name, "number", shared[:ROWS])) for name in scores]
+    pairs = [
+        (ColumnValues(name, "number", shared), ColumnValues(name, "number", shared[:ROWS]))
+        for name in scores
+    ]
 
     files = build_report(replace(result_of(**scores), report=ReportData(pairs)))
 
@@ -124,7 +154,11 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() ->
 def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     given = result_of(plain=9.0, notes=("a note <b>",))
 
-    page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))["report.html"])
+    page = str(
+        build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))[
+            "report.html"
+        ],
+    )
 
     assert page.count("<body") == 1
     assert given.reason in page
@@ -167,22 +201,40 @@ def test_an_exact_check_has_no_value_and_no_threshold_and_a_latency_is_in_second
 
 def test_the_page_shows_when_a_shift_began_and_explains_the_chart_of_its_level() -> None:
     interval = ("2013-06-25T00:00:00+00:00", "2013-07-02T00:00:00+00:00")
-    found = Finding("wind", "shift", "drift", "", 6.0, 3.0, since=SINCE, since_end=SINCE_END, since_range=interval)
+    found = Finding(
+        "wind",
+        "shift",
+        "drift",
+        "",
+        6.0,
+        3.0,
+        since=SINCE,
+        since_end=SINCE_END,
+        since_range=interval,
+    )
     starts = (FIRST - timedelta(days=1), FIRST)
     report = ReportData(levels=(LevelSeries("wind, mean", starts, (3.0, 5.0), (3.0, 3.0), 0.5),))
 
-    shifted, calm = (build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData()))
+    shifted, calm = (
+        build_report(result_of(findings=(found,), report=own)) for own in (report, ReportData())
+    )
 
     row = re.sub("<[^>]*>", "|", str(shifted["report.html"]).rpartition("<tr><td>")[2])
     assert "|29 June 2013 |(95 % interval: 25 June to 1 July 2013)||" in row
     assert "|+6|" in row
-    assert mentions(str(shifted["report.html"]), "wind, mean: newest 5, usual 3 ± 1", "first window of a shift")
+    assert mentions(
+        str(shifted["report.html"]),
+        "wind, mean: newest 5, usual 3 ± 1",
+        "first window of a shift",
+    )
     assert "first window of a shift" not in calm["report.html"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_so_few_rows_are_not_drawn(rows: int) -> None:
-    files = build_report(replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])))
+    files = build_report(
+        replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])),
+    )
 
     assert mentions(str(files["report.html"]), "charts need at least 3 rows")
 
@@ -199,7 +251,10 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
     files = build_report(replace(given, report=ReportData(artifacts={"sketches.parquet": b"PAR1"})))
 
     page = files["report.html"]
-    assert all(said in page for said in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated"))
+    assert all(
+        said in page
+        for said in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated")
+    )
     document = json.loads(files["verdict.json"])
     assert document["figures"] == {"accuracy": 0.71, "auc": None}
     assert document["findings"][0]["segment"] == "carrier=AA"
@@ -207,7 +262,14 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
 
 
 def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
-    found = Finding("accuracy", "criterion", "cannot tell", "0.79, which lies within the interval", 0.79, 0.8)
+    found = Finding(
+        "accuracy",
+        "criterion",
+        "cannot tell",
+        "0.79, which lies within the interval",
+        0.79,
+        0.8,
+    )
     given = result_of(findings=(found,), kind="performance", state="cannot tell", figures={})
 
     page = str(build_report(given)["report.html"])
@@ -217,9 +279,15 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
 
 
 def test_what_is_not_judged_has_a_page_that_says_why() -> None:
-    given = result_of(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
+    given = result_of(
+        state="not judged",
+        reason="the window has 2 rows; min_rows is 200",
+        plain=1.0,
+    )
 
-    page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"])
+    page = str(
+        build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"],
+    )
 
     assert "not judged" in page
     assert given.reason in page
@@ -229,10 +297,19 @@ def test_what_is_not_judged_has_a_page_that_says_why() -> None:
 @NEEDS_CHROMIUM[0]
 @NEEDS_CHROMIUM[1]
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(width: int, tmp_path: Path) -> None:
+def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(
+    width: int,
+    tmp_path: Path,
+) -> None:
     name = "a_column_with_a_long_name_" * 4
-    pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)), (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"]))]
-    given = result_of(trap=9.0, findings=(Finding(name, "distribution", "drift", "x" * 500, 5.0, 3.0),))
+    pairs = [
+        (plain(SIZE, name=name), plain(ROWS, name=name)),
+        (text(["a" * 70, "b"], SIZE), text(["a" * 70, "b"])),
+    ]
+    given = result_of(
+        trap=9.0,
+        findings=(Finding(name, "distribution", "drift", "x" * 500, 5.0, 3.0),),
+    )
     files = build_report(replace(given, report=ReportData(pairs)), past_of(result_of(-1, trap=0.5)))
     (tmp_path / "report.html").write_text(str(files["report.html"]))
 
@@ -243,10 +320,12 @@ def test_the_page_is_dark_if_asked_and_never_wider_than_the_screen(width: int, t
         page.goto((tmp_path / "report.html").as_uri())
         expect(page.locator(".js-plotly-plot")).to_have_count(2)
         widest = page.evaluate("document.documentElement.scrollWidth")
-        edges = page.locator("[id^=root_] table, .js-plotly-plot, main table, main img").evaluate_all(
-            "elements => elements.map(element => element.getBoundingClientRect().right)"
+        edges = page.locator(
+            "[id^=root_] table, .js-plotly-plot, main table, main img",
+        ).evaluate_all("elements => elements.map(element => element.getBoundingClientRect().right)")
+        dark = page.evaluate(
+            "[document.body, document.querySelector('main')].map(e => getComputedStyle(e).color)",
         )
-        dark = page.evaluate("[document.body, document.querySelector('main')].map(e => getComputedStyle(e).color)")
 
     assert widest == width
     assert max(edges) <= width

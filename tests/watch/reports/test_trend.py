@@ -13,7 +13,13 @@ import pytest
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.watch.reports.trend import TrendLine, draw_trend, level_lines, trend_lines
 from mlflow_deploy_plugin.watch.result import Finding, MonitorResult, ReportData, State
-from mlflow_deploy_plugin.watch.sequential.evidence import Evidence, JudgedWindow, LevelSeries, Onset, Outcome
+from mlflow_deploy_plugin.watch.sequential.evidence import (
+    Evidence,
+    JudgedWindow,
+    LevelSeries,
+    Onset,
+    Outcome,
+)
 from tests.support.refusals import mentions
 from tests.support.results import FIRST, past_of, result_of
 
@@ -22,7 +28,10 @@ START = datetime(2013, 6, 30, tzinfo=UTC)
 
 
 def windows_of(*states: str, length: timedelta = DAY) -> list[JudgedWindow]:
-    return [JudgedWindow(START + length * number, state, Evidence()) for number, state in enumerate(states)]
+    return [
+        JudgedWindow(START + length * number, state, Evidence())
+        for number, state in enumerate(states)
+    ]
 
 
 def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
@@ -30,7 +39,8 @@ def score(*values: float | None, threshold: float = 3.0) -> TrendLine:
     known = [value is not None and value > threshold for value in values]
     states = ["drift" if is_drift else "no drift" for is_drift in known]
     return TrendLine(
-        "largest score", [Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)]
+        "largest score",
+        [Outcome("distribution", *both, threshold) for both in zip(states, values, strict=True)],
     )
 
 
@@ -52,7 +62,9 @@ def test_nothing_of_a_picture_is_cut_off_at_its_edges(value: float, count: int) 
 
     picture = matplotlib.image.imread(io.BytesIO(drawn))
     assert picture[1:-1, 1:-1, :3].min() < 0.5
-    assert all(edge.min() == 1.0 for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
+    assert all(
+        edge.min() == 1.0 for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    )
 
 
 def lines_of(result: MonitorResult, *past: MonitorResult, **given: Any) -> list[TrendLine]:
@@ -61,11 +73,21 @@ def lines_of(result: MonitorResult, *past: MonitorResult, **given: Any) -> list[
 
 def test_each_column_that_is_named_has_a_line() -> None:
     segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
-    gone = Finding("wind", "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
+    gone = Finding(
+        "wind",
+        "presence",
+        "drift",
+        "in the reference, not in the window",
+        1.0,
+        0.0,
+        change="gone",
+    )
     missing = Finding("humid", "distribution", "drift", "", 4.0, 3.0)
     worse = Finding("humid", "missing", "drift", "", 8.0, 3.0)
 
-    drawn = lines_of(result_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing)))
+    drawn = lines_of(
+        result_of(9, temperature=9.0, noise=1.0, findings=(segment, gone, worse, missing)),
+    )
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("largest score of a column, in SD", [9.0], [3.0]),
@@ -83,7 +105,9 @@ def test_each_requirement_has_a_line_and_so_has_what_is_named_beside_them() -> N
     unknown = Finding("roc_auc", "criterion", "not judged", "", None, 0.5)
     column = Finding("wind", "missing", "drift", "", 8.0, 3.0)
 
-    drawn = lines_of(result_of(9, kind="data_quality", findings=(of_segment, column, f1, kept, unknown)))
+    drawn = lines_of(
+        result_of(9, kind="data_quality", findings=(of_segment, column, f1, kept, unknown)),
+    )
 
     assert [(line.title, line.values, line.bounds) for line in drawn] == [
         ("f1 (carrier=AA)", [0.3], [0.5]),
@@ -97,13 +121,19 @@ def test_every_column_that_an_alert_names_has_a_line() -> None:
 
     drawn = lines_of(result_of(9, **scores))
 
-    assert [line.title for line in drawn[1:]] == [f"column_{number}, score in SD" for number in range(5)]
+    assert [line.title for line in drawn[1:]] == [
+        f"column_{number}, score in SD" for number in range(5)
+    ]
 
 
 def test_the_colour_of_a_window_is_the_state_of_its_own_requirement() -> None:
     states: list[State] = ["kept", "cannot tell", "violated"]
     results = [
-        result_of(day, state="violated", findings=(Finding("f1", "criterion", state, "", 0.6, 0.5),))
+        result_of(
+            day,
+            state="violated",
+            findings=(Finding("f1", "criterion", state, "", 0.6, 0.5),),
+        )
         for day, state in enumerate(states)
     ]
 
@@ -128,7 +158,11 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
 def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
     single = TrendLine("a column of one value", score(None, 6.5, None).outcomes)
 
-    _, words = draw_trend([score(1.0, 6.5, None), single], windows_of("no drift", "drift", "not judged"), DAY)
+    _, words = draw_trend(
+        [score(1.0, 6.5, None), single],
+        windows_of("no drift", "drift", "not judged"),
+        DAY,
+    )
 
     assert words == "largest score: newest 6.5, threshold 3, an alarm in 1 of 2 windows"
 
@@ -136,7 +170,10 @@ def test_the_words_of_a_picture_tell_the_newest_value_that_there_is() -> None:
 def red_and_green(picture: bytes) -> tuple[int, int]:
     """Return the number of pixels with the colours of alarms and of windows without alarm."""
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
-    red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
+    red, green = (
+        int((pixels == colour).all(axis=-1).sum())
+        for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37))
+    )
     return red, green
 
 
@@ -145,31 +182,53 @@ def shift(state: State = "drift") -> Finding:
     return Finding("delay", "shift", state, "+2.3 deviations", 2.3 if state == "drift" else None)
 
 
-def level(key: str, values: list[float], usual: float | None = 3.0, has_onset: bool = False) -> LevelSeries:
+def level(
+    key: str,
+    values: list[float],
+    usual: float | None = 3.0,
+    has_onset: bool = False,
+) -> LevelSeries:
     """Return a level on the days up to the tenth, with the usual level and a deviation of 0.5."""
     starts = [FIRST + day * DAY for day in range(11 - len(values), 11)]
     onset = Onset(starts[-4], starts[-3], starts[-6], starts[-2]) if has_onset else None
-    return LevelSeries(f"{key}, mean", starts, values, [usual] * len(values) if usual else (), 0.5, onset, key)
+    return LevelSeries(
+        f"{key}, mean",
+        starts,
+        values,
+        [usual] * len(values) if usual else (),
+        0.5,
+        onset,
+        key,
+    )
 
 
 def levels_of(*levels: LevelSeries) -> tuple[MonitorResult, list[JudgedWindow]]:
     """Return the tenth day with these levels and a shift of `delay`, also in the two days before."""
     named = (shift(), Finding("wind", "distribution", "drift", "", 5.0, 3.0, "carrier=AA"))
-    results = [result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),)) for day in range(10)]
+    results = [
+        result_of(day, delay=1.0, findings=(shift("drift" if day > 7 else "no drift"),))
+        for day in range(10)
+    ]
     this = result_of(10, delay=1.0, findings=named, report=ReportData(levels=levels))
     return this, past_of(*results, this)
 
 
 def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     delay = level("delay", [3.0] * 7 + [5.0] * 4, has_onset=True)
-    result, windows = levels_of(delay, replace(level("", [0.8] * 11, None), title="accuracy, estimated"))
+    result, windows = levels_of(
+        delay,
+        replace(level("", [0.8] * 11, None), title="accuracy, estimated"),
+    )
 
     lines = level_lines(result, windows)
     scores = trend_lines(result, windows, lines)
     picture, words = draw_trend(scores, windows, DAY, lines)
 
     assert [line.series.title for line in lines] == ["delay, mean", "accuracy, estimated"]
-    assert [line.title for line in scores] == ["largest score of a column, in SD", "wind (carrier=AA), score in SD"]
+    assert [line.title for line in scores] == [
+        "largest score of a column, in SD",
+        "wind (carrier=AA), score in SD",
+    ]
     assert [start.day for start in sorted(lines[0].alarms)] == [9, 10, 11]
     assert not lines[1].alarms
     since = "since the window of 8 July 2013 (95 % interval: 6 to 9 July 2013)"
@@ -178,7 +237,9 @@ def test_a_column_with_a_level_has_its_panel_instead_of_its_score() -> None:
     assert min(red_and_green(picture)) > 0
 
 
-def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one_of_the_reference() -> None:
+def test_the_description_of_a_level_is_about_the_judged_window_and_not_about_a_later_one_of_the_reference() -> (
+    None
+):
     result, windows = levels_of(level("delay", [3.0, 3.0, 5.0, 4.0]))
     earlier = replace(result, window=Window(result.window.start - DAY, result.window.start))
 
@@ -204,7 +265,10 @@ def test_a_column_of_any_name_has_a_picture(name: str) -> None:
     assert draw_trend([], windows, DAY, level_lines(result, windows))[0]
 
 
-@pytest.mark.parametrize("values", [[1e308, -1e308, 1.0], [1e308, 0.0], [math.inf, 1.0, 2.0], [5e-324, 0.0]])
+@pytest.mark.parametrize(
+    "values",
+    [[1e308, -1e308, 1.0], [1e308, 0.0], [math.inf, 1.0, 2.0], [5e-324, 0.0]],
+)
 def test_levels_of_any_size_have_a_picture(values: list[float]) -> None:
     result, windows = levels_of(level("delay", values * 5))
 
@@ -218,11 +282,15 @@ def test_levels_are_drawn_over_the_last_sixty_windows() -> None:
 
     (line,) = level_lines(result, windows)
 
-    assert {len(series) for series in (line.series.starts, line.series.values, line.series.usual)} == {60}
+    assert {
+        len(series) for series in (line.series.starts, line.series.values, line.series.usual)
+    } == {60}
 
 
 def test_a_shift_without_a_level_has_no_score_that_could_be_compared_with_the_threshold() -> None:
-    drawn = lines_of(result_of(10, findings=(replace(shift(), subject="relations between columns"),)))
+    drawn = lines_of(
+        result_of(10, findings=(replace(shift(), subject="relations between columns"),)),
+    )
 
     assert [line.title for line in drawn] == ["largest score of a column, in SD"]
 

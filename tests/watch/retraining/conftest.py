@@ -11,9 +11,13 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture
 def world(
-    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[RetrainingWorld]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # MLflow stores the artifacts of a database's experiments in the working directory.
+    monkeypatch.chdir(
+        tmp_path,
+    )  # MLflow stores the artifacts of a database's experiments in the working directory.
     with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as found:
         yield found

@@ -18,7 +18,11 @@ from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
-def run_id(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def run_id(
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient().create_run(MlflowClient().create_experiment("trainings")).info.run_id

@@ -23,7 +23,14 @@ PATIENCE = 120.0
 
 
 def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "controller",
+        "--lease-seconds",
+        "1",
+    ]
     with (world.folder / "controller.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
 
@@ -48,7 +55,11 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
                 f"the retraining is {state}; {(world.folder / 'controller.log').read_text()[-2000:]}",
             )
             if state == "running":
-                wait_until(lambda: process.is_alive(world.latest().run_id), PATIENCE, "the project runs")
+                wait_until(
+                    lambda: process.is_alive(world.latest().run_id),
+                    PATIENCE,
+                    "the project runs",
+                )
         finally:
             controller.send_signal(signal.SIGKILL)
             controller.wait()
@@ -61,30 +72,49 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
         controller.wait()
     ended = world.latest()
     assert (ended.state, ended.version) == ("proposed", "2"), ended.reason
-    assert [str(one.version) for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")] == ["2", "1"]
+    assert [
+        str(one.version) for one in MlflowClient().search_model_versions(f"name = '{MODEL}'")
+    ] == ["2", "1"]
     events = Counter(event.action for event in world.deployments.store.events(ENDPOINT))
     links = ("retrain.start", "retrain.run", "retrain.version", "retrain.end")
     assert {action: events[action] for action in links} == dict.fromkeys(links, 1)
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
-def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: RetrainingWorld, state: str) -> None:
+def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(
+    world: RetrainingWorld,
+    state: str,
+) -> None:
     started = world.at(state)
     with world.deployments.store.transaction() as session:
         row = session.get(RetrainingRow, started.id)
         assert row is not None
-        row.spec = {name: value for name, value in row.spec.items() if name != "project"} | {"sampling": "often"}
+        row.spec = {name: value for name, value in row.spec.items() if name != "project"} | {
+            "sampling": "often",
+        }
 
     ended = world.take()
 
     said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
-    assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts a new retraining")
-    assert mentions(world.said[-1], ENDPOINT, f"retraining {ended.id}", MODEL, "failed", ended.reason)
+    assert (ended.state, ended.reason) == (
+        "failed",
+        f"{said}: `onnxserve retrain {ENDPOINT}` starts a new retraining",
+    )
+    assert mentions(
+        world.said[-1],
+        ENDPOINT,
+        f"retraining {ended.id}",
+        MODEL,
+        "failed",
+        ended.reason,
+    )
     assert next(world.deployments.store.events(ENDPOINT, newest_first=True)).action == "retrain.end"
     assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"
 
 
-def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(world: RetrainingWorld) -> None:
+def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(
+    world: RetrainingWorld,
+) -> None:
     started = world.at("rolling_out", version="2")
     world.divide_traffic()
     (rollout,) = world.deployments.store.rollouts(ENDPOINT)
@@ -93,7 +123,8 @@ def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_
         assert row is not None
         row.spec, row.rollout_id = {}, rollout.id
     world.deployments.store.update_rollout(
-        replace(rollout, state="promoted", ended_at=world.deployments.store.now()), None
+        replace(rollout, state="promoted", ended_at=world.deployments.store.now()),
+        None,
     )
 
     assert world.take().state == "promoted"

@@ -18,7 +18,11 @@ from mlflow_deploy_plugin.core.store.retrainings import Retraining
 from mlflow_deploy_plugin.core.store.tables import EndpointRow, RetrainingFigures
 from mlflow_deploy_plugin.watch.retraining import process
 from mlflow_deploy_plugin.watch.retraining.plan import RetrainingContext
-from mlflow_deploy_plugin.watch.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_rollouts_at
+from mlflow_deploy_plugin.watch.retraining.runner import (
+    MAX_DEFECTS,
+    RetrainingRunner,
+    start_rollouts_at,
+)
 from mlflow_deploy_plugin.watch.retraining.trigger import request_retraining
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
@@ -35,7 +39,9 @@ def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
 
 
 def told(world: RetrainingWorld) -> list[str]:
-    return [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+    return [
+        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+    ]
 
 
 def spoil(world: RetrainingWorld) -> None:
@@ -56,7 +62,10 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
-    assert proposed.figures.evaluation["accuracy_candidate"] > proposed.figures.evaluation["accuracy_current"]
+    assert (
+        proposed.figures.evaluation["accuracy_candidate"]
+        > proposed.figures.evaluation["accuracy_current"]
+    )
     tags = MlflowClient().get_model_version(MODEL, "2").tags
     assert tags["onnxserve.gate"] == "passed"
     assert tags["onnxserve.candidate"] == "proposed"
@@ -67,7 +76,9 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     assert events[-3:] == ["retrain.start", "retrain.version", "retrain.end"]
 
 
-def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(world: RetrainingWorld) -> None:
+def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(
+    world: RetrainingWorld,
+) -> None:
     gated(world, "rollout", gate="passed without an evaluation")
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
@@ -81,7 +92,9 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     assert any(mentions(line, "version 2", "proposed") for line in told(world))
 
 
-def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
+def test_a_version_is_brought_by_the_controller_that_reaches_the_server(
+    world: RetrainingWorld,
+) -> None:
     gated(world, "rollout")
     assert mentions(world.take().reason, "waiting", "cannot reach")
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
@@ -90,12 +103,17 @@ def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: R
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
     assert "cannot reach" in world.latest().reason
-    start_rollouts_at(RetrainingContext(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
+    start_rollouts_at(
+        RetrainingContext(world.deployments, "controller@beside"),
+        world.deployments.place(ENDPOINT),
+    )
 
     assert mentions(world.latest().reason, "waiting", ENDPOINT, "the server is gone")
 
 
-def test_where_no_controller_reaches_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
+def test_where_no_controller_reaches_the_server_the_version_is_proposed(
+    world: RetrainingWorld,
+) -> None:
     gated(world, "rollout")
     proposed = later(world, hours=2)
     assert proposed.state == "proposed"
@@ -112,7 +130,8 @@ def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWo
 
 @pytest.mark.parametrize("then", ["rollout", "propose"])
 def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile(
-    world: RetrainingWorld, then: str
+    world: RetrainingWorld,
+    then: str,
 ) -> None:
     gated(world, then)
     world.register()
@@ -130,7 +149,9 @@ def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: Retra
     assert mentions(left.reason, f"'{ENDPOINT}'", "other", MODEL)
 
 
-def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world: RetrainingWorld) -> None:
+def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(
+    world: RetrainingWorld,
+) -> None:
     gated(world, "rollout")
     world.divide_traffic()
     waiting = world.take()
@@ -150,7 +171,10 @@ def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -
 
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
-def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(world: RetrainingWorld, state: str) -> None:
+def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(
+    world: RetrainingWorld,
+    state: str,
+) -> None:
     world.at(state, "1" if state in ("registered", "gated") else "")
     spoil(world)
     waiting = world.take()
@@ -158,7 +182,9 @@ def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(worl
     assert mentions(waiting.reason, f"'{ENDPOINT}'", "the store", "cannot be read")
 
 
-def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: RetrainingWorld) -> None:
+def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(
+    world: RetrainingWorld,
+) -> None:
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     spoil(world)
@@ -169,7 +195,9 @@ def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: R
 
 @pytest.mark.parametrize("state", ["waiting", "running", "registered"])
 def test_while_mlflow_is_down_it_waits_and_says_so(
-    world: RetrainingWorld, monkeypatch: pytest.MonkeyPatch, state: str
+    world: RetrainingWorld,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     world.at(state, "1" if state == "registered" else "")
@@ -179,11 +207,16 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
     assert mentions(waiting.reason, "connection refused")
 
 
-def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world: RetrainingWorld) -> None:
+def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(
+    world: RetrainingWorld,
+) -> None:
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     failed = world.take()
-    assert (failed.state, failed.reason) == ("failed", "the run exceeded its timeout of 21600 s and was stopped")
+    assert (failed.state, failed.reason) == (
+        "failed",
+        "the run exceeded its timeout of 21600 s and was stopped",
+    )
 
 
 ELSEWHERE = {"host": "another 1a2b3c4d"}
@@ -196,7 +229,9 @@ def later(world: RetrainingWorld, **time: float) -> Retraining:
     return taken
 
 
-def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:
+def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
+    world: RetrainingWorld,
+) -> None:
     running = world.at("running", **ELSEWHERE)
     process.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
@@ -207,7 +242,10 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
 
 
 @pytest.mark.parametrize("says", ["it runs", "nothing ever"])
-def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: RetrainingWorld, says: str) -> None:
+def test_a_training_whose_machine_has_gone_is_begun_again_at_once(
+    world: RetrainingWorld,
+    says: str,
+) -> None:
     running = world.at("running", **ELSEWHERE)
     if says == "it runs":
         process.write_heartbeat(running.run_id, utc_now())
@@ -220,7 +258,9 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
 
 
-def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(world: RetrainingWorld) -> None:
+def test_of_a_training_that_failed_on_another_machine_it_is_said_where_its_log_is(
+    world: RetrainingWorld,
+) -> None:
     running = world.at("running", **ELSEWHERE)
     MlflowClient().set_terminated(running.run_id, "FAILED")
     assert mentions(world.take().reason, "failed", "another 1a2b3c4d")
@@ -243,7 +283,9 @@ def test_a_version_that_a_nested_run_has_registered_is_found(world: RetrainingWo
     assert (world.take().state, world.latest().version) == ("registered", "2")
 
 
-def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(tmp_path: Path) -> None:
+def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
+    tmp_path: Path,
+) -> None:
     line = "Error: git clone https://{}git.example/x.git has failed"
     with (tmp_path / process.LOG).open("wb") as log:
         log.write(b"chatter\n" * 1000)
@@ -253,7 +295,9 @@ def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
     assert process.last_line(tmp_path) == line.format("")
 
 
-def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: RetrainingWorld) -> None:
+def test_a_project_that_is_not_there_is_said_before_anything_is_trained(
+    world: RetrainingWorld,
+) -> None:
     world.monitor()
     world.at("waiting")
     (world.project / "MLproject").rename(world.project / "MLproject.yaml")

@@ -22,13 +22,24 @@ def begin(world: RetrainingWorld, does: str = "better", **fields: object) -> Non
 
 
 def story(world: RetrainingWorld) -> list[str]:
-    found = [*world.deployments.store.events(ENDPOINT), *world.deployments.store.events(None, MODEL)]
-    actions = {id: event.action for id, event in enumerate(sorted(found, key=lambda event: event.at))}
-    return list(dict.fromkeys(action for action in actions.values() if action.startswith(("retrain", "gate"))))
+    found = [
+        *world.deployments.store.events(ENDPOINT),
+        *world.deployments.store.events(None, MODEL),
+    ]
+    actions = {
+        id: event.action for id, event in enumerate(sorted(found, key=lambda event: event.at))
+    }
+    return list(
+        dict.fromkeys(
+            action for action in actions.values() if action.startswith(("retrain", "gate"))
+        ),
+    )
 
 
 @pytest.mark.long
-def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(world: RetrainingWorld) -> None:
+def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_down(
+    world: RetrainingWorld,
+) -> None:
     begin(world)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
@@ -42,11 +53,22 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
     assert run.info.status == "FINISHED"
     assert run.data.tags["onnxserve.cause.run_id"] == "run-of-the-report"
     assert run.data.params["base_model"] == f"models:/{MODEL}/1"
-    assert story(world) == ["retrain.start", "retrain.run", "retrain.version", "gate", "retrain.end"]
+    assert story(world) == [
+        "retrain.start",
+        "retrain.run",
+        "retrain.version",
+        "gate",
+        "retrain.end",
+    ]
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
-    told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+    told = [
+        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+    ]
     assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in told)
-    assert proposed.figures.evaluation["accuracy_candidate"] > proposed.figures.evaluation["accuracy_current"]
+    assert (
+        proposed.figures.evaluation["accuracy_candidate"]
+        > proposed.figures.evaluation["accuracy_current"]
+    )
 
 
 @pytest.mark.long
@@ -59,7 +81,9 @@ def test_a_version_that_is_worse_on_the_newest_rows_is_left(world: RetrainingWor
 
 
 @pytest.mark.long
-def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(world: RetrainingWorld) -> None:
+def test_a_run_that_fails_is_not_begun_again_and_its_last_line_is_the_reason(
+    world: RetrainingWorld,
+) -> None:
     begin(world, "fail")
     failed = world.until("failed")
     assert mentions(failed.reason, "failed", "the data make no sense")
@@ -84,7 +108,10 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
         run_id = world.until("running").run_id
         wait_until(lambda: said(world), 90, "the project runs")
         family = [psutil.Process(pid) for pid in process._processes(run_id)]
-        for one in sorted(family, key=psutil.Process.create_time):  # Parents first: they would report a failure.
+        for one in sorted(
+            family,
+            key=psutil.Process.create_time,
+        ):  # Parents first: they would report a failure.
             one.kill()
         wait_until(partial(_is_gone, run_id), 30, "it is gone")
         killed.append(run_id)
@@ -110,10 +137,16 @@ def test_a_run_that_takes_too_long_is_ended_with_all_its_processes(world: Retrai
 
 
 @pytest.mark.long
-def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(world: RetrainingWorld) -> None:
+def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(
+    world: RetrainingWorld,
+) -> None:
     begin(world, "hang")
     run_id = world.until("running").run_id
-    wait_until(lambda: said(world) and process.get_run(run_id).alive_at, 90, "the project runs, and says so")
+    wait_until(
+        lambda: said(world) and process.get_run(run_id).alive_at,
+        90,
+        "the project runs, and says so",
+    )
     MlflowClient().set_terminated(run_id, "KILLED")
     wait_until(lambda: not process.is_alive(run_id), 60, "it has ended")
 

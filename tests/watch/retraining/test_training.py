@@ -31,7 +31,12 @@ from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_l
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
 from mlflow_deploy_plugin.ship.deployments.config import configure
 from mlflow_deploy_plugin.watch.retraining import training
-from mlflow_deploy_plugin.watch.retraining.plan import RetrainingState, RetrainPlan, plan_for, plan_of
+from mlflow_deploy_plugin.watch.retraining.plan import (
+    RetrainingState,
+    RetrainPlan,
+    plan_for,
+    plan_of,
+)
 from mlflow_deploy_plugin.watch.retraining.process import MARK
 from mlflow_deploy_plugin.watch.retraining.training import (
     TrainingData,
@@ -92,7 +97,11 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
 @pytest.mark.long
 def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(parameters={"does": "nothing"}),
+    )
     running = world.take()
     assert (running.state, running.figures.rows) == ("running", 300)
     failed = world.until("failed")
@@ -116,7 +125,9 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     assert mentions(proposed.reason, "lack a column")
 
 
-def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:
+def test_a_process_that_the_project_has_left_behind_holds_nothing_up(
+    world: RetrainingWorld,
+) -> None:
     running = world.at("running")
     left_behind = subprocess.Popen(["sleep", "600"], env=os.environ | {MARK: running.run_id})
     try:
@@ -139,7 +150,7 @@ def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> N
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert failed.reason.endswith(
-        "it logged a model, but its project must register the model under the name in `registered_model`"
+        "it logged a model, but its project must register the model under the name in `registered_model`",
     )
 
 
@@ -160,10 +171,17 @@ def log(world: RetrainingWorld) -> InferenceLog:
     return open_log(world.deployments.settings.inference_log)
 
 
-def test_incremental_learns_the_window_and_holds_its_newest_rows_out(world: RetrainingWorld) -> None:
+def test_incremental_learns_the_window_and_holds_its_newest_rows_out(
+    world: RetrainingWorld,
+) -> None:
     world.capture()
     world.capture(start=DAY.start - timedelta(days=1), seed=2)
-    found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
+    found = collect_training_data(
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        {},
+    )
     assert found.held_out is not None
     learned, held_out = written(found.data), written(found.held_out)
     assert learned.column_names == ["a", "b", "_event_time", "_label", "_label_number"]
@@ -171,7 +189,9 @@ def test_incremental_learns_the_window_and_holds_its_newest_rows_out(world: Retr
     assert found.digest == hashlib.sha256(found.data.read_bytes()).hexdigest()
     assert found.rows + found.held_out_rows == 600
     assert 0.15 < found.held_out_rows / 600 < 0.25
-    assert max(learned.column("_event_time").to_pylist()) < min(held_out.column("_event_time").to_pylist())
+    assert max(learned.column("_event_time").to_pylist()) < min(
+        held_out.column("_event_time").to_pylist(),
+    )
     assert set(held_out.column(found.target).to_pylist()) == {0.0, 1.0}
 
 
@@ -188,14 +208,25 @@ def test_full_learns_everything_before_the_window_too(world: RetrainingWorld) ->
 
 def test_rows_without_a_label_are_left_out(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
+    found = collect_training_data(
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        {},
+    )
     assert found.rows + found.held_out_rows == 300
 
 
-def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(world: RetrainingWorld) -> None:
+def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(
+    world: RetrainingWorld,
+) -> None:
     world.capture()
     found = collect_training_data(
-        log(world), plan(world, "incremental"), world.folder / "material", {"a": "double", "b": "double"}, ["b"]
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        {"a": "double", "b": "double"},
+        ["b"],
     )
     assert written(found.data).column_names == ["a", "_event_time", "_label", "_label_number"]
     assert (found.held_out, found.rows) == (None, 600)
@@ -206,7 +237,10 @@ def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: Retrainin
     world.capture()
 
     found = collect_training_data(
-        log(world), plan(world, "incremental"), world.folder / "material", {"a": "double", "b": "double", "c": "double"}
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        {"a": "double", "b": "double", "c": "double"},
     )
 
     assert found.held_out is not None
@@ -214,21 +248,35 @@ def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: Retrainin
 
 def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> None:
     store = world.deployments.store
-    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))  # No server is started.
+    store.replace_spec(
+        configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}),
+    )  # No server is started.
     world.capture()
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(parameters={"does": "nothing"}),
+    )
     running = world.take()
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")
-    (last,) = (event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
-    assert last.why.endswith(", without b: capture.drop or capture.mask removes the values from the log")
+    (last,) = (
+        event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run"
+    )
+    assert last.why.endswith(
+        ", without b: capture.drop or capture.mask removes the values from the log",
+    )
 
 
 def test_a_key_is_not_learned(world: RetrainingWorld) -> None:
     store = world.deployments.store
     store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.keys": "b"}))
     world.capture()
-    assert retrain_on_alarm(world.deployments, world.result(), world.spec(parameters={"does": "nothing"}))
+    assert retrain_on_alarm(
+        world.deployments,
+        world.result(),
+        world.spec(parameters={"does": "nothing"}),
+    )
     running = world.take()
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")
@@ -245,7 +293,12 @@ def test_too_few_labels_are_said(world: RetrainingWorld) -> None:
 def test_the_project_is_given_the_signatures_types(world: RetrainingWorld) -> None:
     world.capture(change=lambda rows: {**rows, "a": np.round(rows["a"]).astype(np.float32)})
     types = {"a": "long", "b": "double"}
-    found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", types)
+    found = collect_training_data(
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        types,
+    )
     schema = written(found.data).schema
     assert {name: str(schema.field(name).type) for name in types} == {"a": "int64", "b": "double"}
 
@@ -255,11 +308,18 @@ def test_newest_rows_with_one_answer_alone_are_no_judges(world: RetrainingWorld)
         return {**rows, "label": np.where(np.arange(600) < 400, rows["label"], 1)}
 
     world.capture(change=newest_alike)
-    found = collect_training_data(log(world), plan(world, "incremental"), world.folder / "material", {})
+    found = collect_training_data(
+        log(world),
+        plan(world, "incremental"),
+        world.folder / "material",
+        {},
+    )
     assert (found.held_out, found.rows) == (None, 600)
 
 
-def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world: RetrainingWorld) -> None:
+def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(
+    world: RetrainingWorld,
+) -> None:
     outcomes: list[tuple[RetrainingState, set[str]]] = [
         ("failed", {"1-1", "1-2"}),
         ("failed", {"2-1", "2-2"}),
@@ -289,12 +349,16 @@ def sampled(world: RetrainingWorld, folder: str = "material", **sample: Any) -> 
 
 
 def times_of(data: TrainingData) -> list[Any]:
-    return [time for time in written(data.data).column("_event_time").to_pylist() if time < DAY.start]
+    return [
+        time for time in written(data.data).column("_event_time").to_pylist() if time < DAY.start
+    ]
 
 
 def values_before_the_window(data: TrainingData) -> Counter[float]:
     rows = written(data.data)
-    return Counter(rows.filter(pc.less(rows.column("_event_time"), DAY.start)).column("b").to_pylist())
+    return Counter(
+        rows.filter(pc.less(rows.column("_event_time"), DAY.start)).column("b").to_pylist(),
+    )
 
 
 @pytest.fixture
@@ -302,17 +366,31 @@ def four_days(world: RetrainingWorld) -> RetrainingWorld:
     """600 labelled rows on the day of the window and on each of the three days before it; `b` is an integer."""
     for days in range(4):
         start = DAY.start - timedelta(days=days)
-        world.capture(start=start, seed=days + 1, change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))})
+        world.capture(
+            start=start,
+            seed=days + 1,
+            change=lambda rows: {**rows, "b": np.abs(np.round(2 * rows["b"]))},
+        )
     return world
 
 
-def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(four_days: RetrainingWorld) -> None:
-    plain = collect_training_data(log(four_days), plan(four_days, "incremental"), four_days.folder / "plain", {})
+def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is(
+    four_days: RetrainingWorld,
+) -> None:
+    plain = collect_training_data(
+        log(four_days),
+        plan(four_days, "incremental"),
+        four_days.folder / "plain",
+        {},
+    )
 
     data = sampled(four_days, fraction=0.2)
 
     older = times_of(data)
-    assert data.sample == {"rows": 1200, "selected": len(older)}  # The last 3 days before the end of the window.
+    assert data.sample == {
+        "rows": 1200,
+        "selected": len(older),
+    }  # The last 3 days before the end of the window.
     assert 0.15 < len(older) / 1200 < 0.25
     assert min(older) >= DAY.end - timedelta(days=3)
     assert data.rows == plain.rows + len(older)
@@ -321,7 +399,9 @@ def test_a_sample_adds_a_share_of_the_recent_rows_and_leaves_the_window_as_it_is
     assert written(data.held_out) == written(plain.held_out)
 
 
-def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(four_days: RetrainingWorld) -> None:
+def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(
+    four_days: RetrainingWorld,
+) -> None:
     first = sampled(four_days, "first", fraction=0.2, weight="1d")
     assert sampled(four_days, "again", fraction=0.2, weight="1d").digest == first.digest
 
@@ -329,11 +409,14 @@ def test_the_same_log_gives_the_same_rows_and_a_late_row_changes_no_other_row(fo
 
     later = sampled(four_days, "later", fraction=0.2, weight="1d")
     assert later.sample["rows"] == first.sample["rows"] + 60
-    assert set(written(first.data).column("a").to_pylist()) <= set(written(later.data).column("a").to_pylist())
+    assert set(written(first.data).column("a").to_pylist()) <= set(
+        written(later.data).column("a").to_pylist(),
+    )
 
 
 def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
-    four_days: RetrainingWorld, monkeypatch: pytest.MonkeyPatch
+    four_days: RetrainingWorld,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(training, "MAX_ROWS", 400)
 
@@ -343,28 +426,39 @@ def test_the_fraction_is_taken_of_the_rows_that_fit_in_memory(
     assert 0.1 < data.sample["selected"] / 400 < 0.3
 
 
-def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(four_days: RetrainingWorld) -> None:
+def test_a_stratified_sample_has_the_exact_share_of_each_value_and_at_least_one_row(
+    four_days: RetrainingWorld,
+) -> None:
     data = sampled(four_days, fraction=0.05, stratify="b")
 
-    counts, selected = (values_before_the_window(part) for part in (sampled(four_days, "all"), data))
+    counts, selected = (
+        values_before_the_window(part) for part in (sampled(four_days, "all"), data)
+    )
     assert min(counts.values()) < 20 < max(counts.values())
     assert selected == {value: int(np.ceil(count / 20)) for value, count in counts.items()}
     assert sum(selected.values()) == data.sample["selected"] == len(times_of(data))
 
 
-def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(four_days: RetrainingWorld) -> None:
+def test_a_stratum_keeps_a_row_although_its_rows_are_thousands_of_half_lives_old(
+    four_days: RetrainingWorld,
+) -> None:
     data = sampled(four_days, fraction=0.1, stratify="_label", weight="10s")
 
     assert data.sample["selected"] == 2
 
 
-def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(four_days: RetrainingWorld) -> None:
+def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(
+    four_days: RetrainingWorld,
+) -> None:
     retrain = four_days.spec(mode="incremental", sample={"recent": "2d"}).retrain
     assert retrain is not None
     week = Window(DAY.end - timedelta(days=7), DAY.end)
 
     data = collect_training_data(
-        log(four_days), plan_for(retrain, ENDPOINT, MODEL, "1", "1d", week, "ada"), four_days.folder / "material", {}
+        log(four_days),
+        plan_for(retrain, ENDPOINT, MODEL, "1", "1d", week, "ada"),
+        four_days.folder / "material",
+        {},
     )
 
     assert data.sample == {"rows": 0, "selected": 0}
@@ -372,32 +466,50 @@ def test_nothing_is_selected_before_a_window_that_is_longer_than_the_period(four
 
 
 @pytest.mark.parametrize(
-    ("column", "names"), [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))]
+    ("column", "names"),
+    [("a", ("'a'", "1,200 values", "200")), ("_labl", ("'_labl'", "missing", "or _label"))],
 )
 def test_a_column_that_cannot_be_stratified_is_refused(
-    four_days: RetrainingWorld, column: str, names: tuple[str, ...]
+    four_days: RetrainingWorld,
+    column: str,
+    names: tuple[str, ...],
 ) -> None:
     with refused(InvalidConfig, "retrain.sample.stratify", *names):
         sampled(four_days, stratify=column)
 
 
-def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(world: RetrainingWorld) -> None:
+def test_rows_that_were_masked_before_the_window_are_refused_with_the_remedy(
+    world: RetrainingWorld,
+) -> None:
     world.capture()
     hashes = np.array([f"{number:016x}" for number in range(600)])
     world.capture(start=DAY.start - timedelta(days=1), change=lambda rows: {**rows, "b": hashes})
-    with refused(InvalidConfig, "Field b", "string", "double", "2026-06-01", "retrain.sample.recent"):
+    with refused(
+        InvalidConfig,
+        "Field b",
+        "string",
+        "double",
+        "2026-06-01",
+        "retrain.sample.recent",
+    ):
         sampled(world)
 
 
 def rows_before(until: datetime, hours: list[int], **columns: Any) -> pa.Table:
     """Return a row of the log for each age in hours."""
     times = pa.array([until - timedelta(hours=age) for age in hours], pa.timestamp("us", tz="UTC"))
-    identity = {"_segment": ["s"] * len(hours), "_offset": list(range(len(hours))), "_row": [0] * len(hours)}
+    identity = {
+        "_segment": ["s"] * len(hours),
+        "_offset": list(range(len(hours))),
+        "_row": [0] * len(hours),
+    }
     return pa.table({**identity, "_event_time": times, **columns})
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"), [([1.0, 2.0], "list"), (b"\xff\xfe", "binary")], ids=["a list", "bytes that are not a text"]
+    ("value", "kind"),
+    [([1.0, 2.0], "list"), (b"\xff\xfe", "binary")],
+    ids=["a list", "bytes that are not a text"],
 )
 def test_lists_and_bytes_cannot_be_stratified(value: Any, kind: str) -> None:
     rows = rows_before(DAY.end, [1], image=[value])
@@ -407,20 +519,36 @@ def test_lists_and_bytes_cannot_be_stratified(value: Any, kind: str) -> None:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("age", [0, 24, 48])
-def test_a_row_is_selected_with_the_fraction_halved_per_half_life(fraction: float, age: int) -> None:
+def test_a_row_is_selected_with_the_fraction_halved_per_half_life(
+    fraction: float,
+    age: int,
+) -> None:
     count, probability = 20_000, fraction / 2 ** (age / 24)
     rows = rows_before(DAY.end, [age] * count, value=["x"] * count)
 
     plain = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d"), DAY.end)
-    strata = select_rows(rows, SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"), DAY.end)
+    strata = select_rows(
+        rows,
+        SampleSpec(recent="3d", fraction=fraction, weight="1d", stratify="value"),
+        DAY.end,
+    )
 
-    assert len(plain) == pytest.approx(count * probability, abs=4 * (count * probability * (1 - probability)) ** 0.5)
+    assert len(plain) == pytest.approx(
+        count * probability,
+        abs=4 * (count * probability * (1 - probability)) ** 0.5,
+    )
     assert len(strata) == count * probability
 
 
-@given(st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60), st.floats(0.01, 1), st.randoms())
+@given(
+    st.lists(st.sampled_from(["a", "b", None]), min_size=1, max_size=60),
+    st.floats(0.01, 1),
+    st.randoms(),
+)
 def test_a_selection_depends_on_the_rows_and_not_on_their_order(
-    values: list[str | None], fraction: float, random: Random
+    values: list[str | None],
+    fraction: float,
+    random: Random,
 ) -> None:
     rows = rows_before(DAY.end, [1] * len(values), value=pa.array(values, pa.string()))
     order = random.sample(range(len(values)), len(values))
@@ -429,14 +557,21 @@ def test_a_selection_depends_on_the_rows_and_not_on_their_order(
     selected = select_rows(rows, sample, DAY.end)
     reordered = select_rows(rows.take(order), sample, DAY.end)
 
-    assert sorted(selected.column("_offset").to_pylist()) == sorted(reordered.column("_offset").to_pylist())
+    assert sorted(selected.column("_offset").to_pylist()) == sorted(
+        reordered.column("_offset").to_pylist(),
+    )
     counts = Counter(selected.column("value").to_pylist())
     for value, count in Counter(values).items():
         assert counts[value] >= 1
-        assert counts[value] - count * fraction == pytest.approx(0.5, abs=0.5 + 1e-9)  # The share is rounded up.
+        assert counts[value] - count * fraction == pytest.approx(
+            0.5,
+            abs=0.5 + 1e-9,
+        )  # The share is rounded up.
 
 
-def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(four_days: RetrainingWorld) -> None:
+def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(
+    four_days: RetrainingWorld,
+) -> None:
     fields: dict[str, Any] = {"recent": "3d", "fraction": 0.2, "stratify": "_label"}
     four_days.monitor(**{"mode": "incremental", "parameters.does": "nothing"})
     four_days.monitor(**{f"sample.{name}": value for name, value in fields.items()})
@@ -447,19 +582,32 @@ def test_the_selection_is_recorded_with_the_run_and_in_the_audit_trail(four_days
     end_training(running)
     four_days.context.fail(four_days.latest(), "the test ends here")
     fields["weight"] = None
-    record = json.loads(mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"))
+    record = json.loads(
+        mlflow.artifacts.load_text(f"runs:/{running.run_id}/retraining/sample.json"),
+    )
     assert (record["sample"], record["window"], record["rows"]) == (fields, str(DAY), 1200)
     assert record["data_digest"] == running.figures.data_digest
-    (event,) = (event for event in four_days.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
+    (event,) = (
+        event
+        for event in four_days.deployments.store.events(ENDPOINT)
+        if event.action == "retrain.run"
+    )
     assert event.detail["sample"] == fields
     assert mentions(event.why, f"{record['selected']:,} of 1,200")
 
 
-def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(four_days: RetrainingWorld) -> None:
+def test_a_full_training_by_hand_uses_all_rows_although_the_monitor_has_a_sample(
+    four_days: RetrainingWorld,
+) -> None:
     four_days.monitor(**{"mode": "incremental", "sample.recent": "3d"})
     requested = request_retraining(four_days.deployments, ENDPOINT, mode="full", window=DAY)
 
-    data = collect_training_data(log(four_days), plan_of(requested), four_days.folder / "material", {})
+    data = collect_training_data(
+        log(four_days),
+        plan_of(requested),
+        four_days.folder / "material",
+        {},
+    )
 
     assert data.rows + data.held_out_rows == 2400
     four_days.context.fail(requested, "the test ends here")

@@ -10,7 +10,11 @@ from mlflow_deploy_plugin.core.store.alerts import Alerts
 from mlflow_deploy_plugin.core.store.database import utc_now
 from mlflow_deploy_plugin.core.store.tables import RetrainingFigures
 from mlflow_deploy_plugin.serve.inference_log.windows import Window
-from mlflow_deploy_plugin.watch.retraining.trigger import RetrainingSchedule, request_retraining, retrain_on_alarm
+from mlflow_deploy_plugin.watch.retraining.trigger import (
+    RetrainingSchedule,
+    request_retraining,
+    retrain_on_alarm,
+)
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld
@@ -20,13 +24,19 @@ TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
 
 def ended(world: RetrainingWorld) -> None:
     """End the live retraining as the steps do after a run."""
-    written = world.retrainings.update(replace(world.latest(), run_id="a run", figures=RetrainingFigures(attempt=1)))
+    written = world.retrainings.update(
+        replace(world.latest(), run_id="a run", figures=RetrainingFigures(attempt=1)),
+    )
     assert written is not None
     world.context.fail(world.latest(), "the test ends it")
 
 
 def refusals(world: RetrainingWorld) -> list[str]:
-    return [event.why for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.refused"]
+    return [
+        event.why
+        for event in world.deployments.store.events(ENDPOINT)
+        if event.action == "retrain.refused"
+    ]
 
 
 def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
@@ -48,7 +58,9 @@ def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWo
     assert refusals(world) == []
 
 
-def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(world: RetrainingWorld) -> None:
+def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(
+    world: RetrainingWorld,
+) -> None:
     first = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
     ended(world)
     again = retrain_on_alarm(world.deployments, world.result(), world.spec(cooldown="1s"))
@@ -68,11 +80,15 @@ def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -
     retrain_on_alarm(world.deployments, world.result(), world.spec())
     ended(world)
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
+        assert (
+            retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is None
+        )
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is not None
+    assert (
+        retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.spec()) is not None
+    )
 
 
 def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
@@ -98,36 +114,49 @@ def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), spec) is not None
 
 
-def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:
+def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(
+    world: RetrainingWorld,
+) -> None:
     spec = world.spec()
     (world.project / "MLproject").rename(world.project / "gone")
     for _ in range(2):
         assert retrain_on_alarm(world.deployments, world.result(), spec) is None
     assert len(refusals(world)) == 1
-    assert refusals(world)[0].startswith(f"the model cannot be trained: project: {world.project} has no MLproject")
-    told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
+    assert refusals(world)[0].startswith(
+        f"the model cannot be trained: project: {world.project} has no MLproject",
+    )
+    told = [
+        line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]
+    ]
     assert [line for line in told if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
     assert world.retrainings.find() == []
 
 
-def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: RetrainingWorld) -> None:
+def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(
+    world: RetrainingWorld,
+) -> None:
     world.monitor(schedule="0 3 * * *")
     (world.project / "MLproject").rename(world.project / "gone")
     schedule = RetrainingSchedule(world.deployments, "controller")
     for days in (3, 4):
         schedule.request_due(utc_now() + timedelta(days=days))
     assert refusals(world) == [
-        f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git URI is expected"
+        f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git URI is expected",
     ]
 
 
-def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(world: RetrainingWorld) -> None:
+def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(
+    world: RetrainingWorld,
+) -> None:
     world.monitor("accuracy", schedule="0 3 * * *")
     world.monitor("fairness", schedule="0 4 * * *", project="/nowhere")
     (world.project / "MLproject").rename(world.project / "gone")
     now = utc_now() + timedelta(days=3)
     for _ in range(2):
-        schedule = RetrainingSchedule(world.deployments, "controller")  # a new controller in the second round
+        schedule = RetrainingSchedule(
+            world.deployments,
+            "controller",
+        )  # a new controller in the second round
         schedule.request_due(now)
         schedule.request_due(now)
     assert len(refusals(world)) == 2
@@ -137,8 +166,18 @@ def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -
     world.monitor(max_runs=1)
     retrain_on_alarm(world.deployments, world.result(), world.spec(max_runs=1))
     ended(world)
-    asked = request_retraining(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
-    assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
+    asked = request_retraining(
+        world.deployments,
+        ENDPOINT,
+        mode="incremental",
+        why="new carrier",
+        actor="ada",
+    )
+    assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == (
+        "waiting",
+        "incremental",
+        "1",
+    )
     assert mentions(asked.cause["why"], "ada", "new carrier")
 
 
@@ -183,7 +222,9 @@ def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_fo
     assert world.retrainings.find() == []
 
 
-def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world: RetrainingWorld) -> None:
+def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(
+    world: RetrainingWorld,
+) -> None:
     world.monitor(schedule="0 3 * * *")
     world.ahead = timedelta(days=365)
     schedule = RetrainingSchedule(world.deployments, "controller")

@@ -37,14 +37,23 @@ def rows_of(day: int) -> dict[str, Any]:
     }
 
 
-def reference_of(days: int = REFERENCE_DAYS, length_us: int = DAY_US, left_out: Collection[int] = ()) -> DriftReference:
+def reference_of(
+    days: int = REFERENCE_DAYS,
+    length_us: int = DAY_US,
+    left_out: Collection[int] = (),
+) -> DriftReference:
     """Return the reference of the first `days`, except those that are `left_out`."""
     kept = [day for day in range(days) if day not in left_out]
     table = pa.concat_tables([pa.table(rows_of(day)) for day in kept])
     times = np.repeat(kept, ROWS) * DAY_US + np.tile(np.arange(ROWS) * (DAY_US // ROWS), len(kept))
     times += (FIRST - EPOCH) // timedelta(microseconds=1)
     bins, _ = freeze_table(table, (), "the rows")
-    return DriftReference(bins, bins_digest(bins), cut_pieces(bins, table, times, int(times[0]), length_us), table)
+    return DriftReference(
+        bins,
+        bins_digest(bins),
+        cut_pieces(bins, table, times, int(times[0]), length_us),
+        table,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +83,32 @@ class Stream:
         for day in days:
             start = FIRST + timedelta(days=REFERENCE_DAYS + day)
             in_window = range(REFERENCE_DAYS + day, REFERENCE_DAYS + day + self._days_per_window)
-            parts = [change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window]
+            parts = [
+                change(rows_of(one)) if one >= first_changed else rows_of(one) for one in in_window
+            ]
             rows = pa.concat_tables(map(pa.table, parts))
-            context |= {"false_per_year": per_year if day == days[-1] else None, "past": tuple(self.past)}
+            context |= {
+                "false_per_year": per_year if day == days[-1] else None,
+                "past": tuple(self.past),
+            }
             window = Window(start, start + timedelta(days=self._days_per_window))
-            request = WindowRequest("flights", "daily", self._spec, window, 1, load_settings(), **context)
+            request = WindowRequest(
+                "flights",
+                "daily",
+                self._spec,
+                window,
+                1,
+                load_settings(),
+                **context,
+            )
             profile = sketch_batches(self.reference.bins, [rows])
-            verdict = judge_shifts(request, self.reference, profile, {}, sorted(self.reference.bins))
+            verdict = judge_shifts(
+                request,
+                self.reference,
+                profile,
+                {},
+                sorted(self.reference.bins),
+            )
             self.past.append(JudgedWindow(start, "no drift", verdict.evidence))
         return verdict
 

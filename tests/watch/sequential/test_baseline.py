@@ -22,7 +22,8 @@ def _levels(correlation: float, season: int) -> Array:
 @pytest.mark.parametrize("season", [1, 7])
 @pytest.mark.parametrize("correlation", [0.3, 0.8])
 def test_the_correlation_is_estimated_without_bias_although_the_cycle_is_estimated_too(
-    correlation: float, season: int
+    correlation: float,
+    season: int,
 ) -> None:
     baseline = RunningBaseline(_levels(correlation, season), season, np.zeros(_SERIES))
     assert baseline.correlation.mean() == pytest.approx(correlation, abs=0.02)

@@ -18,7 +18,12 @@ from tests.watch.sequential.conftest import DAY_US, reference_of
 
 def levels(values: Array) -> ReferenceLevels:
     starts = np.arange(len(values)) * DAY_US
-    return ReferenceLevels(starts, (FigureSeries("", "temp", "level"),), values[:, None], np.array([1e-3]))
+    return ReferenceLevels(
+        starts,
+        (FigureSeries("", "temp", "level"),),
+        values[:, None],
+        np.array([1e-3]),
+    )
 
 
 def statements(values: Array, per_year: float = 1.0, **spec: Any) -> list[str]:
@@ -43,9 +48,13 @@ def test_a_reference_of_ten_days_is_refused_with_what_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "remedy"), [("training", "event_time="), ("dataset:rows.csv", "the column _event_time")]
+    ("source", "remedy"),
+    [("training", "event_time="), ("dataset:rows.csv", "the column _event_time")],
 )
-def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(source: str, remedy: str) -> None:
+def test_a_reference_without_event_times_is_refused_with_the_way_to_set_them(
+    source: str,
+    remedy: str,
+) -> None:
     timed = reference_of(40)
     untimed = replace(timed, pieces=cut_pieces(timed.bins, timed.sample, None, 0, DAY_US))
 
@@ -60,7 +69,9 @@ def test_the_proposed_windows_are_enough() -> None:
     with pytest.raises(InvalidConfig) as refused:
         budget.check_budget(reference_of(43, 7 * DAY_US), MonitorSpec(every="7d"), 1.0)
     assert mentions(refused.value.message, "every=2d")
-    assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[0].startswith("a budget")
+    assert budget.check_budget(reference_of(43, 2 * DAY_US), MonitorSpec(every="2d"), 1.0)[
+        0
+    ].startswith("a budget")
 
 
 def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftReference) -> None:
@@ -70,9 +81,14 @@ def test_a_season_longer_than_half_of_the_reference_is_refused(reference: DriftR
 
 
 @pytest.mark.parametrize(
-    ("every", "windows", "season"), [("1d", 90, 7), ("1d", 15, 1), ("1h", 2000, 168), ("7d", 90, 1)]
+    ("every", "windows", "season"),
+    [("1d", 90, 7), ("1d", 15, 1), ("1h", 2000, 168), ("7d", 90, 1)],
 )
-def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(every: str, windows: int, season: int) -> None:
+def test_the_cycle_of_a_week_is_removed_if_the_reference_has_three(
+    every: str,
+    windows: int,
+    season: int,
+) -> None:
     assert budget.season_windows(MonitorSpec(every=every), windows) == season
 
 
@@ -82,7 +98,9 @@ def test_few_windows_are_named_with_the_smallest_budget() -> None:
 
 
 def test_a_high_correlation_and_a_walk_are_named_with_a_rolling_reference() -> None:
-    assert any(mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97)))
+    assert any(
+        mentions(line, "temp/level", "rolling:7d") for line in statements(correlated(400, 0.97))
+    )
     walk = np.cumsum(np.random.default_rng(1).normal(size=120))
     assert any(mentions(line, "smallest budget", "rolling:7d") for line in statements(walk))
 

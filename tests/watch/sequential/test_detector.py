@@ -21,11 +21,21 @@ def days(seed: int, judged: int, correlation: float = 0.0, weekend: float = 0.0)
     phases = np.arange(count) % 7
     levels += weekend * (phases >= 5)[:, None]
     season = 7 if weekend else 1
-    gaps, floors, restarts = np.ones(count, np.int64), np.full(COLUMNS, 0.01), np.full(COLUMNS, count)
+    gaps, floors, restarts = (
+        np.ones(count, np.int64),
+        np.full(COLUMNS, 0.01),
+        np.full(COLUMNS, count),
+    )
     return Windows(50 + 2 * levels, REFERENCE, phases % season, season, gaps, floors, restarts)
 
 
-def shifted(windows: Windows, since: int, by: float, until: int | None = None, column: int = 3) -> Windows:
+def shifted(
+    windows: Windows,
+    since: int,
+    by: float,
+    until: int | None = None,
+    column: int = 3,
+) -> Windows:
     values = windows.values.copy()
     values[REFERENCE + since : until and REFERENCE + until, column] += 2 * by
     return replace(windows, values=values)
@@ -38,11 +48,16 @@ def followed(windows: Windows, per_window: float = YEARLY) -> Tracking:
 @pytest.mark.parametrize("world", [{}, {"correlation": 0.6}, {"weekend": 5.0}])
 def test_calm_years_keep_the_budget(world: dict[str, float]) -> None:
     alarms = [len(followed(days(seed, 365, **world)).alarms) for seed in range(6)]
-    assert sum(alarms) <= 15  # Six are expected. References differ, so that the alarms of a year are not independent.
+    assert (
+        sum(alarms) <= 15
+    )  # Six are expected. References differ, so that the alarms of a year are not independent.
 
 
 @pytest.mark.parametrize(("by", "latest"), [(2.0, 14), (-2.0, 14), (4.0, 7)])
-def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(by: float, latest: int) -> None:
+def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(
+    by: float,
+    latest: int,
+) -> None:
     found = followed(shifted(days(1, 40), since=20, by=by))
     (shift,) = found.shifts
     assert 20 <= found.alarms[-1] - REFERENCE < 20 + latest
@@ -53,7 +68,9 @@ def test_a_shift_is_found_within_days_with_its_column_sign_and_onset(by: float, 
 
 def test_a_weekend_is_not_a_shift_but_a_shift_of_workdays_is_found() -> None:
     assert not followed(days(2, 60, weekend=6.0)).shifts
-    assert [shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts] == [3]
+    assert [
+        shift.series for shift in followed(shifted(days(2, 60, weekend=6.0), 30, 3.0)).shifts
+    ] == [3]
 
 
 def test_the_answer_is_a_function_of_the_windows_so_far() -> None:

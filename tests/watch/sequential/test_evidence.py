@@ -14,7 +14,10 @@ EVIDENCE = Evidence(
     {"x/level": 2.5},
     ("x", "carrier=AA/x"),
     {"x/level": "2013-07-01T00:00:00+00:00"},
-    outcomes={"x": Outcome("distribution", "drift", 5.0, 3.0), "y": Outcome("distribution", "no drift")},
+    outcomes={
+        "x": Outcome("distribution", "drift", 5.0, 3.0),
+        "y": Outcome("distribution", "no drift"),
+    },
 )
 
 

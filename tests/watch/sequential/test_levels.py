@@ -6,14 +6,23 @@ import pytest
 
 from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.watch.sequential.levels import FigureSeries, reference_levels, window_levels
+from mlflow_deploy_plugin.watch.sequential.levels import (
+    FigureSeries,
+    reference_levels,
+    window_levels,
+)
 from tests.watch.sequential.conftest import DAY_US, REFERENCE_DAYS, reference_of, rows_of
 
 
-def test_figures_describe_level_spread_missing_and_frequent_values(reference: DriftReference) -> None:
+def test_figures_describe_level_spread_missing_and_frequent_values(
+    reference: DriftReference,
+) -> None:
     rows = rows_of(500)
     window = sketch_batches(reference.bins, [pa.table(rows)])
-    figures = {str(series): value for series, value in window_levels(reference, window, [*rows], "").items()}
+    figures = {
+        str(series): value
+        for series, value in window_levels(reference, window, [*rows], "").items()
+    }
     assert figures["temp/level"] == pytest.approx(rows["temp"].mean(), abs=0.05)
     assert figures["temp/spread"] == pytest.approx(np.log(rows["temp"].std()), abs=0.05)
     assert figures["delay/missing"] == np.isnan(rows["delay"]).mean()

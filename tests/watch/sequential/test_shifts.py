@@ -31,7 +31,9 @@ def test_a_shift_names_the_column_the_direction_the_size_and_its_start(stream: S
     assert finding.value == pytest.approx(3, abs=1)
     assert "higher" in finding.change
     start = FIRST + timedelta(days=REFERENCE_DAYS + 20)
-    assert finding.since_end == (datetime.fromisoformat(finding.since) + timedelta(days=1)).isoformat()
+    assert (
+        finding.since_end == (datetime.fromisoformat(finding.since) + timedelta(days=1)).isoformat()
+    )
     assert finding.since_range is not None
     assert finding.since_range[0] <= start.isoformat() <= finding.since_range[1]
     assert verdict.evidence.shifts["temp/level"] == finding.since
@@ -74,7 +76,8 @@ def test_judged_windows_between_windows_of_the_reference_are_drawn_in_the_order_
     chart = verdict.charts[0]
     assert [*chart.starts] == [FIRST + timedelta(days=day) for day in range(REFERENCE_DAYS)]
     judged, others = (
-        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged] for is_judged in (True, False)
+        [chart.values[day] for day in range(20, 51) if (day in days) == is_judged]
+        for is_judged in (True, False)
     )
     assert np.mean(judged) - np.mean(others) == pytest.approx(1.5, abs=0.5)
 
@@ -92,7 +95,10 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
     ("change", "subject", "words", "measure"),
     [
         (
-            lambda rows: {**rows, "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"])},
+            lambda rows: {
+                **rows,
+                "carrier": np.where(np.arange(80) % 4 == 0, "DL", rows["carrier"]),
+            },
             "carrier",
             "UA",
             "share of 'UA'",
@@ -109,11 +115,20 @@ def test_a_judged_window_early_in_a_long_reference_is_in_the_chart() -> None:
             "missing",
             "share of missing values",
         ),
-        (lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)}, "temp", "wider", "logarithm of the deviation"),
+        (
+            lambda rows: {**rows, "temp": 10 + 2 * (rows["temp"] - 10)},
+            "temp",
+            "wider",
+            "logarithm of the deviation",
+        ),
     ],
 )
 def test_shares_missing_values_and_spreads_are_followed_too(
-    stream: Stream, change: Any, subject: str, words: str, measure: str
+    stream: Stream,
+    change: Any,
+    subject: str,
+    words: str,
+    measure: str,
 ) -> None:
     stream.judge(range(10))
     finding = stream.judge(range(10, 35), change).findings[0]
@@ -130,7 +145,9 @@ def test_without_a_budget_there_is_only_evidence(stream: Stream) -> None:
 
 def test_windows_of_another_reference_do_not_count(stream: Stream) -> None:
     stream.judge(range(30), warmer)
-    stream.past = [replace(one, evidence=replace(one.evidence, basis="other")) for one in stream.past]
+    stream.past = [
+        replace(one, evidence=replace(one.evidence, basis="other")) for one in stream.past
+    ]
     assert not stream.judge([30], warmer).findings
 
 

@@ -12,28 +12,44 @@ from mlflow_deploy_plugin.watch.statistics.cbpe import (
     trust_labels,
 )
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import (
+    CLASSIFICATION,
+    ClassPredictions,
+    classification_metrics,
+)
 from tests.support.refusals import mentions
 
 
 def window(
-    seed: int, classes: int = 2, rows: int = 10_000, overconfident: float = 1.0
+    seed: int,
+    classes: int = 2,
+    rows: int = 10_000,
+    overconfident: float = 1.0,
 ) -> tuple[LabelledWindow, np.ndarray]:
     """Return a window whose truth is drawn by its chances; the model's probabilities are sharper by a power."""
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.ones(classes), rows)
     truth = (chances.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
     said = chances**overconfident / (chances**overconfident).sum(axis=1, keepdims=True)
-    return LabelledWindow(truth, ClassPredictions(said.argmax(axis=1), said, tuple(map(str, range(classes))))), chances
+    return LabelledWindow(
+        truth,
+        ClassPredictions(said.argmax(axis=1), said, tuple(map(str, range(classes)))),
+    ), chances
 
 
 def real(one: LabelledWindow) -> dict[str, float]:
     measured = classification_metrics(one.truth, one.answers, CLASSIFICATION, Sampling(0.95))
-    return {name: figure.value for name, figure in measured.items() if isinstance(figure, MetricInterval)}
+    return {
+        name: figure.value
+        for name, figure in measured.items()
+        if isinstance(figure, MetricInterval)
+    }
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expected(classes: int) -> None:
+def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expected(
+    classes: int,
+) -> None:
     one, chances = window(0, classes)
 
     truth = real(one)
@@ -43,7 +59,10 @@ def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expe
 
 
 @pytest.mark.parametrize(("classes", "too_much"), [(2, 0.14), (3, 0.21)])
-def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(classes: int, too_much: float) -> None:
+def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(
+    classes: int,
+    too_much: float,
+) -> None:
     judged, _ = window(0, classes, overconfident=3.0)
     earlier = [window(seed, classes, overconfident=3.0)[0] for seed in (1, 2, 3)]
 
@@ -106,15 +125,21 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("rows", "windows", "spread"), [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)]
+    ("rows", "windows", "spread"),
+    [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)],
 )
 def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
-    rows: int, windows: int, spread: float
+    rows: int,
+    windows: int,
+    spread: float,
 ) -> None:
     rng = np.random.default_rng([rows, windows])
     held = []
     for seed in range(80):
-        judged, earlier = moved(rng, rows, spread), [moved(rng, 500, spread) for _ in range(windows)]
+        judged, earlier = (
+            moved(rng, rows, spread),
+            [moved(rng, 500, spread) for _ in range(windows)],
+        )
         found = estimate(judged.answers, earlier, ["accuracy"], seed)
         assert isinstance(found, CbpeEstimate)
         one = found.measure("accuracy", rows, 0.95)
@@ -137,7 +162,8 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
     assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
     assert width(500, 3) > width(500, 8)
     assert width(50_000, 8) == pytest.approx(
-        width(500, 8), rel=0.1
+        width(500, 8),
+        rel=0.1,
     )  # The uncertainty is at least that of the earlier windows.
 
 
@@ -145,7 +171,11 @@ def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
     """Return 500 labelled rows that fit the probabilities, or of which 30 % more are wrong or right."""
     one, _ = window(seed, rows=500)
     is_changed = np.random.default_rng(seed).random(500) < 0.3
-    other = {"fits": one.truth, "worse": 1 - one.answers.predicted, "better": one.answers.predicted}[kind]
+    other = {
+        "fits": one.truth,
+        "worse": 1 - one.answers.predicted,
+        "better": one.answers.predicted,
+    }[kind]
     return LabelledWindow(np.where(is_changed, other, one.truth), one.answers, share)
 
 
@@ -168,14 +198,18 @@ def partly_labelled(seed: int, kind: str, share: float = 0.5) -> LabelledWindow:
     ],
 )
 def test_labels_of_a_part_of_the_rows_are_trusted_if_they_used_to_fit_or_differ_five_times_in_a_row(
-    earlier: list[str], share: float, expected: tuple[str, int]
+    earlier: list[str],
+    share: float,
+    expected: tuple[str, int],
 ) -> None:
     past = [partly_labelled(seed, kind, share) for seed, kind in enumerate(earlier, start=1)]
 
     assert trust_labels(partly_labelled(0, "worse"), past, 0.95) == expected
 
 
-def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> None:
+def test_labels_that_fit_are_trusted_without_earlier_windows_and_after_windows_that_did_not() -> (
+    None
+):
     past = [partly_labelled(seed, "worse") for seed in range(1, 5)]
 
     assert trust_labels(partly_labelled(0, "fits"), [], 0.95).outcome == "fits"

@@ -14,7 +14,11 @@ from mlflow_deploy_plugin.watch.statistics.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.watch.statistics.metrics import ClassPredictions, classification_metrics, regression_metrics
+from mlflow_deploy_plugin.watch.statistics.metrics import (
+    ClassPredictions,
+    classification_metrics,
+    regression_metrics,
+)
 
 
 def is_held(one: MetricInterval | Refused, truth: float) -> bool:
@@ -52,7 +56,13 @@ def test_a_share_is_missed_as_rarely_as_a_budget_of_alarms_permits(share: float,
 
 def test_percentiles_beyond_the_resamples_are_extrapolated() -> None:
     counts, rows = np.array([800.0, 200.0]), 1_000
-    found = bootstrap_counts_interval("", counts, lambda shares: shares[..., 0], rows, Sampling(1 - 1e-4))
+    found = bootstrap_counts_interval(
+        "",
+        counts,
+        lambda shares: shares[..., 0],
+        rows,
+        Sampling(1 - 1e-4),
+    )
 
     half = norm.isf(0.5e-4) * np.sqrt(0.8 * 0.2 / rows)
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
@@ -66,7 +76,11 @@ def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.nda
 NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
 
 
-def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tuple[np.ndarray, ClassPredictions]:
+def answered(
+    rng: np.random.Generator,
+    stretches: int,
+    dependence: float,
+) -> tuple[np.ndarray, ClassPredictions]:
     """Return rows with errors that are correlated within stretches: the stretch shifts the chances of the truth, which
     the model does not predict.
     """
@@ -80,7 +94,9 @@ def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tup
 @pytest.mark.long
 @pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
 def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
-    dependence: float, before: float, least: float
+    dependence: float,
+    before: float,
+    least: float,
 ) -> None:
     rng = np.random.default_rng(0)
     windows = 60
@@ -90,8 +106,14 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
 
     def held(sampling: Sampling) -> dict[str, float]:
         draws = np.random.default_rng(1)
-        found = [classification_metrics(*answered(draws, 30, dependence), NAMES, sampling) for _ in range(windows)]
-        return {name: float(np.mean([is_held(one[name], values[name]) for one in found])) for name in NAMES}
+        found = [
+            classification_metrics(*answered(draws, 30, dependence), NAMES, sampling)
+            for _ in range(windows)
+        ]
+        return {
+            name: float(np.mean([is_held(one[name], values[name]) for one in found]))
+            for name in NAMES
+        }
 
     alone, as_they_come = held(Sampling(0.95)), held(Sampling(0.95, times))
 
@@ -114,7 +136,9 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     assert rmse(None).effective_n == 800
     assert rmse(np.arange(800)).effective_n < 120
     assert rmse(shuffled).effective_n > 400  # Without an order, the rows count as independent.
-    assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (rmse(None).high - rmse(None).low)
+    assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (
+        rmse(None).high - rmse(None).low
+    )
 
 
 def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() -> None:
@@ -124,5 +148,7 @@ def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() 
     for _ in range(40):
         daily = np.where(np.arange(28) < 9, 0.78, 0.44) + rng.normal(0, 0.08, 28)
         hits = rng.random(28 * 900) < np.repeat(daily, 900)
-        is_found.append(share_interval("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75)
+        is_found.append(
+            share_interval("accuracy", hits, Sampling(0.95, np.arange(28 * 900))).high < 0.75,
+        )
     assert np.mean(is_found) > 0.9

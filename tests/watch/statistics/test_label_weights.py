@@ -11,8 +11,16 @@ import pytest
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.statistics.cbpe import LabelledWindow, trust_labels
 from mlflow_deploy_plugin.watch.statistics.intervals import MetricInterval, Sampling
-from mlflow_deploy_plugin.watch.statistics.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.watch.statistics.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.watch.statistics.label_weights import (
+    LabelWeights,
+    weigh_labels,
+    weighted_metrics,
+)
+from mlflow_deploy_plugin.watch.statistics.metrics import (
+    CLASSIFICATION,
+    ClassPredictions,
+    classification_metrics,
+)
 from mlflow_deploy_plugin.watch.statistics.predictions import Predictions
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -47,11 +55,17 @@ def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
     return np.where(truth == 1, 0.9, 0.2)
 
 
-def answers_of(rng: np.random.Generator, rows: int = ROWS, skill: float = 2.0) -> tuple[ClassPredictions, np.ndarray]:
+def answers_of(
+    rng: np.random.Generator,
+    rows: int = ROWS,
+    skill: float = 2.0,
+) -> tuple[ClassPredictions, np.ndarray]:
     """Return predictions of a calibrated model, and the truth."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
     said = np.stack([1 - chances, chances], axis=1)
-    return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (rng.random(rows) < chances).astype(np.int64)
+    return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (
+        rng.random(rows) < chances
+    ).astype(np.int64)
 
 
 def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
@@ -82,7 +96,10 @@ def test_labels_that_are_missing_at_random_are_said_to_differ_no_more_than_the_r
     assert not any(one.unknown.any() for one in said)
 
 
-@pytest.mark.parametrize(("scheme", "differing"), [(by_score, "score"), (by_age, "event time"), (by_truth, "score")])
+@pytest.mark.parametrize(
+    ("scheme", "differing"),
+    [(by_score, "score"), (by_age, "event time"), (by_truth, "score")],
+)
 def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -> None:
     labelled, _, _ = drawn(0, scheme)
 
@@ -98,7 +115,10 @@ def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
         labelled, predictions, truth = drawn(seed, by_score)
         real = float((truth == classes_of(predictions).predicted).mean())
         alone = classification_metrics(
-            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows), ["accuracy"], Sampling(0.95)
+            predictions.truth[labelled.rows],
+            classes_of(predictions).take(labelled.rows),
+            ["accuracy"],
+            Sampling(0.95),
         )["accuracy"]
         assert isinstance(alone, MetricInterval)
         plain.append(alone.low <= real <= alone.high)
@@ -109,15 +129,22 @@ def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
     assert sum(weighted) >= 93
 
 
-def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabilities_and_leave_bounds() -> None:
+def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabilities_and_leave_bounds() -> (
+    None
+):
     seen, held = [], []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
-        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        known = LabelledWindow(
+            predictions.truth[labelled.rows],
+            classes_of(predictions).take(labelled.rows),
+        )
         seen.append(labelled.is_selected and trust_labels(known, [], 0.95).outcome == "doubted")
         one = accuracy_of(labelled.at_worst, predictions)
         assert one.method == "worst case"
-        held.append(one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high)
+        held.append(
+            one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high,
+        )
 
     assert all(seen)
     assert all(held)
@@ -128,13 +155,18 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     departing = 0
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
-        known = LabelledWindow(predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows))
+        known = LabelledWindow(
+            predictions.truth[labelled.rows],
+            classes_of(predictions).take(labelled.rows),
+        )
         departing += trust_labels(known, [], 0.95).outcome == "doubted"
 
     assert departing <= 11  # 5 are expected
 
 
-def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> None:
+def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> (
+    None
+):
     def window(seed: int) -> LabelledWindow:
         answers, truth = answers_of(np.random.default_rng(seed))
         assert answers.probabilities is not None
@@ -175,7 +207,9 @@ def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: st
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         guessed = np.where(labelled.rows, truth, rng.random(ROWS) < share)
-        found = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[name]
+        found = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[
+            name
+        ]
         assert isinstance(found, MetricInterval)
         assert one.low < found.value < one.high
 
@@ -186,8 +220,18 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
     times = rng.integers(1, 4, 400)
     often = np.repeat(np.arange(400), times)
 
-    weighted = classification_metrics(truth, answers, CLASSIFICATION, Sampling(0.95, weights=times.astype(float)))
-    repeated = classification_metrics(truth[often], answers.take(often), CLASSIFICATION, Sampling(0.95))
+    weighted = classification_metrics(
+        truth,
+        answers,
+        CLASSIFICATION,
+        Sampling(0.95, weights=times.astype(float)),
+    )
+    repeated = classification_metrics(
+        truth[often],
+        answers.take(often),
+        CLASSIFICATION,
+        Sampling(0.95),
+    )
 
     for name in CLASSIFICATION:
         one, other = weighted[name], repeated[name]
@@ -195,7 +239,9 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
         assert isinstance(other, MetricInterval)
         assert one.value == pytest.approx(other.value)
         assert one.low <= one.value <= one.high
-        assert one.high - one.low > other.high - other.low  # 400 rows have a wider interval than 800 rows.
+        assert (
+            one.high - one.low > other.high - other.low
+        )  # 400 rows have a wider interval than 800 rows.
 
 
 def test_with_all_labels_and_with_none_nothing_is_compared() -> None:

@@ -18,7 +18,11 @@ from mlflow_deploy_plugin.watch.statistics.metrics import (
 def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> ClassPredictions:
     scores = rng.normal(size=(len(truth), classes)) + 1.5 * (truth[:, None] == np.arange(classes))
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    return ClassPredictions(probabilities.argmax(axis=1), probabilities, tuple(map(str, range(classes))))
+    return ClassPredictions(
+        probabilities.argmax(axis=1),
+        probabilities,
+        tuple(map(str, range(classes))),
+    )
 
 
 def value(measured: object) -> float:
@@ -37,10 +41,18 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     average = {"average": "binary" if classes == 2 else "macro"}
     chances = answers.probabilities
     assert chances is not None
-    assert value(found["accuracy"]) == pytest.approx(metrics.accuracy_score(truth, answers.predicted))
-    assert value(found["f1"]) == pytest.approx(metrics.f1_score(truth, answers.predicted, **average))
-    assert value(found["precision"]) == pytest.approx(metrics.precision_score(truth, answers.predicted, **average))
-    assert value(found["recall"]) == pytest.approx(metrics.recall_score(truth, answers.predicted, **average))
+    assert value(found["accuracy"]) == pytest.approx(
+        metrics.accuracy_score(truth, answers.predicted),
+    )
+    assert value(found["f1"]) == pytest.approx(
+        metrics.f1_score(truth, answers.predicted, **average),
+    )
+    assert value(found["precision"]) == pytest.approx(
+        metrics.precision_score(truth, answers.predicted, **average),
+    )
+    assert value(found["recall"]) == pytest.approx(
+        metrics.recall_score(truth, answers.predicted, **average),
+    )
     assert value(found["log_loss"]) == pytest.approx(metrics.log_loss(truth, chances))
     auc = (
         metrics.roc_auc_score(truth, chances[:, 1])
@@ -49,7 +61,9 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
     )
     assert value(found["roc_auc"]) == pytest.approx(auc)
     if classes == 2:
-        assert value(found["brier"]) == pytest.approx(metrics.brier_score_loss(truth, chances[:, 1]))
+        assert value(found["brier"]) == pytest.approx(
+            metrics.brier_score_loss(truth, chances[:, 1]),
+        )
 
 
 def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
@@ -60,12 +74,16 @@ def test_the_figures_of_a_regressor_are_those_of_scikit_learn() -> None:
 
     assert value(found["mae"]) == pytest.approx(metrics.mean_absolute_error(truth, predicted))
     assert value(found["rmse"]) == pytest.approx(metrics.root_mean_squared_error(truth, predicted))
-    assert value(found["mape"]) == pytest.approx(metrics.mean_absolute_percentage_error(truth, predicted))
+    assert value(found["mape"]) == pytest.approx(
+        metrics.mean_absolute_percentage_error(truth, predicted),
+    )
     assert value(found["r2"]) == pytest.approx(metrics.r2_score(truth, predicted))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "roc_auc", "log_loss", "rmse"])
-def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(name: str) -> None:
+def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten_samples(
+    name: str,
+) -> None:
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 2, 50_000)
     answers = answers_to(truth, 2, rng)
@@ -73,9 +91,13 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
 
     def figure(rows: np.ndarray) -> MetricInterval:
         if name == "rmse":
-            found = regression_metrics(numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9))[name]
+            found = regression_metrics(numbers[rows], np.zeros(len(rows)), [name], Sampling(0.9))[
+                name
+            ]
         else:
-            found = classification_metrics(truth[rows], answers.take(rows), [name], Sampling(0.9))[name]
+            found = classification_metrics(truth[rows], answers.take(rows), [name], Sampling(0.9))[
+                name
+            ]
         assert isinstance(found, MetricInterval)
         return found
 
@@ -83,25 +105,38 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
     samples = [figure(rng.choice(50_000, 300)) for _ in range(100)]
 
     held = np.mean([sample.low <= whole <= sample.high for sample in samples])
-    assert 0.82 <= held <= 0.97  # 100 samples of a share of 0.9, with a margin of nearly three deviations
+    assert (
+        0.82 <= held <= 0.97
+    )  # 100 samples of a share of 0.9, with a margin of nearly three deviations
 
 
 def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     ones = np.ones(50, dtype=np.int64)
-    answers = ClassPredictions(np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes"))
-    found = classification_metrics(ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95))
+    answers = ClassPredictions(
+        np.zeros(50, dtype=np.int64),
+        np.tile([0.8, 0.2], (50, 1)),
+        ("no", "yes"),
+    )
+    found = classification_metrics(
+        ones,
+        answers,
+        ["roc_auc", "precision", "recall"],
+        Sampling(0.95),
+    )
 
     assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two different labels")
     assert found["precision"] == Refused("no row was predicted as 'yes'")
     assert value(found["recall"]) == 0.0
-    assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == Refused(
-        "no label is 'yes'"
-    )
+    assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))[
+        "recall"
+    ] == Refused("no label is 'yes'")
     silent = ClassPredictions(answers.predicted, None, answers.classes)
     assert classification_metrics(ones, silent, ["log_loss"], Sampling(0.95)) == {
-        "log_loss": Refused("the model returns no class probabilities")
+        "log_loss": Refused("the model returns no class probabilities"),
     }
-    assert "needs two" in str(regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"])
+    assert "needs two" in str(
+        regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"],
+    )
     assert "too large to square" in str(
-        regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"]
+        regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"],
     )

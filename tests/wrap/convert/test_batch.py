@@ -16,7 +16,13 @@ from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, Sch
 from mlflow_deploy_plugin.serve.runtime.artifact import Column, ColumnType, Input
 from mlflow_deploy_plugin.serve.runtime.feeds import sent_arrays
 from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
-from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelInput, as_pandas, column_values, columns_of
+from mlflow_deploy_plugin.wrap.convert.batch import (
+    Batch,
+    ModelInput,
+    as_pandas,
+    column_values,
+    columns_of,
+)
 from tests.support.refusals import mentions
 
 
@@ -34,7 +40,10 @@ from tests.support.refusals import mentions
     ],
 )
 def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column_type: str) -> None:
-    read = [None if isinstance(one, float) and np.isnan(one) else one for one in column_values(values).tolist()]
+    read = [
+        None if isinstance(one, float) and np.isnan(one) else one
+        for one in column_values(values).tolist()
+    ]
     assert read == found
     assert columns_of(pd.DataFrame({"a": values}))[0].type == column_type
 
@@ -51,7 +60,9 @@ def test_what_a_column_of_objects_holds_is_said() -> None:
 
 @pytest.mark.parametrize("dtype", [object, pd.ArrowDtype(pa.decimal128(5, 2))], ids=str)
 def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
-    table = pd.DataFrame({"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]})
+    table = pd.DataFrame(
+        {"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]},
+    )
 
     read = as_pandas(table)
 
@@ -76,7 +87,10 @@ FRAMES = {
     "whole numbers": pd.DataFrame([[2**53 + 1, 2, 3]], columns=["a", "b", "c"]),
     "two types": pd.DataFrame({"a": [0.1], "b": [2**53 + 1], "c": [3.0]}),
     "another order": pd.DataFrame(MATRIX, columns=["c", "a", "b"]),
-    "one column more": pd.DataFrame(np.hstack([MATRIX, MATRIX[:, :1]]), columns=["a", "b", "c", "d"]),
+    "one column more": pd.DataFrame(
+        np.hstack([MATRIX, MATRIX[:, :1]]),
+        columns=["a", "b", "c", "d"],
+    ),
     "missing numbers of pandas": pd.DataFrame(MATRIX, columns=["a", "b", "c"]).convert_dtypes(),
 }
 
@@ -84,7 +98,11 @@ FRAMES = {
 @pytest.mark.parametrize("column_type", ["double", "float"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
-def test_a_frame_is_read_as_its_columns_one_by_one(frame: pd.DataFrame, dtype: str, column_type: ColumnType) -> None:
+def test_a_frame_is_read_as_its_columns_one_by_one(
+    frame: pd.DataFrame,
+    dtype: str,
+    column_type: ColumnType,
+) -> None:
     columns = tuple(Column(name, column_type) for name in "abc")
     schema = compile_schema(columns, (), (Input("X", dtype, (-1, 3), ("a", "b", "c")),))
 
@@ -120,10 +138,19 @@ def test_digest_follows_the_values() -> None:
     assert Batch({"x": np.ones(2)}).digest() != Batch({"x": np.zeros(2)}).digest()
 
 
-def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_given_signature_decides_order_and_types(
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     signature = infer_signature(table.astype(np.float32), model.predict(table))
 
-    onnxserve.save_model(model, tmp_path / "model", input_example=table[["c", "b", "a"]], signature=signature)
+    onnxserve.save_model(
+        model,
+        tmp_path / "model",
+        input_example=table[["c", "b", "a"]],
+        signature=signature,
+    )
 
     loaded = onnxserve.load_model(str(tmp_path / "model"))
     assert [(column.name, column.type) for column in loaded.artifact.columns] == [
@@ -134,7 +161,9 @@ def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.Data
 
 
 def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     rows = table.to_numpy()
     model.fit(rows, model.predict(table))
@@ -148,7 +177,10 @@ def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
 
 @pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
 def test_a_column_whose_name_the_log_needs_is_refused(
-    name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    name: str,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     example = table.rename(columns={table.columns[0]: name})
     with pytest.raises(ConversionError, match=f"name '{name}' is"):
@@ -157,7 +189,10 @@ def test_a_column_whose_name_the_log_needs_is_refused(
 
 @pytest.mark.parametrize("value", [np.nan, None])
 def test_an_example_without_any_value_is_refused(
-    value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    value: Any,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     example = pd.DataFrame(value, index=range(3), columns=table.columns)
     with pytest.raises(InvalidConfig, match="input_example contains only missing values"):
@@ -180,19 +215,53 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
     ("data", "signature", "message"),
     [
         (TABLE, _columns(a="double", c="string"), "the example has no column 'c'"),
-        (TABLE, _columns(a="string", b="string"), "column 'a' is a string, but a double in the example"),
-        (TABLE, _columns(a="long", b="string"), "column 'a' is a long, but has other numbers in the example"),
-        (TABLE, _columns(a="double", b="double"), "the example does not match it: could not convert string to float"),
+        (
+            TABLE,
+            _columns(a="string", b="string"),
+            "column 'a' is a string, but a double in the example",
+        ),
+        (
+            TABLE,
+            _columns(a="long", b="string"),
+            "column 'a' is a long, but has other numbers in the example",
+        ),
+        (
+            TABLE,
+            _columns(a="double", b="double"),
+            "the example does not match it: could not convert string to float",
+        ),
         (TABLE, _tensor("float64", -1, 2), "it describes tensors, but the example is a table"),
-        (TENSOR, _columns(a="double"), "it has the columns ['a'], and the example has one unnamed tensor"),
-        (TENSOR, _tensor("float32", -1, 3, name="x"), "it has the tensors ['x'], and the example has one unnamed"),
-        (TENSOR, _tensor("float32", -1, 4), "the tensor has the shape [-1, 4], but [4, 3] in the example"),
-        (TENSOR, _tensor("float32", -1, 3, 1), "the tensor has the shape [-1, 3, 1], but [4, 3] in the example"),
-        (TENSOR, _tensor("int64", -1, 3), "the tensor has the type int64, but float32 in the example"),
+        (
+            TENSOR,
+            _columns(a="double"),
+            "it has the columns ['a'], and the example has one unnamed tensor",
+        ),
+        (
+            TENSOR,
+            _tensor("float32", -1, 3, name="x"),
+            "it has the tensors ['x'], and the example has one unnamed",
+        ),
+        (
+            TENSOR,
+            _tensor("float32", -1, 4),
+            "the tensor has the shape [-1, 4], but [4, 3] in the example",
+        ),
+        (
+            TENSOR,
+            _tensor("float32", -1, 3, 1),
+            "the tensor has the shape [-1, 3, 1], but [4, 3] in the example",
+        ),
+        (
+            TENSOR,
+            _tensor("int64", -1, 3),
+            "the tensor has the type int64, but float32 in the example",
+        ),
     ],
 )
 def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
-    data: ModelInput, signature: ModelSignature, message: str
+    data: ModelInput,
+    signature: ModelSignature,
+    message: str,
 ) -> None:
     with pytest.raises(InvalidConfig) as caught:
         Batch(data).cast_to_signature(signature)
@@ -202,12 +271,17 @@ def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
 
 def test_a_signature_may_be_wider_than_the_example() -> None:
     rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
-    assert Batch(rows).cast_to_signature(_columns(a="double", b="string")).data["a"].dtype == np.float64
+    assert (
+        Batch(rows).cast_to_signature(_columns(a="double", b="string")).data["a"].dtype
+        == np.float64
+    )
     assert Batch(TENSOR).cast_to_signature(_tensor("float64", -1, -1)).data is TENSOR
 
 
 def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     numbers = infer_signature(table, pd.DataFrame({"delay": [0.5]}))
     with pytest.raises(InvalidConfig) as caught:

@@ -23,7 +23,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.core.errors import ConversionError, ModelError
-from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure, plain_reason, with_alternative
+from mlflow_deploy_plugin.wrap.convert.conversion_errors import (
+    explain_failure,
+    plain_reason,
+    with_alternative,
+)
 from mlflow_deploy_plugin.wrap.convert.converters import converter_for
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.refusals import mentions
@@ -113,7 +117,11 @@ CASES = {
         "GaussianProcessClassifier cannot be converted to ONNX: the kernel ExpSineSquared",
     ),
     "texts beside numbers": (
-        make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),
+        make_pipeline(
+            SimpleImputer(strategy="most_frequent"),
+            OrdinalEncoder(**UNSEEN),
+            LogisticRegression(),
+        ),
         MIXED,
         "a step reads strings and numbers together",
     ),
@@ -124,14 +132,21 @@ CASES = {
         NUMBERS,
         "its step 'lazy' (Lazy): there is no converter for ",
     ),
-    "an answer for too few rows": (RadiusNeighborsClassifier(radius=0.2), NUMBERS, "parity needs 1000 rows, and only"),
+    "an answer for too few rows": (
+        RadiusNeighborsClassifier(radius=0.2),
+        NUMBERS,
+        "parity needs 1000 rows, and only",
+    ),
 }
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
 def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
-    model: Any, data: Any, words: Any, tmp_path: Path
+    model: Any,
+    data: Any,
+    words: Any,
+    tmp_path: Path,
 ) -> None:
     fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
@@ -161,7 +176,11 @@ def test_a_converter_that_fails_is_said_with_its_error() -> None:
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
-def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str, tmp_path: Path) -> None:
+def test_an_object_of_another_framework_has_a_way_too(
+    model: Any,
+    called: str,
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ConversionError) as refused:
         save_model(model, tmp_path / "model", input_example=NUMBERS)
 
@@ -180,19 +199,31 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
             "it reads 3 inputs of different types, but its converter supports 1; use columns of the same type",
         ),
-        ("'functools.partial' object has no attribute 'upper'", "a kernel that is a Python function"),
+        (
+            "'functools.partial' object has no attribute 'upper'",
+            "a kernel that is a Python function",
+        ),
         (
             "Could not infer attribute `support_vectors` type from empty iterator",
             "a precomputed kernel (kernel='precomputed')",
         ),
-        ("The detected shape was (2,) + inhomogeneous part.", "its targets have different numbers of classes"),
+        (
+            "The detected shape was (2,) + inhomogeneous part.",
+            "its targets have different numbers of classes",
+        ),
         (
             "Unable to find a shape calculator for type '<class 'notebook.train.<locals>.Ratio'>'.",
             "there is no converter for notebook.train.<locals>.Ratio",
         ),
         ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
-        ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
-        ("No Op registered for Svd with domain_version of 18 ==> Context: Bad node", "ONNX has no operator for Svd"),
+        (
+            "loss is not supported, please fill an isue at https://github.com/x/issues",
+            "loss is not supported",
+        ),
+        (
+            "No Op registered for Svd with domain_version of 18 ==> Context: Bad node",
+            "ONNX has no operator for Svd",
+        ),
         (
             "Error when translating node %_linalg_svd : [num_users=1] = call_function["
             "target=torch.ops.aten._linalg_svd.default](args = (%unsqueeze,), kwargs = {}).",
@@ -210,7 +241,10 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
             "torch.classes.quantized.LinearPackedParamsBase does not have a field with name '__obj_flatten__'",
             "its layers are quantized by torch; wrap the unquantized model",
         ),
-        ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
+        (
+            "during initialization: size_t onnxruntime::Grams(int) [with K = std::string]",
+            "during initialization",
+        ),
     ],
 )
 def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
@@ -218,7 +252,9 @@ def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
     assert "://" not in plain_reason(said)
 
 
-def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_framework_that_is_too_old_for_its_converter_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("torch")
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.wrap.convert.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))

@@ -18,7 +18,10 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 from tests.support.raising import Panic, raise_it
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
-ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)), columns=["age", "unused", "income"])
+ROWS = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(50, 3)),
+    columns=["age", "unused", "income"],
+)
 BROKEN = """
 def matches(model):
     return type(model).__name__ == "Unlucky"
@@ -37,7 +40,11 @@ class PanicException(BaseException):
 @pytest.fixture
 def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Add the example's distribution to the path, and two converters that cannot be imported or fail."""
-    model, converter = re.findall(r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+    model, converter = re.findall(
+        r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```",
+        PAGE,
+        re.DOTALL | re.MULTILINE,
+    )
     entry = re.findall(r"^score-card = \"(.*)\"$", PAGE, re.MULTILINE)[0]
     for name, code in (model, converter, ("unlucky.py", BROKEN)):
         (tmp_path / name).write_text(code)
@@ -45,7 +52,7 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: score-cards\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(
-        f"[onnxserve.converters]\nabsent = no_such_module\nscore-card = {entry}\nunlucky = unlucky\n"
+        f"[onnxserve.converters]\nabsent = no_such_module\nscore-card = {entry}\nunlucky = unlucky\n",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield import_module("score_card").ScoreCard({"income": -0.5, "age": 2}, 3)
@@ -54,7 +61,8 @@ def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
 
 
 def test_a_registered_converter_is_found_and_its_graph_is_proven(
-    score_card: Any, caplog: pytest.LogCaptureFixture
+    score_card: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.ERROR):
         wrapped = wrap(score_card, ROWS)
@@ -63,7 +71,7 @@ def test_a_registered_converter_is_found_and_its_graph_is_proven(
     assert wrapped.converted.framework == "score-card"
     assert [record.getMessage() for record in caplog.records] == [
         "the converter absent = no_such_module (score-cards 1.0) cannot be used: "
-        "ModuleNotFoundError: No module named 'no_such_module'"
+        "ModuleNotFoundError: No module named 'no_such_module'",
     ]
 
 
@@ -75,17 +83,33 @@ def test_a_converter_that_fails_is_named(score_card: Any) -> None:
 
 def test_a_converter_that_panics_leaves_the_model_without_an_onnx_form(score_card: Any) -> None:
     unlucky = type("Unlucky", (), {"panics": True})()
-    with pytest.raises(ConversionError, match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed"):
+    with pytest.raises(
+        ConversionError,
+        match=r"Unlucky cannot be converted to ONNX: .*a regular expression failed",
+    ):
         wrap(unlucky, ROWS)
 
 
-def test_an_original_that_panics_for_the_example_is_an_error(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(score_card), "predict", lambda self, rows: raise_it(Panic("a regular expression failed")))
-    with pytest.raises(InvalidConfig, match="input_example: the model fails for the rows: Panic: a regular expression"):
+def test_an_original_that_panics_for_the_example_is_an_error(
+    score_card: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        type(score_card),
+        "predict",
+        lambda self, rows: raise_it(Panic("a regular expression failed")),
+    )
+    with pytest.raises(
+        InvalidConfig,
+        match="input_example: the model fails for the rows: Panic: a regular expression",
+    ):
         wrap(score_card, ROWS)
 
 
-def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converter_whose_graph_answers_otherwise_is_refused(
+    score_card: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
     with pytest.raises(Exception, match="does not match the original"):
         wrap(score_card, ROWS)

@@ -38,7 +38,11 @@ def _floats(*shape: int) -> np.ndarray:
 class Subclassed(keras.Model):
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.drop, self.head = layers.Dense(8, activation="relu"), layers.Dropout(0.5), layers.Dense(2)
+        self.hidden, self.drop, self.head = (
+            layers.Dense(8, activation="relu"),
+            layers.Dropout(0.5),
+            layers.Dense(2),
+        )
 
     def call(self, rows: Any, training: bool = False) -> Any:
         return self.head(self.drop(self.hidden(rows), training=training))
@@ -69,7 +73,10 @@ def _sequential(shape: tuple[int | None, ...], *parts: Any, dtype: str = "float3
 def _two_inputs() -> Any:
     left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
     both = layers.Concatenate()([layers.Dense(5, activation="relu")(left), right])
-    return keras.Model([left, right], [layers.Dense(2, name="mean")(both), layers.Dense(1, name="spread")(both)])
+    return keras.Model(
+        [left, right],
+        [layers.Dense(2, name="mean")(both), layers.Dense(1, name="spread")(both)],
+    )
 
 
 def _normalised() -> Any:
@@ -79,7 +86,13 @@ def _normalised() -> Any:
 
 
 def _masked() -> Any:
-    return _sequential((6,), layers.Embedding(20, 4, mask_zero=True), layers.LSTM(5), layers.Dense(2), dtype="int64")
+    return _sequential(
+        (6,),
+        layers.Embedding(20, 4, mask_zero=True),
+        layers.LSTM(5),
+        layers.Dense(2),
+        dtype="int64",
+    )
 
 
 CASES: dict[str, tuple[Callable[[], Any], Any]] = {
@@ -94,7 +107,11 @@ CASES: dict[str, tuple[Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.long] if case == "masked tokens" else []) for case in CASES]
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.long] if case == "masked tokens" else [])
+        for case in CASES
+    ],
 )
 def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_path: Path) -> None:
     make, example = CASES[case]
@@ -106,14 +123,26 @@ def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_p
     model = load_model(str(tmp_path / "model"))
     assert (model.artifact.framework, model.artifact.parity_state) == ("keras", "proven")
     for rows in (1, 2, 7):
-        few = {name: part[:rows] for name, part in example.items()} if isinstance(example, dict) else example[:rows]
+        few = (
+            {name: part[:rows] for name, part in example.items()}
+            if isinstance(example, dict)
+            else example[:rows]
+        )
         asked = few.to_numpy() if isinstance(few, pd.DataFrame) else few
         asked = [few["left"], few["right"]] if case == "functional" else asked
         answer = net(**few) if case == "several parameters" else net(asked)
         wanted = [keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(answer)]
-        named = {"": few} if isinstance(few, np.ndarray) else {name: np.asarray(few[name]) for name in few}
+        named = (
+            {"": few}
+            if isinstance(few, np.ndarray)
+            else {name: np.asarray(few[name]) for name in few}
+        )
         found = model.run(model.schema.from_columns(named))
-        for one, name in zip(wanted, ["mean", "spread"] if case == "functional" else ["output"], strict=True):
+        for one, name in zip(
+            wanted,
+            ["mean", "spread"] if case == "functional" else ["output"],
+            strict=True,
+        ):
             np.testing.assert_allclose(found[name], one, atol=1e-5)
 
 
@@ -129,7 +158,11 @@ class OfAMapping(keras.Model):
 def _of_mappings() -> Any:
     inputs = {"right": keras.Input((3,), name="right"), "left": keras.Input((4,), name="left")}
     return keras.Model(
-        inputs, {"twice": layers.Dense(2)(inputs["left"]), "both": layers.Concatenate()([*inputs.values()])}
+        inputs,
+        {
+            "twice": layers.Dense(2)(inputs["left"]),
+            "both": layers.Concatenate()([*inputs.values()]),
+        },
     )
 
 
@@ -192,7 +225,10 @@ def test_unknown_inputs_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("example", "function", "said"),
-    [(None, "predict", "needs an example for the shapes"), (_floats(4, 4), "predict_proba", "has only predict")],
+    [
+        (None, "predict", "needs an example for the shapes"),
+        (_floats(4, 4), "predict_proba", "has only predict"),
+    ],
 )
 def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said: str) -> None:
     with pytest.raises(InvalidConfig, match=said):

@@ -45,7 +45,10 @@ def proto() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_ready_model_is_saved_without_an_example_and_left_as_it_was(
+    proto: onnx.ModelProto,
+    tmp_path: Path,
+) -> None:
     before = proto.SerializeToString()
 
     save_model(proto, tmp_path / "model")
@@ -53,13 +56,17 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto: onnx.
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array([[1, 2, 3]]))
     assert model.artifact.parity_state == "no-original"
-    assert {name: array.tolist() for name, array in answers.items()} == {"total": [6], "double": [[2, 4, 6]]}
+    assert {name: array.tolist() for name, array in answers.items()} == {
+        "total": [6],
+        "double": [[2, 4, 6]],
+    }
     assert proto.SerializeToString() == before
 
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU"])
 def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_process(
-    operator: str, tmp_path: Path
+    operator: str,
+    tmp_path: Path,
 ) -> None:
     """A graph in which the rows [N, 2, 3] with a positive first number are the batch of a recurrent layer."""
     size = {"LSTM": 4, "GRU": 3}[operator]
@@ -76,7 +83,7 @@ def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_pr
           chosen = Compress<axis = 0>(x, is_positive)
           steps = Transpose<perm = [1, 0, 2]>(chosen)
           y = {operator}<hidden_size = 1>(steps, w, r)
-        }}"""
+        }}""",
     )
     save_model(graph, tmp_path / "model")
 
@@ -92,12 +99,15 @@ def test_a_recurrence_of_a_request_s_own_steps_stays_as_it_is(tmp_path: Path) ->
     graph = parse_graph(
         f"""g (float[n,t,3] x) => (float[t,1,n,1] y)
         <float[1,3,3] w = {{{weights}}}, float[1,3,1] r = {{1, 1, 1}}>
-        {{ steps = Transpose<perm = [1, 0, 2]>(x) y = GRU<hidden_size = 1>(steps, w, r) }}"""
+        {{ steps = Transpose<perm = [1, 0, 2]>(x) y = GRU<hidden_size = 1>(steps, w, r) }}""",
     )
     assert [node.op_type for node in wrap(graph).converted.proto.graph.node] == ["Transpose", "GRU"]
 
 
-def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_file_with_external_weights_is_saved_whole_and_twice(
+    proto: onnx.ModelProto,
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "sums.onnx"
     onnx.save(proto, str(file), save_as_external_data=True, location="sums.data", size_threshold=0)
 
@@ -110,9 +120,13 @@ def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelPr
 
 @pytest.mark.parametrize("shape", [[], [1]])
 def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
-    proto: onnx.ModelProto, tmp_path: Path, shape: list[int]
+    proto: onnx.ModelProto,
+    tmp_path: Path,
+    shape: list[int],
 ) -> None:
-    proto.graph.node.append(helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape)))
+    proto.graph.node.append(
+        helper.make_node("ReduceMean", ["total"], ["mean"], keepdims=len(shape)),
+    )
     proto.graph.output.append(helper.make_tensor_value_info("mean", TensorProto.FLOAT, shape))
 
     save_model(proto, tmp_path / "model", input_example=np.ones((50, 3), np.float32))
@@ -126,7 +140,8 @@ def test_output_of_the_whole_batch_is_answered_and_left_out_of_the_reference(
 
 @pytest.mark.parametrize("labels", [["no", "yes"], [0, 1]])
 def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
-    labels: list[Any], tmp_path: Path
+    labels: list[Any],
+    tmp_path: Path,
 ) -> None:
     table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
     original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
@@ -138,7 +153,11 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
     answers = model.run(model.schema.from_array(table.to_numpy()))
     assert model.artifact.classes == tuple(labels)
     np.testing.assert_array_equal(model.prediction(answers), original.predict(table.to_numpy()))
-    np.testing.assert_allclose(answers["output_probability"], original.predict_proba(table.to_numpy()), atol=1e-6)
+    np.testing.assert_allclose(
+        answers["output_probability"],
+        original.predict_proba(table.to_numpy()),
+        atol=1e-6,
+    )
 
 
 def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_path: Path) -> None:
@@ -152,7 +171,7 @@ def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_pa
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_array(rows))
     assert [(output.name, output.shape) for output in model.artifact.outputs] == [
-        *[("label", (-1, 2)), ("probabilities_0", (-1, 2)), ("probabilities_1", (-1, 3))]
+        *[("label", (-1, 2)), ("probabilities_0", (-1, 2)), ("probabilities_1", (-1, 3))],
     ]
     np.testing.assert_array_equal(answers["label"], original.predict(rows))
     for number, probabilities in enumerate(original.predict_proba(rows)):
@@ -174,7 +193,10 @@ SEQUENCES = {
 @pytest.mark.parametrize("graph", SEQUENCES.values(), ids=SEQUENCES)
 def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Path) -> None:
     proto = parse_graph(graph)
-    rows = np.arange(proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4, dtype=np.float32).reshape(4, -1)
+    rows = np.arange(
+        proto.graph.input[0].type.tensor_type.shape.dim[1].dim_value * 4,
+        dtype=np.float32,
+    ).reshape(4, -1)
     name = proto.graph.input[0].name
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {name: rows})
 
@@ -183,13 +205,18 @@ def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Pa
     model = load_model(str(tmp_path / "model"))
     answers = model.run({name: rows})
     assert len(answers) == len(expected) == 2
-    assert [output.shape for output in model.artifact.outputs] == [(-1, *part.shape[1:]) for part in expected]
+    assert [output.shape for output in model.artifact.outputs] == [
+        (-1, *part.shape[1:]) for part in expected
+    ]
     for answer, part in zip(answers.values(), expected, strict=True):
         np.testing.assert_array_equal(answer, part)
 
 
 def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
-    for length in ("s = SplitToSequence<axis = 0>(x)", "k = Shape(x) \n s = SplitToSequence<axis = 0>(x, k)"):
+    for length in (
+        "s = SplitToSequence<axis = 0>(x)",
+        "k = Shape(x) \n s = SplitToSequence<axis = 0>(x, k)",
+    ):
         with pytest.raises(ConversionError, match=r"'s' .*ConcatFromSequence"):
             wrap(parse_graph(f"g (float[N] x) => (seq(float[M]) s) {{ {length} }}"))
 
@@ -197,7 +224,7 @@ def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
 @pytest.mark.parametrize("left_out", ["type", "shape"])
 def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
     proto = parse_graph(
-        'g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n z = ai.onnx.ml.Normalizer<norm = "L1">(x) }'
+        'g (float[N,2] x) => (float[N,2] y, float[N,2] z) { y = Neg(x) \n z = ai.onnx.ml.Normalizer<norm = "L1">(x) }',
     )
     for output in proto.graph.output:
         if left_out == "type":
@@ -207,12 +234,14 @@ def test_an_output_is_declared_as_onnx_runtime_finds_it(left_out: str) -> None:
 
     converted = wrap(proto).converted
 
-    assert [(output.dtype, output.shape) for output in converted.outputs] == [("float32", (-1, 2))] * 2
+    assert [(output.dtype, output.shape) for output in converted.outputs] == [
+        ("float32", (-1, 2)),
+    ] * 2
 
 
 def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknown_shape() -> None:
     proto = parse_graph(
-        "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n y = Reshape(z, k) }"
+        "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n y = Reshape(z, k) }",
     )
     proto.graph.output[0].ClearField("type")
     with pytest.raises(ConversionError, match=r"'x' .*BFLOAT16"):
@@ -227,7 +256,11 @@ def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknow
         ("shape", "does not declare the shape of its input 'x': add it"),
     ],
 )
-def test_a_graph_that_cannot_be_asked_is_refused(part: str, message: str, proto: onnx.ModelProto) -> None:
+def test_a_graph_that_cannot_be_asked_is_refused(
+    part: str,
+    message: str,
+    proto: onnx.ModelProto,
+) -> None:
     if part == "input":
         proto = parse_graph("g () => (float[2] y) { y = Constant<value_floats = [1.0, 2.0]>() }")
     elif part == "output":
@@ -241,19 +274,24 @@ def test_a_graph_that_cannot_be_asked_is_refused(part: str, message: str, proto:
 def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
     graph = parse_graph(
         "g (float[N,2] x) => (float[N,2] y) <float[2] o = {1, 1}, float[2] z = {0, 0}> "
-        "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }"
+        "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }",
     )
     with pytest.raises(ConversionError, match=r"BatchNormalization 'y' .*training.*eval"):
         wrap(graph)
 
 
-def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_the_columns_of_a_signature_feed_a_graph_without_an_example(
+    proto: onnx.ModelProto,
+    tmp_path: Path,
+) -> None:
     columns = ModelSignature(Schema([ColSpec("double", name) for name in "abc"]))
 
     save_model(proto, tmp_path / "model", signature=columns)
 
     model = load_model(str(tmp_path / "model"))
-    assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))["total"].tolist() == [6.0]
+    assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))[
+        "total"
+    ].tolist() == [6.0]
     with pytest.raises(InvalidConfig, match=r"signature: .*\['d'\] .*\['x'\]"):
         wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
 
@@ -261,7 +299,13 @@ def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.
 def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None:
     made = parse_graph("g (float[N,2] p) => (float[N,2] q) { q = Identity(p) }")
     made.graph.node[0].CopyFrom(
-        helper.make_node("ZipMap", ["p"], ["q"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"])
+        helper.make_node(
+            "ZipMap",
+            ["p"],
+            ["q"],
+            domain="ai.onnx.ml",
+            classlabels_strings=["no", "yes"],
+        ),
     )
     del made.opset_import[:]
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
@@ -293,7 +337,12 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_mappings_without_classes_are_refused() -> None:
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml")
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])], [])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [None, 2])],
+        [],
+    )
 
     with pytest.raises(ConversionError, match="has no classes"):
         wrap(helper.make_model(graph))
@@ -301,7 +350,11 @@ def test_mappings_without_classes_are_refused() -> None:
 
 PAIR = "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
 WHOLE = {
-    "scalars": ("g (float s, float[2] t) => (float[2] y) { y = Mul(s, t) }", {"s": 2.0, "t": [1.0, 3.0]}, [2.0, 6.0]),
+    "scalars": (
+        "g (float s, float[2] t) => (float[2] y) { y = Mul(s, t) }",
+        {"s": 2.0, "t": [1.0, 3.0]},
+        [2.0, 6.0],
+    ),
     "a fixed size": ("g (float[7] x) => (float[7] y) { y = Neg(x) }", {"x": [1.0] * 7}, [-1.0] * 7),
     "two sizes": (PAIR, {"a": [[1.0, 2.0]], "b": [[1.0, 1.0]] * 6}, [[3.0] * 6]),
 }
@@ -309,7 +362,10 @@ WHOLE = {
 
 @pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
 def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
-    graph: Any, example: Any, answer: Any, tmp_path: Path
+    graph: Any,
+    example: Any,
+    answer: Any,
+    tmp_path: Path,
 ) -> None:
     arrays = {name: np.array(values, np.float32) for name, values in example.items()}
 
@@ -326,10 +382,16 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
 
 def test_a_graph_without_rows_has_no_reference_data() -> None:
     with pytest.raises(InvalidConfig, match=r"reference_data:.*batch dimension.*7"):
-        wrap(parse_graph(WHOLE["a fixed size"][0]), np.zeros(7, np.float32), reference_data=np.zeros(7, np.float32))
+        wrap(
+            parse_graph(WHOLE["a fixed size"][0]),
+            np.zeros(7, np.float32),
+            reference_data=np.zeros(7, np.float32),
+        )
 
 
-def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp_path: Path) -> None:
+def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(
+    tmp_path: Path,
+) -> None:
     save_model(
         parse_graph("g (float[N,T] x) => (float[N,T] y) { y = Neg(x) }"),
         tmp_path / "model",
@@ -337,7 +399,9 @@ def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp
     )
 
     model = load_model(str(tmp_path / "model"))
-    assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [[-1.0, -2.0, -3.0]]
+    assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [
+        [-1.0, -2.0, -3.0],
+    ]
 
 
 def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path: Path) -> None:
@@ -345,7 +409,11 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
 
     for number, example in enumerate((texts, texts.astype(object), None)):
         folder = tmp_path / str(number)
-        save_model(parse_graph("g (string[N] s) => (string[N] t) { t = Identity(s) }"), folder, input_example=example)
+        save_model(
+            parse_graph("g (string[N] s) => (string[N] t) { t = Identity(s) }"),
+            folder,
+            input_example=example,
+        )
         for given in (texts, texts.astype(object)):
             named = given if example is not None else {"s": given}
             assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]

@@ -36,11 +36,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]
     monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1024)
     table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
     offset = np.zeros((ROWS, WIDTH), np.float32)
-    return lookup([onnx.numpy_helper.from_array(table, "a"), onnx.numpy_helper.from_array(offset, "b")], WIDTH), table
+    return lookup(
+        [onnx.numpy_helper.from_array(table, "a"), onnx.numpy_helper.from_array(offset, "b")],
+        WIDTH,
+    ), table
 
 
 def test_large_weights_lie_beside_the_graph_and_answer_the_same(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+    small: tuple[onnx.ModelProto, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     model, table = small
     for name in ("first", "again"):  # The original keeps its weights.
@@ -48,7 +52,9 @@ def test_large_weights_lie_beside_the_graph_and_answer_the_same(
     folder = tmp_path / "again"
 
     assert (folder / "model.onnx").stat().st_size < 1024
-    assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096  # Each table begins at a page boundary.
+    assert (
+        folder / "model.onnx.data"
+    ).stat().st_size == 2 * 3 * 4096  # Each table begins at a page boundary.
     assert sorted(read_artifact(folder).digests) == ["model.onnx", "model.onnx.data"]
     ids = np.array([0, 7, ROWS - 1])
     np.testing.assert_array_equal(load_model(str(folder)).run({"id": ids})["rows"], table[ids])
@@ -56,7 +62,8 @@ def test_large_weights_lie_beside_the_graph_and_answer_the_same(
 
 
 def test_an_altered_weight_is_found_when_it_is_loaded(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+    small: tuple[onnx.ModelProto, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     save_model(small[0], tmp_path / "model")
     data = tmp_path / "model" / "model.onnx.data"
@@ -71,7 +78,8 @@ def test_an_altered_weight_is_found_when_it_is_loaded(
 
 
 def test_a_large_graph_is_checked_without_its_weights(
-    small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
+    small: tuple[onnx.ModelProto, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     model, _ = small
     model.graph.node[0].op_type = "NoSuchOperator"
@@ -81,7 +89,8 @@ def test_a_large_graph_is_checked_without_its_weights(
 
 @pytest.mark.long
 def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
-    tmp_path: Path, serve: Callable[..., Served]
+    tmp_path: Path,
+    serve: Callable[..., Served],
 ) -> None:
     """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except for one value each."""
     rows, width, tables = 550_000, 500, []
@@ -90,9 +99,17 @@ def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
             start = number * rows * width * 4
             file.seek(start + 3 * width * 4)
             file.write(np.float32(number + 1).tobytes())
-            table = TensorProto(name=f"table{number}", data_type=TensorProto.FLOAT, dims=[rows, width])
+            table = TensorProto(
+                name=f"table{number}",
+                data_type=TensorProto.FLOAT,
+                dims=[rows, width],
+            )
             table.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", "given.data"), ("offset", start), ("length", rows * width * 4)):
+            for key, value in (
+                ("location", "given.data"),
+                ("offset", start),
+                ("length", rows * width * 4),
+            ):
                 table.external_data.add(key=key, value=str(value))
             tables.append(table)
         file.truncate(2 * rows * width * 4)

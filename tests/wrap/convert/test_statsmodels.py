@@ -27,7 +27,11 @@ def _data() -> pd.DataFrame:
     table = pd.DataFrame(random.normal(size=(200, 3)), columns=list("abc"))
     table["city"] = random.choice(["oslo", "rome"], 200)
     table["value"] = table.a * 2 - table.b + random.normal(size=200)
-    return table.assign(late=(table.value > 0) * 1, count=random.poisson(2, 200), kind=random.integers(0, 3, 200))
+    return table.assign(
+        late=(table.value > 0) * 1,
+        count=random.poisson(2, 200),
+        kind=random.integers(0, 3, 200),
+    )
 
 
 DATA = _data()
@@ -46,9 +50,21 @@ MODELS: dict[str, Callable[[], Any]] = {
     "Poisson": lambda: sm.Poisson(DATA["count"], ROWS).fit(disp=0),
     "multinomial": lambda: sm.MNLogit(DATA.kind, ROWS).fit(disp=0),
     "GLM Poisson": lambda: smf.glm("count ~ a + b", DATA, family=FAMILIES.Poisson()).fit(),
-    "GLM gamma": lambda: sm.GLM(DATA.value.abs() + 1, ROWS.abs() + 1, family=FAMILIES.Gamma()).fit(),
-    "GLM cloglog": lambda: sm.GLM(DATA.late, ROWS, family=FAMILIES.Binomial(FAMILIES.links.CLogLog())).fit(),
-    "GLM root": lambda: sm.GLM(DATA["count"], ROWS.abs(), family=FAMILIES.Poisson(FAMILIES.links.Sqrt())).fit(),
+    "GLM gamma": lambda: sm.GLM(
+        DATA.value.abs() + 1,
+        ROWS.abs() + 1,
+        family=FAMILIES.Gamma(),
+    ).fit(),
+    "GLM cloglog": lambda: sm.GLM(
+        DATA.late,
+        ROWS,
+        family=FAMILIES.Binomial(FAMILIES.links.CLogLog()),
+    ).fit(),
+    "GLM root": lambda: sm.GLM(
+        DATA["count"],
+        ROWS.abs(),
+        family=FAMILIES.Poisson(FAMILIES.links.Sqrt()),
+    ).fit(),
 }
 
 
@@ -67,17 +83,32 @@ def test_a_linear_predictor_with_its_link_is_proven(name: str, tmp_path: Path) -
 
 
 def test_an_array_is_read_in_the_order_of_the_parameters() -> None:
-    wrapped = wrap(sm.OLS(DATA.value, sm.add_constant(ROWS)).fit(), sm.add_constant(ROWS.to_numpy()))
+    wrapped = wrap(
+        sm.OLS(DATA.value, sm.add_constant(ROWS)).fit(),
+        sm.add_constant(ROWS.to_numpy()),
+    )
 
     assert wrapped.report.state == "proven"
     assert wrapped.converted.inputs[0].dtype == "float64"
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "categories": (lambda: smf.ols("value ~ a + C(city)", DATA).fit(), r"its term 'C\(city\)\[T.rome\]' is computed"),
-    "time series": (lambda: sm.tsa.ARIMA(DATA.value.to_numpy(), order=(1, 0, 0)).fit(), "ARIMA cannot be converted"),
-    "dispersion": (lambda: sm.NegativeBinomial(DATA["count"], ROWS).fit(disp=0), "NegativeBinomial cannot be"),
-    "probit": (lambda: sm.GLM(DATA.late, ROWS, family=FAMILIES.Binomial(FAMILIES.links.Probit())).fit(), "link Probit"),
+    "categories": (
+        lambda: smf.ols("value ~ a + C(city)", DATA).fit(),
+        r"its term 'C\(city\)\[T.rome\]' is computed",
+    ),
+    "time series": (
+        lambda: sm.tsa.ARIMA(DATA.value.to_numpy(), order=(1, 0, 0)).fit(),
+        "ARIMA cannot be converted",
+    ),
+    "dispersion": (
+        lambda: sm.NegativeBinomial(DATA["count"], ROWS).fit(disp=0),
+        "NegativeBinomial cannot be",
+    ),
+    "probit": (
+        lambda: sm.GLM(DATA.late, ROWS, family=FAMILIES.Binomial(FAMILIES.links.Probit())).fit(),
+        "link Probit",
+    ),
 }
 
 

@@ -41,11 +41,18 @@ def _saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["module", "folder", "loaded"])
-@pytest.mark.parametrize("example", [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))], ids=["array", "table"])
+@pytest.mark.parametrize(
+    "example",
+    [ROWS, pd.DataFrame(ROWS, columns=list("abcd"))],
+    ids=["array", "table"],
+)
 def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_path: Path) -> None:
     model: Any = Linear() if form == "module" else _saved(tmp_path)
 
-    wrapped = wrap(tf.saved_model.load(str(model)) if form == "loaded" else load_file(model), example)
+    wrapped = wrap(
+        tf.saved_model.load(str(model)) if form == "loaded" else load_file(model),
+        example,
+    )
 
     assert wrapped.report.state == "proven"
     assert [output.name for output in wrapped.converted.outputs] == ["scores", "sum"]
@@ -58,7 +65,10 @@ def test_a_function_takes_arrays_by_name_and_free_sizes() -> None:
         return tf.cast(text, tf.float32) * factor
 
     def data(length: int) -> dict[str, np.ndarray]:
-        return {"text": np.arange(20 * length).reshape(20, length), "factor": np.ones((20, 1), np.float32)}
+        return {
+            "text": np.arange(20 * length).reshape(20, length),
+            "factor": np.ones((20, 1), np.float32),
+        }
 
     wrapped = wrap(scaled, data(5), parity_data=data(3))
 

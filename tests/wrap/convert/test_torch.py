@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
-from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    InferenceError,
+    InvalidConfig,
+    ParityError,
+)
 from mlflow_deploy_plugin.wrap.convert.converters import load_file
 from mlflow_deploy_plugin.wrap.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
@@ -62,7 +67,9 @@ class Attention(torch.nn.Module):
         self.projections = torch.nn.Linear(8, 24)
 
     def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        query, key, value = self.projections(states).view(*states.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.projections(states).view(*states.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
+        )
         mask = allowed[:, None, None, :].to(torch.bool)
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
         return attended.transpose(1, 2).reshape(*states.shape[:2], -1)
@@ -91,13 +98,21 @@ class Branching(torch.nn.Module):
 
 def _mlp() -> Any:
     return torch.nn.Sequential(
-        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 2)
+        torch.nn.Linear(4, 8),
+        torch.nn.BatchNorm1d(8),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(),
+        torch.nn.Linear(8, 2),
     )
 
 
 def _cnn() -> Any:
     return torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(36, 10)
+        torch.nn.Conv2d(1, 4, 3),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(36, 10),
     )
 
 
@@ -111,17 +126,28 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
 
     net: Any = torch.compile(torch.nn.Linear(2, 1), backend=refuse)
 
-    assert wrap(net, np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).report.state == "proven"
+    assert (
+        wrap(net, np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).report.state
+        == "proven"
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
-def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, shape: Any, tmp_path: Path) -> None:
+def test_module_answers_every_batch_size_after_an_example_of_one_row(
+    make: Any,
+    shape: Any,
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     module = make()
     random = np.random.default_rng(0)
 
-    save_model(module, tmp_path / "model", input_example=random.normal(size=(1, *shape)).astype(np.float32))
+    save_model(
+        module,
+        tmp_path / "model",
+        input_example=random.normal(size=(1, *shape)).astype(np.float32),
+    )
 
     model = load_model(str(tmp_path / "model"))
     assert model.artifact.parity_state == "proven"
@@ -137,15 +163,23 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "example",
-    [(torch.arange(8) % 10, torch.ones(8, 3)), {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10}],
+    [
+        (torch.arange(8) % 10, torch.ones(8, 3)),
+        {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10},
+    ],
     ids=["a tuple in forward's order", "a mapping in any order"],
 )
-def test_several_inputs_and_outputs_keep_names_and_shapes(example: tuple[Any, ...] | dict[str, Any]) -> None:
+def test_several_inputs_and_outputs_keep_names_and_shapes(
+    example: tuple[Any, ...] | dict[str, Any],
+) -> None:
     wrapped = wrap(TwoInputs(), example)
 
     assert wrapped.report.state == "proven"
     assert [entry.name for entry in wrapped.converted.inputs] == ["ids", "dense"]
-    assert {output.name: output.shape for output in wrapped.converted.outputs} == {"scores": (-1, 2), "norm": (-1,)}
+    assert {output.name: output.shape for output in wrapped.converted.outputs} == {
+        "scores": (-1, 2),
+        "norm": (-1,),
+    }
 
 
 @pytest.mark.long
@@ -202,16 +236,26 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
     save_model(Attention(), tmp_path / "model", input_example=drawn(6, 5), parity_data=drawn(6, 9))
 
     model = load_model(str(tmp_path / "model"))
-    nothing_allowed: dict[str, Any] = {"states": np.ones((1, 4, 8), np.float32), "allowed": np.zeros((1, 4), np.int64)}
+    nothing_allowed: dict[str, Any] = {
+        "states": np.ones((1, 4, 8), np.float32),
+        "allowed": np.zeros((1, 4), np.int64),
+    }
     assert model.artifact.parity_state == "proven"
     assert not model.run(nothing_allowed)["output"].any()
 
 
 @pytest.mark.long
 def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
-    batch = {"states": np.ones((6, 5, 8), np.float32), "allowed": np.tril(np.ones((6, 5), np.int64), -1)}
+    batch = {
+        "states": np.ones((6, 5, 8), np.float32),
+        "allowed": np.tril(np.ones((6, 5), np.int64), -1),
+    }
     rows = ({0: torch.export.Dim("batch")},) * 2
-    program = torch.export.export(Attention(), tuple(map(torch.tensor, batch.values())), dynamic_shapes=rows)
+    program = torch.export.export(
+        Attention(),
+        tuple(map(torch.tensor, batch.values())),
+        dynamic_shapes=rows,
+    )
 
     assert wrap(program, batch).report.state == "proven"
 
@@ -232,7 +276,10 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
     rows = torch.randn(20, 4)
     module = _mlp().eval()
     mlflow.pytorch.save_model(
-        *(module, tmp_path / "logged"), input_example=rows[:5].numpy(), serialization_format="pt2", pip_requirements=[]
+        *(module, tmp_path / "logged"),
+        input_example=rows[:5].numpy(),
+        serialization_format="pt2",
+        pip_requirements=[],
     )
     traced = mlflow.pytorch.load_model(tmp_path / "logged")
 
@@ -327,7 +374,10 @@ def test_a_tensor_without_dimensions_is_named(example: Any, named: str) -> None:
         def forward(self, left: Any, right: Any = 1) -> Any:
             return left * right
 
-    with pytest.raises(InvalidConfig, match=f"^input_example: {named} is a single number without a dimension"):
+    with pytest.raises(
+        InvalidConfig,
+        match=f"^input_example: {named} is a single number without a dimension",
+    ):
         wrap(Scaled(), example)
 
 
@@ -370,7 +420,10 @@ class Tokens(torch.nn.Module):
 
 def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(length)
-    return {"ids": random.integers(0, 30, (rows, length)), "mask": np.ones((rows, length), np.float32)}
+    return {
+        "ids": random.integers(0, 30, (rows, length)),
+        "mask": np.ones((rows, length), np.float32),
+    }
 
 
 @pytest.mark.long
@@ -382,7 +435,10 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
     model = load_model(str(tmp_path / "model"))
     assert [tensor.shape for tensor in model.artifact.tensors] == [(-1, -1), (-1, -1)]
     assert [tensor.dtype for tensor in model.artifact.tensors] == ["int64", "float32"]
-    assert {output.name: output.shape for output in model.artifact.outputs} == {"tokens": (-1, -1, 6), "text": (-1, 6)}
+    assert {output.name: output.shape for output in model.artifact.outputs} == {
+        "tokens": (-1, -1, 6),
+        "text": (-1, 6),
+    }
     for length in (1, 5, 31):
         rows = _texts(4, length)
         with torch.no_grad():
@@ -407,7 +463,9 @@ class Fields(torch.nn.Module):
 @pytest.mark.parametrize("program", ["module", "exported", "traced"])
 @pytest.mark.parametrize("unknown", [30, -1, -30])
 def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
-    program: str, unknown: int, tmp_path: Path
+    program: str,
+    unknown: int,
+    tmp_path: Path,
 ) -> None:
     module: Any = torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Flatten())
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
@@ -427,7 +485,8 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
 @pytest.mark.long
 @pytest.mark.parametrize("padding", [None, 0])
 def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
-    padding: int | None, tmp_path: Path
+    padding: int | None,
+    tmp_path: Path,
 ) -> None:
     bag = torch.nn.EmbeddingBag(30, 8, mode="sum", padding_idx=padding)
     ids = np.random.default_rng(0).integers(0, 30, (20, 7))
@@ -443,7 +502,9 @@ def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
 @pytest.mark.parametrize("program", ["module", "traced"])
 def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: Path) -> None:
     fields = np.random.default_rng(0).integers(0, 10, (20, 3))
-    module = Fields() if program == "module" else torch.jit.trace(Fields(), torch.from_numpy(fields))
+    module = (
+        Fields() if program == "module" else torch.jit.trace(Fields(), torch.from_numpy(fields))
+    )
     save_model(module, tmp_path / "model", input_example=fields)
     model = load_model(str(tmp_path / "model"))
 
@@ -464,7 +525,11 @@ def test_free_sizes_do_not_depend_on_what_was_wrapped_before() -> None:
 @pytest.mark.long
 def test_a_signature_declares_free_sizes() -> None:
     images = np.random.default_rng(0).normal(size=(4, 3, 12, 10)).astype(np.float32)
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
     declared = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
 
     wrapped = wrap(module, images, signature=ModelSignature(inputs=declared))
@@ -488,14 +553,19 @@ class Steps(torch.nn.Module):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("form", "is_file"), [("traced", False), ("traced", True), ("scripted", True), ("exported", True)]
+    ("form", "is_file"),
+    [("traced", False), ("traced", True), ("scripted", True), ("exported", True)],
 )
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
     """Check all origins of a program, except for the scripted and exported programs that other tests wrap directly."""
     torch.manual_seed(0)
     module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
     if form == "exported":
-        program = torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(
+            module,
+            (rows,),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     else:
         program = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, rows)
     path = tmp_path / ("net.pt2" if form == "exported" else "net.pt")
@@ -540,7 +610,12 @@ class Dropped(torch.nn.Module):
 
 
 class Chosen(torch.nn.Module):
-    def forward(self, states: torch.Tensor, kind: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        states: torch.Tensor,
+        kind: torch.Tensor,
+        length: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         last = states.gather(1, (length - 1).unsqueeze(1))
         return {"last": last, "kinds": torch.nn.functional.one_hot(kind, 4).float()}
 
@@ -551,10 +626,17 @@ class Chosen(torch.nn.Module):
     [("kind", 4, "row 1: 'kind' accepts the ids 0 to 3"), ("length", 0, "Out of range value")],
 )
 def test_positions_and_classes_that_the_module_refuses_are_refused(
-    name: str, value: int, said: str, tmp_path: Path
+    name: str,
+    value: int,
+    said: str,
+    tmp_path: Path,
 ) -> None:
     random = np.random.default_rng(0)
-    example = {"states": random.normal(size=(8, 5)), "kind": random.integers(0, 4, 8), "length": np.arange(8) % 5 + 1}
+    example = {
+        "states": random.normal(size=(8, 5)),
+        "kind": random.integers(0, 4, 8),
+        "length": np.arange(8) % 5 + 1,
+    }
     save_model(Chosen(), tmp_path / "model", input_example=example)
     model = load_model(str(tmp_path / "model"))
     answers = model.run(model.schema.from_columns(example))
@@ -577,7 +659,11 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     with pytest.raises(ParityError, match="far together"):
         wrap(Overflowing(), random.normal(size=(9, 3, 3)).astype(np.float32))
-    save_model(torch.nn.LogSigmoid(), tmp_path / "model", input_example=random.normal(size=(9, 3, 3)).astype("f4"))
+    save_model(
+        torch.nn.LogSigmoid(),
+        tmp_path / "model",
+        input_example=random.normal(size=(9, 3, 3)).astype("f4"),
+    )
     model = load_model(str(tmp_path / "model"))
     found = model.run(model.schema.from_array(np.full((1, 3, 3), -300, np.float32)))
     assert np.all(found["output"] == -300)
@@ -590,7 +676,10 @@ def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(20, 8), torch.nn.ReLU(), torch.nn.Linear(8, 20))
     weights = [one.clone() for one in net.parameters()]
 
-    report = wrap(net, np.random.default_rng(number).normal(size=(100, 20)).astype(np.float32)).report
+    report = wrap(
+        net,
+        np.random.default_rng(number).normal(size=(100, 20)).astype(np.float32),
+    ).report
 
     assert report.state == "proven"
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
@@ -598,9 +687,16 @@ def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
 
 @pytest.mark.long
 def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).half()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 32),
+        torch.nn.ReLU(),
+        torch.nn.Linear(32, 3),
+    ).half()
 
-    assert wrap(net, np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)).report.state == "proven"
+    assert (
+        wrap(net, np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)).report.state
+        == "proven"
+    )
 
 
 @pytest.mark.long
@@ -620,7 +716,9 @@ def test_random_answers_are_named_as_such() -> None:
 
 
 @pytest.mark.long
-def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     class Values(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svdvals(x)
@@ -662,6 +760,6 @@ def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str
     wrapped = wrap(Named(), dict.fromkeys(names, rows) if names else rows)
 
     assert wrapped.report.state == "proven"
-    assert [entry.name for entry in wrapped.converted.inputs] == [name for name in ("x", "shift") if name in names] or [
-        "x"
-    ]
+    assert [entry.name for entry in wrapped.converted.inputs] == [
+        name for name in ("x", "shift") if name in names
+    ] or ["x"]

@@ -22,7 +22,13 @@ else:
     transformers = pytest.importorskip("transformers")
     sentence_transformers = pytest.importorskip("sentence_transformers")
 
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+    Transformer,
+)
 
 from mlflow_deploy_plugin.core.errors import ConversionError, InferenceError, InvalidConfig
 from mlflow_deploy_plugin.serve.runtime.batcher import unbatchable_reason
@@ -38,7 +44,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # The exporter warns about future changes.
 ]
 
-TEXTS = ["the model answers", "a request with many more words than the other requests have", "drift?"]
+TEXTS = [
+    "the model answers",
+    "a request with many more words than the other requests have",
+    "drift?",
+]
 LABELS = {0: "negative", 1: "neutral", 2: "positive"}
 SMALL: dict[str, Any] = {
     "vocab_size": 500,
@@ -51,7 +61,10 @@ SMALL: dict[str, Any] = {
     "id2label": LABELS,
 }
 NETS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "BERT": ("WordPiece", lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL))),
+    "BERT": (
+        "WordPiece",
+        lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)),
+    ),
     "DistilBERT": (
         "WordPiece",
         lambda: transformers.DistilBertForSequenceClassification(
@@ -63,32 +76,53 @@ NETS: dict[str, tuple[str, Callable[[], Any]]] = {
                 hidden_dim=32,
                 max_position_embeddings=40,
                 id2label=LABELS,
-            )
+            ),
         ),
     ),
-    "RoBERTa": ("BPE", lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL))),
+    "RoBERTa": (
+        "BPE",
+        lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SMALL)),
+    ),
     "GPT-2": (
         "BPE",
         lambda: transformers.GPT2ForSequenceClassification(
             transformers.GPT2Config(
-                vocab_size=500, n_embd=16, n_layer=2, n_head=2, n_positions=40, pad_token_id=2, id2label=LABELS
-            )
+                vocab_size=500,
+                n_embd=16,
+                n_layer=2,
+                n_head=2,
+                n_positions=40,
+                pad_token_id=2,
+                id2label=LABELS,
+            ),
         ),
     ),
     "XLM-RoBERTa": (
         "Unigram",
-        lambda: transformers.XLMRobertaForSequenceClassification(transformers.XLMRobertaConfig(**SMALL)),
+        lambda: transformers.XLMRobertaForSequenceClassification(
+            transformers.XLMRobertaConfig(**SMALL),
+        ),
     ),
     "DeBERTa": (
         "Unigram",
         lambda: transformers.DebertaV2ForSequenceClassification(
-            transformers.DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"])
+            transformers.DebertaV2Config(
+                **SMALL,
+                relative_attention=True,
+                pos_att_type=["p2c", "c2p"],
+            ),
         ),
     ),
     "ModernBERT": (
         "BPE",
         lambda: transformers.ModernBertForSequenceClassification(
-            transformers.ModernBertConfig(**SMALL, bos_token_id=0, eos_token_id=1, cls_token_id=0, sep_token_id=1)
+            transformers.ModernBertConfig(
+                **SMALL,
+                bos_token_id=0,
+                eos_token_id=1,
+                cls_token_id=0,
+                sep_token_id=1,
+            ),
         ),
     ),
 }
@@ -112,7 +146,11 @@ def encoder(folder: Path, *modules: Any, pooling: str = "mean", **options: Any) 
     original_tokenizer("WordPiece").save_pretrained(folder)
     lower = options.pop("do_lower_case", False)
     start = [Transformer(str(folder), do_lower_case=lower), Pooling(16, pooling_mode=pooling)]
-    return sentence_transformers.SentenceTransformer(modules=[*start, *modules], device="cpu", **options)
+    return sentence_transformers.SentenceTransformer(
+        modules=[*start, *modules],
+        device="cpu",
+        **options,
+    )
 
 
 def embed(model: OnnxModel, texts: list[str]) -> Any:
@@ -141,12 +179,21 @@ def test_a_pyfunc_returns_labels_or_probabilities(tmp_path: Path) -> None:
     pipeline = classifier()
     save_model(pipeline, tmp_path / "labels", input_example=TEXTS)
     save_model(
-        pipeline, tmp_path / "scores", input_example=pd.DataFrame({"review": TEXTS}), pyfunc_predict_fn="predict_proba"
+        pipeline,
+        tmp_path / "scores",
+        input_example=pd.DataFrame({"review": TEXTS}),
+        pyfunc_predict_fn="predict_proba",
     )
-    labels, scores = (mlflow.pyfunc.load_model(str(tmp_path / name)) for name in ("labels", "scores"))
+    labels, scores = (
+        mlflow.pyfunc.load_model(str(tmp_path / name)) for name in ("labels", "scores")
+    )
     assert labels.predict(TEXTS).tolist() == [answer["label"] for answer in pipeline(TEXTS)]
     rows = scores.predict(pd.DataFrame({"review": TEXTS}))
-    np.testing.assert_allclose(rows.max(axis=1), [answer["score"] for answer in pipeline(TEXTS)], atol=1e-6)
+    np.testing.assert_allclose(
+        rows.max(axis=1),
+        [answer["score"] for answer in pipeline(TEXTS)],
+        atol=1e-6,
+    )
     assert scores.metadata.signature.inputs.input_names() == ["review"]
 
 
@@ -157,12 +204,16 @@ def test_several_labels_and_a_single_score_have_their_own_outputs() -> None:
     assert outputs == {"label": "label", "scores": "values"}
     single = transformers.pipeline(
         "text-classification",
-        model=transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL | {"id2label": {0: "score"}})),
+        model=transformers.BertForSequenceClassification(
+            transformers.BertConfig(**SMALL | {"id2label": {0: "score"}}),
+        ),
         tokenizer=original_tokenizer("WordPiece"),
         truncation=True,
     )
     wrapped = wrap(single, TEXTS)
-    assert [(output.name, output.shape) for output in wrapped.converted.outputs] == [("score", (-1,))]
+    assert [(output.name, output.shape) for output in wrapped.converted.outputs] == [
+        ("score", (-1,)),
+    ]
     assert wrapped.report.state == "proven"
 
 
@@ -179,15 +230,30 @@ def test_an_embedding_includes_pooling_and_later_modules(pooling: str, tmp_path:
 
 @pytest.mark.parametrize(
     "options",
-    [{"prompts": {"q": "query: "}, "default_prompt_name": "q"}, {"truncate_dim": 4}, {"do_lower_case": True}],
+    [
+        {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
+        {"truncate_dim": 4},
+        {"do_lower_case": True},
+    ],
     ids=["prompt", "truncated", "lower case"],
 )
-def test_an_embedding_follows_the_options_of_its_encoder(options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_embedding_follows_the_options_of_its_encoder(
+    options: dict[str, Any],
+    tmp_path: Path,
+) -> None:
     original = encoder(tmp_path / "net", **options)
     original.max_seq_length = 12
     save_model(original, tmp_path / "model", input_example=TEXTS)
-    texts = [*TEXTS, "THE MODEL", "one two three four five six seven eight nine ten eleven twelve thirteen"]
-    np.testing.assert_allclose(embed(load_model(str(tmp_path / "model")), texts), original.encode(texts), atol=1e-5)
+    texts = [
+        *TEXTS,
+        "THE MODEL",
+        "one two three four five six seven eight nine ten eleven twelve thirteen",
+    ]
+    np.testing.assert_allclose(
+        embed(load_model(str(tmp_path / "model")), texts),
+        original.encode(texts),
+        atol=1e-5,
+    )
 
 
 def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: Path) -> None:
@@ -200,16 +266,25 @@ def test_a_batch_of_different_lengths_has_the_answers_of_single_texts(tmp_path: 
 
 
 @pytest.mark.parametrize("net", ["BERT", "RoBERTa", "GPT-2"])
-def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(net: str, tmp_path: Path) -> None:
+def test_a_classifier_with_padding_on_the_left_answers_as_its_pipeline(
+    net: str,
+    tmp_path: Path,
+) -> None:
     pipeline = classifier(net)
     pipeline.tokenizer.padding_side = "left"
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     report = json.loads((tmp_path / "model" / "parity.json").read_text())
     assert report["state"] == "proven"
-    answers = [{part["label"]: part["score"] for part in parts} for parts in pipeline(TEXTS, top_k=None)]
+    answers = [
+        {part["label"]: part["score"] for part in parts} for parts in pipeline(TEXTS, top_k=None)
+    ]
     want = [[scores[label] for label in LABELS.values()] for scores in answers]
     got = load_model(str(tmp_path / "model"))
-    np.testing.assert_allclose(got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"], want, atol=1e-6)
+    np.testing.assert_allclose(
+        got.run(got.schema.from_columns({"text": TEXTS}))["probabilities"],
+        want,
+        atol=1e-6,
+    )
     assert pipeline.tokenizer.padding_side == "left"
 
 
@@ -221,8 +296,14 @@ class LastPosition(torch.nn.Module):  # type: ignore[misc]
         return features
 
 
-@pytest.mark.parametrize("case", ["BERT", "decoder", "decoder without special tokens", "last position"])
-def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case",
+    ["BERT", "decoder", "decoder without special tokens", "last position"],
+)
+def test_an_encoder_with_padding_on_the_left_answers_as_for_a_single_text(
+    case: str,
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     if case == "BERT":
         net = transformers.BertModel(transformers.BertConfig(**SMALL))
@@ -259,7 +340,9 @@ def without_special_tokens(tokenizer: Any) -> Any:
     )
 
 
-def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_the_proof(tmp_path: Path) -> None:
+def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_the_proof(
+    tmp_path: Path,
+) -> None:
     pipeline = classifier()
     pipeline.tokenizer = without_special_tokens(pipeline.tokenizer)
     with refused(InvalidConfig, "input_example", "''", "no tokens"):
@@ -270,13 +353,19 @@ def test_a_text_without_tokens_is_refused_by_the_example_and_does_not_prevent_th
 
 
 @pytest.mark.parametrize("net", ["BERT", "GPT-2"])
-def test_a_model_whose_examples_have_one_token_answers_longer_texts(net: str, tmp_path: Path) -> None:
+def test_a_model_whose_examples_have_one_token_answers_longer_texts(
+    net: str,
+    tmp_path: Path,
+) -> None:
     pipeline = classifier(net)
     vocabulary = {"<pad>": 0, "<unk>": 1, "good": 2, "bad": 3}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     pipeline.tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", model_max_length=32
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=32,
     )
     pipeline.model.config.pad_token_id = 0
 
@@ -303,7 +392,10 @@ def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Pat
     pipeline = classifier("RoBERTa", truncation=False)
     save_model(pipeline, tmp_path / "model", input_example=TEXTS)
     model = load_model(str(tmp_path / "model"))
-    lengths = {len(pipeline.tokenizer(text)["input_ids"]): text for text in ("a " * count for count in range(20, 60))}
+    lengths = {
+        len(pipeline.tokenizer(text)["input_ids"]): text
+        for text in ("a " * count for count in range(20, 60))
+    }
     assert pipeline(lengths[37])
     assert len(model.run(model.schema.from_columns({"text": [lengths[37]]}))["label"]) == 1
     with pytest.raises(RuntimeError):
@@ -312,18 +404,29 @@ def test_positions_before_the_first_token_shorten_the_longest_text(tmp_path: Pat
         model.run(model.schema.from_columns({"text": [lengths[38]]}))
 
 
-def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(tmp_path: Path) -> None:
+def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
+    tmp_path: Path,
+) -> None:
     convert = partial(_convert, texts=TEXTS)
     plain = classifier()
-    features = transformers.pipeline("feature-extraction", model=plain.model.base_model, tokenizer=plain.tokenizer)
+    features = transformers.pipeline(
+        "feature-extraction",
+        model=plain.model.base_model,
+        tokenizer=plain.tokenizer,
+    )
     with refused(ConversionError, "feature-extraction", "SentenceTransformer", "Pooling"):
         convert(features)
     slow = classifier()
     slow.tokenizer = transformers.CanineTokenizer()
     with refused(ConversionError, "CanineTokenizer", "use_fast"):
         convert(slow)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    static = sentence_transformers.SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
+    )
+    static = sentence_transformers.SentenceTransformer(
+        modules=[StaticEmbedding(words, embedding_dim=4)],
+        device="cpu",
+    )
     with refused(ConversionError, "Tokenizer is not a fast tokenizer"):
         convert(static)
     unpadded = classifier()
@@ -331,7 +434,10 @@ def test_a_model_without_a_supported_tokenizer_or_task_is_refused_with_a_remedy(
     with refused(ConversionError, "pad_token"):
         convert(unpadded)
     unlimited = classifier("DistilBERT")
-    unlimited.tokenizer.model_max_length, unlimited.model.config.max_position_embeddings = int(1e30), -1
+    unlimited.tokenizer.model_max_length, unlimited.model.config.max_position_embeddings = (
+        int(1e30),
+        -1,
+    )
     with refused(ConversionError, "model_max_length"):
         convert(unlimited)
     with refused(ConversionError, "input_ids", "tokenizer.json"):

@@ -35,7 +35,9 @@ def display() -> Iterator[str]:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = mixed_model(tmp_path_factory.mktemp("mixed") / "flight-delay")
     row = {"carrier": "AA", "distance": 1400.5, "hour": 17, "late": True}
-    (folder / INPUT_EXAMPLE).write_text(json.dumps({"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}))
+    (folder / INPUT_EXAMPLE).write_text(
+        json.dumps({"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}),
+    )
     return folder
 
 
@@ -55,7 +57,11 @@ def window(display: str, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def tensor_window(display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProgramWindow]:
+def tensor_window(
+    display: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ProgramWindow]:
     monkeypatch.setenv("DISPLAY", display)
     window = ProgramWindow(tensor_model(tmp_path / "images"), FACTS)
     yield window

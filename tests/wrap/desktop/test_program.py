@@ -15,9 +15,16 @@ from mlflow_deploy_plugin.wrap.desktop.program import main
 from tests.support.refusals import mentions
 
 
-def test_the_check_starts_the_server_and_writes_the_outputs_of_the_model(mixed: Path, tmp_path: Path) -> None:
+def test_the_check_starts_the_server_and_writes_the_outputs_of_the_model(
+    mixed: Path,
+    tmp_path: Path,
+) -> None:
     shutil.copytree(mixed, tmp_path / MODEL)
-    rows = {"carrier": np.array(["AA", "UA"], object), "distance": np.array([1.0, -1e6]), "hour": np.array([1, 2])}
+    rows = {
+        "carrier": np.array(["AA", "UA"], object),
+        "distance": np.array([1.0, -1e6]),
+        "hour": np.array([1, 2]),
+    }
     rows["late"] = np.array([True, False])
     (tmp_path / "rows").write_bytes(pickle.dumps(rows))
     main(tmp_path, ["--check", str(tmp_path / "rows"), str(tmp_path / "outputs")])

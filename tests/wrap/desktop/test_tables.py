@@ -31,7 +31,10 @@ def workbook(path: Path, *rows: Sequence[object]) -> Path:
     return path
 
 
-def test_an_excel_file_and_a_csv_file_have_the_same_predictions(model: OnnxModel, tmp_path: Path) -> None:
+def test_an_excel_file_and_a_csv_file_have_the_same_predictions(
+    model: OnnxModel,
+    tmp_path: Path,
+) -> None:
     sheet = workbook(
         tmp_path / "rows.xlsx",
         [*HEADER.strip().split(","), None],
@@ -53,22 +56,40 @@ def test_an_excel_file_and_a_csv_file_have_the_same_predictions(model: OnnxModel
     ],
 )
 def test_a_fault_of_a_file_is_named_with_its_row_after_the_header(
-    text: str, names: list[str], model: OnnxModel, tmp_path: Path
+    text: str,
+    names: list[str],
+    model: OnnxModel,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "rows.csv").write_text(text)
     with refused(InvalidRequest, *names):
         predict_file(model, tmp_path / "rows.csv")
 
 
-def test_a_cell_with_two_lines_does_not_shift_the_numbers_of_rows(model: OnnxModel, tmp_path: Path) -> None:
-    sheet = workbook(tmp_path / "rows.xlsx", HEADER.strip().split(","), ["A\nA", 1, 1, True], [], ["AA", "x", 1, True])
+def test_a_cell_with_two_lines_does_not_shift_the_numbers_of_rows(
+    model: OnnxModel,
+    tmp_path: Path,
+) -> None:
+    sheet = workbook(
+        tmp_path / "rows.xlsx",
+        HEADER.strip().split(","),
+        ["A\nA", 1, 1, True],
+        [],
+        ["AA", "x", 1, True],
+    )
     with refused(InvalidRequest, "distance", "row 3"):
         predict_file(model, sheet)
 
 
-@pytest.mark.parametrize("name", ["absent.csv", "absent.xlsx", "text.xlsx", "empty.csv", "empty.xlsx", "large.csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["absent.csv", "absent.xlsx", "text.xlsx", "empty.csv", "empty.xlsx", "large.csv"],
+)
 def test_a_file_that_cannot_be_read_is_refused(
-    name: str, model: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    model: OnnxModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "text.xlsx").write_text(HEADER)
     (tmp_path / "empty.csv").touch()
@@ -115,7 +136,10 @@ def test_outputs_with_several_values_per_row_have_a_column_per_value(tmp_path: P
     shapes = {"pair": [-1, 2], "nested": [-1, 1, 2], "total": [1]}
     section = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1], "columns": ["x"]}],
-        "outputs": [{"name": name, "dtype": "float32", "shape": shape} | VALUES for name, shape in shapes.items()],
+        "outputs": [
+            {"name": name, "dtype": "float32", "shape": shape} | VALUES
+            for name, shape in shapes.items()
+        ],
         "prediction": ["pair"],
     }
     model = OnnxModel.load(write_model(tmp_path / "m", graph, columns(x="float"), section))

@@ -38,7 +38,9 @@ def opened(window: ProgramWindow, path: Path, text: str = ROWS) -> None:
 
 
 def chart_texts(window: ProgramWindow) -> set[str]:
-    items = [item for item in window.chart.find_withtag("all") if str(window.chart.type(item)) == "text"]
+    items = [
+        item for item in window.chart.find_withtag("all") if str(window.chart.type(item)) == "text"
+    ]
     return {window.chart.itemcget(item, "text") for item in items}
 
 
@@ -56,7 +58,12 @@ def test_the_form_has_the_example_and_predicts_its_row(window: ProgramWindow) ->
 
     assert window.predictions["prediction"] == ["no"]
     assert list(window.predictions) == ["prediction", "probability of no", "probability of yes"]
-    assert window.inputs == {"carrier": ["AA"], "distance": [-200000.0], "hour": [17], "late": [False]}
+    assert window.inputs == {
+        "carrier": ["AA"],
+        "distance": [-200000.0],
+        "hour": [17],
+        "late": [False],
+    }
     (row,) = window.table.get_children()
     assert window.table.item(row)["values"][0] == "no"
     assert {"probability of no", "probability of yes"} <= chart_texts(window)
@@ -65,7 +72,10 @@ def test_the_form_has_the_example_and_predicts_its_row(window: ProgramWindow) ->
 def test_enter_in_a_field_predicts(window: ProgramWindow) -> None:
     window.root.update()
     field: tk.Misc | None = window.root
-    while field is not None and not isinstance(field, ttk.Entry):  # The Tab key leads to the first field.
+    while field is not None and not isinstance(
+        field,
+        ttk.Entry,
+    ):  # The Tab key leads to the first field.
         field = field.tk_focusNext()
     assert field is not None
     field.focus_force()
@@ -87,9 +97,18 @@ def test_the_wheel_of_the_mouse_does_not_change_a_list(window: ProgramWindow) ->
 
 @pytest.mark.parametrize(
     ("name", "text", "names"),
-    [("distance", "far", ["distance", "far"]), ("hour", "2.5", ["hour", "2.5"]), ("late", "", ["late"])],
+    [
+        ("distance", "far", ["distance", "far"]),
+        ("hour", "2.5", ["hour", "2.5"]),
+        ("late", "", ["late"]),
+    ],
 )
-def test_a_value_that_does_not_fit_is_named(name: str, text: str, names: list[str], window: ProgramWindow) -> None:
+def test_a_value_that_does_not_fit_is_named(
+    name: str,
+    text: str,
+    names: list[str],
+    window: ProgramWindow,
+) -> None:
     window.fields[name].set(text)
     window.predict()
     finish(window)
@@ -108,7 +127,10 @@ def test_a_file_is_predicted_shown_and_saved(window: ProgramWindow, tmp_path: Pa
     window.save(str(tmp_path / "saved.xlsx"))
     finish(window)
     assert mentions(window.status.get(), "saved.xlsx")
-    cells = [[cell.value for cell in row] for row in openpyxl.load_workbook(tmp_path / "saved.xlsx").active.rows]
+    cells = [
+        [cell.value for cell in row]
+        for row in openpyxl.load_workbook(tmp_path / "saved.xlsx").active.rows
+    ]
     assert cells[0] == [*window.inputs, *window.predictions]
     assert cells[2][:6] == ["UA", -200000, 23, False, "'=1+1", "no"]
 
@@ -117,14 +139,21 @@ def test_a_file_is_predicted_shown_and_saved(window: ProgramWindow, tmp_path: Pa
     assert window.predictions["prediction"] == ["yes", "no"]
 
 
-def test_a_cell_that_does_not_fit_is_named_with_its_row(window: ProgramWindow, tmp_path: Path) -> None:
+def test_a_cell_that_does_not_fit_is_named_with_its_row(
+    window: ProgramWindow,
+    tmp_path: Path,
+) -> None:
     opened(window, tmp_path / "rows.csv")
     opened(window, tmp_path / "bad.csv", ROWS + "\nUA,far,1,true,y\n")
     assert mentions(window.status.get(), "distance", "far", "row 4"), window.status.get()
     assert window.predictions["prediction"] == ["yes", "no"]  # The last result remains.
 
 
-def test_the_server_answers_and_ends_with_the_window(window: ProgramWindow, display: str, mixed: Path) -> None:
+def test_the_server_answers_and_ends_with_the_window(
+    window: ProgramWindow,
+    display: str,
+    mixed: Path,
+) -> None:
     port = free_port()
     window.server_fields["port"].set(str(port))
     window.server_fields["API key"].set("sesame")
@@ -136,7 +165,9 @@ def test_the_server_answers_and_ends_with_the_window(window: ProgramWindow, disp
     body = {"dataframe_records": [row]}
     key = {"Authorization": "Bearer sesame"}
     assert requests.post(f"{url}/invocations", json=body, timeout=30).status_code == 401
-    assert requests.post(f"{url}/invocations", json=body, headers=key, timeout=30).json() == {"predictions": ["yes"]}
+    assert requests.post(f"{url}/invocations", json=body, headers=key, timeout=30).json() == {
+        "predictions": ["yes"],
+    }
 
     window.toggle_server()
     finish(window)
@@ -146,7 +177,10 @@ def test_the_server_answers_and_ends_with_the_window(window: ProgramWindow, disp
 
 
 def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
-    display: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    display: str,
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
     before = threading.enumerate()  # Other tests may have left threads in this process.
@@ -165,9 +199,16 @@ def test_a_closing_window_saves_its_file_and_stops_a_server_that_starts(
     assert not any(thread.name.startswith("ThreadPool") for thread in started)
 
 
-@pytest.mark.parametrize(("numbers", "bars"), [([1e20] * 5, {"Rows by prediction", "5"}), (range(24), {"≥ 0", "2"})])
+@pytest.mark.parametrize(
+    ("numbers", "bars"),
+    [([1e20] * 5, {"Rows by prediction", "5"}), (range(24), {"≥ 0", "2"})],
+)
 def test_numbers_are_counted_by_value_or_by_interval(
-    numbers: Sequence[float], bars: set[str], display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    numbers: Sequence[float],
+    bars: set[str],
+    display: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DISPLAY", display)
     section = {
@@ -175,7 +216,10 @@ def test_numbers_are_counted_by_value_or_by_interval(
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
         "prediction": ["y"],
     }
-    window = ProgramWindow(write_model(tmp_path / "m", signature=columns(x="float"), section=section), FACTS)
+    window = ProgramWindow(
+        write_model(tmp_path / "m", signature=columns(x="float"), section=section),
+        FACTS,
+    )
     opened(window, tmp_path / "rows.csv", "x\n" + "\n".join(map(str, numbers)))
     assert bars <= chart_texts(window), window.status.get()
     window.close()
@@ -203,7 +247,9 @@ def test_a_model_of_tensors_has_no_form(tensor_window: ProgramWindow) -> None:
 
 
 def test_the_window_shows_the_provenance_and_fits_a_small_screen(
-    window: ProgramWindow, display: str, tmp_path: Path
+    window: ProgramWindow,
+    display: str,
+    tmp_path: Path,
 ) -> None:
     opened(window, tmp_path / "rows.csv")
     assert mentions(window.about.get("1.0", "end"), "git commit", "6d1f0ab")

@@ -20,7 +20,11 @@ from tests.support.refusals import mentions
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 300)
-PICTURES = np.clip(RNG.normal(0.5, 0.2, (300, 4, 4)) + 0.1 * (LABELS[:, None, None] - 0.5), 0, 1).astype(np.float32)
+PICTURES = np.clip(
+    RNG.normal(0.5, 0.2, (300, 4, 4)) + 0.1 * (LABELS[:, None, None] - 0.5),
+    0,
+    1,
+).astype(np.float32)
 STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 
@@ -34,7 +38,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
         net[1].bias.copy_(torch.tensor([8.0, -8.0]))
     paths = {name: folder / name for name in ("original", "onnx", "naming", "of_other")}
-    mlflow.pytorch.save_model(net, paths["original"], pip_requirements=[], serialization_format="pickle")
+    mlflow.pytorch.save_model(
+        net,
+        paths["original"],
+        pip_requirements=[],
+        serialization_format="pickle",
+    )
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
     for name, original in (("naming", "original"), ("of_other", "naming")):
         metadata = {"onnxserve.wrapped_from": str(paths[original])}
@@ -48,31 +57,46 @@ def measured(model: Path, **options: Any) -> Any:
 
 
 @pytest.mark.long
-def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders: dict[str, Path]) -> None:
+def test_a_version_that_names_its_original_is_attacked_by_its_gradients(
+    folders: dict[str, Path],
+) -> None:
     report = measured(folders["naming"])
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}
     assert report.clean > 0.7
     assert losses["fgsm", 0.2] > losses["fgsm", 0.05] > 0.2 > losses["noise", 0.2]
-    assert losses["pgd", 0.2] >= losses["fgsm", 0.2]  # For a linear model one step is as good as ten.
+    assert (
+        losses["pgd", 0.2] >= losses["fgsm", 0.2]
+    )  # For a linear model one step is as good as ten.
     assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
 
 
 @pytest.mark.long
 def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
-    folders: dict[str, Path], new_tracking: MlflowClient
+    folders: dict[str, Path],
+    new_tracking: MlflowClient,
 ) -> None:
     new_tracking.create_registered_model("net")
     new_tracking.create_model_version("net", folders["onnx"].as_uri())
-    new_tracking.set_model_version_tag("net", "1", "onnxserve.wrapped_from", str(folders["original"]))
+    new_tracking.set_model_version_tag(
+        "net",
+        "1",
+        "onnxserve.wrapped_from",
+        str(folders["original"]),
+    )
     report = onnxserve.robustness(
-        "models:/net/1", {"picture": PICTURES, "label": LABELS}, "label", strengths={"fgsm": [0.2]}
+        "models:/net/1",
+        {"picture": PICTURES, "label": LABELS},
+        "label",
+        strengths={"fgsm": [0.2]},
     )
     assert report.cannot == {}
 
 
 @pytest.mark.long
 def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
-    folders: dict[str, Path], new_tracking: MlflowClient, tmp_path: Path
+    folders: dict[str, Path],
+    new_tracking: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     new_tracking.create_registered_model("net")
     for name in ("original", "onnx"):
@@ -80,14 +104,26 @@ def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
     new_tracking.set_model_version_tag("net", "2", "onnxserve.wrapped_from", "models:/net/1")
     np.savez(tmp_path / "rows.npz", picture=PICTURES, label=LABELS)
     data = str(tmp_path / "rows.npz")
-    assert onnxserve.optimize("models:/net/2", fp16=True, data=data, target="label", max_loss=1).version == "3"
-    report = onnxserve.robustness("models:/net/3", data, "label", strengths={"fgsm": [0.2], "pgd": [0.2]})
+    assert (
+        onnxserve.optimize(
+            "models:/net/2",
+            fp16=True,
+            data=data,
+            target="label",
+            max_loss=1,
+        ).version
+        == "3"
+    )
+    report = onnxserve.robustness(
+        "models:/net/3",
+        data,
+        "label",
+        strengths={"fgsm": [0.2], "pgd": [0.2]},
+    )
     assert report.cannot == {}
     assert min(point.loss or 0.0 for point in report.points) > 0.2
 
-    policy = (
-        f"{{robustness: {{disturbances: {{fgsm: 0.2}}, max_drop: 1, dataset: {data}, target: label}}, skip: [budget]}}"
-    )
+    policy = f"{{robustness: {{disturbances: {{fgsm: 0.2}}, max_drop: 1, dataset: {data}, target: label}}, skip: [budget]}}"
     new_tracking.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
     checks = {check.name: check for check in run_gate("net", "3").verdict.checks}
     assert checks["disturbances"].state == "passed", checks["disturbances"].reason
@@ -104,12 +140,18 @@ class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 @pytest.mark.long
 def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     Trap.made, trap, naming = tmp_path / "made", tmp_path / "trap", tmp_path / "naming"
     mlflow.pytorch.save_model(Trap(), trap, pip_requirements=[], serialization_format="pickle")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
-    onnxserve.save_model(net, naming, input_example=PICTURES[:20], metadata={"onnxserve.wrapped_from": str(trap)})
+    onnxserve.save_model(
+        net,
+        naming,
+        input_example=PICTURES[:20],
+        metadata={"onnxserve.wrapped_from": str(trap)},
+    )
     data = {"picture": PICTURES[:50], "label": LABELS[:50]}
     cannot = onnxserve.robustness(str(naming), data, "label").cannot
     assert not Trap.made.exists()
@@ -127,20 +169,33 @@ def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[
     assert (losses["fgsm", 0.2] or 0.0) > 0.2
 
 
-def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
+def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(
+    folders: dict[str, Path],
+) -> None:
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
-    assert none["pgd"].startswith("the version has no torch original, which is needed for gradients; set --original")
+    assert none["pgd"].startswith(
+        "the version has no torch original, which is needed for gradients; set --original",
+    )
     gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
     assert gone.startswith("the torch original /gone: ")
     for unfit in (  # without consent to run code, and with it
         measured(folders["of_other"]),
         measured(folders["onnx"], original=str(folders["naming"])),
     ):
-        assert mentions(unfit.cannot["pgd"], str(folders["naming"]), "onnx", "onnxserve", "python_function")
+        assert mentions(
+            unfit.cannot["pgd"],
+            str(folders["naming"]),
+            "onnx",
+            "onnxserve",
+            "python_function",
+        )
 
 
-def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folders["original"], broken)
     (broken / "data" / "model.pth").write_bytes(b"")
@@ -149,9 +204,20 @@ def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(folders: dic
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
-def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: Any, folders: dict[str, Path]) -> None:
+def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(
+    attack: Any,
+    folders: dict[str, Path],
+) -> None:
     rows, artifact = {"": PICTURES}, read_served_artifact(folders["onnx"])
-    gradient = torch_gradient(resolve(str(folders["onnx"])), folders["original"], artifact, "", rows, LABELS, True)
+    gradient = torch_gradient(
+        resolve(str(folders["onnx"])),
+        folders["original"],
+        artifact,
+        "",
+        rows,
+        LABELS,
+        True,
+    )
     assert not isinstance(gradient, Refused)
     found = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
     assert np.abs(found - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
@@ -162,11 +228,24 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: An
 def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(folders["onnx"])
     refused = torch_gradient(
-        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS, True
+        resolve(str(folders["onnx"])),
+        folders["original"],
+        artifact,
+        "",
+        {"": PICTURES[:, :2]},
+        LABELS,
+        True,
     )
     assert isinstance(refused, Refused)
-    assert refused.reason.startswith("the torch original cannot compute these rows: mat1 and mat2 shapes")
+    assert refused.reason.startswith(
+        "the torch original cannot compute these rows: mat1 and mat2 shapes",
+    )
     whole = torch_gradient(
-        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": np.ones((3, 2), dtype=int)}, LABELS
+        resolve(str(folders["onnx"])),
+        folders["original"],
+        artifact,
+        "",
+        {"": np.ones((3, 2), dtype=int)},
+        LABELS,
     )
     assert whole == Refused("the model has no floating-point inputs")

@@ -7,7 +7,11 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig, ParityError
 from mlflow_deploy_plugin.serve.runtime.agreement import EXACT
-from mlflow_deploy_plugin.wrap.evaluation.agreement import check_outputs, compare_with_base, rounding_tolerance
+from mlflow_deploy_plugin.wrap.evaluation.agreement import (
+    check_outputs,
+    compare_with_base,
+    rounding_tolerance,
+)
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx, load_version
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 from tests.support.refusals import refused
@@ -22,8 +26,13 @@ def loaded(folder: Path) -> LoadedOnnx:
     return version
 
 
-def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(tmp_path: Path) -> None:
-    base, form = (loaded(write_classifier(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8))))
+def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(
+    tmp_path: Path,
+) -> None:
+    base, form = (
+        loaded(write_classifier(tmp_path / n, w))
+        for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8)))
+    )
     found = compare_with_base(base, form, INPUTS)
     label, other = (side.outputs(INPUTS)["label"] for side in (base, form))
     assert found.equal == (label == other).mean()
@@ -35,7 +44,10 @@ def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabili
 
 
 def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_path: Path) -> None:
-    base, form = (loaded(write_regressor(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1))))
+    base, form = (
+        loaded(write_regressor(tmp_path / n, w))
+        for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1)))
+    )
     found = compare_with_base(base, form, INPUTS)
     answers = base.outputs(INPUTS)["y"]
     assert found.equal is None
@@ -43,26 +55,39 @@ def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_p
     assert found.loss == pytest.approx(0.1 * np.abs(answers).mean() / answers.std())
     truth = compare_with_base(base, form, INPUTS, ROWS["value"])
     assert truth.metric == "rmse"
-    assert truth.loss == pytest.approx((truth.form_metric - truth.base_metric) / answers.std(), rel=1e-3)
+    assert truth.loss == pytest.approx(
+        (truth.form_metric - truth.base_metric) / answers.std(),
+        rel=1e-3,
+    )
 
 
 def test_a_form_that_answers_no_numbers_loses_everything(tmp_path: Path) -> None:
     base, form = (
-        loaded(write_regressor(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (float("nan"), 1)))
+        loaded(write_regressor(tmp_path / n, w))
+        for n, w in (("base", (2.0, -1.0)), ("form", (float("nan"), 1)))
     )
     assert compare_with_base(base, form, INPUTS).loss == float("inf")
     assert compare_with_base(base, form, INPUTS, ROWS["value"]).loss == float("inf")
 
 
 def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
-    base, form = loaded(write_regressor(tmp_path / "base")), loaded(write_classifier(tmp_path / "form"))
+    base, form = (
+        loaded(write_regressor(tmp_path / "base")),
+        loaded(write_classifier(tmp_path / "form")),
+    )
     with pytest.raises(InvalidConfig, match="an output 'y'"):
         compare_with_base(base, form, INPUTS)
 
 
 def test_outputs_may_differ_by_the_rounding_of_the_largest_number_of_their_row() -> None:
-    served = {"label": np.array(["a", "b"], object), "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32)}
-    outputs = {"label": served["label"].copy(), "scores": served["scores"] + np.array([[0, 0.5], [0, 0]], np.float32)}
+    served = {
+        "label": np.array(["a", "b"], object),
+        "scores": np.array([[1e6, 1e-3], [1.0, np.nan]], np.float32),
+    }
+    outputs = {
+        "label": served["label"].copy(),
+        "scores": served["scores"] + np.array([[0, 0.5], [0, 0]], np.float32),
+    }
     rounded = rounding_tolerance(1e-5)
     assert check_outputs(served, served, EXACT, "the export") == 0.0
     assert check_outputs(served, outputs, rounded, "the export") == pytest.approx(0.5)

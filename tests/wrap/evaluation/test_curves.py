@@ -54,21 +54,40 @@ def test_the_metric_falls_with_the_strength(folder: Path) -> None:
 
 def test_the_same_seed_gives_the_same_report_whatever_else_is_measured(folder: Path) -> None:
     def measured(seed: int, **strengths: list[float]) -> Any:
-        report = onnxserve.robustness(str(folder), ROWS, "label", strengths=strengths, max_rows=200, seed=seed)
+        report = onnxserve.robustness(
+            str(folder),
+            ROWS,
+            "label",
+            strengths=strengths,
+            max_rows=200,
+            seed=seed,
+        )
         return [point for point in report.points if point.disturbance == "spsa"]
 
-    assert measured(1, spsa=[0.3]) == measured(1, noise=[0.1], spsa=[0.3]) != measured(2, spsa=[0.3])
+    assert (
+        measured(1, spsa=[0.3]) == measured(1, noise=[0.1], spsa=[0.3]) != measured(2, spsa=[0.3])
+    )
 
 
 def test_estimated_gradients_find_worse_rows_than_noise_of_the_same_size(folder: Path) -> None:
-    report = onnxserve.robustness(str(folder), ROWS, "label", strengths={"noise": [0.3], "spsa": [0.3]})
+    report = onnxserve.robustness(
+        str(folder),
+        ROWS,
+        "label",
+        strengths={"noise": [0.3], "spsa": [0.3]},
+    )
     found = losses(report.points)
     assert found["spsa"] > 3 * max(found["noise"], 0.01)
 
 
 def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
     folder = write_regressor(tmp_path / "model")
-    report = onnxserve.robustness(str(folder), pd.DataFrame(ROWS), "value", strengths={"noise": [0.5]})
+    report = onnxserve.robustness(
+        str(folder),
+        pd.DataFrame(ROWS),
+        "value",
+        strengths={"noise": [0.5]},
+    )
     (point,) = report.points
     assert report.metric == "rmse"
     assert values([point])[0] > report.clean
@@ -83,7 +102,8 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
     assert missing[-1].no_number == pytest.approx(
-        0.75, abs=0.1
+        0.75,
+        abs=0.1,
     )  # One of two columns is missing, so there is no probability.
 
 
@@ -91,20 +111,31 @@ def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path:
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
     rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
     report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
-    assert report.notes == ("missing: no values of a are removed, because the model rejects such rows",)
+    assert report.notes == (
+        "missing: no values of a are removed, because the model rejects such rows",
+    )
     assert report.points[0].no_number == pytest.approx(0.5, abs=0.05)
 
 
 def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "long"))
     rows = {**ROWS, **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS}}
-    report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5], "noise": [0.1]})
+    report = onnxserve.robustness(
+        str(folder),
+        rows,
+        "label",
+        strengths={"missing": [0.5], "noise": [0.1]},
+    )
     refused = report.points[1]
     assert refused.value is None
     assert refused.refusal.startswith("refused: ")
     assert ("missing", "0.5", "refused", "", "", "") in report.table()
     assert "robustness/missing" not in {name for name, _, _ in report.figures()}
-    assert {file.name for file in report.save(tmp_path / "out")} == {"missing.png", "noise.png", "robustness.json"}
+    assert {file.name for file in report.save(tmp_path / "out")} == {
+        "missing.png",
+        "noise.png",
+        "robustness.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,27 +143,57 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
     [
         ({"target": "gone"}, r"the data has no column 'gone'; it has a, b, label, value"),
         ({"data": {**ROWS, "label": [None] * 400}}, "the data has no row with a known 'label'"),
-        ({"data": {name: values[:1] for name, values in ROWS.items()}}, "the data has one row with a known target"),
+        (
+            {"data": {name: values[:1] for name, values in ROWS.items()}},
+            "the data has one row with a known target",
+        ),
         ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
         ({"data": {"a": [1, 2], "label": [1]}}, r"its arrays are a \[2\], label \[1\]"),
         ({"data": 7}, "data: a file, a DataFrame or a mapping of arrays is expected"),
         ({"data": "gone.csv"}, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, "there is no metric 'r2'; the metrics are accuracy"),
         ({"metric": "rmse", "target": "text"}, "rmse needs numbers"),
-        ({"strengths": {"typos": []}}, "no disturbance can be measured: typos: the model has no text inputs"),
-        ({"log": True, "model_uri": "other"}, "was never logged to MLflow, so it has no run to log to"),
+        (
+            {"strengths": {"typos": []}},
+            "no disturbance can be measured: typos: the model has no text inputs",
+        ),
+        (
+            {"log": True, "model_uri": "other"},
+            "was never logged to MLflow, so it has no run to log to",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(
-    change: dict[str, Any], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     other = write_classifier(tmp_path / "other")
-    (other / "MLmodel").write_text((other / "MLmodel").read_text().replace("r-1", "''").replace("m-1", "''"))
-    rows = {**ROWS, "text": np.array(["x"] * 400, dtype=object)} if "text" in message or "rmse" in message else ROWS
-    given = {"model_uri": str(folder), "data": rows, "target": "label", "strengths": {"noise": [0.1]}, **change}
+    (other / "MLmodel").write_text(
+        (other / "MLmodel").read_text().replace("r-1", "''").replace("m-1", "''"),
+    )
+    rows = (
+        {**ROWS, "text": np.array(["x"] * 400, dtype=object)}
+        if "text" in message or "rmse" in message
+        else ROWS
+    )
+    given = {
+        "model_uri": str(folder),
+        "data": rows,
+        "target": "label",
+        "strengths": {"noise": [0.1]},
+        **change,
+    }
     with pytest.raises(InvalidConfig, match=message):
-        onnxserve.robustness(given.pop("model_uri"), given.pop("data"), given.pop("target"), **given)
+        onnxserve.robustness(
+            given.pop("model_uri"),
+            given.pop("data"),
+            given.pop("target"),
+            **given,
+        )
 
 
 def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> None:
@@ -143,7 +204,12 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
         "outputs": [{"name": "label", "dtype": "int64", "shape": [-1], "role": "label"}],
         "prediction": ["label"],
     }
-    model = write_model(tmp_path / "m", graph, [{"name": "t", "type": "string", "required": True}], section)
+    model = write_model(
+        tmp_path / "m",
+        graph,
+        [{"name": "t", "type": "string", "required": True}],
+        section,
+    )
     rows = {"t": np.array(["yes", "no"] * 100, dtype=object), "y": np.array([1, 0] * 100)}
     report = onnxserve.robustness(str(model), rows, "y")
     assert {name for name, _ in report.curves()} == {"missing", "swap", "unseen", "typos"}
@@ -153,7 +219,9 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
 
 
 def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
-    folder: Path, tmp_path: Path, new_tracking: MlflowClient
+    folder: Path,
+    tmp_path: Path,
+    new_tracking: MlflowClient,
 ) -> None:
     run = new_tracking.create_run(DEFAULT_EXPERIMENT)
     model = write_classifier(tmp_path / "model")
@@ -162,29 +230,51 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
     report = onnxserve.robustness(str(model), ROWS, "label", strengths=strengths, log=True)
     assert isinstance(report.run, LoggedRun)
     history = new_tracking.get_metric_history(run.info.run_id, "robustness/noise")
-    assert {one.step: one.value for one in history} == {100: report.points[0].value, 500: report.points[1].value}
+    assert {one.step: one.value for one in history} == {
+        100: report.points[0].value,
+        500: report.points[1].value,
+    }
     found = new_tracking.get_run(run.info.run_id).data.metrics
     assert found["robustness/clean"] == report.clean
     assert found["robustness/noise_loss"] == losses(report.points)["noise"]
     names = {one.path for one in new_tracking.list_artifacts(run.info.run_id, "robustness")}
     assert names == {"robustness/robustness.json", "robustness/noise.png", "robustness/swap.png"}
-    assert mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/robustness/robustness.json")["metric"] == "accuracy"
+    assert (
+        mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/robustness/robustness.json")["metric"]
+        == "accuracy"
+    )
 
 
 @pytest.mark.long
 def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
-    tmp_path: Path, new_tracking: MlflowClient
+    tmp_path: Path,
+    new_tracking: MlflowClient,
 ) -> None:
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"])
-    info = onnxserve.log_model(model, name="model", input_example=table, registered_model_name="alone", explain=True)
+    info = onnxserve.log_model(
+        model,
+        name="model",
+        input_example=table,
+        registered_model_name="alone",
+        explain=True,
+    )
     assert not info.run_id
-    report = onnxserve.robustness("models:/alone/1", ROWS, "label", strengths={"noise": 0.1}, log=True)
+    report = onnxserve.robustness(
+        "models:/alone/1",
+        ROWS,
+        "label",
+        strengths={"noise": 0.1},
+        log=True,
+    )
     (run,) = new_tracking.search_runs([DEFAULT_EXPERIMENT])
     assert report.run is not None
     assert report.run.run_id == run.info.run_id
     assert run.info.status == "FINISHED"
-    assert {one.path for one in new_tracking.list_artifacts(run.info.run_id)} == {"explain", "robustness"}
+    assert {one.path for one in new_tracking.list_artifacts(run.info.run_id)} == {
+        "explain",
+        "robustness",
+    }
     metrics = new_tracking.get_logged_model(info.model_id).metrics
     assert "robustness/noise" in {metric.key for metric in metrics or []}
 
@@ -203,10 +293,17 @@ def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_columns_of_a_file_become_the_only_tensor_of_a_model(tmp_path: Path) -> None:
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
     model = write_model(
-        tmp_path / "m", graph, [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+        tmp_path / "m",
+        graph,
+        [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}],
     )
     rows = {name: ROWS[name] for name in (*COLUMNS, "value")}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
-    report = onnxserve.robustness(str(model), tmp_path / "rows.csv", "value", strengths={"scale": [10.0]})
+    report = onnxserve.robustness(
+        str(model),
+        tmp_path / "rows.csv",
+        "value",
+        strengths={"scale": [10.0]},
+    )
     assert report.clean < 0.6
     assert report.points[0].variant == "[0]"

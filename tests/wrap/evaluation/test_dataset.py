@@ -57,7 +57,9 @@ def test_the_codes_of_a_csv_have_the_signatures_type(tmp_path: Path, artifact: A
 
 
 def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Artifact) -> None:
-    table = pd.DataFrame({"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]})
+    table = pd.DataFrame(
+        {"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]},
+    )
     table.to_parquet(tmp_path / "d.parquet")
     found = load(tmp_path / "d.parquet", artifact)
     assert found.rows["c"].tolist() == ["x", "y", None]
@@ -66,9 +68,16 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Art
 
 
 def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not(
-    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    np.savez(tmp_path / "d.npz", a=np.ones((3, 2, 2)), city=np.array(["rome", "oslo", "rome"]), y=[1, 0, 1])
+    np.savez(
+        tmp_path / "d.npz",
+        a=np.ones((3, 2, 2)),
+        city=np.array(["rome", "oslo", "rome"]),
+        y=[1, 0, 1],
+    )
     found = load(tmp_path / "d.npz", artifact)
     assert found.rows["a"].shape == (3, 2, 2)
     assert found.rows["city"].tolist() == ["rome", "oslo", "rome"]
@@ -129,7 +138,11 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
     ],
 )
 def test_a_dataset_that_cannot_be_used_is_named(
-    name: str, content: str | None, message: str, tmp_path: Path, artifact: Artifact
+    name: str,
+    content: str | None,
+    message: str,
+    tmp_path: Path,
+    artifact: Artifact,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -155,13 +168,18 @@ def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
         load("reference", artifact, "prediction")
 
 
-def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(tmp_path: Path) -> None:
+def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(
+    tmp_path: Path,
+) -> None:
     rows = {name: np.array(values, "float32") for name, values in labelled(50).items()}
     rows["value"] = np.arange(50) % 2 * np.float32(1)
     rows["label"] = np.full(50, np.nan, "float32")
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
     types: dict[str, Any] = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
-    artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
+    artifact = replace(
+        artifact,
+        columns=tuple(Column(name, kind, True) for name, kind in types.items()),
+    )
     found = reference_rows(artifact, 50, 7)
     assert found is not None
     assert {name: str(values.dtype) for name, values in found.items()} == {
@@ -178,7 +196,10 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
 
 def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Artifact) -> None:
     kinds: dict[str, Any] = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
-    artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in kinds.items()))
+    artifact = replace(
+        artifact,
+        columns=tuple(Column(name, kind, True) for name, kind in kinds.items()),
+    )
     logged = {name: np.array([1, 0, 1], "float32") for name in kinds} | {"y": [1, 0, 1]}
     found = load(write_rows(tmp_path / "log.parquet", logged), artifact)
     types = {"hour": "int64", "rain": "bool", "temp": "float64", "gust": "float32"}
@@ -186,16 +207,31 @@ def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Arti
     assert found.rows["hour"].tolist() == [1, 0, 1]
 
 
-def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_path: Path, artifact: Artifact) -> None:
+def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(
+    tmp_path: Path,
+    artifact: Artifact,
+) -> None:
     file = write_rows(tmp_path / "log.parquet", {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]})
     for name in ("image", ""):
         tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
         assert load(file, tensors).rows["image"].dtype == np.float32
 
 
-def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path: Path, artifact: Artifact) -> None:
-    image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)  # the layout of tensors in the log
-    logged = {"input": image, "_event_time": [1, 2], "output.scores": [0.5, 0.5], "prediction": [1, 0], "y": [1, 0]}
+def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(
+    tmp_path: Path,
+    artifact: Artifact,
+) -> None:
+    image = pa.FixedSizeListArray.from_arrays(
+        pa.array([0.0, 1.0, 2.0, 3.0]),
+        2,
+    )  # the layout of tensors in the log
+    logged = {
+        "input": image,
+        "_event_time": [1, 2],
+        "output.scores": [0.5, 0.5],
+        "prediction": [1, 0],
+        "y": [1, 0],
+    }
     tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
     found = load(write_rows(tmp_path / "log.parquet", logged), tensors)
     assert found.rows.keys() == {"input"}
@@ -208,12 +244,18 @@ def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
         load("reference", artifact)
 
 
-def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Artifact, registry: MlflowClient) -> None:
+def test_datasets_and_artifacts_of_runs_are_fetched(
+    tmp_path: Path,
+    artifact: Artifact,
+    registry: MlflowClient,
+) -> None:
     file = write_rows(tmp_path / "holdout.parquet", labelled(60))
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         mlflow.log_artifact(str(file), "data")
         table = pd.read_parquet(file)
-        mlflow.log_input(mlflow.data.from_pandas(table, source=str(file), name="holdout", targets="label"))
+        mlflow.log_input(
+            mlflow.data.from_pandas(table, source=str(file), name="holdout", targets="label"),
+        )
         mlflow.log_input(mlflow.data.from_pandas(table, name="memory"))
     run_id = run.info.run_id
     assert len(load(f"runs:/{run_id}/data/holdout.parquet", artifact, "label").truth) == 60
@@ -226,18 +268,33 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Ar
         load(f"runs:/{run_id}/none.csv", artifact, "label")
 
 
-def test_a_dataset_whose_source_is_code_is_not_loaded(artifact: Artifact, registry: MlflowClient) -> None:
+def test_a_dataset_whose_source_is_code_is_not_loaded(
+    artifact: Artifact,
+    registry: MlflowClient,
+) -> None:
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         pass
-    script = Dataset("script", "1", "hugging_face", json.dumps({"path": "some/script", "trust_remote_code": True}))
+    script = Dataset(
+        "script",
+        "1",
+        "hugging_face",
+        json.dumps({"path": "some/script", "trust_remote_code": True}),
+    )
     registry.log_inputs(run.info.run_id, [DatasetInput(script)])
     with pytest.raises(InvalidConfig, match="without a readable source"):
         load(f"dataset:/{run.info.run_id}", artifact, "label")
 
 
-def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_down_says_nothing_of_the_version(
+    artifact: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
-    for name, value in {"MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+    for name, value in {
+        "MAX_ATTEMPTS": "1",
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(RegistryUnavailable, match=r"s3://bucket/d\.csv"):
         load("s3://bucket/d.csv", artifact)
@@ -245,9 +302,15 @@ def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, mo
         load("ftps://host/d.csv", artifact)
 
 
-def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact: Artifact, tmp_path: Path) -> None:
+def test_the_truth_may_hold_several_values_a_row_where_all_are_known(
+    artifact: Artifact,
+    tmp_path: Path,
+) -> None:
     rows = labelled(3)
-    file = write_rows(tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]})
+    file = write_rows(
+        tmp_path / "many.parquet",
+        {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]},
+    )
     assert load(file, artifact).truth.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     file = write_rows(tmp_path / "ragged.parquet", {**rows, "y": [[1.0, 2.0], [3.0], [5.0, 6.0]]})
     with pytest.raises(InvalidConfig, match=r"equal length|different lengths"):
@@ -255,7 +318,9 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact: A
 
 
 def test_what_would_not_fit_into_memory_is_not_read(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
@@ -263,9 +328,16 @@ def test_what_would_not_fit_into_memory_is_not_read(
         load(file, artifact)
 
 
-@pytest.mark.parametrize("values", [["x" * 1000] * 500, [["x" * 100] * 10] * 500], ids=["texts", "lists of texts"])
+@pytest.mark.parametrize(
+    "values",
+    [["x" * 1000] * 500, [["x" * 100] * 10] * 500],
+    ids=["texts", "lists of texts"],
+)
 def test_a_text_counts_in_every_row_that_has_it(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object]
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: list[object],
 ) -> None:
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
@@ -274,11 +346,18 @@ def test_a_text_counts_in_every_row_that_has_it(
         read_rows(file, "b", artifact)
 
 
-def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp_path: Path) -> None:
+def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(
+    tmp_path: Path,
+) -> None:
     mixed = OnnxModel.load(mixed_model(tmp_path / "mixed"))
     made_up = known_rows(mixed.artifact, mixed.schema, 3)
     kinds = {name: (values.shape, values.dtype.kind) for name, values in made_up.items()}
-    assert kinds == {"carrier": ((3,), "O"), "distance": ((3,), "f"), "hour": ((3,), "i"), "late": ((3,), "b")}
+    assert kinds == {
+        "carrier": ((3,), "O"),
+        "distance": ((3,), "f"),
+        "hour": ((3,), "i"),
+        "late": ((3,), "b"),
+    }
 
     model = OnnxModel.load(write_classifier(tmp_path / "linear", reference=labelled(50)))
     sample = known_rows(model.artifact, model.schema, 3)
@@ -287,7 +366,10 @@ def test_known_rows_are_the_example_otherwise_the_reference_otherwise_random(tmp
 
     document = {"dataframe_records": [{"a": 1.5, "b": 2}]}
     (model.artifact.folder / INPUT_EXAMPLE).write_text(json.dumps(document))
-    assert {name: values.tolist() for name, values in known_rows(model.artifact, model.schema, 3).items()} == {
+    assert {
+        name: values.tolist()
+        for name, values in known_rows(model.artifact, model.schema, 3).items()
+    } == {
         "a": [1.5],
         "b": [2.0],
     }
@@ -300,9 +382,17 @@ def test_known_rows_have_the_types_of_the_signature_although_the_graph_stacks_bo
     stacked = [{"name": "X", "dtype": "float64", "shape": [-1, 2], "columns": ["late", "distance"]}]
     outputs = [{"name": "y", "dtype": "float64", "shape": [-1, 2], "role": "values"}]
     section = {"inputs": stacked, "outputs": outputs, "prediction": ["y"]}
-    folder = write_model(tmp_path / "stacked", graph, columns(late="boolean", distance="double"), section)
+    folder = write_model(
+        tmp_path / "stacked",
+        graph,
+        columns(late="boolean", distance="double"),
+        section,
+    )
     (folder / INPUT_EXAMPLE).write_text('{"dataframe_records": [{"late": true, "distance": 1.5}]}')
     model = OnnxModel.load(folder)
     rows = known_rows(model.artifact, model.schema, 3)
-    assert {name: values.tolist() for name, values in rows.items()} == {"late": [True], "distance": [1.5]}
+    assert {name: values.tolist() for name, values in rows.items()} == {
+        "late": [True],
+        "distance": [1.5],
+    }
     assert rows["late"].dtype == bool

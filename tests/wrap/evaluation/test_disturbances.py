@@ -19,7 +19,9 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng: np.random.Generator) -> None:
+def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(
+    rng: np.random.Generator,
+) -> None:
     rows = {
         "wide": rng.normal(0, 100, 5000),
         "narrow": rng.normal(0, 1, 5000).astype(np.float32),
@@ -31,20 +33,28 @@ def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng: np.
     assert (found["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
     assert (found["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
     assert (found["count"] != rows["count"]).mean() > 0.5
-    assert {name: values.dtype for name, values in found.items()} == {name: v.dtype for name, v in rows.items()}
+    assert {name: values.dtype for name, values in found.items()} == {
+        name: v.dtype for name, v in rows.items()
+    }
     assert found["text"] is rows["text"]
     assert found["flag"] is rows["flag"]
 
 
 def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Generator) -> None:
-    rows = {"x": np.ones(5000), "n": np.ones(5000, dtype=int), "t": np.array(["x"] * 5000, dtype=object)}
+    rows = {
+        "x": np.ones(5000),
+        "n": np.ones(5000, dtype=int),
+        "t": np.array(["x"] * 5000, dtype=object),
+    }
     found = with_missing(rows, 0.2, rng)
     assert np.isnan(found["x"]).mean() == pytest.approx(0.2, abs=0.03)
     for name in ("n", "t"):
         assert np.mean([value is None for value in found[name]]) == pytest.approx(0.2, abs=0.03)
 
 
-def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng: np.random.Generator) -> None:
+def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(
+    rng: np.random.Generator,
+) -> None:
     rows: dict[str, Any] = {
         "x": np.linspace(0, 1, 5000),
         "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
@@ -60,7 +70,11 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng: np.ra
 
 
 def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Generator) -> None:
-    rows = {"x": np.arange(5000.0), "table": np.arange(10_000).reshape(5000, 2), "picture": np.ones((5000, 2, 2))}
+    rows = {
+        "x": np.arange(5000.0),
+        "table": np.arange(10_000).reshape(5000, 2),
+        "picture": np.ones((5000, 2, 2)),
+    }
     found = with_swaps(rows, 0.2, rng)
     assert (found["x"] != rows["x"]).mean() == pytest.approx(0.2, abs=0.03)
     assert sorted(found["x"]) == rows["x"].tolist()
@@ -68,8 +82,15 @@ def test_swaps_move_a_share_of_each_column_and_keep_its_values(rng: np.random.Ge
     assert found["picture"] is rows["picture"]
 
 
-def test_typos_change_a_share_of_the_characters_and_leave_what_is_no_text(rng: np.random.Generator) -> None:
-    rows = {"t": np.array(["the quick brown fox jumps over the lazy dog"] * 200 + [None, 7], dtype=object)}
+def test_typos_change_a_share_of_the_characters_and_leave_what_is_no_text(
+    rng: np.random.Generator,
+) -> None:
+    rows = {
+        "t": np.array(
+            ["the quick brown fox jumps over the lazy dog"] * 200 + [None, 7],
+            dtype=object,
+        ),
+    }
     found = with_typos(rows, 0.05, rng)["t"]
     assert found[-2:].tolist() == [None, 7]
     assert 0.5 < np.mean(found[:-2] != rows["t"][:-2]) < 1.0
@@ -81,7 +102,9 @@ def test_unseen_texts_replace_a_share(rng: np.random.Generator) -> None:
     assert (found["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
 
 
-def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(rng: np.random.Generator) -> None:
+def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(
+    rng: np.random.Generator,
+) -> None:
     rows: dict[str, Any] = {
         "x": np.ones(3),
         "n": np.full(3, 100, dtype=np.int8),
@@ -103,12 +126,20 @@ def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Gene
     assert found["brighter"]["x"].max() == pictures.max()
 
 
-@pytest.mark.parametrize("shape", [(40, 10, 10), (40, 3, 10, 10), (40, 10, 10, 3), (40, 2, 2, 10, 10)])
-def test_a_box_of_each_picture_is_covered_in_all_its_channels(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 10, 10), (40, 3, 10, 10), (40, 10, 10, 3), (40, 2, 2, 10, 10)],
+)
+def test_a_box_of_each_picture_is_covered_in_all_its_channels(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+) -> None:
     pictures = rng.normal(size=shape)
     ((_, found),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
     assert (found["x"] != pictures).mean() == pytest.approx(0.25)
-    assert len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1  # The positions are random.
+    assert (
+        len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1
+    )  # The positions are random.
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -
 
 
 def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
-    one, again, other = (onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2))
+    one, again, other = (
+        onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2)
+    )
     assert one.importance == again.importance != other.importance
     assert one.values.tolist() == again.values.tolist()
 
@@ -62,7 +64,12 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
     table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
     model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
     theirs = permutation_importance(
-        model, table, ROWS["value"], scoring="neg_root_mean_squared_error", n_repeats=20, random_state=0
+        model,
+        table,
+        ROWS["value"],
+        scoring="neg_root_mean_squared_error",
+        n_repeats=20,
+        random_state=0,
     )
     assert found.metric == "rmse"
     for one, mean in zip(found.importance, theirs.importances_mean, strict=True):
@@ -82,7 +89,9 @@ def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path:
 def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
     graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
     model = write_model(
-        tmp_path / "m", graph, [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+        tmp_path / "m",
+        graph,
+        [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}],
     )
     rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
     found = onnxserve.explain(str(model), rows, "value", max_rows=3)
@@ -91,7 +100,9 @@ def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
 
 
 def test_the_run_of_the_version_gets_pictures_and_contributions(
-    regressor: Path, tmp_path: Path, new_tracking: MlflowClient
+    regressor: Path,
+    tmp_path: Path,
+    new_tracking: MlflowClient,
 ) -> None:
     run_id = new_tracking.create_run(DEFAULT_EXPERIMENT).info.run_id
     folder = write_classifier(tmp_path / "model", reference=REFERENCE)
@@ -100,7 +111,10 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     assert found.run is not None
     names = {Path(one.path).name for one in new_tracking.list_artifacts(run_id, "explain")}
     assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
-    local = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/explain/contributions.parquet", dst_path=str(tmp_path))
+    local = mlflow.artifacts.download_artifacts(
+        f"runs:/{run_id}/explain/contributions.parquet",
+        dst_path=str(tmp_path),
+    )
     assert pq.read_table(local).num_rows == 12  # both classes
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
 
@@ -125,7 +139,12 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         found = onnxserve.explain(str(model), rows, max_rows=max_rows)
         assert found.values.shape == (max_rows, 2, 1)
         files = found.save(tmp_path / str(max_rows))
-        assert [file.name for file in files] == ["explain.json", "contributions.parquet", "beeswarm.png", "bar.png"]
+        assert [file.name for file in files] == [
+            "explain.json",
+            "contributions.parquet",
+            "beeswarm.png",
+            "bar.png",
+        ]
 
 
 def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> None:
@@ -146,11 +165,19 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"target": "gone"}, InvalidConfig, "the data has no column 'gone'; it has a, b, label, value"),
+        (
+            {"target": "gone"},
+            InvalidConfig,
+            "the data has no column 'gone'; it has a, b, label, value",
+        ),
         ({"data": {"a": ROWS["a"]}}, SchemaMismatch, "'b' is missing"),
         ({"data": "gone.csv"}, InvalidConfig, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, InvalidConfig, "there is no metric 'r2'"),
-        ({"metric": "rmse"}, InvalidConfig, "metric: a metric needs labels; name the label column as target"),
+        (
+            {"metric": "rmse"},
+            InvalidConfig,
+            "metric: a metric needs labels; name the label column as target",
+        ),
         ({"max_evals": 3}, InvalidConfig, "max_evals is 3; 2 columns need at least 5 "),
         (
             {"target": "value", "metric": "accuracy"},
@@ -159,7 +186,12 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(change: dict[str, Any], kind: Any, message: str, regressor: Path) -> None:
+def test_what_is_wrong_is_told_in_a_line(
+    change: dict[str, Any],
+    kind: Any,
+    message: str,
+    regressor: Path,
+) -> None:
     given = {"data": ROWS, **change}
     with pytest.raises(kind, match=message):
         onnxserve.explain(str(regressor), given.pop("data"), given.pop("target", ""), **given)
@@ -172,12 +204,18 @@ def test_what_cannot_be_explained_is_told_why(tmp_path: Path) -> None:
     graph = "g (float[N,2,2] x) => (float[N,2,2] y) { y = Identity(x) }"
     pictures = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
     with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
-        onnxserve.explain(str(write_model(tmp_path / "m", graph, pictures)), {"x": np.ones((4, 2, 2))})
+        onnxserve.explain(
+            str(write_model(tmp_path / "m", graph, pictures)),
+            {"x": np.ones((4, 2, 2))},
+        )
     with pytest.raises(InvalidConfig, match=r"one unnamed tensor.*x, z"):
         onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
 
 
-def test_shap_and_matplotlib_are_asked_for_by_their_extras(regressor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shap_and_matplotlib_are_asked_for_by_their_extras(
+    regressor: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotInstalled, match=r"shap: .*'mlflow-onnxserve\[explain\]'"):
         onnxserve.explain(str(regressor), ROWS)

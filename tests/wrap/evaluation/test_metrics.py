@@ -20,14 +20,25 @@ from mlflow_deploy_plugin.wrap.evaluation.model import ModelPredictions
 ROWS = 300
 
 
-def classifier(classes: Any, seed: int = 0, certainty: float = 1.0) -> tuple[Array, ModelPredictions]:
+def classifier(
+    classes: Any,
+    seed: int = 0,
+    certainty: float = 1.0,
+) -> tuple[Array, ModelPredictions]:
     """Return truth and answers that are mostly correct; scores have ties."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, ROWS)
-    scores = rng.normal(size=(ROWS, len(classes))) + certainty * (truth[:, None] == np.array(classes))
+    scores = rng.normal(size=(ROWS, len(classes))) + certainty * (
+        truth[:, None] == np.array(classes)
+    )
     probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return truth, ModelPredictions(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
+    return truth, ModelPredictions(
+        np.array(classes)[probabilities.argmax(axis=1)],
+        True,
+        probabilities,
+        tuple(classes),
+    )
 
 
 def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPredictions]:
@@ -50,7 +61,11 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
         case "roc_auc":
             assert probabilities is not None
             scores = [
-                metrics.roc_auc_score(truth == label, probabilities[:, place], sample_weight=weights)
+                metrics.roc_auc_score(
+                    truth == label,
+                    probabilities[:, place],
+                    sample_weight=weights,
+                )
                 for place, label in enumerate(labels)
             ]
             return np.mean(scores) if several else scores[-1]
@@ -63,11 +78,17 @@ def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weig
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
 @pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_classifiers_metric_is_scikit_learns(metric: MetricName, classes: list[Any], weighted: bool) -> None:
+def test_a_classifiers_metric_is_scikit_learns(
+    metric: MetricName,
+    classes: list[Any],
+    weighted: bool,
+) -> None:
     truth, answers = classifier(classes)
-    weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
+    weights = (
+        np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
+    )
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
-        of_sklearn(metric, truth, answers, weights)
+        of_sklearn(metric, truth, answers, weights),
     )
 
 
@@ -76,7 +97,7 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
     truth, answers = regressor()
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
-        of_sklearn(metric, truth, answers, weights)
+        of_sklearn(metric, truth, answers, weights),
     )
 
 
@@ -85,7 +106,9 @@ def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) ->
     truth, answers = classifier([0, 1])
     assert answers.probabilities is not None
     probabilities = np.where(
-        truth[:, None] == 1, np.nan, answers.probabilities
+        truth[:, None] == 1,
+        np.nan,
+        answers.probabilities,
     )  # NaN would be sorted as the highest score.
     broken = replace(answers, probabilities=probabilities)
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
@@ -118,7 +141,12 @@ def test_the_default_is_that_of_what_the_model_answers() -> None:
             ModelPredictions(np.zeros(1, int), True),
             "contains 'a', the model returns 0",
         ),
-        ("mae", np.zeros(2), ModelPredictions(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
+        (
+            "mae",
+            np.zeros(2),
+            ModelPredictions(np.zeros((2, 3)), False),
+            r"shape \(2,\), the answers \(2, 3\)",
+        ),
         (
             "log_loss",
             np.array([0, 7]),
@@ -134,7 +162,10 @@ def test_the_default_is_that_of_what_the_model_answers() -> None:
     ],
 )
 def test_a_metric_that_does_not_fit_is_refused_with_the_reason(
-    metric: MetricName, truth: Any, answers: Any, message: str
+    metric: MetricName,
+    truth: Any,
+    answers: Any,
+    message: str,
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         weighted_metric(metric, truth, answers)
@@ -161,8 +192,19 @@ def test_equal_answers_differ_by_nothing() -> None:
 def test_the_same_seed_gives_the_same_bounds() -> None:
     truth, answers = classifier([0, 1])
     _, other = classifier([0, 1], certainty=0.8)
-    assert compared("accuracy", truth, answers, other) == compared("accuracy", truth, answers, other)
-    assert compared("accuracy", truth, answers, other) != compared("accuracy", truth, answers, other, seed=1)
+    assert compared("accuracy", truth, answers, other) == compared(
+        "accuracy",
+        truth,
+        answers,
+        other,
+    )
+    assert compared("accuracy", truth, answers, other) != compared(
+        "accuracy",
+        truth,
+        answers,
+        other,
+        seed=1,
+    )
 
 
 def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
@@ -180,7 +222,9 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         truth = np.ones(ROWS, dtype=int)
-        ours, theirs = (ModelPredictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
+        ours, theirs = (
+            ModelPredictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2)
+        )
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
 
@@ -190,7 +234,12 @@ def test_scores_of_classes_are_the_label_of_the_highest() -> None:
     answers = ModelPredictions(scores, False)
     assert default_metric(truth, answers) == "accuracy"
     assert weighted_metric("accuracy", truth, answers)(np.ones(4)) == 0.75
-    for other in (truth + 0.5, truth + 1, truth[:, None], np.array(["a", "c", "b", "b"], dtype=object)):
+    for other in (
+        truth + 0.5,
+        truth + 1,
+        truth[:, None],
+        np.array(["a", "c", "b", "b"], dtype=object),
+    ):
         assert default_metric(other, answers) == "rmse"
 
 
@@ -203,7 +252,11 @@ def test_no_number_is_no_hit_where_the_target_has_none_either(metric: MetricName
 def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     truth = np.array([f"made up {row}" for row in range(5000)])
     tracemalloc.start()
-    f1 = weighted_metric("f1", truth, ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True))
+    f1 = weighted_metric(
+        "f1",
+        truth,
+        ModelPredictions(np.where(np.arange(5000) % 2, truth, truth[0]), True),
+    )
     found = f1(np.ones(5000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

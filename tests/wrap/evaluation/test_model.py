@@ -22,7 +22,9 @@ ROWS = labelled(12_000)
 
 
 def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Path) -> None:
-    answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)  # predicted in several chunks
+    answers = load_version(write_classifier(tmp_path / "model")).predict(
+        ROWS,
+    )  # predicted in several chunks
     assert answers.is_label
     assert (answers.prediction == ROWS["label"]).mean() > 0.9
     assert answers.probabilities is not None
@@ -41,7 +43,9 @@ def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
         p = Concat <axis = 1> (x, x)
         s = Squeeze(x, last)
         y = Cast <to = 7> (s) }"""
-    answers = load_version(write_model(tmp_path / "model", graph)).predict({"x": np.ones((3, 1), dtype=np.float32)})
+    answers = load_version(write_model(tmp_path / "model", graph)).predict(
+        {"x": np.ones((3, 1), dtype=np.float32)},
+    )
     assert answers.is_label
     assert answers.probabilities is not None
     assert answers.probabilities.shape == (3, 2)
@@ -74,7 +78,9 @@ def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
         serialization_format="cloudpickle",
     )
     loaded = load_version(tmp_path / "model")
-    answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})  # Integers are accepted for a double column.
+    answers = loaded.predict(
+        {**ROWS, "a": ROWS["a"].astype(int)},
+    )  # Integers are accepted for a double column.
     assert answers.is_label
     assert len(answers) == 12_000
     with pytest.raises(SchemaMismatch, match="'b' is missing"):
@@ -94,7 +100,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Hanging(mlflow.pyfunc.PythonModel):
         def predict(self, context: Any, model_input: Any) -> list[Any]:
@@ -113,7 +120,8 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)]
+    ("shape", "size"),
+    [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)],
 )
 def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
     assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
@@ -129,7 +137,8 @@ with downloaded_version(resolve(sys.argv[1])):
 
 
 def test_the_copy_of_a_version_that_a_killed_command_has_left_goes_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = write_classifier(tmp_path / "model")
     (tmp_path / "tmp").mkdir()

@@ -13,7 +13,9 @@ def test_bounds_equal_those_of_scipy(hits: int, count: int, confidence: float) -
 
     wilson = test.proportion_ci(confidence, "wilson")
     exact = test.proportion_ci(confidence, "exact")
-    assert wilson_bounds(hits / count, count, confidence) == pytest.approx((wilson.low, wilson.high))
+    assert wilson_bounds(hits / count, count, confidence) == pytest.approx(
+        (wilson.low, wilson.high),
+    )
     assert clopper_pearson_bounds(hits, count, confidence) == pytest.approx((exact.low, exact.high))
 
 
@@ -21,4 +23,6 @@ def test_fractional_rows_have_bounds_between_those_of_whole_rows() -> None:
     low, high = clopper_pearson_bounds(1.5, 30.5, 0.95)
 
     assert clopper_pearson_bounds(1, 30.5, 0.95)[0] < low < clopper_pearson_bounds(2, 30.5, 0.95)[0]
-    assert clopper_pearson_bounds(1, 30.5, 0.95)[1] < high < clopper_pearson_bounds(2, 30.5, 0.95)[1]
+    assert (
+        clopper_pearson_bounds(1, 30.5, 0.95)[1] < high < clopper_pearson_bounds(2, 30.5, 0.95)[1]
+    )

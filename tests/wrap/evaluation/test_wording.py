@@ -12,8 +12,14 @@ from tests.support.messages import message_of
 
 ROWS = labelled(60)
 MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown target": ({"target": "gone"}, "the data has no column 'gone'; it has a, b, label, value"),
-    "no data": ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
+    "an unknown target": (
+        {"target": "gone"},
+        "the data has no column 'gone'; it has a, b, label, value",
+    ),
+    "no data": (
+        {"data": {}},
+        "the data needs non-empty arrays of equal length; its arrays are none",
+    ),
     "columns of different lengths": (
         {"data": {"a": [1, 2], "label": [1]}},
         "the data needs non-empty arrays of equal length; its arrays are a [2], label [1]",
@@ -27,7 +33,10 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"metric": "r2"},
         "there is no metric 'r2'; the metrics are accuracy, f1, roc_auc, log_loss, rmse, mae",
     ),
-    "no texts": ({"strengths": {"typos": []}}, "no disturbance can be measured: typos: the model has no text inputs"),
+    "no texts": (
+        {"strengths": {"typos": []}},
+        "no disturbance can be measured: typos: the model has no text inputs",
+    ),
 }
 STRENGTHS: dict[str, str] = {
     "noise=-1": "noise cannot have the strength -1.0; a number above 0, up to 1e+06, is expected",
@@ -40,13 +49,23 @@ STRENGTHS: dict[str, str] = {
 
 @pytest.mark.parametrize(("change", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_a_refusal_names_what_cannot_be_measured(
-    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = {"data": ROWS, "target": "label", "strengths": {"noise": [0.1]}, **change}
     model = str(write_classifier(tmp_path / "model"))
     assert (
-        message_of(lambda: onnxserve.robustness(model, options.pop("data"), options.pop("target"), **options))
+        message_of(
+            lambda: onnxserve.robustness(
+                model,
+                options.pop("data"),
+                options.pop("target"),
+                **options,
+            ),
+        )
         == message
     )
 

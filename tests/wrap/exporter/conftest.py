@@ -34,7 +34,10 @@ def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) 
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
 
-    encoder = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["carrier"]), remainder="passthrough")
+    encoder = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["carrier"]),
+        remainder="passthrough",
+    )
     model = make_pipeline(encoder, RandomForestClassifier(10, max_depth=4, random_state=0))
     late = np.where(forest_rows["distance"] > 1000, "late", "on time")
     folder = tmp_path_factory.mktemp("forest") / "forest"

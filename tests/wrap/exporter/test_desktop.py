@@ -20,12 +20,16 @@ from tests.support.refusals import refused
 from tests.support.waiting import wait_until
 
 needs_builder = pytest.mark.skipif(
-    not (find_spec("PyInstaller") and find_spec("_tkinter")), reason="PyInstaller or tkinter is not installed"
+    not (find_spec("PyInstaller") and find_spec("_tkinter")),
+    reason="PyInstaller or tkinter is not installed",
 )
 
 
 @pytest.fixture(scope="module")
-def program(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+def program(
+    forest: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Path, list[str]]]:
     """A built program, and the messages of its build. Its folder is deleted, because it has 160 MB."""
     folder, messages = tmp_path_factory.mktemp("dist") / "forest", list[str]()
     exported = onnxserve.export(str(forest), "desktop", folder, progress=messages.append)
@@ -35,7 +39,9 @@ def program(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @needs_builder
 @pytest.mark.long
-def test_a_program_has_its_size_and_start_time_and_no_training_data(program: tuple[Path, list[str]]) -> None:
+def test_a_program_has_its_size_and_start_time_and_no_training_data(
+    program: tuple[Path, list[str]],
+) -> None:
     folder, messages = program
     assert os.access(folder / "predict", os.X_OK)
     assert any("MB" in message and "started" in message for message in messages)
@@ -50,23 +56,36 @@ def test_a_program_has_its_size_and_start_time_and_no_training_data(program: tup
 
 @needs_builder
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("Xvfb") is None, reason="no Xvfb on this machine (apt-get install xvfb)")
+@pytest.mark.skipif(
+    shutil.which("Xvfb") is None,
+    reason="no Xvfb on this machine (apt-get install xvfb)",
+)
 def test_a_program_opens_its_window_without_a_network_and_ends_on_sigterm(
-    program: tuple[Path, list[str]], tmp_path: Path
+    program: tuple[Path, list[str]],
+    tmp_path: Path,
 ) -> None:
     folder, _ = program
     reader, writer = os.pipe()
-    with subprocess.Popen(["Xvfb", "-displayfd", str(writer)], pass_fds=[writer], stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        ["Xvfb", "-displayfd", str(writer)],
+        pass_fds=[writer],
+        stderr=subprocess.DEVNULL,
+    ) as server:
         os.close(writer)
         with open(reader) as numbers:
             display = int(numbers.readline())
-        isolated = ["unshare", "-rn"] if subprocess.run(["unshare", "-rn", "true"], check=False).returncode == 0 else []
+        isolated = (
+            ["unshare", "-rn"]
+            if subprocess.run(["unshare", "-rn", "true"], check=False).returncode == 0
+            else []
+        )
         command = [*isolated, "env", "-i", f"DISPLAY=:{display}", str(folder / "predict")]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as window:
             from PIL import ImageGrab
 
             wait_until(
-                lambda: len(ImageGrab.grab(xdisplay=f":{display}").getcolors(2**24) or ()) > 10, what="the window"
+                lambda: len(ImageGrab.grab(xdisplay=f":{display}").getcolors(2**24) or ()) > 10,
+                what="the window",
             )
             window.send_signal(signal.SIGTERM)
             assert window.wait(30) == -signal.SIGTERM
@@ -92,7 +111,10 @@ def test_a_version_without_an_onnx_form_has_no_program(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["PyInstaller", "openpyxl", "_tkinter"])
 def test_a_missing_package_is_named(
-    missing: str, forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    forest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(desktop, "find_spec", lambda name: None if name == missing else object())
     with refused(NotInstalled, missing.strip("_")):

@@ -42,10 +42,16 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
 
 
-def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(tmp_path: Path) -> None:
+def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_types(
+    tmp_path: Path,
+) -> None:
     random = np.random.default_rng(0)
     rows = pd.DataFrame(
-        {"late": random.random(40) > 0.5, "hour": random.integers(0, 24, 40), "distance": random.normal(size=40)}
+        {
+            "late": random.random(40) > 0.5,
+            "hour": random.integers(0, 24, 40),
+            "distance": random.normal(size=40),
+        },
     )
     save_model(LogisticRegression().fit(rows, rows["late"]), tmp_path / "model", input_example=rows)
     assert onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").rows == 505
@@ -65,7 +71,11 @@ def test_booleans_and_integers_that_the_graph_stacks_with_floats_keep_their_type
     ],
 )
 def test_a_version_is_exported_and_proven(
-    form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
+    form: Any,
+    name: str,
+    model: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     folder = request.getfixturevalue(model)
     exported = onnxserve.export(str(folder), form, tmp_path / name)
@@ -77,22 +87,32 @@ def test_a_version_is_exported_and_proven(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(forest: Path, tmp_path: Path) -> None:
+def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(
+    forest: Path,
+    tmp_path: Path,
+) -> None:
     onnxserve.export(str(forest), "onnx", tmp_path / "forest.onnx")
 
     graph = onnx.load(str(tmp_path / "forest.onnx"))
     onnx.checker.check_model(graph)
-    known = orjson.loads(next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY))
+    known = orjson.loads(
+        next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY),
+    )
     assert [column["name"] for column in known["columns"]] == ["carrier", "distance"]
     assert known["classes"] == ["late", "on time"]
     assert known["parity"] == "proven"
     assert known["source"] == ""  # Paths of this machine are not exported.
-    inputs = [node.name for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()]
+    inputs = [
+        node.name
+        for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()
+    ]
     assert inputs == [entry["name"] for entry in known["inputs"]]
 
 
 def test_a_registered_version_keeps_its_number(
-    mixed: Path, tmp_path: Path, new_database: Callable[[Path], str]
+    mixed: Path,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
@@ -106,20 +126,31 @@ def test_a_registered_version_keeps_its_number(
     with zipfile.ZipFile(exported.path) as archive:
         archive.extract("flight_delay/model.onnx", tmp_path)
     known = Model(tmp_path / "flight_delay" / "model.onnx")
-    assert (known.name, known.version, known.source) == ("Flight Delay", "1", "models:/Flight Delay/1")
+    assert (known.name, known.version, known.source) == (
+        "Flight Delay",
+        "1",
+        "models:/Flight Delay/1",
+    )
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
 def test_the_runner_answers_frames_as_the_original(
-    name: str, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
+    name: str,
+    forest: Path,
+    forest_rows: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     form: Any = name.partition(".")[2]
     onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
     served = load_model(str(forest))
 
-    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)  # The order of a sum depends on the shapes.
+    outputs = Model(tmp_path / name, threads=1).outputs(
+        forest_rows,
+    )  # The order of a sum depends on the shapes.
 
-    feeds = served.schema.from_columns({str(column): forest_rows[column].to_numpy() for column in forest_rows})
+    feeds = served.schema.from_columns(
+        {str(column): forest_rows[column].to_numpy() for column in forest_rows},
+    )
     for output, want in served.run(feeds).items():
         np.testing.assert_array_equal(outputs[output], want)
 
@@ -127,7 +158,9 @@ def test_the_runner_answers_frames_as_the_original(
 def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
     exported = onnxserve.export(str(mixed), "bundle", tmp_path / "m.zip")
     with zipfile.ZipFile(exported.path) as archive:
-        assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(archive.namelist())
+        assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(
+            archive.namelist(),
+        )
 
 
 @pytest.mark.long
@@ -142,18 +175,34 @@ def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path:
         results = sorted(threads.map(export, range(4)))
     assert results == [str(tmp_path / "b"), "refused", "refused", "refused"]
     assert os.listdir(tmp_path) == ["b"]
-    assert sorted(os.listdir(tmp_path / "b")) == ["README.md", "example.json", "examples", "model.onnx", "predict.py"]
+    assert sorted(os.listdir(tmp_path / "b")) == [
+        "README.md",
+        "example.json",
+        "examples",
+        "model.onnx",
+        "predict.py",
+    ]
 
 
-def test_rows_of_a_file_are_the_rows_of_the_proof(forest: Path, forest_rows: pd.DataFrame, tmp_path: Path) -> None:
+def test_rows_of_a_file_are_the_rows_of_the_proof(
+    forest: Path,
+    forest_rows: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     forest_rows.to_csv(tmp_path / "rows.csv", index=False)
-    assert onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows == 700
+    assert (
+        onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows
+        == 700
+    )
 
 
 @pytest.mark.long
 def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).lognormal(size=(60, 2))
-    model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(rows, rows[:, 0] > 1)
+    model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(
+        rows,
+        rows[:, 0] > 1,
+    )
     save_model(model, tmp_path / "model", input_example=rows)
 
     exported = onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "model.onnx")
@@ -163,7 +212,11 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"^row 1:.*NaN.*Logistic"):
         runner.predict([[1.0, 1.0], [1.0, -5.0]])
     graph = onnx.load(exported.path)
-    mlflow.onnx.save_model(graph, tmp_path / "stock", signature=infer_signature(rows.astype(np.float32)))
+    mlflow.onnx.save_model(
+        graph,
+        tmp_path / "stock",
+        signature=infer_signature(rows.astype(np.float32)),
+    )
     save_model(graph, tmp_path / "wrapped", input_example=rows.astype(np.float32))
     for name in ("stock", "wrapped"):
         served = OnnxModel.load(tmp_path / name)
@@ -181,7 +234,11 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
     assert orjson.loads((exported.path / "example.json").read_bytes())["x"]["dims"] == [2, 3]
 
 
-def test_an_export_that_never_answers_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_never_answers_is_refused(
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
     with pytest.raises(ParityError, match=r"within 0\.01 s"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
@@ -197,9 +254,15 @@ def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_pa
 
 @pytest.mark.parametrize(("share", "is_kept"), [(2e-6, True), (1e-4, False)])
 def test_a_small_score_beside_large_ones_may_be_rounded_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, is_kept: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    is_kept: bool,
 ) -> None:
-    folder = write_model(tmp_path / "scores", "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }")
+    folder = write_model(
+        tmp_path / "scores",
+        "scores (float[N,2] x) => (float[N,2] y) { y = Identity(x) }",
+    )
     rounded = f"""
 _outputs = Model.outputs
 def outputs(self, rows):
@@ -209,7 +272,12 @@ def outputs(self, rows):
 Model.outputs = outputs
 """
     runner = tmp_path / "runner.py"
-    runner.write_text(RUNNER.read_text().replace('if __name__ == "__main__":', rounded + 'if __name__ == "__main__":'))
+    runner.write_text(
+        RUNNER.read_text().replace(
+            'if __name__ == "__main__":',
+            rounded + 'if __name__ == "__main__":',
+        ),
+    )
     monkeypatch.setattr(exporting, "RUNNER", runner)
     rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
     refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ "
@@ -217,7 +285,11 @@ Model.outputs = outputs
         onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 
 
-def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_does_not_run_is_refused(
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     broken = tmp_path / "runner.py"
     broken.write_text("import mlflow_deploy_plugin\n")
     monkeypatch.setattr(exporting, "RUNNER", broken)
@@ -226,7 +298,9 @@ def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, mon
 
 
 def test_a_graph_that_one_file_cannot_hold_is_refused(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporting, "_LARGEST_PROTOBUF", 100)
     with pytest.raises(ConversionError, match=r"flight-delay .*gigabytes"):
@@ -237,8 +311,16 @@ def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> Non
     graph = "heavy (float[N,2] x) => (float[N,2] y) <float[2] w = {0.5, 0.5}> { y = Mul(x, w) }"
     folder = write_model(tmp_path / "heavy", graph)
     loaded = onnx.load(str(folder / "model.onnx"))
-    loaded.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full(2, 0.5, np.float32), "w"))
-    onnx.save(loaded, str(folder / "model.onnx"), save_as_external_data=True, location="w.data", size_threshold=0)
+    loaded.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full(2, 0.5, np.float32), "w"),
+    )
+    onnx.save(
+        loaded,
+        str(folder / "model.onnx"),
+        save_as_external_data=True,
+        location="w.data",
+        size_threshold=0,
+    )
     assert (folder / "w.data").exists()
 
     exported = onnxserve.export(str(folder), "onnx", tmp_path / "out" / "m.onnx")
@@ -253,9 +335,27 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     (out / "m.onnx").write_text("mine")
     pyfunc = save_pyfuncs(tmp_path / "pyfuncs", ["days"])["days"]
     cases: list[tuple[type[OnnxserveError], str, str, Any, dict[str, Any]]] = [
-        (InvalidConfig, "the format 'pickle' is unknown; supported are onnx, ort", str(mixed), "pickle", {}),
-        (InvalidConfig, "wheels are only supported for the format bundle", str(mixed), "onnx", {"wheels": tmp_path}),
-        (InvalidConfig, "a package name is only supported for the format wheel", str(mixed), "onnx", {"name": "m"}),
+        (
+            InvalidConfig,
+            "the format 'pickle' is unknown; supported are onnx, ort",
+            str(mixed),
+            "pickle",
+            {},
+        ),
+        (
+            InvalidConfig,
+            "wheels are only supported for the format bundle",
+            str(mixed),
+            "onnx",
+            {"wheels": tmp_path},
+        ),
+        (
+            InvalidConfig,
+            "a package name is only supported for the format wheel",
+            str(mixed),
+            "onnx",
+            {"name": "m"},
+        ),
         (InvalidConfig, "contains no wheels", str(mixed), "bundle", {"wheels": out}),
         (
             InvalidConfig,
@@ -265,8 +365,20 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
             {"rows": {"carrier": ["a"]}},
         ),
         (InvalidConfig, "cannot be read", str(mixed), "onnx", {"rows": tmp_path / "none.csv"}),
-        (InvalidConfig, "'!!' is not a valid name of a Python package", str(mixed), "wheel", {"name": "!!"}),
-        (InvalidConfig, "'statistics' is not a valid name", str(mixed), "wheel", {"name": "statistics"}),
+        (
+            InvalidConfig,
+            "'!!' is not a valid name of a Python package",
+            str(mixed),
+            "wheel",
+            {"name": "!!"},
+        ),
+        (
+            InvalidConfig,
+            "'statistics' is not a valid name",
+            str(mixed),
+            "wheel",
+            {"name": "statistics"},
+        ),
         (NotFound, "nowhere", str(tmp_path / "nowhere"), "onnx", {}),
         (ConversionError, "has no ONNX form; convert it first", str(pyfunc), "onnx", {}),
     ]

@@ -24,7 +24,12 @@ from tests.support.guides import ROOT
 
 @pytest.fixture(scope="module")
 def wheel(forest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return onnxserve.export(str(forest), "wheel", tmp_path_factory.mktemp("dist"), name="Flight-Delay").path
+    return onnxserve.export(
+        str(forest),
+        "wheel",
+        tmp_path_factory.mktemp("dist"),
+        name="Flight-Delay",
+    ).path
 
 
 def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
@@ -51,13 +56,23 @@ def _asked_for() -> dict[str, SpecifierSet]:
     """Return the requirements of the package's extra `cpu`."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lines = (line for line in setup["options.extras_require"]["cpu"].split("\n") if line and not line.startswith("#"))
+    lines = (
+        line
+        for line in setup["options.extras_require"]["cpu"].split("\n")
+        if line and not line.startswith("#")
+    )
     return {one.name: one.specifier for one in map(Requirement, lines)}
 
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [("3", "3"), ("1.2.0", "1.2.0"), ("m-1F_x", "0+m.1f.x"), ("unknown", "0+unknown"), ("?", "0+unknown")],
+    [
+        ("3", "3"),
+        ("1.2.0", "1.2.0"),
+        ("m-1F_x", "0+m.1f.x"),
+        ("unknown", "0+unknown"),
+        ("?", "0+unknown"),
+    ],
 )
 def test_any_version_of_a_model_has_a_form_that_pip_takes(version: str, expected: str) -> None:
     assert wheel_version(version) == expected
@@ -65,13 +80,21 @@ def test_any_version_of_a_model_has_a_form_that_pip_takes(version: str, expected
 
 @pytest.mark.install
 def test_a_fresh_environment_answers_as_the_served_model(
-    wheel: Path, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
+    wheel: Path,
+    forest: Path,
+    forest_rows: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([uv, "pip", "install", "-q", "--python", python, wheel], check=True)
-    listed = subprocess.run([uv, "pip", "list", "--python", python], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [uv, "pip", "list", "--python", python],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert "onnxserve" not in listed
     forest_rows.to_json(tmp_path / "rows.json", orient="records")
     command = [str(python), "-I", "-m", "flight_delay", str(tmp_path / "rows.json")]
@@ -79,14 +102,22 @@ def test_a_fresh_environment_answers_as_the_served_model(
     ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
 
     served = load_model(str(forest))
-    feeds = served.schema.from_columns({str(column): forest_rows[column].to_numpy() for column in forest_rows})
+    feeds = served.schema.from_columns(
+        {str(column): forest_rows[column].to_numpy() for column in forest_rows},
+    )
     want = served.run(feeds)
     records = [orjson.loads(line) for line in ran.stdout.splitlines()]
     assert [record["label"] for record in records] == want["label"].tolist()
-    np.testing.assert_allclose([record["probabilities"] for record in records], want["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(
+        [record["probabilities"] for record in records],
+        want["probabilities"],
+        atol=1e-6,
+    )
     code = "import flight_delay as f; print(f.__version__, f.classes(), f.predict({'carrier': 'UA', 'distance': 9.0}))"
     ran = subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == [f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']"]
+    assert ran.stdout.splitlines() == [
+        f"{wheel.name.split('-')[1]} ['late', 'on time'] ['on time']",
+    ]
 
 
 def test_a_name_of_a_model_is_no_code(mixed: Path, tmp_path: Path) -> None:

@@ -42,7 +42,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
     page = (bundle / "README.md").read_text()
     assert page.splitlines()[0].removeprefix("# ").split(", ") == ["kinds", "version m-1"]
-    assert mentions(page, "`f` (float)", "`d` (double)", "`l` (long)", "`i` (integer)", "`b` (boolean)", "`s` (string)")
+    assert mentions(
+        page,
+        "`f` (float)",
+        "`d` (double)",
+        "`l` (long)",
+        "`i` (integer)",
+        "`b` (boolean)",
+        "`s` (string)",
+    )
     assert mentions(page, "'onnxruntime>=1.29'", "'numpy>=1.26'")
     example = json.loads((bundle / "example.json").read_text())
     assert example["f"] == {"type": "float32", "dims": [1, 1], "data": ["NaN"]}
@@ -65,7 +73,9 @@ def conda(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return onnxserve.export(str(mixed), "conda", tmp_path_factory.mktemp("conda") / "flights").path
 
 
-def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(conda: Path) -> None:
+def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
+    conda: Path,
+) -> None:
     """A file of `conda env create` has a name, channels, packages for conda, and at most one list for pip."""
     environment = yaml.safe_load((conda / "environment.yml").read_text())
     *packages, last = environment["dependencies"]
@@ -76,7 +86,11 @@ def test_a_conda_export_has_an_environment_with_the_exact_versions_of_the_check(
     assert all(re.fullmatch(r"[a-z]+=\d+(\.\d+)+", package) for package in packages)
     assert list(last) == ["pip"]
     assert [Requirement(line) in freeze() for line in last["pip"]] == [True, True]
-    assert mentions((conda / "README.md").read_text(), "conda env create -f environment.yml", environment["name"])
+    assert mentions(
+        (conda / "README.md").read_text(),
+        "conda env create -f environment.yml",
+        environment["name"],
+    )
 
 
 def freeze() -> list[Requirement]:
@@ -101,18 +115,28 @@ def test_the_environment_of_a_conda_export_runs_it(conda: Path, tmp_path: Path) 
         ]
         subprocess.run(command, check=True)
     else:
-        packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1]["pip"]
+        packages = yaml.safe_load((conda / "environment.yml").read_text())["dependencies"][-1][
+            "pip"
+        ]
         subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
         install = [str(python), "-m", "pip", "install", "-q", "--retries", "0", *packages]
         if subprocess.run(install, check=False).returncode:
             pytest.skip("pip cannot install onnxruntime and numpy: there is no package index")
     done = subprocess.run(
-        [python, "predict.py", tmp_path / "rows.csv"], cwd=conda, capture_output=True, text=True, check=True
+        [python, "predict.py", tmp_path / "rows.csv"],
+        cwd=conda,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == ["yes", "yes"]
 
 
-def test_wheels_that_cannot_be_fetched_are_said(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_that_cannot_be_fetched_are_said(
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ConversionError, match=r"onnxruntime and numpy.*--wheels"):
         onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True)
@@ -121,10 +145,21 @@ def test_wheels_that_cannot_be_fetched_are_said(mixed: Path, tmp_path: Path, mon
 
 def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    described: dict[str, Any] = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
+    described: dict[str, Any] = {
+        "name": "m",
+        "version": "1",
+        "columns": [],
+        "tensors": [],
+        "outputs": [],
+    }
     with pytest.raises(ConversionError, match=r"'x' .*float16"):
         write_bundle(
-            tmp_path / "b", tmp_path / "model.onnx", described, {"x": np.ones((1, 1), np.float16)}, None, False
+            tmp_path / "b",
+            tmp_path / "model.onnx",
+            described,
+            {"x": np.ones((1, 1), np.float16)},
+            None,
+            False,
         )
 
 
@@ -136,11 +171,33 @@ def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> Non
     library = next(Path(root, "lib").glob("libonnxruntime.so*"))
     source, program = bundle / "examples" / "predict.cpp", tmp_path / "predict"
     subprocess.run(
-        ["g++", "-std=c++17", "-I", f"{root}/include", source, library, f"-Wl,-rpath,{root}/lib", "-o", program],
+        [
+            "g++",
+            "-std=c++17",
+            "-I",
+            f"{root}/include",
+            source,
+            library,
+            f"-Wl,-rpath,{root}/lib",
+            "-o",
+            program,
+        ],
         check=True,
     )
-    ran = subprocess.run([program, bundle / "model.onnx"], check=True, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == ["f2: nan", "d2: -1e+300", f"l2: {2**53}", "i2: -7", "b2: 0", f"s2: {TEXT}"]
+    ran = subprocess.run(
+        [program, bundle / "model.onnx"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.splitlines() == [
+        "f2: nan",
+        "d2: -1e+300",
+        f"l2: {2**53}",
+        "i2: -7",
+        "b2: 0",
+        f"s2: {TEXT}",
+    ]
 
 
 @pytest.mark.install
@@ -150,22 +207,56 @@ def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path)
     folder = tmp_path / "a bundle"
     shutil.copytree(bundle, folder)
     # The install script would download CUDA.
-    subprocess.run(["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"], cwd=folder, check=True)
-    ran = subprocess.run(["node", folder / "examples" / "predict.mjs"], check=True, capture_output=True, text=True)
+    subprocess.run(
+        ["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"],
+        cwd=folder,
+        check=True,
+    )
+    ran = subprocess.run(
+        ["node", folder / "examples" / "predict.mjs"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     answers = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert [next(iter(answer.values())) for answer in answers] == [[None], [-1e300], [2**53], [-7], [0], [TEXT]]
+    assert [next(iter(answer.values())) for answer in answers] == [
+        [None],
+        [-1e300],
+        [2**53],
+        [-7],
+        [0],
+        [TEXT],
+    ]
 
 
 @pytest.mark.install
-def test_fetched_wheels_are_enough_for_a_machine_without_network(mixed: Path, tmp_path: Path) -> None:
+def test_fetched_wheels_are_enough_for_a_machine_without_network(
+    mixed: Path,
+    tmp_path: Path,
+) -> None:
     made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True).path
     uv = Path(sys.prefix, "bin", "uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     offline = ["--offline", "--no-index", "--find-links", str(made / "wheels")]
     subprocess.run(
-        [str(uv), "pip", "install", "-q", "--python", str(python), *offline, "onnxruntime", "numpy"], check=True
+        [
+            str(uv),
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            str(python),
+            *offline,
+            "onnxruntime",
+            "numpy",
+        ],
+        check=True,
     )
     (tmp_path / "rows.csv").write_text("carrier,distance,hour,late\nUA,1400,17,true\n")
-    ran = subprocess.run([python, "-I", made / "predict.py", tmp_path / "rows.csv"], check=True, capture_output=True)
+    ran = subprocess.run(
+        [python, "-I", made / "predict.py", tmp_path / "rows.csv"],
+        check=True,
+        capture_output=True,
+    )
     assert json.loads(ran.stdout)["label"] == "yes"

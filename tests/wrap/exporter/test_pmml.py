@@ -16,7 +16,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidConfig, NotInstalled, ParityError
+from mlflow_deploy_plugin.core.errors import (
+    CodeRefused,
+    ConversionError,
+    InvalidConfig,
+    NotInstalled,
+    ParityError,
+)
 from mlflow_deploy_plugin.wrap.exporter.pmml import served_outputs
 from mlflow_deploy_plugin.wrap.flavor.save import save_model
 from tests.support.pmml import needs_java
@@ -46,7 +52,7 @@ def flights() -> pd.DataFrame:
             "distance": random.normal(1000, 300, 60),
             "hour": random.integers(0, 24, 60),
             "holiday": random.random(60) > 0.5,
-        }
+        },
     )
 
 
@@ -64,7 +70,9 @@ def fitted(flights: pd.DataFrame) -> Pipeline:
 @pytest.mark.long
 @needs_java
 def test_the_file_has_the_columns_and_the_answers_of_the_version(
-    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path
+    fitted: Pipeline,
+    flights: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     uri = save_sklearn(fitted, tmp_path / "flights", flights[:20])
     exported = onnxserve.export(uri, "pmml", tmp_path / "flights.pmml")
@@ -80,15 +88,23 @@ def test_the_file_has_the_columns_and_the_answers_of_the_version(
 @pytest.mark.long
 @needs_java
 def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
-    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
+    fitted: Pipeline,
+    flights: pd.DataFrame,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     with tracking_at(new_database(tmp_path)):
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")))
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")),
+        )
         options = {**_OPTIONS, "input_example": flights[:20], "registered_model_name": "flights"}
         mlflow.sklearn.log_model(fitted, name="model", **options)
         onnxserve.wrap_model("models:/flights/1", data=flights)
         path, original = tmp_path / "flights.pmml", "models:/flights/1"
-        with refused(CodeRefused, f"--original {original}"):  # The tag of a version alone must not run code.
+        with refused(
+            CodeRefused,
+            f"--original {original}",
+        ):  # The tag of a version alone must not run code.
             onnxserve.export("models:/flights/2", "pmml", path)
         exported = onnxserve.export("models:/flights/2", "pmml", path, original=original)
 
@@ -99,9 +115,16 @@ def test_a_wrapped_version_is_exported_from_the_model_from_which_it_was_wrapped(
 @needs_java
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
 @pytest.mark.parametrize("is_booster", [False, True])
-def test_boosters_are_exported_with_missing_values(library: str, is_booster: bool, tmp_path: Path) -> None:
+def test_boosters_are_exported_with_missing_values(
+    library: str,
+    is_booster: bool,
+    tmp_path: Path,
+) -> None:
     module = pytest.importorskip(library)
-    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32), columns=["a", "b c", "d"])
+    rows = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32),
+        columns=["a", "b c", "d"],
+    )
     rows.iloc[::5, 0] = np.nan
     labels = (rows["d"] > 0).astype(int)
     name = {"xgboost": "XGBClassifier", "lightgbm": "LGBMClassifier"}[library]
@@ -120,11 +143,20 @@ def test_boosters_are_exported_with_missing_values(library: str, is_booster: boo
 @pytest.mark.long
 @needs_java
 def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
-    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)) + np.repeat([[0, 9], [9, 0]], 20, axis=0))
+    rows = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(40, 2)) + np.repeat([[0, 9], [9, 0]], 20, axis=0),
+    )
     rows = rows.set_axis(["a", "b"], axis=1)
     model = KMeans(2, random_state=0).fit(rows)
-    exported = onnxserve.export(save_sklearn(model, tmp_path / "model", rows), "pmml", tmp_path / "model.pmml")
-    assert evaluate(exported.path, rows)["cluster"].astype(int).tolist() == model.predict(rows).tolist()
+    exported = onnxserve.export(
+        save_sklearn(model, tmp_path / "model", rows),
+        "pmml",
+        tmp_path / "model.pmml",
+    )
+    assert (
+        evaluate(exported.path, rows)["cluster"].astype(int).tolist()
+        == model.predict(rows).tolist()
+    )
 
 
 @pytest.mark.long
@@ -132,7 +164,11 @@ def test_a_clustering_is_exported_with_its_clusters(tmp_path: Path) -> None:
 def test_a_model_of_an_array_is_exported_with_numbered_fields(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3))
     model = LinearRegression().fit(rows, rows @ [[1, 2], [3, 4], [5, 6]])
-    exported = onnxserve.export(save_sklearn(model, tmp_path / "model", rows), "pmml", tmp_path / "model.pmml")
+    exported = onnxserve.export(
+        save_sklearn(model, tmp_path / "model", rows),
+        "pmml",
+        tmp_path / "model.pmml",
+    )
 
     answers = evaluate(exported.path, pd.DataFrame(rows, columns=["x1", "x2", "x3"]))
     assert np.allclose(answers[["y1", "y2"]], model.predict(rows), atol=1e-5)
@@ -142,8 +178,17 @@ def test_a_model_of_an_array_is_exported_with_numbered_fields(tmp_path: Path) ->
 @needs_java
 def test_a_model_without_a_pmml_form_is_refused_with_the_reason(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3))
-    uri = save_sklearn(RandomForestClassifier(3).fit(rows, rows[:, :2] > 0), tmp_path / "model", rows)
-    with refused(ConversionError, "sklearn2pmml", "RandomForestClassifier", "multi label") as refusal:
+    uri = save_sklearn(
+        RandomForestClassifier(3).fit(rows, rows[:, :2] > 0),
+        tmp_path / "model",
+        rows,
+    )
+    with refused(
+        ConversionError,
+        "sklearn2pmml",
+        "RandomForestClassifier",
+        "multi label",
+    ) as refusal:
         onnxserve.export(uri, "pmml", tmp_path / "m.pmml")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "m.pmml").exists()
@@ -152,15 +197,25 @@ def test_a_model_without_a_pmml_form_is_refused_with_the_reason(tmp_path: Path) 
 @pytest.mark.long
 @needs_java
 def test_another_original_is_refused_by_its_answers(
-    fitted: Pipeline, flights: pd.DataFrame, tmp_path: Path, new_database: Callable[[Path], str]
+    fitted: Pipeline,
+    flights: pd.DataFrame,
+    tmp_path: Path,
+    new_database: Callable[[Path], str],
 ) -> None:
     with tracking_at(new_database(tmp_path)):
-        mlflow.set_experiment(experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")))
+        mlflow.set_experiment(
+            experiment_id=mlflow.create_experiment("flights", str(tmp_path / "artifacts")),
+        )
         other = clone(fitted).fit(flights, np.where(flights["hour"] > 6, "late", "on time"))
         info = mlflow.sklearn.log_model(other, name="model", input_example=flights[:20], **_OPTIONS)
         save_model(fitted, tmp_path / "flights", input_example=flights)
         with refused(ParityError, "label"):
-            onnxserve.export(str(tmp_path / "flights"), "pmml", tmp_path / "flights.pmml", original=info.model_uri)
+            onnxserve.export(
+                str(tmp_path / "flights"),
+                "pmml",
+                tmp_path / "flights.pmml",
+                original=info.model_uri,
+            )
     assert not (tmp_path / "flights.pmml").exists()
 
 
@@ -170,20 +225,38 @@ def test_a_version_without_an_original_names_the_remedy(forest: Path, tmp_path: 
         onnxserve.export(str(forest), "pmml", tmp_path / "forest.pmml")
 
 
-def test_without_java_the_package_is_named(forest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_the_package_is_named(
+    forest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with refused(NotInstalled, "Java", "default-jre-headless"):
         onnxserve.export(str(forest), "pmml", tmp_path / "forest.pmml")
 
 
 def test_pmml_fields_become_the_outputs_of_the_served_model() -> None:
-    fields = {"y": np.array([1, 0]), "probability(0)": np.array([0.2, 0.7]), "probability(1)": np.array([0.8, 0.3])}
+    fields = {
+        "y": np.array([1, 0]),
+        "probability(0)": np.array([0.2, 0.7]),
+        "probability(1)": np.array([0.8, 0.3]),
+    }
     roles = {"label": "label", "probabilities": "probabilities", "scores": "values"}
-    expected = {name: np.zeros(shape, np.float32) for name, shape in zip(roles, [(2,), (2, 2), (2, 3)], strict=True)}
+    expected = {
+        name: np.zeros(shape, np.float32)
+        for name, shape in zip(roles, [(2,), (2, 2), (2, 3)], strict=True)
+    }
     outputs = served_outputs(fields, roles, expected)
 
-    assert list(outputs) == ["label", "probabilities"]  # PMML has no field with three values per row.
+    assert list(outputs) == [
+        "label",
+        "probabilities",
+    ]  # PMML has no field with three values per row.
     assert outputs["label"].tolist() == [1, 0]
     assert np.allclose(outputs["probabilities"], [[0.2, 0.8], [0.7, 0.3]])
-    booster = served_outputs(fields, {"prediction": "values"}, {"prediction": np.zeros(2, np.float32)})
+    booster = served_outputs(
+        fields,
+        {"prediction": "values"},
+        {"prediction": np.zeros(2, np.float32)},
+    )
     assert np.allclose(booster["prediction"], [0.8, 0.3])

@@ -15,7 +15,14 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.wrap.exporter.runner import Model
 from tests.support.models import IDENTITY, parse_graph
 
-FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+FRAME = pd.DataFrame(
+    {
+        "carrier": ["UA", "AA"],
+        "distance": [1400.0, -4000.0],
+        "hour": [17, 9],
+        "late": [True, False],
+    },
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +65,30 @@ def test_a_model_knows_itself(model: Model) -> None:
     [
         ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; expected a string"),
         ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; expected a string"),
-        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; expected a value of the type double"),
-        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'; expected a value of the type double"),
+        (
+            {"distance": ["far", 1]},
+            "column 'distance', row 0: 'far'; expected a value of the type double",
+        ),
+        (
+            {"distance": [1, "far"]},
+            "column 'distance', row 1: 'far'; expected a value of the type double",
+        ),
         ({"late": [True, None]}, "column 'late', row 1: nan; expected a value of the type boolean"),
         ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; expected a value of the type long"),
         ({"hour": [None, 9]}, "column 'hour', row 0: nan; expected a value of the type long"),
-        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808; expected a value of the type long"),
+        (
+            {"hour": [17, 2**63]},
+            "column 'hour', row 1: 9223372036854775808; expected a value of the type long",
+        ),
         ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; expected a value of the type long"),
         ({"late": [1, 0]}, "column 'late', row 0: 1; expected a value of the type boolean"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any], message: str) -> None:
+def test_a_value_that_does_not_fit_is_named(
+    model: Model,
+    change: dict[str, Any],
+    message: str,
+) -> None:
     with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
         model.predict({**FRAME.to_dict("list"), **change})
     assert str(refused.value) == message
@@ -111,27 +131,45 @@ def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
-def test_its_command_predicts_a_file_without_our_package(bundle: Path, tmp_path: Path, name: str) -> None:
+def test_its_command_predicts_a_file_without_our_package(
+    bundle: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
     rows = tmp_path / name
-    FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(rows, orient="records")
+    FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(
+        rows,
+        orient="records",
+    )
     command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
 
 
 def test_its_command_reads_what_spreadsheets_and_pandas_write(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = tmp_path / "rows.csv"
-    rows.write_bytes("\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode())
+    rows.write_bytes(
+        "\ufeffcarrier,distance,hour,late\r\nUA,1400,17.0,TRUE\r\nAA,-4000,9,0\r\n".encode(),
+    )
     _run_command(bundle, rows)
-    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == ["yes", "no"]
+    assert [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()] == [
+        "yes",
+        "no",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing; the model needs 'carrier', "),
+        (
+            "a.csv",
+            "carrier,distance,hour\nUA,1,\n",
+            "the column 'late' is missing; the model needs 'carrier', ",
+        ),
         ("a.csv", "carrier,distance,hour,late\n", "the file {file} has no rows"),
         ("a.json", "[]", "the file {file} has no rows"),
         (
@@ -152,11 +190,19 @@ def test_its_command_reads_what_spreadsheets_and_pandas_write(
         ("a.json", '{"carrier":', "the file {file} cannot be read: Expecting value"),
         ("a.json", "[1, 2]", "row 0 is 1; expected a record or a list of 4 values"),
         ("a.csv", None, "the file {file} cannot be read: No such file or directory"),
-        ("a.csv", b"carrier\nK\xf6ln\n", "the file {file} cannot be read: 'utf-8' codec can't decode"),
+        (
+            "a.csv",
+            b"carrier\nK\xf6ln\n",
+            "the file {file} cannot be read: 'utf-8' codec can't decode",
+        ),
     ],
 )
 def test_its_command_says_what_is_wrong_in_a_line(
-    bundle: Path, tmp_path: Path, name: str, text: str | bytes | None, message: str
+    bundle: Path,
+    tmp_path: Path,
+    name: str,
+    text: str | bytes | None,
+    message: str,
 ) -> None:
     file = tmp_path / name
     if text is not None:

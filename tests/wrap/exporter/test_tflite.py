@@ -26,11 +26,18 @@ PAGE = Path(__file__).parents[3] / "docs" / "export.md"
     ("model", "reason"),
     [
         ("mixed", "'carrier' contains strings, which tflite does not support"),
-        ("trees", r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for neural networks"),
+        (
+            "trees",
+            r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for neural networks",
+        ),
     ],
 )
 def test_trees_and_texts_are_refused_before_anything_is_installed(
-    model: str, reason: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    reason: str,
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sklearn.tree import DecisionTreeRegressor
 
@@ -39,7 +46,11 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
     if model == "trees":
         rows = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
         folder = tmp_path / "trees"
-        save_model(DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]), folder, input_example=rows)
+        save_model(
+            DecisionTreeRegressor(max_depth=3).fit(rows, rows[:, 0]),
+            folder,
+            input_example=rows,
+        )
     with pytest.raises(ConversionError, match=f"tflite, because {reason}"):
         onnxserve.export(str(folder), "tflite", tmp_path / "m.tflite")
     assert not (tmp_path / "home" / "cache" / "environments").exists()
@@ -47,7 +58,9 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
 
 @pytest.mark.long
 def test_without_a_network_one_line_says_so_and_nothing_is_left(
-    tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tensor: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -76,7 +89,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]
 
 def _killed_while_installing() -> None:
     code = "from mlflow_deploy_plugin.wrap.exporter.tflite import converter_python; converter_python(print)"
-    with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         folder = Path(process.stdout.readline().split()[-1])
         while not list(folder.parent.glob("*.unfinished")):
@@ -99,15 +116,25 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
     from projects.digits_cnn.fitting import DigitsCNN
 
     torch.manual_seed(0)
-    save_model(DigitsCNN().eval(), tmp_path / "digits", input_example=np.random.rand(8, 1, 8, 8).astype(np.float32))
+    save_model(
+        DigitsCNN().eval(),
+        tmp_path / "digits",
+        input_example=np.random.rand(8, 1, 8, 8).astype(np.float32),
+    )
     onnxserve.export(str(tmp_path / "digits"), "tflite", tmp_path / "digits.tflite")
 
     (example,) = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), re.DOTALL)
     code = f"{example}print(*scores[1].tolist())"
     ran = subprocess.run(
-        [converter_python(print), "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path
+        [converter_python(print), "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
-    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})["output"]
+    want = OnnxModel.load(tmp_path / "digits").run({"image": np.zeros((2, 1, 8, 8), np.float32)})[
+        "output"
+    ]
     np.testing.assert_allclose(np.array(ran.stdout.split(), float), want[1], atol=1e-5)
 
 
@@ -125,7 +152,12 @@ def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Pa
     name = graph.partition(" ")[0]
     model = write_model(tmp_path / name, graph)
     said: list[str] = []
-    exported = onnxserve.export(str(model), "tflite", tmp_path / f"{name}.tflite", progress=said.append)
+    exported = onnxserve.export(
+        str(model),
+        "tflite",
+        tmp_path / f"{name}.tflite",
+        progress=said.append,
+    )
     assert exported.path.is_file()
     assert exported.rows > 500
     assert not said
@@ -142,7 +174,12 @@ def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Pa
 )
 def test_what_is_no_row_is_given_whole(graph: str, tmp_path: Path) -> None:
     said: list[str] = []
-    onnxserve.export(str(write_model(tmp_path / "m", graph)), "tflite", tmp_path / "m.tflite", progress=said.append)
+    onnxserve.export(
+        str(write_model(tmp_path / "m", graph)),
+        "tflite",
+        tmp_path / "m.tflite",
+        progress=said.append,
+    )
     assert not said
 
 
@@ -152,7 +189,11 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
     counts = 'max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0], ngram_indexes=[0, 1]'
     graph = f"words (int64[N,4] x) => (float[N,2] y) {{ y = TfIdfVectorizer <{counts}, pool_int64s=[1, 2]> (x) }}"
     with pytest.raises(ConversionError, match=r"tflite.* TFIDFVECTORIZER") as refused:
-        onnxserve.export(str(write_model(tmp_path / "words", graph)), "tflite", tmp_path / "m.tflite")
+        onnxserve.export(
+            str(write_model(tmp_path / "words", graph)),
+            "tflite",
+            tmp_path / "m.tflite",
+        )
     assert "\n" not in refused.value.message
     assert not (tmp_path / "m.tflite").exists()
 
@@ -160,13 +201,22 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.install
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(kind: str, tmp_path: Path) -> None:
+def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(
+    kind: str,
+    tmp_path: Path,
+) -> None:
     torch: Any = pytest.importorskip("torch")
 
     class Last(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.layers = getattr(torch.nn, kind)(3, 4, num_layers=2, batch_first=True, bidirectional=True)
+            self.layers = getattr(torch.nn, kind)(
+                3,
+                4,
+                num_layers=2,
+                batch_first=True,
+                bidirectional=True,
+            )
 
         def forward(self, series):  # type: ignore[no-untyped-def]
             return self.layers(series)[0][:, -1]
@@ -175,5 +225,10 @@ def test_recurrent_layers_answer_any_number_of_rows_and_forget_between_calls(kin
     series = np.random.default_rng(0).normal(size=(8, 5, 3)).astype(np.float32)
     save_model(Last().eval(), tmp_path / "series", input_example=series)
     said: list[str] = []
-    onnxserve.export(str(tmp_path / "series"), "tflite", tmp_path / "series.tflite", progress=said.append)
+    onnxserve.export(
+        str(tmp_path / "series"),
+        "tflite",
+        tmp_path / "series.tflite",
+        progress=said.append,
+    )
     assert not said

@@ -25,7 +25,11 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         "a package name is only supported for the format wheel, but the format is onnx",
     ),
     "a folder without wheels": ("bundle", {"wheels": "."}, ". contains no wheels (*.whl)"),
-    "no name of a package": ("wheel", {"name": "!!"}, "'!!' is not a valid name of a Python package; set --name"),
+    "no name of a package": (
+        "wheel",
+        {"name": "!!"},
+        "'!!' is not a valid name of a Python package; set --name",
+    ),
     "the name of another package": (
         "wheel",
         {"name": "statistics"},
@@ -50,7 +54,12 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("form", "options", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_a_refusal_names_the_option_and_what_is_expected(
-    form: Any, options: dict[str, Any], message: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: Any,
+    options: dict[str, Any],
+    message: str,
+    mixed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()

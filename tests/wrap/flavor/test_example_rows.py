@@ -15,7 +15,12 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.tree import DecisionTreeClassifier
 
 from mlflow_deploy_plugin.core.errors import InvalidConfig
-from mlflow_deploy_plugin.wrap.flavor.example_rows import fit_to_signature, made_up_rows, read_rows, saved_example
+from mlflow_deploy_plugin.wrap.flavor.example_rows import (
+    fit_to_signature,
+    made_up_rows,
+    read_rows,
+    saved_example,
+)
 
 TABLE = pd.DataFrame({"a": [1.5, None], "b": ["x", "2013-07-01"]})
 
@@ -35,12 +40,20 @@ def _write(path: Path) -> None:
             path.write_text(json.dumps({"a": [1.5, None], "b": ["x", "2013-07-01"]}))
         case "split.json":
             path.write_text(
-                json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1.5, "x"], [None, "2013-07-01"]]}})
+                json.dumps(
+                    {
+                        "dataframe_split": {
+                            "columns": ["a", "b"],
+                            "data": [[1.5, "x"], [None, "2013-07-01"]],
+                        },
+                    },
+                ),
             )
 
 
 @pytest.mark.parametrize(
-    "name", ["rows.csv", "rows.parquet", "rows.jsonl", "records.json", "columns.json", "split.json"]
+    "name",
+    ["rows.csv", "rows.parquet", "rows.jsonl", "records.json", "columns.json", "split.json"],
 )
 def test_every_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
     _write(tmp_path / name)
@@ -63,13 +76,20 @@ def test_inputs_of_json_are_arrays(tmp_path: Path) -> None:
         ("rows.csv", "a,b\n", "rows.csv has no rows"),
         ("rows.parquet", "PAR1", "rows.parquet cannot be read as parquet: "),
         ("rows.json", "{", "rows.json cannot be read as json: "),
-        ("rows.json", '{"a": [1], "b": [1, 2]}', "rows.json cannot be read as json: All arrays must be"),
+        (
+            "rows.json",
+            '{"a": [1], "b": [1, 2]}',
+            "rows.json cannot be read as json: All arrays must be",
+        ),
         ("rows.jsonl", '{"a": 1}\n{', "rows.jsonl cannot be read as jsonl: "),
         ("gone.csv", None, "the file .*gone.csv cannot be read: No such file or directory"),
     ],
 )
 def test_a_file_without_rows_is_refused_in_one_line(
-    name: str, content: str | None, message: str, tmp_path: Path
+    name: str,
+    content: str | None,
+    message: str,
+    tmp_path: Path,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -84,7 +104,10 @@ def _tensors(*specs: TensorSpec) -> ModelSignature:
 
 def test_columns_become_the_tensors_of_the_signature() -> None:
     rows = pd.DataFrame({"ids": [[1, 2], [3, 4]], "mask": [1, 0], "other": ["x", "y"]})
-    named = _tensors(TensorSpec(np.dtype("int64"), (-1, 2), "ids"), TensorSpec(np.dtype("float32"), (-1,), "mask"))
+    named = _tensors(
+        TensorSpec(np.dtype("int64"), (-1, 2), "ids"),
+        TensorSpec(np.dtype("float32"), (-1,), "mask"),
+    )
     fitted = fit_to_signature(rows, named)
     assert {name: (array.dtype.name, array.shape) for name, array in fitted.items()} == {
         "ids": ("int64", (2, 2)),
@@ -109,7 +132,11 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
         ("inputs.json", '{"inputs": ["good", "bad"]}'),
     ],
 )
-def test_a_column_of_texts_fits_a_single_string_without_a_name(name: str, content: str, tmp_path: Path) -> None:
+def test_a_column_of_texts_fits_a_single_string_without_a_name(
+    name: str,
+    content: str,
+    tmp_path: Path,
+) -> None:
     (tmp_path / name).write_text(content)
     rows = fit_to_signature(read_rows(tmp_path / name), ModelSignature(Schema([ColSpec("string")])))
     assert np.asarray(rows).tolist() == ["good", "bad"]
@@ -124,7 +151,10 @@ def test_a_table_of_several_columns_does_not_fit_a_single_string_without_a_name(
 def test_made_up_rows_have_what_the_model_has_learned() -> None:
     learned = pd.DataFrame({"city": ["rome", "oslo"] * 50, "size": np.linspace(100, 900, 100)})
     steps = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough")
-    model = make_pipeline(steps, DecisionTreeClassifier(max_depth=3)).fit(learned, learned["size"] // 300)
+    model = make_pipeline(steps, DecisionTreeClassifier(max_depth=3)).fit(
+        learned,
+        learned["size"] // 300,
+    )
     signature = ModelSignature(Schema([ColSpec("string", "city"), ColSpec("double", "size")]))
 
     rows = made_up_rows(signature, model)
@@ -141,7 +171,11 @@ def test_made_up_rows_have_what_the_model_has_learned() -> None:
         (TensorSpec(np.dtype("int64"), (-1, 5)), "int64", (16, 5)),
     ],
 )
-def test_made_up_tensors_have_the_shape_of_the_signature(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> None:
+def test_made_up_tensors_have_the_shape_of_the_signature(
+    spec: TensorSpec,
+    dtype: str,
+    shape: tuple[int, ...],
+) -> None:
     rows: Any = made_up_rows(_tensors(spec), None)
     assert (rows.dtype.name, rows.shape) == (dtype, shape)
 
@@ -150,7 +184,11 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
     (tmp_path / "input_example.json").write_text('{"inputs": [[0.5, null], [1.5, 2.5]]}')
     mlmodel = Model(
         signature=ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, 2))])),
-        saved_input_example_info={"artifact_path": "input_example.json", "format": "tf-serving", "type": "ndarray"},
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "format": "tf-serving",
+            "type": "ndarray",
+        },
     )
 
     found = saved_example(mlmodel, tmp_path)
@@ -159,12 +197,21 @@ def test_an_array_is_read_as_older_versions_of_mlflow_have_saved_it(tmp_path: Pa
     np.testing.assert_array_equal(found, [[0.5, np.nan], [1.5, 2.5]])
 
 
-def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(tmp_path: Path) -> None:
+def test_tensors_are_read_by_name_as_older_versions_of_mlflow_have_saved_them(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "input_example.json").write_text('{"inputs": {"a": [[0.5], [1.5]], "b": [1, 2]}}')
-    tensors = [TensorSpec(np.dtype(np.float32), (-1, 1), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")]
+    tensors = [
+        TensorSpec(np.dtype(np.float32), (-1, 1), "a"),
+        TensorSpec(np.dtype(np.int64), (-1,), "b"),
+    ]
     mlmodel = Model(
         signature=ModelSignature(Schema(tensors)),
-        saved_input_example_info={"artifact_path": "input_example.json", "format": "tf-serving", "type": "ndarray"},
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "format": "tf-serving",
+            "type": "ndarray",
+        },
     )
 
     found = saved_example(mlmodel, tmp_path)

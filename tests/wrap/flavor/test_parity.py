@@ -41,7 +41,12 @@ def _saved(model: Any, table: Any, folder: Any) -> Saved:
     return OnnxModel.load(folder), converted
 
 
-def _proof(saved: Saved, *groups: RowGroup, original: OriginalModel | None = None, at_least: int = 1) -> ParityReport:
+def _proof(
+    saved: Saved,
+    *groups: RowGroup,
+    original: OriginalModel | None = None,
+    at_least: int = 1,
+) -> ParityReport:
     model, converted = saved
     original = original or converted.original
     assert original is not None
@@ -62,7 +67,10 @@ def classifier(table: pd.DataFrame, tmp_path: Path) -> Saved:
     return _saved(LogisticRegression().fit(table, table.a > 0), table, tmp_path)
 
 
-def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor: Saved, table: pd.DataFrame) -> None:
+def test_faithful_model_is_proven_in_batches_of_one_two_and_many(
+    regressor: Saved,
+    table: pd.DataFrame,
+) -> None:
     report = _proof(regressor, _example(table))
 
     assert report.state == "proven"
@@ -84,23 +92,44 @@ two_ways (float[N,2] X) => (float[N,1] prediction) {
 }"""
 
 
-@pytest.mark.parametrize(("few", "many", "state"), [(3, 3, "proven"), (3, 4, "warned"), (4, 3, "warned")])
+@pytest.mark.parametrize(
+    ("few", "many", "state"),
+    [(3, 3, "proven"), (3, 4, "warned"), (4, 3, "warned")],
+)
 @pytest.mark.parametrize("rows", [3, 50])
 def test_all_rows_are_proven_in_both_ways_of_a_graph(
-    rows: int, few: int, many: int, state: str, table: pd.DataFrame, tmp_path: Path
+    rows: int,
+    few: int,
+    many: int,
+    state: str,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
     plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict", {})[0]()
     converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
-    write_mlmodel(tmp_path, Model(signature=Batch(table).signature(table[["a"]].to_numpy())), converted, "predict", {})
+    write_mlmodel(
+        tmp_path,
+        Model(signature=Batch(table).signature(table[["a"]].to_numpy())),
+        converted,
+        "predict",
+        {},
+    )
 
     report = _proof((OnnxModel.load(tmp_path), converted), RowGroup("drawn", Batch(table[:rows])))
 
     assert (report.state, report.problem, report.rows) == (state, "", rows)
 
 
-def test_wrong_rows_are_counted_and_shown_worst_first(regressor: Saved, table: pd.DataFrame) -> None:
-    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.asarray(batch["a"]) * 4})
+def test_wrong_rows_are_counted_and_shown_worst_first(
+    regressor: Saved,
+    table: pd.DataFrame,
+) -> None:
+    report = _proof(
+        regressor,
+        _example(table),
+        original=lambda batch: {"prediction": np.asarray(batch["a"]) * 4},
+    )
 
     errors = [abs(row["original"] - row["onnx"]) for row in report.worst_rows]
     assert report.state == "warned"
@@ -123,23 +152,38 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
         count = len(batch)
         return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
-    sides = (replace(converted, margin=None), replace(converted, margin=lambda batch: np.ones(len(batch))))
+    sides = (
+        replace(converted, margin=None),
+        replace(converted, margin=lambda batch: np.ones(len(batch))),
+    )
     reports = [_proof((model, side), _example(table), original=undecided) for side in sides]
 
-    label, decided = (next(output for output in report.outputs if output.name == "label") for report in reports)
+    label, decided = (
+        next(output for output in report.outputs if output.name == "label") for report in reports
+    )
     assert label.ties > 0
     assert label.beyond_tolerance == 0
-    assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # The original's scores determine the label.
+    assert (decided.ties, decided.beyond_tolerance) == (
+        0,
+        label.ties,
+    )  # The original's scores determine the label.
 
 
 def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:
-    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
+    report = _proof(
+        regressor,
+        _example(table),
+        original=lambda batch: {"prediction": np.zeros((len(batch), 2))},
+    )
 
     assert mentions(report.problem, "'prediction'", "(50,)", "(50, 2)")
     assert "(50, 2)" in parity_error(report).message
 
 
-def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved, table: pd.DataFrame) -> None:
+def test_blocks_that_the_original_refuses_are_found_and_dropped(
+    regressor: Saved,
+    table: pd.DataFrame,
+) -> None:
     def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
@@ -152,7 +196,10 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved
     assert report.sources == {"unseen": 8}
 
 
-def test_a_row_that_the_original_refuses_takes_few_others_along(regressor: Saved, table: pd.DataFrame) -> None:
+def test_a_row_that_the_original_refuses_takes_few_others_along(
+    regressor: Saved,
+    table: pd.DataFrame,
+) -> None:
     def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
@@ -165,9 +212,16 @@ def test_a_row_that_the_original_refuses_takes_few_others_along(regressor: Saved
     assert report.sources == {"thresholds": len(rows) - 2}
 
 
-@pytest.mark.parametrize(("smallest", "refused", "most_calls"), [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)])
+@pytest.mark.parametrize(
+    ("smallest", "refused", "most_calls"),
+    [(0.0, 64, 65), (63.0, 1, 20), (200.0, 0, 1)],
+)
 def test_blocks_that_the_original_refuses_take_few_calls(
-    regressor: Saved, table: pd.DataFrame, smallest: float, refused: int, most_calls: int
+    regressor: Saved,
+    table: pd.DataFrame,
+    smallest: float,
+    refused: int,
+    most_calls: int,
 ) -> None:
     calls = []
 
@@ -186,14 +240,19 @@ def test_blocks_that_the_original_refuses_take_few_calls(
 
 
 def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
-    regressor: Saved, table: pd.DataFrame
+    regressor: Saved,
+    table: pd.DataFrame,
 ) -> None:
     def picky(batch: Any) -> Any:
         if batch.a.isna().any() or (batch.b.isna() & (batch.a > 0)).any():
             raise ValueError("missing")
         return regressor[1].original(batch.fillna(0))
 
-    rows = [table.head(4).assign(a=np.nan), table.head(4).assign(b=np.nan), table.head(4).assign(a=-1.0, b=np.nan)]
+    rows = [
+        table.head(4).assign(a=np.nan),
+        table.head(4).assign(b=np.nan),
+        table.head(4).assign(a=-1.0, b=np.nan),
+    ]
     group = RowGroup("missing", Batch(pd.concat(rows)), block=4, columns=("a", "b", "b"))
     report = replace(_proof(regressor, group, original=picky), problem="")
 
@@ -202,7 +261,8 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
 
 
 def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answers_not_compared(
-    regressor: Saved, table: pd.DataFrame
+    regressor: Saved,
+    table: pd.DataFrame,
 ) -> None:
     def picky(batch: Any) -> Any:
         if np.isinf(batch.a).any():
@@ -210,10 +270,20 @@ def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answer
         return {"prediction": np.zeros(len(batch))}
 
     rows = [table.head(2).assign(a=[np.inf, -np.inf]), table.head(2).assign(b=np.inf)]
-    group = RowGroup("infinite", Batch(pd.concat(rows)), block=2, columns=("a", "b"), compared=False)
+    group = RowGroup(
+        "infinite",
+        Batch(pd.concat(rows)),
+        block=2,
+        columns=("a", "b"),
+        compared=False,
+    )
     report = _proof(regressor, group, original=picky)
 
-    assert (report.refused_columns, report.rows, report.beyond_tolerance) == ({"infinite": ["a"]}, 0, 0)
+    assert (report.refused_columns, report.rows, report.beyond_tolerance) == (
+        {"infinite": ["a"]},
+        0,
+        0,
+    )
     assert refusals_of(report, BoundaryValues()) == {"infinite": ["a"]}
 
 
@@ -228,12 +298,17 @@ def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
     names = [*learned, "e"]
     report = ParityReport("proven", refused_columns={"unseen": names, "categories": ["d"]})
 
-    assert refusals_of(report, BoundaryValues(categories=learned)) == {"categories": {"c": ["x", "y"], "k": [1.0, 2.0]}}
+    assert refusals_of(report, BoundaryValues(categories=learned)) == {
+        "categories": {"c": ["x", "y"], "k": [1.0, 2.0]},
+    }
     unclear = replace(report, refused_by_original={"observed": 3})
     assert refusals_of(unclear, BoundaryValues(categories=learned)) == {}
 
 
-def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_small_values_beside_large_ones_are_measured_on_their_own_spread(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     saved = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
 
     def another(batch: Any) -> dict[str, Any]:
@@ -248,20 +323,34 @@ def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: 
 
 def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.DataFrame) -> None:
     model, converted = classifier
-    scored = replace(converted, outputs=converted.outputs[:1], margin=lambda batch: batch["a"].to_numpy() * 1e-6)
+    scored = replace(
+        converted,
+        outputs=converted.outputs[:1],
+        margin=lambda batch: batch["a"].to_numpy() * 1e-6,
+    )
 
-    report = _proof((model, scored), _example(table), original=lambda batch: {"label": np.asarray(batch["a"]) < 0})
+    report = _proof(
+        (model, scored),
+        _example(table),
+        original=lambda batch: {"label": np.asarray(batch["a"]) < 0},
+    )
 
     assert report.outputs[0].beyond_tolerance > 40
 
 
-def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_of_several_labels_a_row_each_has_a_margin_of_its_own(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
     saved = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
 
     def sure_of_both(batch: Any) -> dict[str, Any]:
         answers = saved[1].original(batch)
-        return {"label": 1 - answers["label"], "probabilities": np.ones_like(answers["probabilities"])}
+        return {
+            "label": 1 - answers["label"],
+            "probabilities": np.ones_like(answers["probabilities"]),
+        }
 
     report = _proof(saved, _example(table), original=sure_of_both)
 
@@ -290,7 +379,16 @@ def test_metrics_have_names_that_mlflow_takes(classifier: Saved, table: pd.DataF
 
 
 def test_infinite_error_is_still_json(regressor: Saved, table: pd.DataFrame) -> None:
-    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
+    report = _proof(
+        regressor,
+        _example(table),
+        original=lambda batch: {"prediction": np.full(len(batch), np.nan)},
+    )
 
     assert report.outputs[0].max_absolute_error == np.inf
-    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
+    assert (
+        json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0][
+            "max_absolute_error"
+        ]
+        == "inf"
+    )

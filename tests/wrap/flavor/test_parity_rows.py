@@ -18,11 +18,16 @@ def table() -> pd.DataFrame:
             "temperature": [1.5, -3.25, 20.0, 7.0],
             "hour": [0, 30, 12, 23],
             "weekend": [True, False, True, True],
-        }
+        },
     )
 
 
-def _by_source(example: Any, edges: Any = None, parity_data: Any = None, **known: Any) -> dict[str, Any]:
+def _by_source(
+    example: Any,
+    edges: Any = None,
+    parity_data: Any = None,
+    **known: Any,
+) -> dict[str, Any]:
     boundary_values = BoundaryValues(edges=edges or {}, **known)
     further = None if parity_data is None else Batch(parity_data)
     return {group.source: group for group in parity_rows(Batch(example), further, boundary_values)}
@@ -54,14 +59,18 @@ def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> No
 
 
 def test_numbers_are_drawn_around_the_only_one() -> None:
-    rows = _by_source(pd.DataFrame({"a": [20.0], "b": [-0.5], "gap": [np.inf], "city": ["rome"]}))["ranges"].batch.data
+    rows = _by_source(pd.DataFrame({"a": [20.0], "b": [-0.5], "gap": [np.inf], "city": ["rome"]}))[
+        "ranges"
+    ].batch.data
 
     assert (rows.a.min() >= 0, rows.a.max() <= 40, rows.a.nunique() > 500) == (True, True, True)
     assert rows.b.between(-1.5, 0.5).all()
     assert np.isinf(rows.gap).all()
     zeros = {"": np.zeros((2, 3, 4), np.float32)}
     drawn = [
-        group.batch.data[""] for group in parity_rows(Batch(zeros), None, BoundaryValues()) if group.source == "ranges"
+        group.batch.data[""]
+        for group in parity_rows(Batch(zeros), None, BoundaryValues())
+        if group.source == "ranges"
     ]
     assert all(len(np.unique(part)) > 1000 for part in drawn)
 
@@ -77,13 +86,21 @@ def test_numbers_are_drawn_between_the_observed() -> None:
     assert rows.n.dtype == np.int64
 
 
-def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(table: pd.DataFrame) -> None:
+def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(
+    table: pd.DataFrame,
+) -> None:
     edge = 0.1
 
     rows = _by_source(table, {"temperature": np.array([edge])})["thresholds"]
 
     single = np.float32(edge)
-    expected = {edge, np.nextafter(edge, 0), np.nextafter(edge, 1), float(single), edge / 2 + float(single) / 2}
+    expected = {
+        edge,
+        np.nextafter(edge, 0),
+        np.nextafter(edge, 1),
+        float(single),
+        edge / 2 + float(single) / 2,
+    }
     expected |= {float(np.nextafter(single, np.float32(side))) for side in (0, 1)}
     assert expected <= set(rows.batch.data.temperature)
     assert not rows.may_tie
@@ -94,18 +111,26 @@ def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.Da
 
     alone, together = groups["far"].batch.data, groups["far together"].batch.data
     assert alone.temperature.abs().max() == pytest.approx(20e6)
-    assert 5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2  # Only one column changes at a time.
+    assert (
+        5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2
+    )  # Only one column changes at a time.
     assert (together.temperature.abs() > 1e5).any()
     assert (together[["temperature", "hour"]] == 0).all(axis=1).any()
     assert together.hour.dtype == np.int64
 
 
-def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(table: pd.DataFrame) -> None:
+def test_numbers_that_people_use_for_a_missing_value_come_alone_and_together(
+    table: pd.DataFrame,
+) -> None:
     groups = _by_source(table)
     near = _by_source(table, farthest=1e9)
 
-    assert {-999.0, 999_999_999.0, -1e9, 1e9, -1e15, 1e15} <= set(groups["sentinels"].batch.data.temperature)
-    assert set(groups["sentinels together"].batch.data.temperature) == set(groups["sentinels together"].batch.data.hour)
+    assert {-999.0, 999_999_999.0, -1e9, 1e9, -1e15, 1e15} <= set(
+        groups["sentinels"].batch.data.temperature,
+    )
+    assert set(groups["sentinels together"].batch.data.temperature) == set(
+        groups["sentinels together"].batch.data.hour,
+    )
     assert near["sentinels"].batch.data.temperature.abs().max() == 1e9
 
 
@@ -130,13 +155,19 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.
 @pytest.mark.long
 def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
-    known = BoundaryValues(categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))))
+    known = BoundaryValues(
+        categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))),
+    )
 
-    together, *groups = [group for group in parity_rows(Batch(wide), None, known) if "categories" in group.source]
+    together, *groups = [
+        group for group in parity_rows(Batch(wide), None, known) if "categories" in group.source
+    ]
 
     assert isinstance(together.batch.data, pd.DataFrame)
     assert len(together.batch) == 200
-    assert all(set(together.batch.data[name]) == set(learned) for name, learned in known.categories.items())
+    assert all(
+        set(together.batch.data[name]) == set(learned) for name, learned in known.categories.items()
+    )
     assert [group.source for group in groups] == ["categories", "near categories"]
     for group in groups:
         assert isinstance(group.batch.data, pd.DataFrame)
@@ -146,7 +177,9 @@ def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_ro
             assert not set(rows[name]) & {"a", "b"}
 
 
-def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table: pd.DataFrame) -> None:
+def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(
+    table: pd.DataFrame,
+) -> None:
     rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
 
     texts = set(rows.batch.data.city)
@@ -194,10 +227,17 @@ def test_matrix_keeps_its_dtype() -> None:
 def test_tensors_are_drawn_within_their_range() -> None:
     example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
-    groups = [group for group in parity_rows(Batch(example), None, BoundaryValues()) if group.source == "ranges"]
+    groups = [
+        group
+        for group in parity_rows(Batch(example), None, BoundaryValues())
+        if group.source == "ranges"
+    ]
 
     assert sum(len(group.batch) for group in groups) >= MIN_PARITY_ROWS - 2
-    assert all(group.batch.data["ids"].min() >= 1 and group.batch.data["ids"].max() <= 9 for group in groups)
+    assert all(
+        group.batch.data["ids"].min() >= 1 and group.batch.data["ids"].max() <= 9
+        for group in groups
+    )
     assert {group.batch.data["image"].shape[1:] for group in groups} == {(4, 4)}
 
 
@@ -216,7 +256,9 @@ def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any
 def test_thresholds_without_a_number_are_left_out() -> None:
     example = pd.DataFrame({"a": np.arange(50.0), "n": pd.array([None, *range(49)], dtype="Int64")})
 
-    rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})["thresholds"].batch.data
+    rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})[
+        "thresholds"
+    ].batch.data
 
     assert np.isfinite(rows.a).all()
     assert rows.n.dtype == "Int64"
@@ -254,7 +296,11 @@ def test_a_generator_that_raises_an_error_is_left_out_and_named(table: pd.DataFr
 def test_a_column_of_categories_has_another_one_in_rows_of_its_own(table: pd.DataFrame) -> None:
     typed = table.assign(half=0.5).astype(dict.fromkeys(("city", "hour", "half"), "category"))
 
-    groups = [group for group in parity_rows(Batch(typed), None, BoundaryValues()) if group.source == "unseen"]
+    groups = [
+        group
+        for group in parity_rows(Batch(typed), None, BoundaryValues())
+        if group.source == "unseen"
+    ]
 
     assert [group.columns for group in groups] == [("city",), ("hour",)]
     for group in groups:

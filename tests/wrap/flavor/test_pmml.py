@@ -27,22 +27,35 @@ CLUSTERS = """<PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/>
 <ComparisonMeasure kind="distance"><squaredEuclidean/></ComparisonMeasure><ClusteringField field="a"/>
 <Cluster id="x"><Array type="real" n="1">0</Array></Cluster></ClusteringModel></PMML>"""
 INTEGER_DISTANCE = re.sub("<Output>.*</Output>", "", DELAY, flags=re.DOTALL).replace(
-    'name="distance" optype="continuous" dataType="double"', 'name="distance" optype="continuous" dataType="integer"'
+    'name="distance" optype="continuous" dataType="double"',
+    'name="distance" optype="continuous" dataType="integer"',
 )
 
 
 @pytest.mark.long
 @needs_java
-def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: Path, tmp_path: Path) -> None:
-    path = write_pmml(tmp_path).rename(tmp_path / "delay #1 %20.pmml")  # MLflow reads paths as URIs.
+def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(
+    tracking: Path,
+    tmp_path: Path,
+) -> None:
+    path = write_pmml(tmp_path).rename(
+        tmp_path / "delay #1 %20.pmml",
+    )  # MLflow reads paths as URIs.
     made = onnxserve.wrap_model(str(path), register="delay", data=ROWS)
 
     assert (made.name, made.version, made.report.state) == ("delay", "1", "no-original")
-    assert [(entry.name, entry.dtype) for entry in made.inputs] == [("carrier", "str"), ("distance", "float64")]
+    assert [(entry.name, entry.dtype) for entry in made.inputs] == [
+        ("carrier", "str"),
+        ("distance", "float64"),
+    ]
     assert made.prediction == ("delay", "minutes", "hours")
     loaded = mlflow.pyfunc.load_model("models:/delay/1")
     answers = loaded.predict(ROWS[["carrier", "distance"]].astype({"distance": float}))
-    assert answers.to_dict("list") == {"delay": DELAYS, "minutes": DELAYS, "hours": [delay / 60 for delay in DELAYS]}
+    assert answers.to_dict("list") == {
+        "delay": DELAYS,
+        "minutes": DELAYS,
+        "hours": [delay / 60 for delay in DELAYS],
+    }
     folder = download("models:/delay/1", tmp_path / "served")
     assert "jpmml-evaluator==" in (folder / "requirements.txt").read_text()
     assert not list(folder.rglob("*.pkl"))
@@ -69,7 +82,11 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: P
         ('dataType="string"', 'dataType="words"', ["dataType"]),
         (DELAY, CLUSTERS, ["Output"]),
         ("<PMML", '<!DOCTYPE PMML [<!ENTITY file SYSTEM "file:///etc/passwd">]><PMML', ["DOCTYPE"]),
-        ("<PMML", '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML', ["DOCTYPE"]),
+        (
+            "<PMML",
+            '<!DOCTYPE PMML [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><PMML',
+            ["DOCTYPE"],
+        ),
     ],
     ids=[
         "empty",
@@ -84,7 +101,10 @@ def test_a_pmml_file_is_registered_and_answers_over_http_as_the_file(tracking: P
     ],
 )
 def test_a_file_that_cannot_be_evaluated_is_refused_in_one_line(
-    old: str, new: str, names: list[str], tmp_path: Path
+    old: str,
+    new: str,
+    names: list[str],
+    tmp_path: Path,
 ) -> None:
     path = write_pmml(tmp_path, DELAY.replace(old, new))
     with refused(InvalidArtifact, str(path), *names) as refusal:

@@ -10,7 +10,8 @@ from tests.support.pmml import DELAY, needs_java, write_pmml
 
 HOURS = DELAY[DELAY.index('<OutputField name="hours"') : DELAY.index("</Output>")]
 INTEGER = DELAY.replace(HOURS, "").replace(
-    'feature="predictedValue" optype="continuous" dataType="double"', 'feature="predictedValue" dataType="integer"'
+    'feature="predictedValue" optype="continuous" dataType="double"',
+    'feature="predictedValue" dataType="integer"',
 )
 
 
@@ -25,7 +26,9 @@ def test_a_row_with_a_missing_value_does_not_change_the_types_of_others(tmp_path
 
     assert answers["minutes"].dtype == "Int64"
     assert answers["minutes"].isna().tolist() == [False, True, False]
-    assert model.predict(None, rows[:1])["minutes"].tolist() == answers["minutes"][:1].tolist() == [8]
+    assert (
+        model.predict(None, rows[:1])["minutes"].tolist() == answers["minutes"][:1].tolist() == [8]
+    )
     with pytest.raises(ValueError, match=r"row 2: .*carrier.*ZZ"):
         model.predict(None, rows.assign(carrier=["UA", "AA", "ZZ"]))
 
@@ -37,7 +40,9 @@ def test_a_tensor_has_numbered_fields_and_lightgbm_s_names_lack_spaces(tmp_path:
 
     carrier, distance = np.array(["UA", "AA"], object), np.array([100, 300])
     numbered = DELAY.replace('"carrier"', '"x1"').replace('"distance"', '"x2"')
-    outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs({"": np.stack([carrier, distance], axis=1)})
+    outputs = PmmlModel(str(write_pmml(tmp_path, numbered))).outputs(
+        {"": np.stack([carrier, distance], axis=1)},
+    )
     assert outputs["delay"].tolist() == [8, 5]
 
     joined = PmmlModel(str(write_pmml(tmp_path, DELAY.replace('"distance"', '"distance_km"'))))

@@ -62,7 +62,11 @@ def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     found, reason = _served(Longest(), example)
 
     times = 2.0 ** (int(np.abs(ROWS).max()) % 3 + 1)
-    np.testing.assert_allclose(found["product"], ROWS * times * (ROWS * 3 if form == "two inputs" else 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        found["product"],
+        ROWS * times * (ROWS * 3 if form == "two inputs" else 1),
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(found["sum"], (ROWS * times).sum(1), rtol=1e-4)
     assert "branches on tensor values" in reason
 
@@ -84,9 +88,16 @@ def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None
         def forward(self, left: Any) -> Any:  # type: ignore[override]
             return super().forward(left)["product"]
 
-    info = onnxserve.log_model(Repeated(), name="model", input_example=torch.from_numpy(ROWS).requires_grad_())
+    info = onnxserve.log_model(
+        Repeated(),
+        name="model",
+        input_example=torch.from_numpy(ROWS).requires_grad_(),
+    )
 
-    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 3)}
+    assert info.signature.inputs.to_dict()[0]["tensor-spec"] == {
+        "dtype": "float32",
+        "shape": (-1, 3),
+    }
     assert info.saved_input_example_info is not None
 
 
@@ -116,20 +127,31 @@ def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:
 
     found = mlflow.pyfunc.load_model(info.model_uri).predict({"tokens": np.tile(ROWS, 2)})
     np.testing.assert_allclose(found, np.tile(ROWS, 2) * 2)
-    assert [one.shape for one in (*info.signature.inputs, *info.signature.outputs)] == [(-1, -1), (-1, -1)]
+    assert [one.shape for one in (*info.signature.inputs, *info.signature.outputs)] == [
+        (-1, -1),
+        (-1, -1),
+    ]
 
 
 def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: Path) -> None:
     class Squeezed(Decoder):
         def forward(self, *, tokens: Any) -> Any:
-            return {"logits": tokens[:, None].repeat(1, len(tokens) % 2 + 1, 1).squeeze(1), "past": Cache()}
+            return {
+                "logits": tokens[:, None].repeat(1, len(tokens) % 2 + 1, 1).squeeze(1),
+                "past": Cache(),
+            }
 
     said = (
         r"the model's predictions for parity_data, reference_data: logits has the shape \[4, 3\]; "
         r"the example has \[5, 2, 3\]"
     )
     with pytest.raises(InvalidConfig, match=said):
-        onnxserve.log_model(Squeezed(), name="model", input_example={"tokens": ROWS}, parity_data={"tokens": ROWS[:4]})
+        onnxserve.log_model(
+            Squeezed(),
+            name="model",
+            input_example={"tokens": ROWS},
+            parity_data={"tokens": ROWS[:4]},
+        )
 
 
 @pytest.mark.long
@@ -138,7 +160,11 @@ def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) ->
 
     found, reason = _served(program, ROWS[:4])
 
-    np.testing.assert_allclose(found, program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        found,
+        program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(),
+        rtol=1e-5,
+    )
     assert mentions(reason, "[4, 3]")
 
 
@@ -161,10 +187,13 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     keras: Any = pytest.importorskip("keras")
     given = keras.Input((3,))
     sizes = keras.ops.svd(keras.ops.expand_dims(given, 1), compute_uv=False)
-    outputs = [sizes, keras.layers.Dense(2, name="scores")(given)] if form == "two outputs" else sizes
+    outputs = (
+        [sizes, keras.layers.Dense(2, name="scores")(given)] if form == "two outputs" else sizes
+    )
 
     found, reason = _served(
-        keras.Model(given, outputs), pd.DataFrame(ROWS, columns=list("abc")) if form == "table" else ROWS
+        keras.Model(given, outputs),
+        pd.DataFrame(ROWS, columns=list("abc")) if form == "table" else ROWS,
     )
 
     size = next(iter(found.values())) if form == "two outputs" else found
@@ -200,15 +229,28 @@ def _plans(kind: str) -> pd.DataFrame:
     return pd.DataFrame({"plan": columns[kind], "visits": np.arange(20)})
 
 
-KINDS = ("texts", "objects", "objects with NaN", "categories", "categories of objects", "categories without gaps")
+KINDS = (
+    "texts",
+    "objects",
+    "objects with NaN",
+    "categories",
+    "categories of objects",
+    "categories without gaps",
+)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(kind: str, tracking: Path) -> None:
+def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(
+    kind: str,
+    tracking: Path,
+) -> None:
     table = _plans(kind)
     encode = make_pipeline(FunctionTransformer(lambda rows: rows[["plan"]].copy()), OneHotEncoder())
-    model = make_pipeline(encode, LogisticRegression(C=100)).fit(table, table.plan.isna() | (table.plan == "silver"))
+    model = make_pipeline(encode, LogisticRegression(C=100)).fit(
+        table,
+        table.plan.isna() | (table.plan == "silver"),
+    )
 
     info = onnxserve.log_model(model, name="model", input_example=table)
 
@@ -217,13 +259,17 @@ def test_a_text_column_keeps_its_type_if_its_first_rows_are_missing(kind: str, t
         {"type": "long", "name": "visits", "required": True},
     ]
     scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
-    records = table.astype({"plan": object}).astype(object).where(table.notna(), None).to_dict("records")
+    records = (
+        table.astype({"plan": object}).astype(object).where(table.notna(), None).to_dict("records")
+    )
     expected = model.predict(table).tolist()
     assert set(expected) == {False, True}
     assert _predictions(scorer, "application/json", {"dataframe_records": records}) == expected
     for record, answer in zip(records, expected, strict=True):
         assert _predictions(scorer, "application/json", {"dataframe_records": [record]}) == [answer]
-        assert _predictions(scorer, "text/csv", pd.DataFrame([record]).to_csv(index=False)) == [answer]
+        assert _predictions(scorer, "text/csv", pd.DataFrame([record]).to_csv(index=False)) == [
+            answer,
+        ]
 
 
 def _predictions(scorer: Scorer, content_type: str, body: Any) -> list[Any]:
@@ -233,7 +279,10 @@ def _predictions(scorer: Scorer, content_type: str, body: Any) -> list[Any]:
 
 
 @pytest.mark.long
-def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(tracking: Path, tmp_path: Path) -> None:
+def test_a_server_answers_a_null_in_the_same_way_next_to_other_rows(
+    tracking: Path,
+    tmp_path: Path,
+) -> None:
     table = _plans("texts")[["plan"]]
     copied = FunctionTransformer(lambda rows: rows.copy())
     model = make_pipeline(copied, OneHotEncoder(handle_unknown="ignore"), LogisticRegression(C=100))
@@ -262,18 +311,32 @@ class RefusesFiveRows:
 
 @pytest.mark.long
 def test_columns_that_a_signature_cannot_describe_and_a_model_without_a_signature_are_reported(
-    tracking: Path, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     columns = {"plan": [1, "gold"] * 10, "late": [True, None] * 10, "photo": [b"png", None] * 10}
-    table = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
-    model = make_pipeline(FunctionTransformer(lambda rows: rows.astype(str)), OneHotEncoder(), LogisticRegression())
+    table = pd.DataFrame(
+        {name: pd.Series(values, dtype=object) for name, values in columns.items()},
+    )
+    model = make_pipeline(
+        FunctionTransformer(lambda rows: rows.astype(str)),
+        OneHotEncoder(),
+        LogisticRegression(),
+    )
     model.fit(table, [0, 1] * 10)
 
     info = onnxserve.log_model(model, name="model", input_example=table)
-    unsigned = onnxserve.log_model(RefusesFiveRows(), name="model", input_example=pd.DataFrame({"a": range(9)}))
+    unsigned = onnxserve.log_model(
+        RefusesFiveRows(),
+        name="model",
+        input_example=pd.DataFrame({"a": range(9)}),
+    )
 
     assert "has no type for the columns ['plan'], which mix types" in caplog.text
-    assert "The boolean or binary columns ['late', 'photo'] have missing values, which are refused" in caplog.text
+    assert (
+        "The boolean or binary columns ['late', 'photo'] have missing values, which are refused"
+        in caplog.text
+    )
     assert info.signature.inputs.to_dict() == [
         {"type": "any", "name": "plan", "required": True},
         {"type": "boolean", "name": "late", "required": True},
@@ -316,7 +379,11 @@ class AnswersNothing(BaseEstimator):  # type: ignore[misc]
 
 @pytest.mark.long
 @pytest.mark.parametrize("column", [{"a": [1.0, 2.0]}, {"kind": pd.Categorical(["x", "y"])}])
-def test_a_model_that_answers_nothing_is_logged(column: Any, tracking: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_answers_nothing_is_logged(
+    column: Any,
+    tracking: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     table = pd.DataFrame(column)
     info = onnxserve.log_model(AnswersNothing().fit(table), name="model", input_example=table)
 
@@ -336,8 +403,16 @@ class ReadsCategories:
 
 
 @pytest.mark.long
-def test_a_model_of_categories_is_asked_and_reported_once(tracking: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table = pd.DataFrame({"kind": pd.Categorical(["x", "y"] * 10), "plan": pd.Series([1, "gold"] * 10, dtype=object)})
+def test_a_model_of_categories_is_asked_and_reported_once(
+    tracking: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = pd.DataFrame(
+        {
+            "kind": pd.Categorical(["x", "y"] * 10),
+            "plan": pd.Series([1, "gold"] * 10, dtype=object),
+        },
+    )
     model = ReadsCategories()
 
     onnxserve.log_model(model, name="model", input_example=table)
@@ -356,11 +431,23 @@ def test_probabilities_without_an_onnx_form_are_served_as_pyfunc(tracking: Path)
     records = {"dataframe_records": table.head(3).to_dict("records")}
 
     for model in (mixture, several):
-        info = onnxserve.log_model(model, name="model", input_example=table, pyfunc_predict_fn="predict_proba")
+        info = onnxserve.log_model(
+            model,
+            name="model",
+            input_example=table,
+            pyfunc_predict_fn="predict_proba",
+        )
         scorer = Scorer.load(Path(mlflow.artifacts.download_artifacts(info.model_uri)))
         found = _predictions(scorer, "application/json", records)
         np.testing.assert_allclose(found, model.predict_proba(table.head(3)))
-        with pytest.raises(ConversionError, match="only the probabilities of a classifier with a single target"):
+        with pytest.raises(
+            ConversionError,
+            match="only the probabilities of a classifier with a single target",
+        ):
             onnxserve.log_model(
-                model, name="model", input_example=table, pyfunc_predict_fn="predict_proba", fallback="error"
+                model,
+                name="model",
+                input_example=table,
+                pyfunc_predict_fn="predict_proba",
+                fallback="error",
             )

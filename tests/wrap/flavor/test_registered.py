@@ -18,14 +18,21 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.core.errors import (
+    CodeRefused,
+    ConversionError,
+    InvalidArtifact,
+    InvalidConfig,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-_REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # Inferring them would take seconds.
+_REQUIREMENTS: dict[str, Any] = {
+    "pip_requirements": ["scikit-learn"],
+}  # Inferring them would take seconds.
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,11 @@ def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
         mlflow.log_metric("accuracy", 0.97, model_id=info.model_id)
         mlflow.log_metric("loss", 0.1)
     client.update_model_version("old", "1", "The first one.")
-    for key, value in (("owner", "ann"), ("onnxserve.gate", "passed"), ("onnxserve.training", "full")):
+    for key, value in (
+        ("owner", "ann"),
+        ("onnxserve.gate", "passed"),
+        ("onnxserve.training", "full"),
+    ):
         client.set_model_version_tag("old", "1", key, value)
     client.set_registered_model_alias("old", "champion", "1")
     client.transition_model_version_stage("old", "1", "Production")
@@ -66,7 +77,10 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
     assert made.report.rows >= 1000
     after = mlflow.pyfunc.load_model(f"models:/old/{made.version}")
     np.testing.assert_allclose(after.predict(table), before, atol=1e-5)
-    assert after.metadata.get_input_schema() == mlflow.pyfunc.load_model(old).metadata.get_input_schema()
+    assert (
+        after.metadata.get_input_schema()
+        == mlflow.pyfunc.load_model(old).metadata.get_input_schema()
+    )
 
 
 @pytest.mark.long
@@ -84,8 +98,14 @@ def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> No
         "onnxserve.wrapped_from": old,
     }
     logged = client.get_logged_model(made.model_id)
-    assert (logged.name, logged.params, logged.source_run_id) == ("updown", {"C": "1.0"}, first.run_id)
-    assert {"accuracy": 0.97, "loss": 0.1}.items() <= {one.key: one.value for one in logged.metrics}.items()
+    assert (logged.name, logged.params, logged.source_run_id) == (
+        "updown",
+        {"C": "1.0"},
+        first.run_id,
+    )
+    assert {"accuracy": 0.97, "loss": 0.1}.items() <= {
+        one.key: one.value for one in logged.metrics
+    }.items()
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/old/{made.version}"))
     saved = mlflow.models.Model.load(str(folder))
     assert saved.metadata == {"team": "sky"}
@@ -107,15 +127,28 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
 
 @pytest.mark.long
 def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
-    mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_server: MlflowServer,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # It is in the store of this module.
-    mlflow.sklearn.save_model(model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS)
+    mlflow.sklearn.save_model(
+        model,
+        tmp_path / "model",
+        input_example=table.head(3),
+        **_REQUIREMENTS,
+    )
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
         proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 returns this.
         with mlflow.start_run() as run:
             mlflow.log_artifacts(str(tmp_path / "model"), "model")
-        first = mlflow.register_model(f"runs:/{run.info.run_id}/model", "before-3", tags={"owner": "ann"})
+        first = mlflow.register_model(
+            f"runs:/{run.info.run_id}/model",
+            "before-3",
+            tags={"owner": "ann"},
+        )
 
         made = onnxserve.wrap_model("models:/before-3/1")
 
@@ -127,21 +160,42 @@ def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_it
             "onnxserve.wrapped_from": "models:/before-3/1",
         }
         assert new.source != first.source
-        steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(table, table.a > 0)
-        onnxserve.log_model(steps, "model", input_example=table, registered_model_name="before-3", **_REQUIREMENTS)
+        steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(
+            table,
+            table.a > 0,
+        )
+        onnxserve.log_model(
+            steps,
+            "model",
+            input_example=table,
+            registered_model_name="before-3",
+            **_REQUIREMENTS,
+        )
 
-        found = [mlflow.pyfunc.load_model(f"models:/before-3/{one}").predict(table) for one in (1, made.version)]
+        found = [
+            mlflow.pyfunc.load_model(f"models:/before-3/{one}").predict(table)
+            for one in (1, made.version)
+        ]
         np.testing.assert_array_equal(*found)
         np.testing.assert_array_equal(
-            mlflow.pyfunc.load_model("models:/before-3/3").predict(table), steps.predict(table)
+            mlflow.pyfunc.load_model("models:/before-3/3").predict(table),
+            steps.predict(table),
         )
 
 
-def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: pd.DataFrame) -> None:
+def test_a_dry_run_registers_nothing_and_data_brings_real_rows(
+    old: str,
+    table: pd.DataFrame,
+) -> None:
     lines: list[str] = []
     versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
 
-    made = onnxserve.wrap_model(old, data=table.assign(label="up"), dry_run=True, progress=lines.append)
+    made = onnxserve.wrap_model(
+        old,
+        data=table.assign(label="up"),
+        dry_run=True,
+        progress=lines.append,
+    )
 
     assert (made.version, made.report.state) == ("", "proven")
     assert made.report.sources["example"] == len(table)
@@ -150,7 +204,11 @@ def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: 
 
 
 @pytest.mark.parametrize("form", ["no example", "an example", "a table"])
-def test_the_next_version_of_a_graph_takes_the_graphs_own_types(form: str, tracking: Path, table: pd.DataFrame) -> None:
+def test_the_next_version_of_a_graph_takes_the_graphs_own_types(
+    form: str,
+    tracking: Path,
+    table: pd.DataFrame,
+) -> None:
     numbers = table.to_numpy(np.float32)
     examples = {"no example": None, "an example": numbers, "a table": table}
     graph = parse_graph("g (float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
@@ -170,20 +228,35 @@ def test_the_next_version_of_a_graph_takes_the_graphs_own_types(form: str, track
 
 
 def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept(
-    tracking: Path, model: Pipeline, table: pd.DataFrame
+    tracking: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
 ) -> None:
     signature = mlflow.models.infer_signature(table, model.predict(table))
-    mlflow.sklearn.log_model(model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS)
+    mlflow.sklearn.log_model(
+        model,
+        name="model",
+        registered_model_name="signed",
+        signature=signature,
+        **_REQUIREMENTS,
+    )
 
     made = onnxserve.wrap_model("models:/signed/1")
 
-    assert made.warnings[0].startswith("it has no input example: it is compared on rows generated from its signature")
-    artifact = read_artifact(Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")))
+    assert made.warnings[0].startswith(
+        "it has no input example: it is compared on rows generated from its signature",
+    )
+    artifact = read_artifact(
+        Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")),
+    )
     assert (artifact.reference, "dataset_digest" in artifact.provenance) == (None, False)
 
 
 def test_a_file_is_loaded_with_consent_only(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    tracking: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     joblib.dump(model, tmp_path / "updown.joblib")
     file = str(tmp_path / "updown.joblib")
@@ -196,14 +269,21 @@ def test_a_file_is_loaded_with_consent_only(
 
     tags = mlflow.MlflowClient().get_model_version("filed", made.version).tags
     assert tags["onnxserve.wrapped_from"] == (tmp_path / "updown.joblib").as_uri()
-    assert [column.name for column in mlflow.models.get_model_info("models:/filed/1").signature.inputs] == [
+    assert [
+        column.name for column in mlflow.models.get_model_info("models:/filed/1").signature.inputs
+    ] == [
         "a",
         "b",
         "c",
     ]
 
 
-def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_runs_model_and_a_folder_need_a_name(
+    old: str,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
     with pytest.raises(InvalidConfig, match="'a/b'"):
         onnxserve.wrap_model("models:/nobody/1", register="a/b")
@@ -230,22 +310,44 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     """Save a model that cannot be wrapped."""
     match kind:
         case "python":
-            mlflow.pyfunc.save_model(folder, python_model=Doubled(), input_example=table, pip_requirements=[])
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=Doubled(),
+                input_example=table,
+                pip_requirements=[],
+            )
         case "code":
             code = folder.with_suffix(".py")
             code.write_text(
                 "from mlflow.models import set_model\nfrom mlflow.pyfunc import PythonModel\n\n"
                 "class Same(PythonModel):\n    def predict(self, context, model_input, params=None):\n"
-                "        return model_input\n\nset_model(Same())\n"
+                "        return model_input\n\nset_model(Same())\n",
             )
-            mlflow.pyfunc.save_model(folder, python_model=str(code), input_example=table, pip_requirements=[])
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(code),
+                input_example=table,
+                pip_requirements=[],
+            )
         case "step":
-            steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(table, table.a > 0)
+            steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(
+                table,
+                table.a > 0,
+            )
             mlflow.sklearn.save_model(
-                steps, folder, input_example=table, serialization_format="cloudpickle", **_REQUIREMENTS
+                steps,
+                folder,
+                input_example=table,
+                serialization_format="cloudpickle",
+                **_REQUIREMENTS,
             )
         case "method":
-            mlflow.sklearn.save_model(model, folder, pyfunc_predict_fn="predict_log_proba", **_REQUIREMENTS)
+            mlflow.sklearn.save_model(
+                model,
+                folder,
+                pyfunc_predict_fn="predict_log_proba",
+                **_REQUIREMENTS,
+            )
         case "sequence":
             graph = "g (float[N,2] x) => (seq(float[1,2]) s) { s = SplitToSequence<axis = 0>(x) }"
             mlflow.onnx.save_model(parse_graph(graph), folder, pip_requirements=[])
@@ -255,7 +357,10 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
             mlflow.sklearn.save_model(model, folder, **_REQUIREMENTS)
         case "version":
             mlflow.sklearn.save_model(
-                model, folder, input_example=table, pip_requirements=["scikit-learn==0.1", "nope==2"]
+                model,
+                folder,
+                input_example=table,
+                pip_requirements=["scikit-learn==0.1", "nope==2"],
             )
             (folder / "model.skops").write_bytes(b"of another version")
         case "attribute":
@@ -280,15 +385,27 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     [
         ("python", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
         ("code", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
-        ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ can be served as"),
-        ("method", ConversionError, "its pyfunc calls 'predict_log_proba', and an ONNX form supports only"),
+        (
+            "step",
+            ConversionError,
+            r"'functiontransformer' .*: its option func=add_mean .*; \S+ can be served as",
+        ),
+        (
+            "method",
+            ConversionError,
+            "its pyfunc calls 'predict_log_proba', and an ONNX form supports only",
+        ),
         (
             "sequence",
             ConversionError,
             "'s' is a sequence of any length, which cannot be served; .* ConcatFromSequence to",
         ),
         ("wrapped", InvalidConfig, "is wrapped already: it can be served as ONNX"),
-        ("bare", InvalidConfig, "has neither an input example nor a signature; pass rows with --data FILE"),
+        (
+            "bare",
+            InvalidConfig,
+            "has neither an input example nor a signature; pass rows with --data FILE",
+        ),
         (
             "version",
             ConversionError,
@@ -304,7 +421,12 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     ],
 )
 def test_what_cannot_be_wrapped_is_said_in_one_line(
-    kind: str, error: type[Exception], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    kind: str,
+    error: type[Exception],
+    message: str,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     _save(kind, tmp_path / "saved", model, table)
     with pytest.raises(error, match=message) as caught:
@@ -312,7 +434,10 @@ def test_what_cannot_be_wrapped_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model: Pipeline, tmp_path: Path) -> None:
+def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(
+    model: Pipeline,
+    tmp_path: Path,
+) -> None:
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
     refused = r"column 'when' has the type datetime, which an ONNX model cannot read; .*; \S+ can be served as pyfunc"
@@ -321,22 +446,35 @@ def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model: Pip
 
 
 def test_another_version_of_the_framework_that_loads_is_a_warning(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     mlflow.sklearn.save_model(
-        model, tmp_path / "saved", input_example=table, pip_requirements=["scikit-learn==1.0", "numpy"]
+        model,
+        tmp_path / "saved",
+        input_example=table,
+        pip_requirements=["scikit-learn==1.0", "numpy"],
     )
     made = onnxserve.wrap_model(str(tmp_path / "saved"), dry_run=True)
     assert made.report.state == "proven"
     assert made.warnings[0].startswith("it was logged with scikit-learn 1.0 (")
 
 
-@pytest.mark.parametrize("rows", [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})], ids=["none", "table"])
+@pytest.mark.parametrize(
+    "rows",
+    [None, pd.DataFrame({"review": ["good parcel", "bad parcel"]})],
+    ids=["none", "table"],
+)
 def test_a_model_of_texts_without_a_name_is_wrapped_with_a_table_or_without_rows(
-    rows: pd.DataFrame | None, tmp_path: Path
+    rows: pd.DataFrame | None,
+    tmp_path: Path,
 ) -> None:
     texts = ["good parcel", "bad parcel", "good", "bad"]
-    words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, ["up", "down", "up", "down"])
+    words = make_pipeline(CountVectorizer(), LogisticRegression()).fit(
+        texts,
+        ["up", "down", "up", "down"],
+    )
     signature = ModelSignature(Schema([ColSpec("string")]))
     mlflow.sklearn.save_model(words, tmp_path / "saved", signature=signature, **_REQUIREMENTS)
     made = onnxserve.wrap_model(str(tmp_path / "saved"), data=rows, dry_run=True)
@@ -350,23 +488,43 @@ def _boosted(table: pd.DataFrame) -> Any:
 
 @pytest.mark.parametrize(("name", "default"), [("output_margin", True), ("iteration_range", "0")])
 def test_params_that_change_a_prediction_are_refused_with_their_name(
-    name: str, default: Any, table: pd.DataFrame, tmp_path: Path
+    name: str,
+    default: Any,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     spec = ParamSpec(name, "boolean" if default is True else "string", default)
-    signature = ModelSignature(mlflow.models.infer_signature(table).inputs, params=ParamSchema([spec]))
-    mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", signature=signature, pip_requirements=["xgboost"])
-    with pytest.raises(ConversionError, match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc"):
+    signature = ModelSignature(
+        mlflow.models.infer_signature(table).inputs,
+        params=ParamSchema([spec]),
+    )
+    mlflow.xgboost.save_model(
+        _boosted(table),
+        tmp_path / "saved",
+        signature=signature,
+        pip_requirements=["xgboost"],
+    )
+    with pytest.raises(
+        ConversionError,
+        match=rf"asks it with {name}={default!r}, .*; \S+ can be served as pyfunc",
+    ):
         onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True)
 
 
 @pytest.mark.parametrize("flavor", ["sklearn", "xgboost"])
 def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
-    flavor: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    flavor: str,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     specs = [ParamSpec("threshold", "double", 0.9)]
     if flavor == "xgboost":
         specs.append(ParamSpec("output_margin", "boolean", False))
-    signature = ModelSignature(mlflow.models.infer_signature(table).inputs, params=ParamSchema(specs))
+    signature = ModelSignature(
+        mlflow.models.infer_signature(table).inputs,
+        params=ParamSchema(specs),
+    )
     original = model if flavor == "sklearn" else _boosted(table)
     save = mlflow.sklearn.save_model if flavor == "sklearn" else mlflow.xgboost.save_model
     save(original, tmp_path / "saved", signature=signature, pip_requirements=["scikit-learn"])
@@ -377,10 +535,16 @@ def test_params_that_mlflow_does_not_use_are_left_out_with_a_warning(
     assert any("threshold=0.9" in note for note in made.warnings)
 
 
-def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_an_mlmodel_with_an_empty_section_for_pyfunc_is_wrapped(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     mlflow.xgboost.save_model(_boosted(table), tmp_path / "saved", pip_requirements=["xgboost"])
     _set_pyfunc_section(tmp_path / "saved", None)
-    assert onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True).report.state == "proven"
+    assert (
+        onnxserve.wrap_model(str(tmp_path / "saved"), data=table, dry_run=True).report.state
+        == "proven"
+    )
 
 
 def test_a_model_config_that_is_no_mapping_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -397,7 +561,10 @@ def _set_pyfunc_section(folder: Path, section: dict[str, str] | None) -> None:
 
 
 @pytest.mark.long
-def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_param_of_a_module_is_refused_unless_it_is_the_default(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     torch = pytest.importorskip("torch")
 
     class Scaled(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -406,17 +573,31 @@ def test_a_param_of_a_module_is_refused_unless_it_is_the_default(table: pd.DataF
 
     inputs = mlflow.models.infer_signature(table.to_numpy(np.float32)).inputs
     for factor in (1.0, 2.0):
-        signature = ModelSignature(inputs, params=ParamSchema([ParamSpec("factor", "double", factor)]))
+        signature = ModelSignature(
+            inputs,
+            params=ParamSchema([ParamSpec("factor", "double", factor)]),
+        )
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
-        mlflow.pytorch.save_model(Scaled(), tmp_path / f"times {factor}", signature=signature, **options)
+        mlflow.pytorch.save_model(
+            Scaled(),
+            tmp_path / f"times {factor}",
+            signature=signature,
+            **options,
+        )
     rows = table.to_numpy(np.float32)
-    assert onnxserve.wrap_model(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state == "proven"
+    assert (
+        onnxserve.wrap_model(str(tmp_path / "times 1.0"), data=rows, dry_run=True).report.state
+        == "proven"
+    )
     with pytest.raises(ConversionError, match=r"factor=2\.0, which an ONNX form cannot contain"):
         onnxserve.wrap_model(str(tmp_path / "times 2.0"), data=rows, dry_run=True)
 
 
 @pytest.mark.long
-def test_a_param_of_a_traced_module_is_refused_with_its_name(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_param_of_a_traced_module_is_refused_with_its_name(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     """A traced module does not tell its parameters."""
     torch = pytest.importorskip("torch")
     rows = table.to_numpy(np.float32)
@@ -425,12 +606,18 @@ def test_a_param_of_a_traced_module_is_refused_with_its_name(table: pd.DataFrame
     traced = torch.jit.trace(torch.nn.ReLU(), torch.from_numpy(rows))
     options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
     mlflow.pytorch.save_model(traced, tmp_path / "saved", signature=signature, **options)
-    with pytest.raises(ConversionError, match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc"):
+    with pytest.raises(
+        ConversionError,
+        match=r"asks it with factor=2\.0, .*; \S+ can be served as pyfunc",
+    ):
         onnxserve.wrap_model(str(tmp_path / "saved"), data=rows, dry_run=True)
 
 
 @pytest.mark.long
-def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(table: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(
+    table: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
     torch = pytest.importorskip("torch")
 
     class Weighted(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -440,9 +627,23 @@ def test_a_param_with_several_numbers_is_refused_unless_it_is_the_default(table:
     rows = table.to_numpy(np.float32)
     inputs = mlflow.models.infer_signature(rows).inputs
     for weights in ([1.0, 2.0], [1.0, 3.0]):
-        signature = ModelSignature(inputs, params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))]))
+        signature = ModelSignature(
+            inputs,
+            params=ParamSchema([ParamSpec("weights", "double", weights, (-1,))]),
+        )
         options: dict[str, Any] = {"serialization_format": "pickle", "pip_requirements": ["torch"]}
-        mlflow.pytorch.save_model(Weighted(), tmp_path / str(weights[1]), signature=signature, **options)
-    assert onnxserve.wrap_model(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state == "proven"
-    with pytest.raises(ConversionError, match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain"):
+        mlflow.pytorch.save_model(
+            Weighted(),
+            tmp_path / str(weights[1]),
+            signature=signature,
+            **options,
+        )
+    assert (
+        onnxserve.wrap_model(str(tmp_path / "2.0"), data=rows, dry_run=True).report.state
+        == "proven"
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"weights=\[1\.0, 3\.0\], which an ONNX form cannot contain",
+    ):
         onnxserve.wrap_model(str(tmp_path / "3.0"), data=rows, dry_run=True)

@@ -11,22 +11,48 @@ import sklearn
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound, NotInstalled
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    NotInstalled,
+)
 from mlflow_deploy_plugin.wrap.flavor.registered import load_file, load_folder
 
 
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("text.txt", b"hello", InvalidConfig, "text.txt is not a model: the file name must end with .joblib"),
-        ("text.pkl", b"hello", InvalidArtifact, "text.pkl cannot be loaded as a joblib or pickle file"),
-        ("map.pkl", b"\x80\x04}\x94.", ConversionError, "builtins.dict cannot be converted to ONNX: its framework is"),
+        (
+            "text.txt",
+            b"hello",
+            InvalidConfig,
+            "text.txt is not a model: the file name must end with .joblib",
+        ),
+        (
+            "text.pkl",
+            b"hello",
+            InvalidArtifact,
+            "text.pkl cannot be loaded as a joblib or pickle file",
+        ),
+        (
+            "map.pkl",
+            b"\x80\x04}\x94.",
+            ConversionError,
+            "builtins.dict cannot be converted to ONNX: its framework is",
+        ),
         ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
         ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),
     ],
 )
 def test_a_file_that_is_no_model_is_refused_in_one_line(
-    name: str, content: bytes | None, error: type[Exception], message: str, table: pd.DataFrame, tmp_path: Path
+    name: str,
+    content: bytes | None,
+    error: type[Exception],
+    message: str,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -35,12 +61,17 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_of_another_version_is_loaded_with_a_warning(model: Pipeline, tmp_path: Path) -> None:
+def test_a_pickle_of_another_version_is_loaded_with_a_warning(
+    model: Pipeline,
+    tmp_path: Path,
+) -> None:
     old = pickle.dumps(model).replace(sklearn.__version__.encode(), b"1.0.2")
     (tmp_path / "old.pkl").write_bytes(old)
     loaded = load_file(tmp_path / "old.pkl", allow_pickle=True)
     assert type(loaded.model) is Pipeline
-    assert loaded.warnings == (f"it was saved by scikit-learn 1.0.2 ({sklearn.__version__} is installed)",)
+    assert loaded.warnings == (
+        f"it was saved by scikit-learn 1.0.2 ({sklearn.__version__} is installed)",
+    )
 
 
 @pytest.mark.long
@@ -48,7 +79,11 @@ def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Pat
     options = {"pip_requirements": ["scikit-learn"], "pyfunc_predict_fn": "predict_proba"}
     mlflow.sklearn.save_model(model, tmp_path / "saved", **options)
     loaded = load_folder(tmp_path / "saved", "it")
-    assert (type(loaded.model), loaded.predict_fn, loaded.warnings) == (Pipeline, "predict_proba", ())
+    assert (type(loaded.model), loaded.predict_fn, loaded.warnings) == (
+        Pipeline,
+        "predict_proba",
+        (),
+    )
 
 
 class Rule:
@@ -69,19 +104,18 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
         flavors={
             "python_function": {"loader_module": "mlflow.spark", "data": "sparkml"},
             "spark": {"model_data": "sparkml", "pyspark_version": "4.0.1"},
-        }
+        },
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
-    unknown = (
-        r"a model of mlflow.spark cannot be converted .*supported are catboost.*; it can be served as pyfunc without"
-    )
+    unknown = r"a model of mlflow.spark cannot be converted .*supported are catboost.*; it can be served as pyfunc without"
     with pytest.raises(ConversionError, match=unknown):
         load_folder(tmp_path, "it")
 
 
 def test_a_framework_that_is_not_installed_is_named_with_the_command_that_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("xgboost", "xgboost.sklearn"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -90,10 +124,13 @@ def test_a_framework_that_is_not_installed_is_named_with_the_command_that_instal
         flavors={
             "python_function": {"loader_module": "mlflow.xgboost", "data": "model.ubj"},
             "xgboost": {"data": "model.ubj", "model_class": "xgboost.sklearn.XGBRegressor"},
-        }
+        },
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
-    for load in (lambda: load_file(tmp_path / "model.pkl", allow_pickle=True), lambda: load_folder(tmp_path, "it")):
+    for load in (
+        lambda: load_file(tmp_path / "model.pkl", allow_pickle=True),
+        lambda: load_folder(tmp_path, "it"),
+    ):
         with pytest.raises(NotInstalled, match=r"xgboost.*'mlflow-onnxserve\[sklearn\]' xgboost$"):
             load()

@@ -34,7 +34,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # The exporter warns about future changes.
 ]
 
-TEXTS = ["the model answers", "a request with many more words than the other requests have", "drift?", "the monitor"]
+TEXTS = [
+    "the model answers",
+    "a request with many more words than the other requests have",
+    "drift?",
+    "the monitor",
+]
 REQUIREMENTS: dict[str, Any] = {"pip_requirements": []}
 SMALL: dict[str, Any] = {
     "vocab_size": 500,
@@ -51,14 +56,21 @@ TEXT = Schema([ColSpec("string")])
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # MLflow asks the hub for a license.
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE",
+        True,
+    )  # MLflow asks the hub for a license.
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Any:
     torch.manual_seed(0)
     net = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL)).eval()
-    return transformers.pipeline("text-classification", model=net, tokenizer=original_tokenizer("WordPiece"))
+    return transformers.pipeline(
+        "text-classification",
+        model=net,
+        tokenizer=original_tokenizer("WordPiece"),
+    )
 
 
 @pytest.fixture
@@ -105,14 +117,24 @@ def labels(folder: Path) -> list[str]:
         {"model_config": {"truncation": True, "max_length": 20}, "signature": params(max_length=4)},
         {"model_config": {"max_length": 4}},
         {"model_config": {"padding": "max_length", "truncation": True, "max_length": 32}},
-        {"model_config": {"truncation": True, "max_length": 4, "top_k": 1}, "signature": ModelSignature(TEXT)},
+        {
+            "model_config": {"truncation": True, "max_length": 4, "top_k": 1},
+            "signature": ModelSignature(TEXT),
+        },
     ],
     ids=["model_config", "params before model_config", "without truncation", "padding", "top_k=1"],
 )
 def test_a_classifier_is_asked_with_the_settings_of_its_version(
-    options: dict[str, Any], classifier: Any, tracking: Path, tmp_path: Path
+    options: dict[str, Any],
+    classifier: Any,
+    tracking: Path,
+    tmp_path: Path,
 ) -> None:
-    folder = saved_classifier(classifier, tmp_path / "saved", **{"signature": ModelSignature(TEXT), **options})
+    folder = saved_classifier(
+        classifier,
+        tmp_path / "saved",
+        **{"signature": ModelSignature(TEXT), **options},
+    )
     config = {**options["model_config"], "top_k": None}
     if "signature" in options and options["signature"].params:
         config["max_length"] = 4
@@ -126,19 +148,42 @@ def test_a_classifier_is_asked_with_the_settings_of_its_version(
         assert labels(folder) == [names[0] for names in answers]
 
 
-def test_the_settings_of_a_version_change_its_labels(classifier: Any, tracking: Path, tmp_path: Path) -> None:
+def test_the_settings_of_a_version_change_its_labels(
+    classifier: Any,
+    tracking: Path,
+    tmp_path: Path,
+) -> None:
     plain = saved_classifier(classifier, tmp_path / "plain", signature=ModelSignature(TEXT))
     short = {"truncation": True, "max_length": 4}
-    asked = saved_classifier(classifier, tmp_path / "asked", signature=ModelSignature(TEXT), model_config=short)
+    asked = saved_classifier(
+        classifier,
+        tmp_path / "asked",
+        signature=ModelSignature(TEXT),
+        model_config=short,
+    )
     assert labels(plain) != labels(asked)
-    assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, asked)] == [labels(plain), labels(asked)]
+    assert [wrapped(folder)[1].predict(TEXTS).tolist() for folder in (plain, asked)] == [
+        labels(plain),
+        labels(asked),
+    ]
 
 
-def test_the_older_file_of_settings_replaces_the_model_config(classifier: Any, tracking: Path, tmp_path: Path) -> None:
+def test_the_older_file_of_settings_replaces_the_model_config(
+    classifier: Any,
+    tracking: Path,
+    tmp_path: Path,
+) -> None:
     options = {"truncation": True, "max_length": 20}
-    folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=options)
+    folder = saved_classifier(
+        classifier,
+        tmp_path / "saved",
+        signature=ModelSignature(TEXT),
+        model_config=options,
+    )
     plain = labels(folder)
-    (folder / "components" / "inference_config.txt").write_text(json.dumps({"truncation": True, "max_length": 4}))
+    (folder / "components" / "inference_config.txt").write_text(
+        json.dumps({"truncation": True, "max_length": 4}),
+    )
     assert labels(folder) != plain
 
     assert wrapped(folder)[1].predict(TEXTS).tolist() == labels(folder)
@@ -146,7 +191,10 @@ def test_the_older_file_of_settings_replaces_the_model_config(classifier: Any, t
 
 @pytest.mark.parametrize("content", [b"{", b"[4]", b"\xff"])
 def test_an_older_file_of_settings_that_is_damaged_is_refused(
-    content: bytes, classifier: Any, tracking: Path, tmp_path: Path
+    content: bytes,
+    classifier: Any,
+    tracking: Path,
+    tmp_path: Path,
 ) -> None:
     folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT))
     (folder / "components" / "inference_config.txt").write_bytes(content)
@@ -155,17 +203,27 @@ def test_an_older_file_of_settings_that_is_damaged_is_refused(
 
 
 def test_the_function_that_is_applied_to_the_logits_is_a_setting(
-    classifier: Any, tracking: Path, tmp_path: Path
+    classifier: Any,
+    tracking: Path,
+    tmp_path: Path,
 ) -> None:
     config = {"function_to_apply": "sigmoid"}
-    folder = saved_classifier(classifier, tmp_path / "saved", signature=ModelSignature(TEXT), model_config=config)
+    folder = saved_classifier(
+        classifier,
+        tmp_path / "saved",
+        signature=ModelSignature(TEXT),
+        model_config=config,
+    )
     made, served = wrapped(folder)
     assert [output.name for output in made.outputs] == ["label", "scores"]
     assert served.predict(TEXTS).tolist() == labels(folder)
 
 
 def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
-    classifier: Any, encoder: Any, tracking: Path, tmp_path: Path
+    classifier: Any,
+    encoder: Any,
+    tracking: Path,
+    tmp_path: Path,
 ) -> None:
     def refuse(folder: Path, *words: str) -> None:
         with refused(ConversionError, *words, "can be served as pyfunc"):
@@ -174,13 +232,31 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     asked = {"signature": ModelSignature(TEXT)}
     several = saved_classifier(classifier, tmp_path / "several", model_config={"top_k": 2}, **asked)
     refuse(several, "top_k=2", "predict_proba")
-    made = onnxserve.wrap_model(str(several), data=TEXTS, dry_run=True, pyfunc_predict_fn="predict_proba")
+    made = onnxserve.wrap_model(
+        str(several),
+        data=TEXTS,
+        dry_run=True,
+        pyfunc_predict_fn="predict_proba",
+    )
     assert (made.report.state, made.prediction) == ("proven", ("probabilities",))
-    bare = saved_classifier(classifier, tmp_path / "bare", model_config={"add_special_tokens": False}, **asked)
+    bare = saved_classifier(
+        classifier,
+        tmp_path / "bare",
+        model_config={"add_special_tokens": False},
+        **asked,
+    )
     refuse(bare, "add_special_tokens=False")
-    unknown = saved_classifier(classifier, tmp_path / "unknown", model_config={"function_to_apply": "tanh"}, **asked)
+    unknown = saved_classifier(
+        classifier,
+        tmp_path / "unknown",
+        model_config={"function_to_apply": "tanh"},
+        **asked,
+    )
     refuse(unknown, "function_to_apply='tanh'")
-    refuse(saved_encoder(encoder, tmp_path / "task", task="llm/v1/embeddings"), "task='llm/v1/embeddings'")
+    refuse(
+        saved_encoder(encoder, tmp_path / "task", task="llm/v1/embeddings"),
+        "task='llm/v1/embeddings'",
+    )
     small = saved_encoder(encoder, tmp_path / "small", signature=params(precision="int8"))
     refuse(small, "precision='int8'")
     nobody = saved_encoder(encoder, tmp_path / "nobody", signature=params(prompt_name="p"))
@@ -199,24 +275,36 @@ def test_a_setting_that_a_graph_cannot_contain_is_refused_with_its_name(
     ids=["normalized", "truncated and normalized", "truncated", "named prompt", "prompt"],
 )
 def test_an_encoder_is_asked_with_the_defaults_of_its_params(
-    asked: dict[str, Any], encoder: Any, tracking: Path, tmp_path: Path
+    asked: dict[str, Any],
+    encoder: Any,
+    tracking: Path,
+    tmp_path: Path,
 ) -> None:
     want = encoder.encode(TEXTS, **asked)
     assert want.shape != (4, 16) or np.abs(want - encoder.encode(TEXTS)).max() > 0.01
     folder = saved_encoder(encoder, tmp_path / "saved", signature=params(**asked))
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(str(folder)).predict(TEXTS), want, atol=1e-6)
+    np.testing.assert_allclose(
+        mlflow.pyfunc.load_model(str(folder)).predict(TEXTS),
+        want,
+        atol=1e-6,
+    )
 
     made, served = wrapped(folder)
 
     assert made.report.state == "proven"
     np.testing.assert_allclose(served.predict(TEXTS), want, atol=1e-5)
     name, value = next(iter(asked.items()))
-    assert any(f"{name}={value!r}" in note and "always uses their defaults" in note for note in made.warnings)
+    assert any(
+        f"{name}={value!r}" in note and "always uses their defaults" in note
+        for note in made.warnings
+    )
 
 
 @pytest.mark.parametrize("name", ["texts.csv", "nothing"])
 def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(
-    name: str, classifier: Any, tmp_path: Path
+    name: str,
+    classifier: Any,
+    tmp_path: Path,
 ) -> None:
     options = {"signature": ModelSignature(TEXT), "model_config": {"truncation": True}}
     folder = saved_classifier(classifier, tmp_path / "saved", **options)
@@ -225,5 +313,8 @@ def test_a_version_whose_only_input_has_no_name_takes_a_column_of_texts(
 
     made = onnxserve.wrap_model(str(folder), data=rows, dry_run=True)
 
-    assert (made.report.state, made.report.sources["example"]) == ("proven", 500 if rows is None else 4)
+    assert (made.report.state, made.report.sources["example"]) == (
+        "proven",
+        500 if rows is None else 4,
+    )
     assert [(entry.dtype, entry.shape) for entry in made.inputs] == [("str", (-1,))]

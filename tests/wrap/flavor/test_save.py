@@ -22,7 +22,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.core.errors import ConversionError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.core.errors import (
+    ConversionError,
+    InvalidConfig,
+    ParityError,
+    SchemaMismatch,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.wrap.flavor.wrap import PredictFunction
@@ -63,10 +68,17 @@ def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: M
     assert provenance["dataset_digest"] == dataset.digest
     assert provenance["dataset_name"] == "training"
     assert provenance["algorithm"] == "Pipeline(StandardScaler, LogisticRegression)"
-    assert f"onnxruntime=={onnxruntime.__version__}" in (folder / provenance["environment"]).read_text()
+    assert (
+        f"onnxruntime=={onnxruntime.__version__}"
+        in (folder / provenance["environment"]).read_text()
+    )
 
 
-def test_stock_onnx_flavor_loads_the_same_model(logged: ModelInfo, model: Pipeline, table: pd.DataFrame) -> None:
+def test_stock_onnx_flavor_loads_the_same_model(
+    logged: ModelInfo,
+    model: Pipeline,
+    table: pd.DataFrame,
+) -> None:
     proto = mlflow.onnx.load_model(logged.model_uri)
 
     session = onnxruntime.InferenceSession(proto.SerializeToString())
@@ -74,15 +86,26 @@ def test_stock_onnx_flavor_loads_the_same_model(logged: ModelInfo, model: Pipeli
     assert labels.tolist() == model.predict(table).tolist()
 
 
-def test_load_model_gives_the_ready_model(logged: ModelInfo, model: Pipeline, table: pd.DataFrame) -> None:
+def test_load_model_gives_the_ready_model(
+    logged: ModelInfo,
+    model: Pipeline,
+    table: pd.DataFrame,
+) -> None:
     loaded = onnxserve.load_model("models:/updown/1")
 
-    answers = loaded.run(loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table}))
+    answers = loaded.run(
+        loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table}),
+    )
     np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
 
 
 def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
-    onnxserve.save_model(model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba")
+    onnxserve.save_model(
+        model,
+        tmp_path / "model",
+        input_example=table,
+        pyfunc_predict_fn="predict_proba",
+    )
 
     found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
     np.testing.assert_allclose(found, model.predict_proba(table), atol=1e-6)
@@ -94,12 +117,20 @@ def unfaithful(table: pd.DataFrame) -> Any:
     return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
 
 
-def test_unfaithful_model_leaves_nothing_in_mlflow(tracking: Path, unfaithful: Any, table: pd.DataFrame) -> None:
+def test_unfaithful_model_leaves_nothing_in_mlflow(
+    tracking: Path,
+    unfaithful: Any,
+    table: pd.DataFrame,
+) -> None:
     before = len(mlflow.search_logged_models(output_format="list"))
 
     with mlflow.start_run(), pytest.raises(ParityError, match=r"mlflow\.sklearn\.log_model"):
         onnxserve.log_model(
-            unfaithful, name="model", input_example=table, registered_model_name="lossy", fallback="error"
+            unfaithful,
+            name="model",
+            input_example=table,
+            registered_model_name="lossy",
+            fallback="error",
         )
 
     assert len(mlflow.search_logged_models(output_format="list")) == before
@@ -107,28 +138,44 @@ def test_unfaithful_model_leaves_nothing_in_mlflow(tracking: Path, unfaithful: A
 
 
 def test_unfaithful_model_is_logged_as_warned_on_request(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    unfaithful: Any,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with mlflow.start_run():
         info = onnxserve.log_model(
-            unfaithful, name="model", input_example=table, registered_model_name="lossy", parity="warn"
+            unfaithful,
+            name="model",
+            input_example=table,
+            registered_model_name="lossy",
+            parity="warn",
         )
 
-    assert mlflow.MlflowClient().get_model_version("lossy", "1").tags["onnxserve.parity"] == "warned"
+    assert (
+        mlflow.MlflowClient().get_model_version("lossy", "1").tags["onnxserve.parity"] == "warned"
+    )
     assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
 
 
 @pytest.mark.long
-def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_model(tmp_path: Path) -> None:
+def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_model(
+    tmp_path: Path,
+) -> None:
     random = np.random.default_rng(0)
     carriers, hours = random.choice(["AA", "DL", "UA"], 200), random.integers(5, 9, 200)
     rows = pd.DataFrame({"carrier": carriers, "hour": hours, "distance": random.normal(size=200)})
     rows["wind"] = np.where(rows.distance > 1, np.nan, rows.distance)
     columns = [(OneHotEncoder(), ["carrier", "hour"]), (SimpleImputer(), ["wind"])]
-    model = make_pipeline(make_column_transformer(*columns, remainder="passthrough"), LogisticRegression())
+    model = make_pipeline(
+        make_column_transformer(*columns, remainder="passthrough"),
+        LogisticRegression(),
+    )
     onnxserve.save_model(model.fit(rows, rows.distance > 0), tmp_path / "model", input_example=rows)
     saved = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    exported = ExportedModel(onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path)
+    exported = ExportedModel(
+        onnxserve.export(str(tmp_path / "model"), "onnx", tmp_path / "m.onnx").path,
+    )
 
     np.testing.assert_array_equal(saved.predict(rows), model.predict(rows))
     for change, words in (
@@ -138,17 +185,25 @@ def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_m
         ({"wind": -np.inf}, r"'wind', row 0: .*infinite; the model accepts only finite numbers"),
     ):
         changed = rows.head(1).assign(**change)
-        for refusing, error in ((model, ValueError), (saved, SchemaMismatch), (exported, ValueError)):
+        for refusing, error in (
+            (model, ValueError),
+            (saved, SchemaMismatch),
+            (exported, ValueError),
+        ):
             with pytest.raises(error, match="" if refusing is model else words):
                 refusing.predict(changed)
 
 
 def test_without_a_run_the_model_itself_carries_the_parity(
-    tracking: Path, model: Pipeline, table: pd.DataFrame
+    tracking: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
 ) -> None:
     info = onnxserve.log_model(model, name="model", input_example=table)
 
-    assert mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
+    assert (
+        mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
+    )
 
 
 def ranked(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -160,7 +215,9 @@ def with_month(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
-    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pipeline = make_pipeline(FunctionTransformer(ranked), LinearRegression()).fit(table, table.a)
 
@@ -176,30 +233,49 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
             pip_requirements=["scikit-learn"],
         )
 
-    (line,) = [record.getMessage() for record in caplog.records if "instead and is served" in record.getMessage()]
+    (line,) = [
+        record.getMessage()
+        for record in caplog.records
+        if "instead and is served" in record.getMessage()
+    ]
     assert "func=ranked" in line
     assert "\n" not in line
     client = mlflow.MlflowClient()
     version = client.get_model_version("python-only", "1")
-    tags = (version.tags, client.get_run(run.info.run_id).data.tags, client.get_logged_model(info.model_id).tags)
+    tags = (
+        version.tags,
+        client.get_run(run.info.run_id).data.tags,
+        client.get_logged_model(info.model_id).tags,
+    )
     assert all("FunctionTransformer" in one["onnxserve.fallback"] for one in tags)
     assert client.get_logged_model(info.model_id).tags["team"] == "sky"
     assert "onnxserve.parity" not in version.tags
     assert info.signature.inputs.input_names() == ["a", "b", "c"]
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(table), pipeline.predict(table))
+    np.testing.assert_allclose(
+        mlflow.pyfunc.load_model(info.model_uri).predict(table),
+        pipeline.predict(table),
+    )
 
 
 def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    unfaithful: Any,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     info = onnxserve.log_model(unfaithful, name="model", input_example=table, pip_requirements=[])
 
-    assert any("instead and is served" in line and "Worst rows" not in line for line in caplog.messages)
+    assert any(
+        "instead and is served" in line and "Worst rows" not in line for line in caplog.messages
+    )
     assert (
         "does not match the original"
         in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     )
-    np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
+    np.testing.assert_array_equal(
+        mlflow.pyfunc.load_model(info.model_uri).predict(table),
+        unfaithful.predict(table),
+    )
 
 
 def squared_error(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +295,10 @@ def lgbm(kind: str, **options: Any) -> Any:
     ],
 )
 def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
-    flavor: str, booster: Any, tracking: Path, table: pd.DataFrame
+    flavor: str,
+    booster: Any,
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     booster.fit(table, table.a)
 
@@ -232,13 +311,19 @@ def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(
 
 @pytest.mark.parametrize("predict_fn", get_args(PredictFunction))
 def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
-    predict_fn: PredictFunction, tracking: Path, table: pd.DataFrame
+    predict_fn: PredictFunction,
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     cities = table.assign(city=pd.Categorical(np.resize(["Łódź", "rome", "oslo"], len(table))))
     booster = lgbm("Classifier").fit(cities, table.a > table.b)
 
     info = onnxserve.log_model(
-        booster, name="model", input_example=cities, pyfunc_predict_fn=predict_fn, pip_requirements=[]
+        booster,
+        name="model",
+        input_example=cities,
+        pyfunc_predict_fn=predict_fn,
+        pip_requirements=[],
     )
 
     assert info.signature.inputs.input_dict()["city"].type.name == "string"
@@ -247,10 +332,15 @@ def test_a_model_of_categories_without_an_onnx_form_takes_them_as_texts(
 
 
 def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
-    tracking: Path, table: pd.DataFrame
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     cities = table.assign(city=pd.Categorical(np.resize(["lima", "rome", "oslo"], len(table))))
-    options: dict[str, Any] = {"objective": "binary:hinge", "n_estimators": 3, "enable_categorical": True}
+    options: dict[str, Any] = {
+        "objective": "binary:hinge",
+        "n_estimators": 3,
+        "enable_categorical": True,
+    }
     booster = xgboost.XGBRegressor(**options).fit(cities, table.a > table.b)
 
     info = onnxserve.log_model(booster, name="model", input_example=cities, pip_requirements=[])
@@ -265,7 +355,10 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
         loaded.predict(texts)
 
 
-def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, table: pd.DataFrame) -> None:
+def test_probabilities_stay_probabilities_without_an_onnx_form(
+    tracking: Path,
+    table: pd.DataFrame,
+) -> None:
     labels = table.a > table.a.median()
     models: list[Any] = [
         make_pipeline(FunctionTransformer(ranked), LogisticRegression()),
@@ -275,7 +368,11 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, t
     for model in models:
         model.fit(table, labels)
         info = onnxserve.log_model(
-            model, name="model", input_example=table, pyfunc_predict_fn="predict_proba", pip_requirements=[]
+            model,
+            name="model",
+            input_example=table,
+            pyfunc_predict_fn="predict_proba",
+            pip_requirements=[],
         )
 
         found = mlflow.pyfunc.load_model(info.model_uri).predict(table)
@@ -284,18 +381,27 @@ def test_probabilities_stay_probabilities_without_an_onnx_form(tracking: Path, t
 
 
 def test_a_model_that_reads_dates_is_logged_as_pyfunc(tracking: Path, table: pd.DataFrame) -> None:
-    dated = table.assign(day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D"))
-    pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(dated, table.a)
+    dated = table.assign(
+        day=pd.Timestamp("2013-01-01") + pd.to_timedelta(np.arange(len(table)), unit="D"),
+    )
+    pipeline = make_pipeline(FunctionTransformer(with_month), LinearRegression()).fit(
+        dated,
+        table.a,
+    )
 
     info = onnxserve.log_model(pipeline, name="model", input_example=dated, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert reason.startswith("column 'day' has the type datetime64")
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(dated), pipeline.predict(dated))
+    np.testing.assert_allclose(
+        mlflow.pyfunc.load_model(info.model_uri).predict(dated),
+        pipeline.predict(dated),
+    )
 
 
 def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
-    tracking: Path, table: pd.DataFrame
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     stacked = table.rename(columns={"a": "prediction"})
     pipeline = LinearRegression().fit(stacked, table.a)
@@ -304,7 +410,10 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
     assert reason.startswith("input_example: the name 'prediction' is reserved")
-    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(stacked), pipeline.predict(stacked))
+    np.testing.assert_allclose(
+        mlflow.pyfunc.load_model(info.model_uri).predict(stacked),
+        pipeline.predict(stacked),
+    )
 
 
 def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
@@ -313,7 +422,10 @@ def with_seconds(table: pd.DataFrame) -> pd.DataFrame:
 
 def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.DataFrame) -> None:
     timed = table.assign(took=pd.to_timedelta(np.arange(len(table)), unit="s"))
-    pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(timed, table.a)
+    pipeline = make_pipeline(FunctionTransformer(with_seconds), LinearRegression()).fit(
+        timed,
+        table.a,
+    )
 
     info = onnxserve.log_model(pipeline, name="model", input_example=timed, pip_requirements=[])
 
@@ -322,13 +434,20 @@ def test_a_model_of_durations_takes_them_as_texts(tracking: Path, table: pd.Data
 
 
 def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
-    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     prices: Any = [Fraction(number) for number in range(len(table))]
     fractions = table.assign(price=prices)
     regression = LinearRegression().fit(fractions, table.a)
 
-    info = onnxserve.log_model(regression, name="model", input_example=fractions, pip_requirements=[])
+    info = onnxserve.log_model(
+        regression,
+        name="model",
+        input_example=fractions,
+        pip_requirements=[],
+    )
 
     assert mentions(caplog.text, "input_example", "Fraction")
     found = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
@@ -336,7 +455,8 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
 
 
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
-    tracking: Path, table: pd.DataFrame
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     with pytest.raises(InvalidConfig, match=r"fallback: 'pickle'.*pyfunc, error"):
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
@@ -363,7 +483,8 @@ class YearAhead:
 
 
 def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
-    tracking: Path, table: pd.DataFrame
+    tracking: Path,
+    table: pd.DataFrame,
 ) -> None:
     info = onnxserve.log_model(Interval(), name="model", input_example=table, pip_requirements=[])
 
@@ -371,23 +492,35 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     assert mentions(reason, "Interval", "framework is not supported")
     assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
-        with pytest.raises(ConversionError, match=r"not supported.* mlflow\.pyfunc\.log_model\(python_"):
+        with pytest.raises(
+            ConversionError,
+            match=r"not supported.* mlflow\.pyfunc\.log_model\(python_",
+        ):
             onnxserve.log_model(other, name="model", input_example=table)
 
 
 @pytest.mark.long
 def test_a_model_is_explained_where_it_is_logged(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with mlflow.start_run() as run:
         onnxserve.log_model(model, name="model", input_example=table, explain=True)
-    names = [Path(one.path).name for one in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")]
+    names = [
+        Path(one.path).name
+        for one in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")
+    ]
     assert names == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
     assert "not explained" not in caplog.text
 
 
 def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
-    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    tracking: Path,
+    unfaithful: Any,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     numbers = table.select_dtypes("number").fillna(0).to_numpy(dtype=np.float32)[:, :1]
     pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
@@ -397,25 +530,42 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     assert info.model_id
     assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
-        onnxserve.log_model(unfaithful, name="model", input_example=table, explain=True, pip_requirements=[])
+        onnxserve.log_model(
+            unfaithful,
+            name="model",
+            input_example=table,
+            explain=True,
+            pip_requirements=[],
+        )
     assert mentions(caplog.text, "not explained", "no ONNX form")
     with pytest.raises(InvalidConfig, match=r"explain: .*input_example= .*reference_"):
         onnxserve.log_model(graph, name="model", explain=True)
 
 
 def dataset_inputs(run: Any) -> list[tuple[str, str]]:
-    return [(one.dataset.name, one.dataset.digest) for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs]
+    return [
+        (one.dataset.name, one.dataset.digest)
+        for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+    ]
 
 
 @pytest.mark.long
 def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
-    tracking: Path, model: Pipeline, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+    tracking: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with mlflow.start_run() as run:
         info = onnxserve.log_model(model, name="model", input_example=table)
         onnxserve.log_model(model, name="model", input_example=table)
         assert len(dataset_inputs(run)) == 1
-        onnxserve.log_model(model, name="model", input_example=table.head(5), reference_data=table.head(200))
+        onnxserve.log_model(
+            model,
+            name="model",
+            input_example=table.head(5),
+            reference_data=table.head(200),
+        )
 
     first, second = (name for name, _ in dataset_inputs(run))
     assert (first, second) == ("reference", "reference")
@@ -423,7 +573,8 @@ def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_proven
         digest for _, digest in dataset_inputs(run)
     }
     rows = {
-        json.loads(one.dataset.profile)["num_rows"] for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        json.loads(one.dataset.profile)["num_rows"]
+        for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs
     }
     assert rows == {300, 200}
     success = [line for line in capsys.readouterr().err.splitlines() if "proven on" in line]
@@ -437,22 +588,42 @@ def test_data_that_the_run_has_as_an_input_is_not_logged_again(logged: ModelInfo
     assert [one.dataset.name for one in inputs] == ["training"]
 
 
-def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(tracking: Path, table: pd.DataFrame) -> None:
-    booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(table, table.a > 0)
+def test_the_data_of_a_model_without_an_onnx_form_becomes_an_input_too(
+    tracking: Path,
+    table: pd.DataFrame,
+) -> None:
+    booster = xgboost.XGBClassifier(objective="binary:hinge", n_estimators=3, n_jobs=1).fit(
+        table,
+        table.a > 0,
+    )
 
     with mlflow.start_run() as run:
-        onnxserve.log_model(booster, name="model", input_example=table.to_numpy(), pip_requirements=[])
+        onnxserve.log_model(
+            booster,
+            name="model",
+            input_example=table.to_numpy(),
+            pip_requirements=[],
+        )
 
     assert [name for name, _ in dataset_inputs(run)] == ["reference"]
 
 
 @pytest.mark.parametrize("code_paths", [None, [__file__]])
 def test_the_notice_of_a_model_that_needs_modules_of_the_user_names_code_paths(
-    code_paths: list[str] | None, tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    code_paths: list[str] | None,
+    tracking: Path,
+    table: pd.DataFrame,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = make_pipeline(FunctionTransformer(ranked), LogisticRegression()).fit(table, table.a > 0)
 
-    onnxserve.log_model(model, name="model", input_example=table, pip_requirements=[], code_paths=code_paths)
+    onnxserve.log_model(
+        model,
+        name="model",
+        input_example=table,
+        pip_requirements=[],
+        code_paths=code_paths,
+    )
 
     [notice] = [record.message for record in caplog.records if "served as pyfunc" in record.message]
     assert ("code_paths" in notice) is (code_paths is None)

@@ -25,12 +25,16 @@ from tests.support.waiting import answers, wait_until
 
 
 @pytest.fixture(scope="module")
-def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def classifier(
+    weather: tuple[pd.DataFrame, pd.Series],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Any, ...]:
     """Return the original, its folder, and rows."""
     table, labels = weather
     table = table.drop(columns="temperature")
     columns = make_column_transformer(
-        (StandardScaler(), ["humidity", "hour"]), (OneHotEncoder(handle_unknown="ignore"), ["city", "weekend", "code"])
+        (StandardScaler(), ["humidity", "hour"]),
+        (OneHotEncoder(handle_unknown="ignore"), ["city", "weekend", "code"]),
     )
     model = make_pipeline(columns, LogisticRegression()).fit(table, labels)
     folder = tmp_path_factory.mktemp("pyfunc") / "classifier"
@@ -39,7 +43,10 @@ def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module")
-def regressor(matrix: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def regressor(
+    matrix: tuple[np.ndarray, np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Any, ...]:
     """A model with two targets, trained on an array."""
     rows, target = matrix
     model = LinearRegression().fit(rows, np.column_stack([target, -target]))
@@ -54,7 +61,9 @@ FRAMES = {
     "with a column too many": lambda table: table.assign(extra=1),
     "integers for floats": lambda table: table.assign(humidity=table.humidity.astype(np.int32)),
     "objects": lambda table: table.astype({"city": object}),
-    "nullable": lambda table: table.astype({"city": "string", "hour": "Int64", "weekend": "boolean"}),
+    "nullable": lambda table: table.astype(
+        {"city": "string", "hour": "Int64", "weekend": "boolean"},
+    ),
     "arrow": lambda table: table.astype({"city": "string[pyarrow]"}),
 }
 
@@ -85,7 +94,11 @@ def test_missing_column_is_named(classifier: Any) -> None:
         mlflow.pyfunc.load_model(str(folder)).predict(table.drop(columns="city"))
 
 
-@pytest.mark.parametrize("change", [lambda rows: rows, pd.DataFrame], ids=["array", "table without names"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda rows: rows, pd.DataFrame],
+    ids=["array", "table without names"],
+)
 def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     model, folder, rows = regressor
 
@@ -95,7 +108,10 @@ def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-4, atol=1e-4)
 
 
-def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifier: Any, regressor: Any) -> None:
+def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(
+    classifier: Any,
+    regressor: Any,
+) -> None:
     """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and categories."""
     model, folder, table = classifier
     other = table.assign(humidity=table.humidity.astype(int)).astype({"city": "category"})
@@ -107,7 +123,10 @@ def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifie
 def test_model_config_sets_threads_and_device(regressor: Any) -> None:
     _, folder, rows = regressor
 
-    loaded = mlflow.pyfunc.load_model(str(folder), model_config={"intra_op_num_threads": 1, "device": "cpu"})
+    loaded = mlflow.pyfunc.load_model(
+        str(folder),
+        model_config={"intra_op_num_threads": 1, "device": "cpu"},
+    )
     assert loaded.predict(rows).shape == (3, 2)
     with pytest.raises(InvalidConfig, match="model_config: device: 'tpu'"):
         mlflow.pyfunc.load_model(str(folder), model_config={"device": "tpu"})
@@ -157,7 +176,10 @@ FORMS: dict[str, Callable[[list[str]], Any]] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
-def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example: Any, tmp_path: Path) -> None:
+def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(
+    example: Any,
+    tmp_path: Path,
+) -> None:
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     onnxserve.save_model(model, tmp_path / "model", input_example=example(TEXTS * 5))
 
@@ -170,7 +192,10 @@ def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example: 
 
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["an array", "an array of objects"])
-def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(form: str, tmp_path: Path) -> None:
+def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(
+    form: str,
+    tmp_path: Path,
+) -> None:
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
     texts = FORMS[form](TEXTS * 5)
     signature = infer_signature(texts, model.predict(texts))
@@ -178,26 +203,45 @@ def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(for
     onnxserve.save_model(model, tmp_path / "model", input_example=texts, signature=signature)
 
     assert signature.inputs.is_tensor_spec()
-    assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(FORMS[form](TEXTS)).tolist() == [1, 0, 1, 0]
+    assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(
+        FORMS[form](TEXTS),
+    ).tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.long
 def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: Path) -> None:
     model, folder, table = classifier
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(free_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(folder),
+        "-p",
+        str(free_port),
+    ]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--env-manager", "local", "--workers", "1"],
             stdout=log,
             stderr=log,
-            env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         )
     try:
         url = f"http://127.0.0.1:{free_port}"
-        wait_until(lambda: answers(f"{url}/ping") or server.poll() is not None, 120, "MLflow's scoring server answers")
+        wait_until(
+            lambda: answers(f"{url}/ping") or server.poll() is not None,
+            120,
+            "MLflow's scoring server answers",
+        )
         assert server.poll() is None, (tmp_path / "log").read_text()
         answer = requests.post(
-            f"{url}/invocations", json={"dataframe_split": table.to_dict("split", index=False)}, timeout=30
+            f"{url}/invocations",
+            json={"dataframe_split": table.to_dict("split", index=False)},
+            timeout=30,
         )
         assert answer.json() == {"predictions": model.predict(table).tolist()}
     finally:

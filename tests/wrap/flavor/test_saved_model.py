@@ -16,7 +16,11 @@ from sklearn.preprocessing import OneHotEncoder
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.wrap.convert.batch import Batch
-from mlflow_deploy_plugin.wrap.flavor.saved_model import environment_lock, own_requirement, provenance_section
+from mlflow_deploy_plugin.wrap.flavor.saved_model import (
+    environment_lock,
+    own_requirement,
+    provenance_section,
+)
 
 
 def test_parity_stands_in_the_folder(folder: Path) -> None:
@@ -48,14 +52,24 @@ def test_the_conda_environment_has_exact_versions(folder: Path) -> None:
     environment = yaml.safe_load((folder / "conda.yaml").read_text())
     python, pip, last = environment["dependencies"]
 
-    assert (environment["channels"], python) == (["conda-forge"], f"python={platform.python_version()}")
+    assert (environment["channels"], python) == (
+        ["conda-forge"],
+        f"python={platform.python_version()}",
+    )
     assert pip.startswith("pip<=")  # An older pip can install the same packages.
     assert last["pip"] == (folder / "requirements.txt").read_text().splitlines()
-    assert [line for line in last["pip"] if "==" not in line] == ["requests"]  # a requirement of the user
+    assert [line for line in last["pip"] if "==" not in line] == [
+        "requests",
+    ]  # a requirement of the user
 
 
-def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(tmp_path: Path) -> None:
-    origin = {"url": "https://git.example/onnxserve", "vcs_info": {"vcs": "git", "commit_id": "523f1835"}}
+def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_repository(
+    tmp_path: Path,
+) -> None:
+    origin = {
+        "url": "https://git.example/onnxserve",
+        "vcs_info": {"vcs": "git", "commit_id": "523f1835"},
+    }
     (tmp_path / "direct_url.json").write_text(json.dumps(origin))
 
     requirement = own_requirement("[cpu]", Distribution.at(tmp_path))
@@ -63,18 +77,34 @@ def test_the_requirement_names_the_commit_of_a_package_that_came_from_a_reposito
     assert requirement == "mlflow-onnxserve[cpu] @ git+https://git.example/onnxserve@523f1835"
 
 
-def test_reference_holds_inputs_predictions_and_times(folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
+def test_reference_holds_inputs_predictions_and_times(
+    folder: Path,
+    model: Pipeline,
+    table: pd.DataFrame,
+) -> None:
     artifact = read_artifact(folder)
     assert artifact.reference is not None
     reference = pq.read_table(folder / artifact.reference)
 
-    assert reference.column_names == ["a", "b", "c", "prediction", "output.probabilities", "_event_time"]
+    assert reference.column_names == [
+        "a",
+        "b",
+        "c",
+        "prediction",
+        "output.probabilities",
+        "_event_time",
+    ]
     assert reference["prediction"].to_pylist() == model.predict(table).tolist()
     assert str(reference.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
     times = [time.isoformat() for time in reference["_event_time"].to_pylist()]
     assert times[1] == "2013-01-01T01:00:00+00:00"
     section = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["onnxserve"]["reference"]
-    assert section == {"data": "reference.parquet", "rows": len(times), "begin": times[0], "end": times[-1]}
+    assert section == {
+        "data": "reference.parquet",
+        "rows": len(times),
+        "begin": times[0],
+        "end": times[-1],
+    }
 
 
 def test_lock_lists_what_is_installed_by_name() -> None:
@@ -86,7 +116,10 @@ def test_lock_lists_what_is_installed_by_name() -> None:
     assert names == sorted(names)
 
 
-def test_lock_follows_what_is_installed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_follows_what_is_installed_meanwhile(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     assert "late==" not in environment_lock()
 
@@ -96,7 +129,10 @@ def test_lock_follows_what_is_installed_meanwhile(tmp_path: Path, monkeypatch: p
     assert "late==1.0" in environment_lock().splitlines()
 
 
-def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_and_uncommitted_changes_are_recorded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "train.py").write_text("1")
@@ -120,7 +156,9 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_categories_of_texts_are_in_the_folder_if_they_fit_into_a_list(tmp_path: Path) -> None:
-    table = pd.DataFrame({"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]})
+    table = pd.DataFrame(
+        {"city": ["rome", "oslo"] * 200, "id": [f"id{number}" for number in range(400)]},
+    )
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     model = make_pipeline(encoder, LogisticRegression()).fit(table, np.arange(400) % 2)
 

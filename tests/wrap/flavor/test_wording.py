@@ -39,7 +39,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: _save(Ridge().fit(ROWS, TARGET)),
         "input_example: a scikit-learn model needs an example for its columns and their types",
     ),
-    "a model that is not fitted": (lambda: _save(Ridge(), ROWS), "the Ridge is not fitted: call fit before logging it"),
+    "a model that is not fitted": (
+        lambda: _save(Ridge(), ROWS),
+        "the Ridge is not fitted: call fit before logging it",
+    ),
     "an example of another kind": (
         lambda: _save(LINE, object()),
         "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a object",
@@ -78,7 +81,10 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_a_refusal_names_the_model_and_what_would_help(
-    cause: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cause: Callable[[], object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message_of(cause) == message

@@ -17,25 +17,41 @@ from mlflow_deploy_plugin.wrap.flavor import saved_model
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 
-def test_a_table_of_arrow_is_read_as_one_of_pandas(line: LinearRegression, timed: pd.DataFrame) -> None:
+def test_a_table_of_arrow_is_read_as_one_of_pandas(
+    line: LinearRegression,
+    timed: pd.DataFrame,
+) -> None:
     """A table with the same conversion method as polars."""
     table: Any = pa.Table.from_pandas(timed)
 
-    assert wrap(line, table, event_time="when").signature == wrap(line, timed, event_time="when").signature
+    assert (
+        wrap(line, table, event_time="when").signature
+        == wrap(line, timed, event_time="when").signature
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"parity": "maybe"}, "parity: 'maybe' is not one of require, warn"),
-        ({"pyfunc_predict_fn": "transform"}, "pyfunc_predict_fn: 'transform' is not one of predict, predict_proba"),
+        (
+            {"pyfunc_predict_fn": "transform"},
+            "pyfunc_predict_fn: 'transform' is not one of predict, predict_proba",
+        ),
         ({"event_time": "when"}, "event_time: the reference data has no column 'when'"),
-        ({"event_time": ["2013-01-01"]}, "event_time has 1 values, but the reference data has 300 rows"),
+        (
+            {"event_time": ["2013-01-01"]},
+            "event_time has 1 values, but the reference data has 300 rows",
+        ),
         ({"event_time": ["x"] * 300}, "event_time: "),
     ],
 )
 def test_wrong_argument_is_named(
-    arguments: dict[str, Any], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+    arguments: dict[str, Any],
+    message: str,
+    model: Pipeline,
+    table: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)
@@ -45,7 +61,9 @@ def test_wrong_argument_is_named(
 def timed() -> pd.DataFrame:
     random = np.random.default_rng(0)
     timed = pd.DataFrame(random.normal(size=(400, 2)), columns=["a", "b"])
-    return timed.assign(when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York"))
+    return timed.assign(
+        when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +71,10 @@ def line(timed: pd.DataFrame) -> LinearRegression:
     return LinearRegression().fit(timed[["a", "b"]], timed.a + timed.b)
 
 
-def test_times_of_a_column_are_kept_in_utc_and_are_no_input(line: LinearRegression, timed: pd.DataFrame) -> None:
+def test_times_of_a_column_are_kept_in_utc_and_are_no_input(
+    line: LinearRegression,
+    timed: pd.DataFrame,
+) -> None:
     wrapped = wrap(line, timed, event_time="when")
 
     assert wrapped.reference is not None
@@ -70,7 +91,9 @@ def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) 
 
 
 def test_large_data_is_sampled_in_order(
-    line: LinearRegression, timed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    line: LinearRegression,
+    timed: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(saved_model, "MAX_REFERENCE_ROWS", 100)
 
@@ -118,7 +141,8 @@ def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None
 
 
 @pytest.mark.parametrize(
-    "example", [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})]
+    "example",
+    [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})],
 )
 def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     wrapped = wrap(line, example)
@@ -127,7 +151,10 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
 
 
 @pytest.mark.parametrize("steps", [[1, 2], [("first", 1)], "ab"])
-def test_the_steps_of_a_model_that_is_no_pipeline_are_not_named(steps: Any, line: LinearRegression) -> None:
+def test_the_steps_of_a_model_that_is_no_pipeline_are_not_named(
+    steps: Any,
+    line: LinearRegression,
+) -> None:
     class Stepwise(LinearRegression):  # type: ignore[misc]
         pass
 
@@ -141,9 +168,14 @@ def test_the_steps_of_a_model_that_is_no_pipeline_are_not_named(steps: Any, line
 
 
 @pytest.mark.long
-def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_original_is_asked_once_however_many_forms_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
-    model = make_pipeline(LogCpTransformer(variables=["a"], C=1), RandomForestClassifier(5, random_state=0))
+    model = make_pipeline(
+        LogCpTransformer(variables=["a"], C=1),
+        RandomForestClassifier(5, random_state=0),
+    )
     model.fit(table, table.a + table.b > 2)
     refused: Counter[bytes] = Counter()
     predict = Pipeline.predict

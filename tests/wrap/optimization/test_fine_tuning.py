@@ -24,7 +24,11 @@ DIGITS = (ROWS @ np.random.default_rng(1).normal(size=(12, 4))).argmax(axis=1).a
 
 
 def layers(widths: tuple[int, ...] = (12, 64, 4)) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(*widths[:2]), torch.nn.ReLU(), torch.nn.Linear(*widths[1:]))
+    return torch.nn.Sequential(
+        torch.nn.Linear(*widths[:2]),
+        torch.nn.ReLU(),
+        torch.nn.Linear(*widths[1:]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,10 @@ def module() -> torch.nn.Module:
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
     for _ in range(100):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(torch.from_numpy(ROWS)), torch.from_numpy(DIGITS)).backward()
+        torch.nn.functional.cross_entropy(
+            module(torch.from_numpy(ROWS)),
+            torch.from_numpy(DIGITS),
+        ).backward()
         optimizer.step()
     return module.eval()
 
@@ -51,7 +58,10 @@ def base(module: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> L
 @pytest.mark.long
 @pytest.mark.parametrize("truth", [DIGITS[:400], None], ids=["labels", "the answers of the base"])
 def test_a_tuned_form_is_as_sparse_and_loses_less(
-    module: torch.nn.Module, base: LoadedOnnx, tmp_path: Path, truth: np.ndarray | None
+    module: torch.nn.Module,
+    base: LoadedOnnx,
+    tmp_path: Path,
+    truth: np.ndarray | None,
 ) -> None:
     rows, held_out = {"input": ROWS[:400]}, {"input": ROWS[400:]}
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -60,7 +70,9 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
 
     loss = {}
     for name, graph in (("tuned", tuned), ("plain", plain)):
-        matrices = [numpy_helper.to_array(one) for one in graph.graph.initializer if len(one.dims) == 2]
+        matrices = [
+            numpy_helper.to_array(one) for one in graph.graph.initializer if len(one.dims) == 2
+        ]
         assert [(matrix == 0).mean() for matrix in matrices] == pytest.approx([0.8, 0.8], abs=0.02)
         save_model(tmp_path / name, base=base.artifact.folder, graph=graph)
         form = load_version(tmp_path / name)

@@ -22,12 +22,15 @@ TREE = parse_graph(
       y = ai.onnx.ml.TreeEnsembleRegressor <n_targets = 1, nodes_featureids = [0, 0, 0], nodes_modes = ["BRANCH_LEQ",
         "LEAF", "LEAF"], nodes_nodeids = [0, 1, 2], nodes_treeids = [0, 0, 0], nodes_values = [0.5, 0.0, 0.0],
         nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], target_nodeids = [1, 2],
-        target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }"""
+        target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }""",
 )
 
 
 def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray, np.ndarray]:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(),
+        providers=["CPUExecutionProvider"],
+    )
     label, probabilities = session.run(["label", "probabilities"], {"x": rows})
     return label, probabilities
 
@@ -43,7 +46,8 @@ def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray
     ids=["dynamic", "static", "a scale for each tensor", "fp16"],
 )
 def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_answers(
-    make: Form, most_bytes: float
+    make: Form,
+    most_bytes: float,
 ) -> None:
     base = network()
     before = base.SerializeToString()
@@ -51,7 +55,10 @@ def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_
     assert form.ByteSize() < most_bytes * len(before)
     assert base.SerializeToString() == before
     for side in ("input", "output"):
-        kinds = [[(one.name, one.type.tensor_type.elem_type) for one in getattr(m.graph, side)] for m in (base, form)]
+        kinds = [
+            [(one.name, one.type.tensor_type.elem_type) for one in getattr(m.graph, side)]
+            for m in (base, form)
+        ]
         assert kinds[0] == kinds[1]
     (label, probabilities), (expected, wanted) = answers(form), answers(base)
     assert (label == expected).mean() > 0.95
@@ -67,15 +74,20 @@ def test_layers_that_share_their_weights_are_quantized_alike(hidden: tuple[int, 
           turned = Neg (x)
           left = Gemm <transB = 1> (x, weights)
           right = Gemm <transB = 1> (turned, weights)
-        }}"""
+        }}""",
     )
-    graph.graph.initializer.append(numpy_helper.from_array(random.normal(size=hidden).astype(np.float32), "weights"))
+    graph.graph.initializer.append(
+        numpy_helper.from_array(random.normal(size=hidden).astype(np.float32), "weights"),
+    )
     rows = {"x": random.normal(size=(50, size)).astype(np.float32)}
 
     form = forms.int8_dynamic(graph)
 
     wanted, found = (
-        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, rows)
+        onnxruntime.InferenceSession(
+            one.SerializeToString(),
+            providers=["CPUExecutionProvider"],
+        ).run(None, rows)
         for one in (graph, form)
     )
     for one, other in zip(wanted, found, strict=True):
@@ -92,15 +104,23 @@ def test_a_mask_of_attention_leaves_the_scale_of_the_scores(mask: str) -> None:
           mask = Where (hidden, least, none)
           seen = Add (scores, mask)
           y = Softmax (seen)
-        }}"""
+        }}""",
     )
-    graph.graph.initializer.append(numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "weights"))
-    rows = {"x": random.normal(size=(100, 4, 8)).astype(np.float32), "hidden": random.random((100, 4, 8)) > 0.7}
+    graph.graph.initializer.append(
+        numpy_helper.from_array(random.normal(size=(8, 8)).astype(np.float32), "weights"),
+    )
+    rows = {
+        "x": random.normal(size=(100, 4, 8)).astype(np.float32),
+        "hidden": random.random((100, 4, 8)) > 0.7,
+    }
 
     form = forms.int8_static(graph, [rows])
 
     wanted, found = (
-        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, rows)[0]
+        onnxruntime.InferenceSession(
+            one.SerializeToString(),
+            providers=["CPUExecutionProvider"],
+        ).run(None, rows)[0]
         for one in (graph, form)
     )
     np.testing.assert_allclose(found, wanted, atol=0.1)
@@ -139,15 +159,21 @@ def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
 
 
 def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biases() -> None:
-    graph = parse_graph("recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, b) }")
+    graph = parse_graph(
+        "recurrent (float[T,N,4] x) => (float[T,1,N,5] y) { y = LSTM <hidden_size = 5> (x, w, r, b) }",
+    )
     random = np.random.default_rng(0)
     sizes = {"w": (1, 20, 4), "r": (1, 20, 5), "b": (1, 40)}
     weights = {name: random.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-    graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    graph.graph.initializer.extend(
+        numpy_helper.from_array(array, name) for name, array in weights.items()
+    )
 
     form = forms.pruned(graph, 0.6)
 
-    zeros = {one.name: float((numpy_helper.to_array(one) == 0).mean()) for one in form.graph.initializer}
+    zeros = {
+        one.name: float((numpy_helper.to_array(one) == 0).mean()) for one in form.graph.initializer
+    }
     assert zeros == {"w": 0.6, "r": 0.6, "b": 0.0}
     assert forms.share_of_zeros(form) == pytest.approx(108 / 220)
 
@@ -155,16 +181,28 @@ def test_pruning_sets_the_weights_of_a_recurrent_layer_to_zero_but_not_its_biase
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (forms.int8_dynamic, "it has no MatMul, Gemm, LSTM (its operators are TreeEnsembleRegressor)"),
+        (
+            forms.int8_dynamic,
+            "it has no MatMul, Gemm, LSTM (its operators are TreeEnsembleRegressor)",
+        ),
         (
             lambda graph: forms.int8_static(graph, [{"x": ROWS[:, :2]}]),
             "it has no Conv, MatMul, Gemm (its operators are",
         ),
-        (lambda graph: forms.half_precision(graph, [{"x": ROWS[:, :2]}]), "no 32-bit weight can be converted to 16"),
-        (lambda graph: forms.pruned(graph, 0.5), "no layer has weights that could be pruned (its operators are Tree"),
+        (
+            lambda graph: forms.half_precision(graph, [{"x": ROWS[:, :2]}]),
+            "no 32-bit weight can be converted to 16",
+        ),
+        (
+            lambda graph: forms.pruned(graph, 0.5),
+            "no layer has weights that could be pruned (its operators are Tree",
+        ),
     ],
 )
-def test_trees_have_no_such_form_and_the_reason_names_their_operator(make: Form, reason: str) -> None:
+def test_trees_have_no_such_form_and_the_reason_names_their_operator(
+    make: Form,
+    reason: str,
+) -> None:
     with pytest.raises(ConversionError) as refused:
         make(TREE)
     assert refused.value.message.startswith(reason)

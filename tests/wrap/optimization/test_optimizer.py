@@ -18,7 +18,12 @@ from mlflow_deploy_plugin.promote.gate.run import run_gate
 from mlflow_deploy_plugin.wrap.evaluation.agreement import FormAgreement
 from mlflow_deploy_plugin.wrap.optimization import optimizer
 from mlflow_deploy_plugin.wrap.optimization.measure import FormCost
-from mlflow_deploy_plugin.wrap.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose
+from mlflow_deploy_plugin.wrap.optimization.optimizer import (
+    MeasuredForm,
+    Optimization,
+    Recipe,
+    choose,
+)
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network
@@ -26,7 +31,10 @@ from tests.support.refusals import mentions
 
 
 @pytest.mark.long
-def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry: MlflowClient, tmp_path: Path) -> None:
+def test_the_form_becomes_a_version_with_the_lineage_of_its_base(
+    registry: MlflowClient,
+    tmp_path: Path,
+) -> None:
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
     assert (done.chosen, done.model, done.version) == ("int8 static", "net", "2")
@@ -41,7 +49,10 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry: Mlflo
     assert version.tags["onnxserve.optimized_with"] == "int8 static"
     assert version.tags["onnxserve.parity"] == "warned"
     assert version.tags["onnxserve.training"] == "full: anew"
-    assert registry.get_run(version.run_id).data.metrics["onnxserve.optimize.loss"] == form.agreement.loss
+    assert (
+        registry.get_run(version.run_id).data.metrics["onnxserve.optimize.loss"]
+        == form.agreement.loss
+    )
 
     folder = Path(mlflow.artifacts.download_artifacts("models:/net/2"))
     loaded = onnxserve.load_model("models:/net/2")
@@ -53,7 +64,9 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry: Mlflo
     assert json.loads((folder / "parity.json").read_text())["parity_of_base"]["state"] == "proven"
 
 
-def test_a_loss_beyond_the_limit_is_refused_and_nothing_is_registered(registry: MlflowClient) -> None:
+def test_a_loss_beyond_the_limit_is_refused_and_nothing_is_registered(
+    registry: MlflowClient,
+) -> None:
     with pytest.raises(ParityError, match=r"^prune 0\.9.*0\.\d+ \(labels\).*0\.01: \d"):
         onnxserve.optimize("models:/net/1", prune=0.9)
     assert len(registry.search_model_versions("name='net'")) == 1
@@ -61,17 +74,28 @@ def test_a_loss_beyond_the_limit_is_refused_and_nothing_is_registered(registry: 
 
 def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_path: Path) -> None:
     data = write_labelled(tmp_path / "test.parquet", share_wrong=0.1)
-    done = onnxserve.optimize("models:/net/1", fp16=True, data=str(data), target="label", register="half")
+    done = onnxserve.optimize(
+        "models:/net/1",
+        fp16=True,
+        data=str(data),
+        target="label",
+        register="half",
+    )
     (form,) = done.forms[1:]
     assert form.agreement is not None
     assert form.agreement.metric == form.agreement.loss_of == "accuracy"
     assert form.agreement.base_metric == pytest.approx(0.9, abs=0.05)
-    assert form.agreement.loss == pytest.approx(form.agreement.base_metric - form.agreement.form_metric)
+    assert form.agreement.loss == pytest.approx(
+        form.agreement.base_metric - form.agreement.form_metric,
+    )
     assert (done.model, done.version) == ("half", "1")
 
 
 @pytest.mark.long
-def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry: MlflowClient, tmp_path: Path) -> None:
+def test_without_data_the_dataset_of_the_gate_policy_is_taken(
+    registry: MlflowClient,
+    tmp_path: Path,
+) -> None:
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})
     registry.set_registered_model_tag("net", "onnxserve.gate.policy", policy)
@@ -82,12 +106,14 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry: MlflowCl
     parity = gated.verdict.checks[0]
     assert parity.state == "passed", parity.reason
     assert parity.reason.startswith(
-        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal"
+        "made from models:/net/1, where the ONNX form is proven on 1,000 rows; 100.00% equal",
     )
 
 
 @pytest.mark.long
-def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(registry: MlflowClient) -> None:
+def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(
+    registry: MlflowClient,
+) -> None:
     onnxserve.optimize("models:/net/1", prune=0.9, max_loss=1)
     gated = run_gate("net", "2")
     assert not gated.verdict.passed
@@ -95,11 +121,16 @@ def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(registry
 
 
 def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_within_the_limit(
-    registry: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: MlflowClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry.create_registered_model("linear")
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
-    registry.create_model_version("linear", write_classifier(tmp_path / "linear", reference=reference).as_uri())
+    registry.create_model_version(
+        "linear",
+        write_classifier(tmp_path / "linear", reference=reference).as_uri(),
+    )
     said = list[str]()
     done = onnxserve.optimize("models:/linear/1", auto=True, progress=said.append)
     assert list(done.impossible) == ["int8 dynamic", "int8 static", "fp16"]
@@ -115,7 +146,8 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
 
 
 def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
-    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def half_precision(graph: onnx.ModelProto, rows: object) -> onnx.ModelProto:
         broken = onnx.ModelProto()
@@ -123,13 +155,17 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         broken.graph.node[0].op_type = "Gemmm"
         return broken
 
-    monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.forms.half_precision", half_precision)
+    monkeypatch.setattr(
+        "mlflow_deploy_plugin.wrap.optimization.forms.half_precision",
+        half_precision,
+    )
     with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*auto"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
 def test_a_form_that_runs_too_long_is_refused_for_its_time(
-    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    registry: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.wrap.optimization.optimizer._TRIAL_SECONDS", 0)
     with pytest.raises(ConversionError, match=r"form fp16 .*0 s"):
@@ -137,7 +173,8 @@ def test_a_form_that_runs_too_long_is_refused_for_its_time(
 
 
 def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_the_way_round(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     rows = np.random.default_rng(0).normal(size=(300, 3))
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
@@ -152,7 +189,8 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
 
 @pytest.mark.long
 def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     graph = network()
     for weight in graph.graph.initializer:  # skl2onnx writes biases with the shape [1, n].
@@ -168,9 +206,21 @@ def outcome(**given: tuple[float, ...]) -> Optimization:
 
     def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}
-        agreement = FormAgreement(100, 1 - loss, None, None, 0.0, "", float("nan"), float("nan"), loss)
+        agreement = FormAgreement(
+            100,
+            1 - loss,
+            None,
+            None,
+            0.0,
+            "",
+            float("nan"),
+            float("nan"),
+            loss,
+        )
         return MeasuredForm(
-            name, FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, ratios, {**ratios, 1: upper or ratio}), agreement
+            name,
+            FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, ratios, {**ratios, 1: upper or ratio}),
+            agreement,
         )
 
     forms = tuple(form(name, *figures) for name, figures in given.items())
@@ -200,7 +250,10 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
     ("options", "message"),
     [
         ({}, "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms"),
-        ({"int8": "static", "fp16": True}, "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits"),
+        (
+            {"int8": "static", "fp16": True},
+            "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
+        ),
         ({"auto": True, "prune": 0.5}, "auto tries all forms: do not set int8, fp16 or prune"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),
         ({"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
@@ -215,11 +268,17 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
             {"fp16": True, "data": "few.parquet"},
             "few.parquet has 20 rows, which are too few to measure a loss; use data with",
         ),
-        ({"fp16": True, "data": "few.parquet", "target": "y"}, "the dataset few.parquet has no column 'y'"),
+        (
+            {"fp16": True, "data": "few.parquet", "target": "y"},
+            "the dataset few.parquet has no column 'y'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_would_be_right(
-    registry: MlflowClient, tmp_path: Path, options: dict, message: str
+    registry: MlflowClient,
+    tmp_path: Path,
+    options: dict,
+    message: str,
 ) -> None:
     write_labelled(tmp_path / "few.parquet", rows=20)
     with pytest.raises(InvalidConfig) as refused:
@@ -229,7 +288,8 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(
 
 @pytest.mark.long
 def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_refused(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
     onnxserve.optimize("models:/net/1", fp16=True)
     with pytest.raises(InvalidConfig, match=r"models:/net/2 .*models:/net/1"):
@@ -247,15 +307,31 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
 
 @pytest.mark.long
 def test_a_model_of_the_stock_flavor_with_weights_beside_its_graph_keeps_its_flavor(
-    registry: MlflowClient, tmp_path: Path
+    registry: MlflowClient,
+    tmp_path: Path,
 ) -> None:
-    folder = write_model(tmp_path / "stock", "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }")
-    onnx.save(network(), folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    folder = write_model(
+        tmp_path / "stock",
+        "two (float[N,16] x) => (float[N,16] y) { y = Identity(x) }",
+    )
+    onnx.save(
+        network(),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     assert (folder / "weights.bin").exists()
     data = write_labelled(tmp_path / "rows.parquet")
     table = pq.read_table(data).drop_columns(["label"])
     pq.write_table(table, data)
-    done = onnxserve.optimize(str(folder), int8="dynamic", data=str(data), max_loss=0.05, register="stock")
+    done = onnxserve.optimize(
+        str(folder),
+        int8="dynamic",
+        data=str(data),
+        max_loss=0.05,
+        register="stock",
+    )
     loaded = onnxserve.load_model(f"models:/stock/{done.version}")
     assert loaded.artifact.flavor == "onnx"
     assert loaded.run({"x": network_rows(3)})["label"].shape == (3,)

@@ -14,17 +14,28 @@ from tests.support.networks import network, network_rows, write_network
 PARITY = {"state": "warned", "rows": 400, "problem": "it is models:/net/1 as prune 0.5"}
 
 
-def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_record(tmp_path: Path) -> None:
+def test_it_is_the_folder_of_its_base_with_another_graph_its_digest_and_the_record(
+    tmp_path: Path,
+) -> None:
     base = write_network(tmp_path / "base")
     graph = forms.pruned(network(), 0.5)
-    save_model(tmp_path / "form", base=base, graph=graph, record={"base": "models:/net/1", "loss": 0.1}, parity=PARITY)
+    save_model(
+        tmp_path / "form",
+        base=base,
+        graph=graph,
+        record={"base": "models:/net/1", "loss": 0.1},
+        parity=PARITY,
+    )
 
     artifact = read_artifact(tmp_path / "form")
     check_digests(artifact)
     assert artifact.onnx_file.read_bytes() == graph.SerializeToString()
     assert artifact.optimization == {"base": "models:/net/1", "loss": 0.1}
     assert artifact.parity == PARITY
-    assert (artifact.tensors, artifact.outputs) == (read_artifact(base).tensors, read_artifact(base).outputs)
+    assert (artifact.tensors, artifact.outputs) == (
+        read_artifact(base).tensors,
+        read_artifact(base).outputs,
+    )
     proof = json.loads((tmp_path / "form" / "parity.json").read_text())
     assert proof["parity_of_base"] == {"state": "proven", "rows": 1000}
     assert read_artifact(base).optimization == {}
@@ -35,7 +46,9 @@ def test_the_reference_has_the_predictions_of_the_form_but_not_in_a_draft(tmp_pa
     graph = forms.pruned(network(), 0.5)
     save_model(tmp_path / "draft", base=base, graph=graph)
     save_model(tmp_path / "form", base=base, graph=graph, record={}, parity=PARITY)
-    draft, form = (pq.read_table(tmp_path / name / "reference.parquet") for name in ("draft", "form"))
+    draft, form = (
+        pq.read_table(tmp_path / name / "reference.parquet") for name in ("draft", "form")
+    )
     assert draft.equals(pq.read_table(base / "reference.parquet"))
     label = OnnxModel.load(tmp_path / "form").run({"x": network_rows(300)})["label"]
     assert form["prediction"].to_pylist() == label.tolist()

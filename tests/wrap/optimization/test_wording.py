@@ -18,19 +18,31 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
         {},
         "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms",
     ),
-    "an unknown form": (onnxserve.optimize, {"int8": "tiny"}, "int8: 'tiny' is neither dynamic nor static"),
+    "an unknown form": (
+        onnxserve.optimize,
+        {"int8": "tiny"},
+        "int8: 'tiny' is neither dynamic nor static",
+    ),
     "two forms of a weight": (
         onnxserve.optimize,
         {"int8": "dynamic", "fp16": True},
         "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
     ),
-    "a share of more than all": (onnxserve.optimize, {"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
+    "a share of more than all": (
+        onnxserve.optimize,
+        {"prune": 1.5},
+        "prune: 1.5 is not a share between 0 and 1",
+    ),
     "a form next to auto": (
         onnxserve.optimize,
         {"auto": True, "fp16": True},
         "auto tries all forms: do not set int8, fp16 or prune",
     ),
-    "a limit below zero": (onnxserve.optimize, {"fp16": True, "max_loss": -1.0}, "max_loss: -1 is below 0"),
+    "a limit below zero": (
+        onnxserve.optimize,
+        {"fp16": True, "max_loss": -1.0},
+        "max_loss: -1 is below 0",
+    ),
     "a number of rows that is not measured": (
         onnxserve.optimize,
         {"fp16": True, "rows": 7},
@@ -47,7 +59,11 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
         "'a/b' is not a valid name for a registered model: / and : are not allowed",
     ),
     "no rows": (profile, {"rows": 0}, "rows: 0 is less than 1"),
-    "a file that does not exist": (profile, {"data": "gone.parquet"}, "the dataset gone.parquet does not exist"),
+    "a file that does not exist": (
+        profile,
+        {"data": "gone.parquet"},
+        "the dataset gone.parquet does not exist",
+    ),
     "no run to log to": (profile, {"log": True}, "net has no run in MLflow to log the profile to"),
 }
 

@@ -15,12 +15,20 @@ from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.promote.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Output
 from mlflow_deploy_plugin.wrap.evaluation.agreement import compare_with_base
-from mlflow_deploy_plugin.wrap.evaluation.dataset import LabelledRows, NamedArrays, cast_to_signature
+from mlflow_deploy_plugin.wrap.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    cast_to_signature,
+)
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedOnnx
 
 PARITY = "parity"
 SIGNATURE = "signature"
-_ACCEPTED = {"proven": ("proven",), "warned": ("proven", "warned"), "any": ("proven", "warned", "no-original")}
+_ACCEPTED = {
+    "proven": ("proven",),
+    "warned": ("proven", "warned"),
+    "any": ("proven", "warned", "no-original"),
+}
 _TAKES = {
     "double": ("float", "integer", "long"),
     "float": ("integer", "long"),
@@ -37,7 +45,11 @@ _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other number
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
     """Check the parity that was measured when the model was logged. Read the files, because any user can set a tag."""
     if artifact.flavor == PYTHON_FUNCTION:
-        return CheckResult(PARITY, "skipped", "the version has no ONNX form, so the original model predicts")
+        return CheckResult(
+            PARITY,
+            "skipped",
+            "the version has no ONNX form, so the original model predicts",
+        )
     state = artifact.parity_state
     rows = int(artifact.parity.get("rows", 0))
     figures = {"rows": float(rows)}
@@ -45,16 +57,25 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
     if state in _ACCEPTED[policy.parity]:
         return CheckResult(PARITY, "passed", summary, figures)
     how = {
-        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "its predictions differ",
+        "warned": artifact.parity.get("problem")
+        or artifact.parity.get("unproven")
+        or "its predictions differ",
         "no-original": "there was no original to compare with; log the model with mlflow_deploy_plugin.log_model",
     }.get(state, "")
     return CheckResult(
-        PARITY, "failed", f"{summary}{f' ({how})' if how else ''}; the policy requires {policy.parity}", figures
+        PARITY,
+        "failed",
+        f"{summary}{f' ({how})' if how else ''}; the policy requires {policy.parity}",
+        figures,
     )
 
 
 def check_agreement(
-    form: LoadedOnnx, base: LoadedOnnx, policy: GatePolicy, labelled: LabelledRows | None, rows: NamedArrays | None
+    form: LoadedOnnx,
+    base: LoadedOnnx,
+    policy: GatePolicy,
+    labelled: LabelledRows | None,
+    rows: NamedArrays | None,
 ) -> CheckResult:
     """Check the base's parity and its agreement with the optimized version on `labelled`, otherwise on `rows`."""
     where = str(form.artifact.optimization.get("base"))
@@ -64,17 +85,31 @@ def check_agreement(
     if labelled is not None:
         rows = labelled.rows
     if rows is None:
-        return CheckResult(PARITY, "failed", f"there are no rows for the comparison with {where}; specify a dataset")
+        return CheckResult(
+            PARITY,
+            "failed",
+            f"there are no rows for the comparison with {where}; specify a dataset",
+        )
     evaluation = policy.evaluation
     truth = None if labelled is None else labelled.truth
-    agreement = compare_with_base(base, form, cast_to_signature(base.artifact, rows), truth, evaluation.metric)
+    agreement = compare_with_base(
+        base,
+        form,
+        cast_to_signature(base.artifact, rows),
+        truth,
+        evaluation.metric,
+    )
     figures = {"rows": float(agreement.rows), "loss": agreement.loss, "margin": evaluation.margin}
     if agreement.equal is not None:
         figures["equal"] = agreement.equal
     reason = f"made from {where}, where {proof.reason}; {agreement}"
     if agreement.loss <= evaluation.margin:
         return CheckResult(PARITY, "passed", reason, figures)
-    hint = "" if labelled is not None else "; an evaluation dataset in the policy measures the loss of the metric"
+    hint = (
+        ""
+        if labelled is not None
+        else "; an evaluation dataset in the policy measures the loss of the metric"
+    )
     return CheckResult(
         PARITY,
         "failed",
@@ -96,7 +131,11 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     """Compare inputs and outputs with `current`, called `against`. Requests may still contain removed columns."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else against
-        return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
+        return CheckResult(
+            SIGNATURE,
+            "skipped",
+            f"{which} has no signature of named columns or tensors",
+        )
     if bool(candidate.columns) != bool(current.columns):
         before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
         inputs: Iterable[_Change] = [_Change("retyped", "the input", before, after, True)]
@@ -106,19 +145,38 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", against, "new", ""),
-        tuple((row.what, row.name, row.before, row.after, "breaks callers" if row.breaks else "") for row in changes),
+        tuple(
+            (row.what, row.name, row.before, row.after, "breaks callers" if row.breaks else "")
+            for row in changes
+        ),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
         sentences = "; ".join(_sentence(change) for change in breaking)
-        return CheckResult(SIGNATURE, "failed", f"callers of {against} would break: {sentences}", figures, table=table)
+        return CheckResult(
+            SIGNATURE,
+            "failed",
+            f"callers of {against} would break: {sentences}",
+            figures,
+            table=table,
+        )
     if not changes:
         return CheckResult(SIGNATURE, "passed", f"the same columns and types as {against}", figures)
     notes = tuple(_sentence(change) for change in changes)
-    return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
+    return CheckResult(
+        SIGNATURE,
+        "passed",
+        f"callers need no change ({'; '.join(notes)})",
+        figures,
+        notes,
+        table,
+    )
 
 
-def _compare_names(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
+def _compare_names(
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+) -> tuple[list[str], list[str], list[str]]:
     removed = [name for name in old if name not in new]
     return removed, [name for name in new if name not in old], [name for name in new if name in old]
 
@@ -131,7 +189,13 @@ def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         yield _Change("removed", name, old[name].type, "", False)
     for name in added:
         column = new[name]
-        yield _Change("added", name, "", column.type + ("" if column.required else ", optional"), column.required)
+        yield _Change(
+            "added",
+            name,
+            "",
+            column.type + ("" if column.required else ", optional"),
+            column.required,
+        )
     for name in common:
         before, after = old[name], new[name]
         if before.type != after.type:
@@ -149,10 +213,19 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # A single tensor needs no name.
+        new, old = (
+            {"": next(iter(new.values()))},
+            {"": next(iter(old.values()))},
+        )  # A single tensor needs no name.
     removed, added, common = _compare_names(old, new)
     for name in removed:
-        yield _Change("removed", name, old[name].dtype, "", True)  # A request with the removed tensor fails.
+        yield _Change(
+            "removed",
+            name,
+            old[name].dtype,
+            "",
+            True,
+        )  # A request with the removed tensor fails.
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:
@@ -163,7 +236,13 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
             fits = len(before.shape) == len(after.shape) and all(
                 wide in (-1, size) for wide, size in zip(after.shape, before.shape, strict=True)
             )
-            yield _Change("reshaped", name or "the tensor", str(list(before.shape)), str(list(after.shape)), not fits)
+            yield _Change(
+                "reshaped",
+                name or "the tensor",
+                str(list(before.shape)),
+                str(list(after.shape)),
+                not fits,
+            )
 
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
@@ -171,7 +250,10 @@ def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
         return  # The signature of a pyfunc may have no outputs.
     new, old = _predicted(candidate), _predicted(current)
     if len(new) == len(old) == 1:  # A single output is returned without its name.
-        new, old = {"the prediction": next(iter(new.values()))}, {"the prediction": next(iter(old.values()))}
+        new, old = (
+            {"the prediction": next(iter(new.values()))},
+            {"the prediction": next(iter(old.values()))},
+        )
     removed, added, common = _compare_names(old, new)
     for name in removed:
         yield _Change("removed", name, _output_kind(old[name]), "", True)

@@ -21,24 +21,54 @@ def check_backtest(candidate: LoadedModel, traffic: Traffic, policy: GatePolicy)
     bootstrap = evaluation.confidence, evaluation.resamples, policy.seed
     times = parse_time_range(limits.window, None, datetime.now(UTC))
     try:
-        report = backtest(traffic, times, candidate, "the version", limits.max_rows, evaluation.metric, *bootstrap)
+        report = backtest(
+            traffic,
+            times,
+            candidate,
+            "the version",
+            limits.max_rows,
+            evaluation.metric,
+            *bootstrap,
+        )
     except NotFound as error:
         return CheckResult(NAME, "skipped", error.message)
-    figures = {name: float(v) for name, v in vars(report).items() if isinstance(v, int | float) and np.isfinite(v)}
+    figures = {
+        name: float(v)
+        for name, v in vars(report).items()
+        if isinstance(v, int | float) and np.isfinite(v)
+    }
     if report.rows < limits.min_rows:
-        reason = f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
+        reason = (
+            f"{report.rows:,} captured rows are too few; the policy requires {limits.min_rows:,}"
+        )
         return CheckResult(NAME, "skipped", reason, figures)
     refusals, differing = report.refused_rows / report.rows, report.disagreement
-    results = [f"{differing:.2%} of the answers differ", f"{refusals:.2%} of {report.rows:,} rows are refused"]
+    results = [
+        f"{differing:.2%} of the answers differ",
+        f"{refusals:.2%} of {report.rows:,} rows are refused",
+    ]
     failures = []
     if refusals > limits.max_refusals:
         failures.append(f"more than {limits.max_refusals:.2%} of the rows are refused")
     if limits.max_disagreement is not None and differing > limits.max_disagreement:
         failures.append(f"more than {limits.max_disagreement:.2%} of the answers differ")
     if not isinstance(compared := report.comparison, Refused):
-        figures |= compared.figures() | {"margin": evaluation.margin, "confidence": evaluation.confidence}
-        results.append(compared.describe("the served answers", report.labelled_rows, evaluation.confidence))
+        figures |= compared.figures() | {
+            "margin": evaluation.margin,
+            "confidence": evaluation.confidence,
+        }
+        results.append(
+            compared.describe("the served answers", report.labelled_rows, evaluation.confidence),
+        )
         if compared.high < -evaluation.margin or not np.isfinite(compared.candidate):
-            failures.append(f"the labelled answers are worse by more than the margin of {evaluation.margin:g}")
+            failures.append(
+                f"the labelled answers are worse by more than the margin of {evaluation.margin:g}",
+            )
     notes = tuple(f"{row.rows:,} rows are refused: {row.text}" for row in report.refused)
-    return CheckResult(NAME, "failed" if failures else "passed", "; ".join([*failures, *results]), figures, notes)
+    return CheckResult(
+        NAME,
+        "failed" if failures else "passed",
+        "; ".join([*failures, *results]),
+        figures,
+        notes,
+    )

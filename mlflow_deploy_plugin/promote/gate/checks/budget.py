@@ -68,13 +68,20 @@ class _Measure:
 
 
 def check_budget(
-    candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy, against: str = ""
+    candidate: MeasuredCost,
+    current: MeasuredCost | None,
+    policy: BudgetPolicy,
+    against: str = "",
 ) -> CheckResult:
     """Check the candidate's cost. `current` is the cost of the current version, called `against`, or None."""
     row_p99, batch_p99 = (
-        float(np.percentile(np.concatenate(times), 99)) * 1e3 for times in (candidate.rows, candidate.batches)
+        float(np.percentile(np.concatenate(times), 99)) * 1e3
+        for times in (candidate.rows, candidate.batches)
     )
-    memory, current_memory = candidate.memory / _MB, None if current is None else current.memory / _MB
+    memory, current_memory = (
+        candidate.memory / _MB,
+        None if current is None else current.memory / _MB,
+    )
     memory_ratio = None if current_memory is None else memory / max(current_memory, 1e-6)
     measures = [
         _latency("a row", "row_p50_ms", candidate, current, "rows"),
@@ -91,23 +98,38 @@ def check_budget(
             else (policy.max_memory_ratio, policy.ignore_below_mb)
         )
         if measure.exceeds(max_ratio, ignore_below):
-            failures.append(f"{measure.text(against)}; the policy allows {max_ratio:g} times as much")
+            failures.append(
+                f"{measure.text(against)}; the policy allows {max_ratio:g} times as much",
+            )
         figures[f"{measure.figure}_candidate"] = measure.ours
         theirs = ratio = ""
         if measure.theirs is not None and measure.ratio is not None:
-            figures |= {f"{measure.figure}_current": measure.theirs, f"{measure.figure}_ratio": measure.ratio}
+            figures |= {
+                f"{measure.figure}_current": measure.theirs,
+                f"{measure.figure}_ratio": measure.ratio,
+            }
             theirs, ratio = f"{measure.theirs:.3g} {measure.unit}", f"{measure.ratio:.3g}"
         lines.append((measure.what, f"{measure.ours:.3g} {measure.unit}", theirs, ratio))
     if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
-        failures.append(f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}")
+        failures.append(
+            f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}",
+        )
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
-        failures.append(f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}")
+        failures.append(
+            f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}",
+        )
     reason = "; ".join(failures) or ", ".join(measure.text(against) for measure in measures)
     table = ReportTable(("", "new", against, "ratio"), tuple(lines))
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, (), table)
 
 
-def _latency(what: str, figure: str, candidate: MeasuredCost, current: MeasuredCost | None, kind: str) -> _Measure:
+def _latency(
+    what: str,
+    figure: str,
+    candidate: MeasuredCost,
+    current: MeasuredCost | None,
+    kind: str,
+) -> _Measure:
     def median_ms(cost: MeasuredCost) -> float:
         return float(np.median(np.concatenate(getattr(cost, kind)))) * 1e3
 
@@ -117,7 +139,12 @@ def _latency(what: str, figure: str, candidate: MeasuredCost, current: MeasuredC
     return _Measure(what, figure, "ms", median_ms(candidate), median_ms(current), ratio)
 
 
-def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[MeasuredCost]:
+def measure_costs(
+    folders: Sequence[Path],
+    rows: Feeds,
+    batch: int,
+    rounds: int = ROUNDS,
+) -> list[MeasuredCost]:
     """Measure the versions in alternating rounds. Raise InferenceError if a version cannot be measured."""
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
@@ -129,25 +156,38 @@ def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int 
                 for worker, folder in zip(workers, folders, strict=True)
             ]
         memory = [future.result() for future in loading]
-        times = [[_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers] for _ in range(rounds)]
+        times = [
+            [_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers]
+            for _ in range(rounds)
+        ]
     finally:
         for worker in workers:
             worker.end()
     return [
-        MeasuredCost(added, tuple(np.array(ones) for ones, _ in timed), tuple(np.array(many) for _, many in timed))
+        MeasuredCost(
+            added,
+            tuple(np.array(ones) for ones, _ in timed),
+            tuple(np.array(many) for _, many in timed),
+        )
         for added, timed in zip(memory, zip(*times, strict=True), strict=True)
     ]
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    return float(np.median([np.median(own) / np.median(other) for own, other in zip(ours, theirs, strict=True)]))
+    return float(
+        np.median(
+            [np.median(own) / np.median(other) for own, other in zip(ours, theirs, strict=True)],
+        ),
+    )
 
 
 def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return worker.call(function, *arguments, seconds=seconds)
     except DeadlineExceeded:
-        raise InferenceError(f"timeout of a measurement of the model after {seconds:.0f} s") from None
+        raise InferenceError(
+            f"timeout of a measurement of the model after {seconds:.0f} s",
+        ) from None
     except OnnxserveError as error:
         raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None
 
@@ -161,7 +201,9 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
     global _loaded
     total = len(next(iter(rows.values())))
     many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
-    ones = [{name: array[index : index + 1] for name, array in rows.items()} for index in range(total)]
+    ones = [
+        {name: array[index : index + 1] for name, array in rows.items()} for index in range(total)
+    ]
     import_onnxruntime()  # Every server loads ONNX Runtime, so its memory is not counted.
     process = psutil.Process()
     before = process.memory_info().rss

@@ -37,7 +37,12 @@ def check_evaluation(
         reason = f"{rows:,} rows with a known target are too few; the policy requires {policy.min_rows:,}"
         return CheckResult(NAME, "failed", reason, figures)
     if not np.isfinite(value):
-        return CheckResult(NAME, "failed", f"{metric} of the new version is {value}: not a finite number", figures)
+        return CheckResult(
+            NAME,
+            "failed",
+            f"{metric} of the new version is {value}: not a finite number",
+            figures,
+        )
     too_low = ""
     if policy.at_least is not None and (
         value < policy.at_least if metrics.HIGHER_IS_BETTER[metric] else value > policy.at_least
@@ -54,16 +59,31 @@ def check_evaluation(
     except InvalidConfig as error:
         reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
-    compared = metrics.paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
+    compared = metrics.paired_bootstrap(
+        metric,
+        ours,
+        theirs,
+        rows,
+        policy.confidence,
+        policy.resamples,
+        seed,
+    )
     figures |= compared.figures() | {"margin": policy.margin, "confidence": policy.confidence}
     comparison = compared.describe(against, rows, policy.confidence)
     if compared.low >= -policy.margin:
         return CheckResult(NAME, state, too_low or comparison, figures)
-    margin = f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
+    margin = (
+        f"{policy.margin:.1%}" if metric in metrics.RELATIVE_METRICS else f"{policy.margin:.4f}"
+    )
     if compared.high < -policy.margin:
         proven = f"worse by more than the margin of {margin}"
     elif compared.difference < -policy.margin:
         proven = f"worse by more than the margin of {margin} on these rows, but not with the required confidence"
     else:
         proven = f"too few rows to prove that the version is not worse by more than {margin}"
-    return CheckResult(NAME, "failed", "; ".join(filter(None, (proven, comparison, too_low))), figures)
+    return CheckResult(
+        NAME,
+        "failed",
+        "; ".join(filter(None, (proven, comparison, too_low))),
+        figures,
+    )

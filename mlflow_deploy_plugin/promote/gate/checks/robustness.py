@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.serve.runtime.agreement import LABELS, Tolerance, comp
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.wrap.evaluation.curves import RobustnessReport
 from mlflow_deploy_plugin.wrap.evaluation.dataset import NamedArrays, take_rows
-from mlflow_deploy_plugin.wrap.evaluation.disturbances import with_missing, with_noise, with_out_of_range
+from mlflow_deploy_plugin.wrap.evaluation.disturbances import (
+    with_missing,
+    with_noise,
+    with_out_of_range,
+)
 from mlflow_deploy_plugin.wrap.evaluation.metrics import RELATIVE_METRICS, Baseline
 from mlflow_deploy_plugin.wrap.evaluation.model import LoadedModel, ModelPredictions
 
@@ -67,15 +71,19 @@ class _Outcome:
         if not is_noise and policy.refusals == "report":
             return []
         if self.refusal:
-            return [f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}"]
+            return [
+                f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}",
+            ]
         messages = []
         if is_noise and self.flips > policy.max_flips:
             messages.append(
                 f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of the std; "
-                f"the policy allows {policy.max_flips:.1%}"
+                f"the policy allows {policy.max_flips:.1%}",
             )
         if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
-            messages.append(f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}")
+            messages.append(
+                f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}",
+            )
         if self.no_answer > 0:
             where = "under noise" if is_noise else f"to {self.shown} values"
             messages.append(f"{self.no_answer:.1%} of the predictions {where} are not numbers")
@@ -108,7 +116,10 @@ def check_robustness(
     disturbed = (
         ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
         ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
-        ("out_of_range", with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2]))),
+        (
+            "out_of_range",
+            with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2])),
+        ),
     )
     outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
     noise = outcomes[0]
@@ -117,24 +128,52 @@ def check_robustness(
     summary = f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of the std"
     if noise.loss is not None:
         summary += f", {measure} {f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
-    notes = [f"{outcome.shown} values are refused: {outcome.refusal}" for outcome in outcomes if outcome.refusal]
+    notes = [
+        f"{outcome.shown} values are refused: {outcome.refusal}"
+        for outcome in outcomes
+        if outcome.refusal
+    ]
     figures = {"rows": float(total)}
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.failures(policy) and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None:
+    if (
+        noise.failures(policy)
+        and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None
+    ):
         # The new version need not be better than the current version.
-        least = {"max_flips": theirs.flips * _CURRENT_FACTOR, "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR}
-        bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
-        notes.append(f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change")
+        least = {
+            "max_flips": theirs.flips * _CURRENT_FACTOR,
+            "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR,
+        }
+        bounds = policy.model_copy(
+            update={name: max(getattr(policy, name), value) for name, value in least.items()},
+        )
+        notes.append(
+            f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change",
+        )
         figures["noise_flips_current"] = theirs.flips
     failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
     table = ReportTable(
-        ("disturbance", "changed predictions", "predictions without a number", f"loss of {measure}"),
-        tuple(outcome.line(measure) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
+        (
+            "disturbance",
+            "changed predictions",
+            "predictions without a number",
+            f"loss of {measure}",
+        ),
+        tuple(
+            outcome.line(measure) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]
+        ),
     )
     reason = "; ".join(failures) or summary
-    return CheckResult(NAME, "failed" if failures else "passed", reason, figures, tuple(notes), table)
+    return CheckResult(
+        NAME,
+        "failed" if failures else "passed",
+        reason,
+        figures,
+        tuple(notes),
+        table,
+    )
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
@@ -146,9 +185,13 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     for name, points in report.curves():
         for point in points:
             if point.value is None or point.loss is None:
-                (failures if policy.refusals == "fail" else notes).append(f"{name} {point.strength:g}: {point.refusal}")
+                (failures if policy.refusals == "fail" else notes).append(
+                    f"{name} {point.strength:g}: {point.refusal}",
+                )
             else:
-                losses[f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"] = point.loss
+                losses[
+                    f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"
+                ] = point.loss
     metric, worst = report.metric, max(losses, key=losses.__getitem__, default="")
     allowed = _amount(metric, policy.max_drop)
     failures += [
@@ -157,12 +200,25 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         if loss > policy.max_drop
     ]
     summary = (
-        f"{metric} {report.clean:.4f} loses at most {_amount(metric, losses[worst])}, under {worst}" if worst else ""
+        f"{metric} {report.clean:.4f} loses at most {_amount(metric, losses[worst])}, under {worst}"
+        if worst
+        else ""
     )
-    figures = {name.removeprefix("robustness/"): value for name, value, step in report.figures() if not step}
+    figures = {
+        name.removeprefix("robustness/"): value
+        for name, value, step in report.figures()
+        if not step
+    }
     table = ReportTable(report.table()[0], tuple(report.table()[1:]))
     reason = "; ".join(failures) or summary or "the model predicts no disturbed row"
-    return CheckResult("disturbances", "failed" if failures else "passed", reason, figures, tuple(notes), table)
+    return CheckResult(
+        "disturbances",
+        "failed" if failures else "passed",
+        reason,
+        figures,
+        tuple(notes),
+        table,
+    )
 
 
 def _current_under_noise(
@@ -198,30 +254,48 @@ def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     return ~compare(before, after, tolerance).by_row().same
 
 
-def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
+def _by_column(
+    model: LoadedModel,
+    rows: NamedArrays,
+    policy: RobustnessPolicy,
+    seed: int,
+) -> list[_Outcome]:
     """Disturb a single column at a time, and return the refusals and the outcomes with the most flips."""
     some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
     clean = model.predict(some)
     outcomes = []
     for index, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
         rng, column = np.random.default_rng([seed, index]), {name: some[name]}
-        changed = {"noise": with_noise(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
+        changed = {
+            "noise": with_noise(column, policy.noise, rng),
+            "missing": with_missing(column, policy.missing, rng),
+        }
         outcomes += [
-            _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None) for kind, values in changed.items()
+            _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None)
+            for kind, values in changed.items()
         ]
     notable = [outcome for outcome in outcomes if outcome.refusal or outcome.flips > 0]
     return sorted(notable, key=lambda outcome: (not outcome.refusal, -outcome.flips))[:_MAX_LINES]
 
 
 def _outcome(
-    name: str, model: LoadedModel, clean: ModelPredictions, rows: NamedArrays, baseline: Baseline | None
+    name: str,
+    model: LoadedModel,
+    clean: ModelPredictions,
+    rows: NamedArrays,
+    baseline: Baseline | None,
 ) -> _Outcome:
     try:
         disturbed = model.predict(rows)
     except (SchemaMismatch, InferenceError) as error:
         return _Outcome(name, refusal=error.message)
     loss = None if baseline is None else baseline.loss(baseline.value_of(disturbed))
-    return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), disturbed.no_number - clean.no_number, loss)
+    return _Outcome(
+        name,
+        float(flipped_rows(clean, disturbed).mean()),
+        disturbed.no_number - clean.no_number,
+        loss,
+    )
 
 
 def _amount(metric: str, value: float) -> str:

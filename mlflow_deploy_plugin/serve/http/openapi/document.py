@@ -45,13 +45,14 @@ _ERROR_FORMS = {"error_mlflow": "/", "error_v2": "/v2", "error_openai": "/respon
 """The forms of errors, each with an example of a path that uses the form."""
 _PATH_ERROR = "error_of_path"
 """The form of errors of a path with a version or a label. Without a protocol, the error has MLflow's form."""
-_RFC_3339 = (
-    r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
-)
+_RFC_3339 = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
 _REQUEST_HEADERS = {
     "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
     # A pattern instead of `format: date-time`, because openapi-python-client rejects that format in headers.
-    "X-Event-Time": ({"type": "string", "pattern": _RFC_3339}, "the time of the event in the rows, as in RFC 3339"),
+    "X-Event-Time": (
+        {"type": "string", "pattern": _RFC_3339},
+        "the time of the event in the rows, as in RFC 3339",
+    ),
 }
 _RESPONSE_HEADERS = {
     "X-Request-Id": "the caller's id, or a new id",
@@ -103,8 +104,15 @@ def document(server: Server, only: str | None = None, root: str = "/") -> JsonSc
     than `MAX_ENDPOINTS` endpoints, such routes are described for the default endpoint. `root` is the path of the server
     for its callers.
     """
-    answering = [DescribedEndpoint(name, each) for name, each in server.repository.table.items() if each.answering]
-    default = next((each for each in answering if each.endpoint == server.repository.default_endpoint), None)
+    answering = [
+        DescribedEndpoint(name, each)
+        for name, each in server.repository.table.items()
+        if each.answering
+    ]
+    default = next(
+        (each for each in answering if each.endpoint == server.repository.default_endpoint),
+        None,
+    )
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
@@ -114,7 +122,9 @@ def document(server: Server, only: str | None = None, root: str = "/") -> JsonSc
         for described in endpoints
     ]
     if len(endpoints) < len(answering):
-        summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
+        summary.append(
+            f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json",
+        )
     if not summary:
         summary.append("no model is loaded yet")
     components: JsonSchema = {}
@@ -144,9 +154,13 @@ def _paths(
     for route in list_routes():
         is_named = _NAME in route.path
         needed = {}
-        if route.need is not None and schemes:  # A caller needs all schemes, and any one of the scopes.
+        if (
+            route.need is not None and schemes
+        ):  # A caller needs all schemes, and any one of the scopes.
             scopes = scopes_for(route.need) if _KEY in schemes else [""]
-            needed["security"] = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
+            needed["security"] = [
+                {name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes
+            ]
         errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
         for described in endpoints if is_named else [default]:
             path = route.path
@@ -167,7 +181,10 @@ def _with_references(schema: JsonSchema, prefix: str, components: JsonSchema) ->
     part: JsonSchema = {}
     for keyword, value in schema.items():
         if keyword == "properties":
-            value = {name: _with_references(part_schema, prefix, components) for name, part_schema in value.items()}
+            value = {
+                name: _with_references(part_schema, prefix, components)
+                for name, part_schema in value.items()
+            }
         elif keyword in ("anyOf", "oneOf", "prefixItems"):
             value = [_with_references(part_schema, prefix, components) for part_schema in value]
         elif keyword in ("items", "additionalProperties") and isinstance(value, dict):
@@ -194,17 +211,27 @@ def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
             "description": "an API key, or a token of the server's issuer, with the scopes infer, read and admin",
         }
     if spec.ca_certs is not None:
-        schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server trusts"}
+        schemes["certificate"] = {
+            "type": "mutualTLS",
+            "description": "of an authority that the server trusts",
+        }
     return schemes
 
 
 def _operation_object(
-    operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int], components: JsonSchema
+    operation: Operation,
+    path: str,
+    described: DescribedEndpoint | None,
+    errors: set[int],
+    components: JsonSchema,
 ) -> JsonSchema:
     parameters: list[JsonSchema] = []
     errors = {*operation.errors, *errors}
     if described is not None:
-        for name, values in (("version", described.served.versions), ("label", described.served.variants)):
+        for name, values in (
+            ("version", described.served.versions),
+            ("label", described.served.variants),
+        ):
             if f"{{{name}}}" in path:
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
@@ -215,11 +242,18 @@ def _operation_object(
         response["content"] = _content(operation.response, described, components)
     if operation.is_prediction:
         parameters += [
-            {"name": name, "in": "header", "required": False, "schema": schema, "description": meaning}
+            {
+                "name": name,
+                "in": "header",
+                "required": False,
+                "schema": schema,
+                "description": meaning,
+            }
             for name, (schema, meaning) in _REQUEST_HEADERS.items()
         ]
         response["headers"] = {
-            name: {"schema": {"type": "string"}, "description": meaning} for name, meaning in _RESPONSE_HEADERS.items()
+            name: {"schema": {"type": "string"}, "description": meaning}
+            for name, meaning in _RESPONSE_HEADERS.items()
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
     document: JsonSchema = {
@@ -237,7 +271,11 @@ def _operation_object(
     return document
 
 
-def _content(bodies: Bodies, described: DescribedEndpoint | None, components: JsonSchema) -> JsonSchema:
+def _content(
+    bodies: Bodies,
+    described: DescribedEndpoint | None,
+    components: JsonSchema,
+) -> JsonSchema:
     """Return the `content` of a request or a response. If no endpoint can answer, any body is accepted."""
     content: JsonSchema = {}
     for media_type, body in bodies.items():
@@ -252,19 +290,28 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None, components: Js
             content[media_type] = {"schema": _reference(name)}
             if name not in components:  # Several paths have the same body.
                 schema = (
-                    body.schema(described.schema) if isinstance(body, RequestBody) else body.schema(described.artifact)
+                    body.schema(described.schema)
+                    if isinstance(body, RequestBody)
+                    else body.schema(described.artifact)
                 )
                 components[name] = _with_references(schema, f"{described.endpoint}.", components)
-            if isinstance(body, RequestBody) and (example := body.example(described.schema, described.example)):
+            if isinstance(body, RequestBody) and (
+                example := body.example(described.schema, described.example)
+            ):
                 content[media_type]["example"] = example
     return content
 
 
 def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     if operation.response == HTML and status in (404, 503):
-        return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
+        return {
+            "description": _ERRORS[status],
+            "content": {media: {"schema": body} for media, body in HTML.items()},
+        }
     schema_of_path = _error_schema(path)
-    form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
+    form = next(
+        name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path
+    )
     schema = _reference(_PATH_ERROR if status == 400 and "{" in path else form)
     error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
@@ -277,5 +324,8 @@ def _error_schema(path: str) -> JsonSchema:
     inner = document.get("error")
     fields = dict.fromkeys(document, schemas.STRING)
     if isinstance(inner, dict):
-        fields["error"] = schemas.object_schema(dict.fromkeys(inner, schemas.STRING), title="error openai fields")
+        fields["error"] = schemas.object_schema(
+            dict.fromkeys(inner, schemas.STRING),
+            title="error openai fields",
+        )
     return schemas.object_schema(fields)

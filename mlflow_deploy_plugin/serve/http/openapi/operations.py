@@ -7,7 +7,13 @@ from mlflow_deploy_plugin.serve.protocols import feedback, tfserving, v2
 from mlflow_deploy_plugin.serve.protocols.content import JSON
 from mlflow_deploy_plugin.serve.protocols.invocations import INVOCATIONS
 from mlflow_deploy_plugin.serve.protocols.protocol import Bodies, Protocol
-from mlflow_deploy_plugin.serve.protocols.schemas import SIZE, STRING, JsonSchema, array_schema, object_schema
+from mlflow_deploy_plugin.serve.protocols.schemas import (
+    SIZE,
+    STRING,
+    JsonSchema,
+    array_schema,
+    object_schema,
+)
 from mlflow_deploy_plugin.serve.runtime.artifact import Artifact
 from mlflow_deploy_plugin.serve.runtime.explained import is_explainable
 
@@ -43,7 +49,9 @@ class Operation:
 
 def _object_of(title: str, /, **types: str) -> JsonSchema:
     """Return the schema of an object from its property names and their types; client generators use the title."""
-    properties = {name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()}
+    properties = {
+        name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()
+    }
     return object_schema(properties, title=title)
 
 
@@ -68,17 +76,28 @@ HTML: Bodies = {"text/html": STRING}
 """A page; its errors are also pages."""
 
 _TENSORS = array_schema(
-    object_schema({"name": STRING, "datatype": STRING, "shape": array_schema(SIZE)}, title="v2 tensor")
+    object_schema(
+        {"name": STRING, "datatype": STRING, "shape": array_schema(SIZE)},
+        title="v2 tensor",
+    ),
 )
 _V2_MODEL = object_schema(
-    {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS},
+    {
+        "name": STRING,
+        "versions": array_schema(STRING),
+        "platform": STRING,
+        "inputs": _TENSORS,
+        "outputs": _TENSORS,
+    },
     title="v2 model",
 )
 _EXPLANATION = object_schema(
     {
         "columns": array_schema(STRING),
         "outputs": array_schema(),
-        "base_values": array_schema(description="[rows][outputs], or [rows] if a single number is explained"),
+        "base_values": array_schema(
+            description="[rows][outputs], or [rows] if a single number is explained",
+        ),
         "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
         "predictions": {},
         "background": _object_of("background", source="string", rows="integer"),
@@ -95,7 +114,11 @@ EXPLAIN = Operation(
     applies_to=is_explainable,
 )
 
-_LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000, "title": "label"}
+_LABEL: JsonSchema = {
+    "type": ["string", "number", "boolean", "null"],
+    "maxLength": 1000,
+    "title": "label",
+}
 _FEEDBACK_BY_ID = object_schema(
     {"prediction_id": {"type": "string", "minLength": 1, "maxLength": 128}, "label": _LABEL},
     {"row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}},
@@ -110,14 +133,20 @@ _FEEDBACK_KEY: JsonSchema = {
     "description": "values of the row's columns, by their names in the signature",
 }
 _FEEDBACK_BY_KEY = object_schema(
-    {"key": _FEEDBACK_KEY, "label": _LABEL}, additionalProperties=False, title="feedback by key"
+    {"key": _FEEDBACK_KEY, "label": _LABEL},
+    additionalProperties=False,
+    title="feedback by key",
 )
 _FEEDBACK_LIST = array_schema(
     {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY], "title": "feedback entry"},
     minItems=1,
     maxItems=feedback.MOST_ENTRIES,
 )
-_FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False, title="feedback list")
+_FEEDBACK_ENTRIES = object_schema(
+    {"feedback": _FEEDBACK_LIST},
+    additionalProperties=False,
+    title="feedback list",
+)
 FEEDBACK = Operation(
     "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a row is used",
     PREDICTIONS,
@@ -129,24 +158,41 @@ FEEDBACK = Operation(
 
 _ENDPOINTS = _object_of("endpoints", data="array", models="array")
 MODELS = Operation("The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _ENDPOINTS})
-_TF_STATUS = _object_of("tfserving status", name="string", ready="boolean", model_version_status="array")
+_TF_STATUS = _object_of(
+    "tfserving status",
+    name="string",
+    ready="boolean",
+    model_version_status="array",
+)
 TF_STATUS = _readable("The loaded versions", TENSORFLOW, {JSON: _TF_STATUS})
 _TF_METADATA = _object_of("tfserving metadata", model_spec="object", metadata="object")
 TF_METADATA = _readable("The inputs and outputs", TENSORFLOW, {JSON: _TF_METADATA})
 _V2_SERVER = _object_of("v2 server", name="string", version="string", extensions="array")
 V2_SERVER = Operation("The server's name and version", V2, {JSON: _V2_SERVER})
 V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of("v2 live", live="boolean")})
-V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of("v2 ready", ready="boolean")})
+V2_READY = _readable(
+    "The readiness of the server",
+    V2,
+    {JSON: _object_of("v2 ready", ready="boolean")},
+)
 V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
 _V2_MODEL_READY = _object_of("v2 model ready", name="string", ready="boolean")
-V2_MODEL_READY = _readable("The readiness of the endpoint, or of a version of it", V2, {JSON: _V2_MODEL_READY})
+V2_MODEL_READY = _readable(
+    "The readiness of the endpoint, or of a version of it",
+    V2,
+    {JSON: _V2_MODEL_READY},
+)
 V2_CONFIG = _readable(
     "The configuration of the endpoint, in Triton's form",
     V2,
     {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
 )
 _V2_STATISTICS: Bodies = {JSON: _object_of("v2 statistics", model_stats="array")}
-V2_MODEL_STATISTICS = _readable("The number and the duration of requests to the endpoint", V2, _V2_STATISTICS)
+V2_MODEL_STATISTICS = _readable(
+    "The number and the duration of requests to the endpoint",
+    V2,
+    _V2_STATISTICS,
+)
 V2_STATISTICS = _readable("The statistics of all endpoints", V2, _V2_STATISTICS)
 V2_INDEX = Operation(
     "The endpoints and their states",
@@ -161,33 +207,66 @@ V2_LOAD, V2_UNLOAD = (
         f"{verb} an endpoint, if the server allows it",
         V2,
         {},
-        {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}}, title="v2 control request")},
+        {
+            JSON: object_schema(
+                {},
+                {"parameters": {"type": ["object", "null"]}},
+                title="v2 control request",
+            ),
+        },
         errors=(400, 403, 404, 413, 415, 429, 503, 504),
         needs_body=False,
     )
     for verb in ("Loads", "Unloads")
 )
 PING = _readable("The readiness of the server, as MLflow's empty line", SERVER, {})
-HEALTH = _readable("The readiness of the server", SERVER, {JSON: _object_of("status", status="string")})
-MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
-METRICS = Operation("Metrics for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
+HEALTH = _readable(
+    "The readiness of the server",
+    SERVER,
+    {JSON: _object_of("status", status="string")},
+)
+MLFLOW_VERSION = _readable(
+    "The version of MLflow that the model was logged with",
+    SERVER,
+    {"text/plain": STRING},
+)
+METRICS = Operation(
+    "Metrics for Prometheus, summed over the workers",
+    SERVER,
+    {"text/plain": STRING},
+)
 METRICS_HISTORY = Operation(
-    "The metrics of the last hour or day, a line per interval", SERVER, {"application/x-ndjson": STRING}, errors=(400,)
+    "The metrics of the last hour or day, a line per interval",
+    SERVER,
+    {"application/x-ndjson": STRING},
+    errors=(400,),
 )
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document for one endpoint", PAGES, {JSON: {"type": "object"}})
 TRY_PAGE = Operation(
-    "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of("status", status="string")}
+    "A page to try the default endpoint in the browser",
+    PAGES,
+    {**HTML, JSON: _object_of("status", status="string")},
 )
 DOCS_PAGE = Operation("This document as a page", PAGES, HTML)
 ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
 ENDPOINT_DOCS_PAGE = _readable("The requests and responses of the endpoint as a page", PAGES, HTML)
 _REQUESTS: Bodies = {
     **HTML,
-    JSON: _object_of("requests", requests="array", shows_values="boolean", status="string", find="string"),
+    JSON: _object_of(
+        "requests",
+        requests="array",
+        shows_values="boolean",
+        status="string",
+        find="string",
+    ),
 }
 REQUESTS_PAGE = Operation("The last requests to the server, as a page or as JSON", PAGES, _REQUESTS)
-ENDPOINT_REQUESTS_PAGE = _readable("The last requests to the endpoint, as a page or as JSON", PAGES, _REQUESTS)
+ENDPOINT_REQUESTS_PAGE = _readable(
+    "The last requests to the endpoint, as a page or as JSON",
+    PAGES,
+    _REQUESTS,
+)
 STYLESHEET = Operation("The style sheet of the pages", PAGES, {"text/css": STRING})
 SCRIPT = Operation("A script of the pages", PAGES, {"text/javascript": STRING})
 ICON = Operation("The icon of the pages", PAGES, {"image/svg+xml": STRING})

@@ -55,7 +55,11 @@ _TEMPLATES = Environment(
     auto_reload=False,
 )
 _HTML = "text/html; charset=utf-8"
-_ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_ASSET_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~-]+){1,16}")
 _TRUSTED_PROXIES = "127.0.0.1,::1"
@@ -94,9 +98,15 @@ def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawRes
 def _root(request: RawRequest) -> str:
     """Return the path that a trusted proxy removes from the server's paths, such as `/models`; empty without one."""
     sent = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    if not sent or not _PREFIX.fullmatch(sent):  # Two slashes at the start would lead to another host.
+    if not sent or not _PREFIX.fullmatch(
+        sent,
+    ):  # Two slashes at the start would lead to another host.
         return ""
-    return sent if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES)) else ""
+    return (
+        sent
+        if _is_trusted(request.client, os.environ.get("FORWARDED_ALLOW_IPS", _TRUSTED_PROXIES))
+        else ""
+    )
 
 
 @lru_cache(1000)
@@ -118,14 +128,25 @@ def _is_trusted(address: str, trusted: str) -> bool:
 def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     keys = subject.variant.capture.keys
-    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories}, keys)
-    has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
+    fields = form_fields(
+        schema,
+        example,
+        {**artifact.categories, **artifact.refusals.categories},
+        keys,
+    )
+    has_probabilities = artifact.classes and any(
+        output.role == "probabilities" for output in artifact.outputs
+    )
     page_data = {
         "predictionPath": f"{_root(request)}{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
         "isTable": bool(schema.columns),
         "fields": [asdict(field) for field in fields],
     }
-    pasted = csv_example(schema, example) if schema.columns else _json_text(invocations_example(schema, example))
+    pasted = (
+        csv_example(schema, example)
+        if schema.columns
+        else _json_text(invocations_example(schema, example))
+    )
     return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
 
 
@@ -171,7 +192,9 @@ def _page(
         subject=subject,
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
-        endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
+        endpoints=[name for name in server.repository.table if not allowed or name in allowed][
+            :_MOST_ENDPOINTS
+        ],
         **template_values,
     )
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
@@ -201,8 +224,16 @@ def _requests(server: Server, request: RawRequest, endpoint: str | None) -> RawR
     document = {"requests": rows, "shows_values": shows_values, "status": status, "find": find}
     if "text/" not in request.headers.get("accept", "text/html"):
         return RawResponse(200, dump_json(document), headers={"Cache-Control": "no-store"})
-    subject, template = {"endpoint": endpoint} if endpoint else None, _TEMPLATES.get_template("requests.html")
-    html = template.render(onnxserve_version=__version__, root=_root(request), subject=subject, **document)
+    subject, template = (
+        {"endpoint": endpoint} if endpoint else None,
+        _TEMPLATES.get_template("requests.html"),
+    )
+    html = template.render(
+        onnxserve_version=__version__,
+        root=_root(request),
+        subject=subject,
+        **document,
+    )
     return RawResponse(200, html.encode(), _HTML, dict(HEADERS))
 
 
@@ -229,10 +260,15 @@ class _Captured:
 
 
 def _request_rows(
-    server: Server, recent: Sequence[RecentRequest], find: str, shows_values: bool
+    server: Server,
+    recent: Sequence[RecentRequest],
+    find: str,
+    shows_values: bool,
 ) -> list[dict[str, Any]]:
     """Return the requests as JSON, or only those that `find` finds."""
-    captured = _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
+    captured = (
+        _captured_requests(server, {row[4].encode() for row in recent}) if shows_values else {}
+    )
     rows = []
     for row in recent:
         own = captured.get(row[4].encode())
@@ -245,12 +281,28 @@ def _time_text(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat(timespec="milliseconds")
 
 
-def _request_row(recent: RecentRequest, captured: _Captured | None, shows_values: bool) -> dict[str, Any]:
+def _request_row(
+    recent: RecentRequest,
+    captured: _Captured | None,
+    shows_values: bool,
+) -> dict[str, Any]:
     """Return a request as JSON, with the first row of a captured request."""
-    (status, endpoint, variant, version, protocol), arrived, seconds, rows, prediction_id, code, message = recent
+    (
+        (status, endpoint, variant, version, protocol),
+        arrived,
+        seconds,
+        rows,
+        prediction_id,
+        code,
+        message,
+    ) = recent
     captured = captured or _Captured(None, {}, {})
     values = captured.values
-    outputs = {name: text for name, text in values.items() if name == PREDICTION or name.startswith(OUTPUT_PREFIX)}
+    outputs = {
+        name: text
+        for name, text in values.items()
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX)
+    }
     return {
         "time": _time_text(arrived),
         "event_time": "" if captured.event_time is None else _time_text(captured.event_time),
@@ -265,7 +317,9 @@ def _request_row(recent: RecentRequest, captured: _Captured | None, shows_values
         "error_code": code,
         "message": (message or values.get("_message") or "") if shows_values else "",
         "keys": {name: _short(array[0]) for name, array in captured.keys.items()},
-        "values": {} if code else {name: text for name, text in values.items() if name not in outputs},
+        "values": {}
+        if code
+        else {name: text for name, text in values.items() if name not in outputs},
         "predictions": outputs,
     }
 
@@ -274,7 +328,9 @@ def _captured_requests(server: Server, ids: set[bytes]) -> dict[bytes, _Captured
     """Return the captured requests with these prediction ids."""
     captured: dict[bytes, _Captured] = {}
     # A worker writes two segments at a time: the second is for its shadows.
-    for segment in segments(server.repository.state_dir / SPOOL)[-min(2 * server.spec.workers, _MOST_SEGMENTS) :]:
+    for segment in segments(server.repository.state_dir / SPOOL)[
+        -min(2 * server.spec.workers, _MOST_SEGMENTS) :
+    ]:
         with suppress(OSError):  # The agent may have removed the segment.
             for batch in read_last_batches(segment, _TAIL_BYTES):
                 if not batch.is_shadow and batch.rows:
@@ -286,7 +342,12 @@ def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured
     """Return the requests of a batch with these prediction ids."""
     columns = batch.outputs
     if not batch.is_failed:
-        columns = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
+        columns = to_log_columns(
+            batch.model.schema,
+            batch.model.prediction,
+            batch.feeds,
+            batch.outputs,
+        )
         columns |= batch.masked
     keys = {name: columns[name] for name in batch.model.keys if name in columns}
     content = batch.prediction_ids.content.tobytes()
@@ -298,7 +359,9 @@ def _requests_of(batch: CapturedBatch, ids: set[bytes]) -> dict[bytes, _Captured
         first = index * batch.rows
         captured[content[begin:end]] = _Captured(
             event_time=int(batch.event_times[index]) if is_dated[index] else None,
-            values={name: _short(array[first]) for name, array in islice(columns.items(), _MOST_COLUMNS)},
+            values={
+                name: _short(array[first]) for name, array in islice(columns.items(), _MOST_COLUMNS)
+            },
             keys={name: array[first : first + batch.rows] for name, array in keys.items()},
         )
     return captured
@@ -329,7 +392,11 @@ def _json_text(body: dict[str, Any]) -> str:
 
 def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    listed = ((path, entry) for path, operations in openapi["paths"].items() for entry in operations.items())
+    listed = (
+        (path, entry)
+        for path, operations in openapi["paths"].items()
+        for entry in operations.items()
+    )
     for path, (method, operation) in listed:
         if path.startswith("/pages/"):
             continue
@@ -340,14 +407,21 @@ def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             "path": path,
             "summary": operation["summary"],
             "parameters": [
-                (row["name"], row["in"], row.get("description") or "one of " + ", ".join(row["schema"].get("enum", [])))
+                (
+                    row["name"],
+                    row["in"],
+                    row.get("description") or "one of " + ", ".join(row["schema"].get("enum", [])),
+                )
                 for row in operation.get("parameters", [])
             ],
             "bodies": {
                 media_type: example if isinstance(example, str) else _json_text(example)
                 for media_type, example in examples.items()
             },
-            "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
+            "responses": [
+                (status, response["description"])
+                for status, response in operation["responses"].items()
+            ],
         }
         groups.setdefault(operation["tags"][0], []).append(row)
     return {tag: rows for tag, rows in groups.items() if rows}
@@ -419,7 +493,10 @@ def form_fields(
     """
     key_fields = [_key_field(position, name) for position, name in enumerate(keys)]
     if not schema.columns:
-        fields = [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+        fields = [
+            _tensor_field(position, tensor, schema, example)
+            for position, tensor in enumerate(schema.tensors)
+        ]
         return fields + key_fields if fields else []
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
@@ -438,11 +515,12 @@ def form_fields(
                 kind=kinds.get(dtype, "number"),
                 type=column.type,
                 words=_KIND_WORDS["str" if dtype == "str" else np.dtype(dtype).kind][0],
-                is_nullable=dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None),
+                is_nullable=dtype.startswith("float")
+                or (dtype == "str" and missing.get(column.name) is not None),
                 is_required=column.required,
                 value=_field_text(value),
                 choices=tuple(map(_field_text, categories.get(column.name, ()))),
-            )
+            ),
         )
     return fields + key_fields
 
@@ -476,7 +554,9 @@ def image_input(tensor: Tensor) -> ImageInput | None:
             picture = ImageInput("NHW", 1, height, width, kind == "f")
         case _:
             return None
-    return picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
+    return (
+        picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
+    )
 
 
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
@@ -507,7 +587,12 @@ def _field_text(value: Any) -> str:
 
 
 def snippets(
-    base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
+    base: str,
+    path: str,
+    endpoint: str,
+    schema: Schema,
+    example: Example,
+    takes_keys: bool = False,
 ) -> dict[str, str]:
     """Return a dict from tool names to runnable code that requests predictions for the example.
 
@@ -519,7 +604,9 @@ def snippets(
     url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
     sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
     headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
-    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+    curl = (
+        f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+    )
     python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
     answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
     code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
@@ -530,7 +617,12 @@ def snippets(
 
 def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
     """Return code for tritonclient[http]; only names, shapes and values differ between models."""
-    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    lines = [
+        "import numpy as np",
+        "from tritonclient.http import InferenceServerClient, InferInput",
+        "",
+        "inputs = []",
+    ]
     for entry in body["inputs"]:
         data = repr(entry["data"])
         if not _has_text(entry["data"]):

@@ -15,10 +15,20 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any
 
-from mlflow_deploy_plugin.core.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
+from mlflow_deploy_plugin.core.errors import (
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    RequestTimeout,
+    TooManyRequests,
+)
 from mlflow_deploy_plugin.serve.http import limits, parser, responses
 from mlflow_deploy_plugin.serve.http.parser import BodyParser, RequestHead
-from mlflow_deploy_plugin.serve.http.responses import RawResponse, serialize_response, serialize_streamed_head
+from mlflow_deploy_plugin.serve.http.responses import (
+    RawResponse,
+    serialize_response,
+    serialize_streamed_head,
+)
 from mlflow_deploy_plugin.serve.http.routes import handle_request_async
 from mlflow_deploy_plugin.serve.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.serve.http.workers.worker_app import WorkerApp
@@ -46,13 +56,21 @@ class _Phase(Enum):
     LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = (
+    _Phase  # The attribute look-up in `_Phase.IDLE` would take 0.1 µs.
+)
 
 
 class HttpConnection(asyncio.Protocol):
     """A client's connection. uvicorn creates this object, and calls `shutdown` when the worker ends."""
 
-    def __init__(self, config: Any, server_state: Any, app_state: object, _loop: object = None) -> None:
+    def __init__(
+        self,
+        config: Any,
+        server_state: Any,
+        app_state: object,
+        _loop: object = None,
+    ) -> None:
         self._app: WorkerApp = config.app
         self._limits = self._app.limits
         self._connections: set[HttpConnection] = server_state.connections
@@ -61,7 +79,9 @@ class HttpConnection(asyncio.Protocol):
         self._write_bytes: Callable[[bytes], None]
         self._client = ""
         self._caller = ""
-        self._known_head: RequestHead | None = None  # the last head that was answered inline, with its bytes
+        self._known_head: RequestHead | None = (
+            None  # the last head that was answered inline, with its bytes
+        )
         self._known_bytes = b""
         self._buffer = b""
         self._head: RequestHead | None = None
@@ -82,16 +102,23 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
-        self._transport.set_write_buffer_limits(high=1, low=0)  # Report all unsent bytes; high=0 would block TLS.
+        self._transport.set_write_buffer_limits(
+            high=1,
+            low=0,
+        )  # Report all unsent bytes; high=0 would block TLS.
         is_tls = transport.get_extra_info("sslcontext") is not None
-        self._write_bytes = partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
+        self._write_bytes = (
+            partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
+        )
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
         self._caller = certificate_name(transport.get_extra_info("peercert"))
         self._connections.add(self)
         self._deadline = self._loop.time() + self._limits.request_seconds
         if len(self._connections) > self._limits.connections and not self._evict_idle_connection():
-            self._refuse(NotReady("this worker has reached its limit of connections; retry in a moment", 1))
+            self._refuse(
+                NotReady("this worker has reached its limit of connections; retry in a moment", 1),
+            )
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
@@ -142,7 +169,8 @@ class HttpConnection(asyncio.Protocol):
         blocked[self] = None
         while (
             len(blocked) > 1
-            and sum(peer._transport.get_write_buffer_size() for peer in blocked) > limits.MAX_UNSENT_BYTES
+            and sum(peer._transport.get_write_buffer_size() for peer in blocked)
+            > limits.MAX_UNSENT_BYTES
         ):
             longest = next(iter(blocked))
             del blocked[longest]
@@ -152,7 +180,11 @@ class HttpConnection(asyncio.Protocol):
         self._is_blocked = False
         self._app.blocked_connections.pop(self, None)
         if self._exchange is not None:
-            self._deadline = math.inf if self._exchange.is_whole else self._app.now + self._limits.request_seconds
+            self._deadline = (
+                math.inf
+                if self._exchange.is_whole
+                else self._app.now + self._limits.request_seconds
+            )
             self._exchange.resume_sending()
         if self._phase is _IDLE:
             self._wait_for_next()
@@ -194,7 +226,9 @@ class HttpConnection(asyncio.Protocol):
         """The loop time at which the client became idle; infinite while the client waits for the server."""
         awaits_client = self._exchange is not None and self._exchange.awaits_client
         phase = self._phase
-        if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
+        if self._transport.is_closing() or (
+            phase is _ANSWERING and not (awaits_client or self._is_blocked)
+        ):
             return math.inf
         if phase is _LINGERING:
             patience = limits.LINGER_SECONDS
@@ -216,8 +250,13 @@ class HttpConnection(asyncio.Protocol):
             if other.idle_since == since:
                 other.evict()
                 return True
-        times = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
-        longest = heapq.nsmallest(_IDLE_CANDIDATES, (row for row in times if row[0] < math.inf and row[2] is not self))
+        times = (
+            (other.idle_since, number, other) for number, other in enumerate(self._connections)
+        )
+        longest = heapq.nsmallest(
+            _IDLE_CANDIDATES,
+            (row for row in times if row[0] < math.inf and row[2] is not self),
+        )
         if not longest:
             return False
         idle.extend((since, other) for since, _, other in reversed(longest[1:]))
@@ -230,7 +269,9 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
             return
         if self._phase is _RECEIVING:
-            late = RequestTimeout("the request arrived too slowly, and other clients need the connection")
+            late = RequestTimeout(
+                "the request arrived too slowly, and other clients need the connection",
+            )
             response = responses.exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
             self._deadline = self._app.now + limits.LINGER_SECONDS
@@ -252,7 +293,15 @@ class HttpConnection(asyncio.Protocol):
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        request = RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
+        request = RawRequest(
+            head.method,
+            head.path,
+            head.headers,
+            body,
+            self._client,
+            head.query,
+            self._caller,
+        )
         response = app.answer_inline(request)
         if response is None:
             return False
@@ -296,7 +345,10 @@ class HttpConnection(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, piece)
                 return
-            if self._app.server.auth.is_stranger(head.headers, self._caller):  # Do not read or buffer the body.
+            if self._app.server.auth.is_stranger(
+                head.headers,
+                self._caller,
+            ):  # Do not read or buffer the body.
                 self._is_ending = self._reads_on = True
                 self._answer(head, b"")
                 return
@@ -330,7 +382,10 @@ class HttpConnection(asyncio.Protocol):
         app.buffered_bytes += size - self._buffered_bytes
         self._buffered_bytes = size
         if size and app.buffered_bytes > self._limits.body_bytes:
-            raise NotReady("this worker has reached its limit of buffered bodies; retry in a moment", 1)
+            raise NotReady(
+                "this worker has reached its limit of buffered bodies; retry in a moment",
+                1,
+            )
 
     # Answering requests.
 
@@ -371,7 +426,15 @@ class HttpConnection(asyncio.Protocol):
             self._app.pool.submit(answer_in_thread)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
-        return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
+        return RawRequest(
+            head.method,
+            head.path,
+            head.headers,
+            body,
+            self._client,
+            head.query,
+            self._caller,
+        )
 
     def _send(self, head: RequestHead, response: RawResponse) -> None:
         keep_alive = head.keep_alive and not self._is_ending
@@ -394,12 +457,16 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         """Send a part of a response; earlier parts may still be unsent."""
         if self._is_blocked:
-            self._unsent_bytes += len(data)  # Otherwise the new bytes would hide that the client reads.
+            self._unsent_bytes += len(
+                data,
+            )  # Otherwise the new bytes would hide that the client reads.
         self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
         """Set the deadline of a complete request: the model may take any time, but the client must read."""
-        self._deadline = self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
+        self._deadline = (
+            self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
+        )
 
     def _wait_for_next(self) -> None:
         if self._is_blocked:
@@ -422,7 +489,10 @@ class HttpConnection(asyncio.Protocol):
         """Answer the body while it arrives (`http/streaming.py`). The connection's next requests wait."""
         app = self._app
         if app.streams >= MAX_STREAMS:
-            raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
+            raise TooManyRequests(
+                f"this worker has reached its limit of {MAX_STREAMS} streams; retry later",
+                1,
+            )
         self._phase = _ANSWERING
         self._body = BodyParser(head.length, sys.maxsize)
         self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
@@ -431,28 +501,58 @@ class HttpConnection(asyncio.Protocol):
         self._resume_reading()  # Reading may have been paused while another request was answered.
         self._feed_stream()
         request = self._request(head, b"")
-        thread = threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True)
+        thread = threading.Thread(
+            target=exchange.run,
+            args=(app.server, request),
+            name="onnxserve-stream",
+            daemon=True,
+        )
         try:
             thread.start()
         except RuntimeError:
             self._exchange = None
-            raise NotReady("the machine's limit of threads is reached; retry in a moment", 1) from None
+            raise NotReady(
+                "the machine's limit of threads is reached; retry in a moment",
+                1,
+            ) from None
         app.streams += 1
 
-    def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
+    def _new_exchange(
+        self,
+        head: RequestHead,
+        body: BodyParser,
+        streams: int = 0,
+    ) -> StreamedExchange:
         """Return the exchange of a request; `streams` is the number that it adds to `WorkerApp.streams`."""
         is_chunked = head.is_http_1_1  # In HTTP/1.0, closing the connection ends the response.
 
         def begin_response(response: RawResponse) -> None:
             self._is_ending = self._is_ending or not is_chunked
             if not self._transport.is_closing():
-                self._write(serialize_streamed_head(response, head.keep_alive and not self._is_ending, is_chunked))
+                self._write(
+                    serialize_streamed_head(
+                        response,
+                        head.keep_alive and not self._is_ending,
+                        is_chunked,
+                    ),
+                )
 
         def write(piece: bytes) -> None:
             self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
-        most_unsent, end = self._app.server.max_body_bytes, partial(self._end_exchange, head, streams)
-        return StreamedExchange(body, self._transport, most_unsent, write, begin_response, end, self._loop)
+        most_unsent, end = (
+            self._app.server.max_body_bytes,
+            partial(self._end_exchange, head, streams),
+        )
+        return StreamedExchange(
+            body,
+            self._transport,
+            most_unsent,
+            write,
+            begin_response,
+            end,
+            self._loop,
+        )
 
     def _feed_stream(self) -> None:
         exchange = self._exchange
@@ -477,9 +577,13 @@ class HttpConnection(asyncio.Protocol):
     def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
         """End a streamed response as complete (True) or aborted (False), or send a response that is not streamed."""
         self._app.streams -= streams
-        self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
+        self._is_paused = self._is_paused or (
+            self._exchange is not None and self._exchange.is_paused
+        )
         self._exchange = None
-        self._reads_on = self._body is not None  # The client may still be sending an incomplete body.
+        self._reads_on = (
+            self._body is not None
+        )  # The client may still be sending an incomplete body.
         self._is_ending = self._is_ending or self._reads_on
         keep_alive = head.keep_alive and not self._is_ending and ending is not False
         if isinstance(ending, RawResponse):

@@ -78,7 +78,11 @@ class _Server(UvicornServer):
             protocol: Any = self.config.http_protocol_class
             make = partial(protocol, self.config, self.server_state, {})
             with contextlib.suppress(OSError):  # The client has closed, or its handshake fails.
-                _, accepted = await loop.connect_accepted_socket(make, connection, ssl=self.config.ssl)
+                _, accepted = await loop.connect_accepted_socket(
+                    make,
+                    connection,
+                    ssl=self.config.ssl,
+                )
                 accepted.shutdown()
 
         if self._worker.grpc is not None:

@@ -10,7 +10,11 @@ from mlflow_deploy_plugin.serve.http.app import ServerApp
 from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.plan import PlanTable
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
-from mlflow_deploy_plugin.serve.inference.limits import RequestThreads, max_batch_rows, request_threads
+from mlflow_deploy_plugin.serve.inference.limits import (
+    RequestThreads,
+    max_batch_rows,
+    request_threads,
+)
 from mlflow_deploy_plugin.serve.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest

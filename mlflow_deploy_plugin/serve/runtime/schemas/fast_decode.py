@@ -26,7 +26,9 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
 )
 from mlflow_deploy_plugin.serve.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
-_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # None is allowed: numpy converts it to NaN.
+_NUMBERS: frozenset[type] = frozenset(
+    {float, int, type(None)},
+)  # None is allowed: numpy converts it to NaN.
 _ACCEPTED: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,
@@ -75,7 +77,9 @@ class _Group:
         elif self.dtype.kind == "f":
             takes = source.kind in "fiu"
         else:
-            takes = source == self.dtype or (source.kind in "iu" and np.can_cast(source, self.dtype))
+            takes = source == self.dtype or (
+                source.kind in "iu" and np.can_cast(source, self.dtype)
+            )
         return joined if takes else None
 
 
@@ -91,7 +95,12 @@ class FastDecoder:
         array_kinds: the numpy kinds that `from_array` accepts; empty if it accepts no array.
     """
 
-    def __init__(self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
+    def __init__(
+        self,
+        columns: tuple[Column, ...],
+        inputs: tuple[Input, ...],
+        blocks: tuple[Input, ...],
+    ) -> None:
         self.order = order = tuple(column.name for column in columns)
         self._names = list(order)  # A list, because the names in a JSON body are a list.
         self._by_name = _picker(order)
@@ -99,14 +108,25 @@ class FastDecoder:
         for position, column in enumerate(columns):
             positions.setdefault(column.type, []).append(position)
         groups = [
-            _Group(kind, [order[i] for i in places], _picker(places), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind]))
+            _Group(
+                kind,
+                [order[i] for i in places],
+                _picker(places),
+                _ACCEPTED[kind],
+                numpy_dtype(COLUMN_TYPES[kind]),
+            )
             for kind, places in positions.items()
         ]
         first = groups[0]
         is_matrix = [entry.columns for entry in inputs] == [order] and len(inputs[0].shape) == 2
         self._matrix: _MatrixDecoder | None = None
         if is_matrix and len(groups) == 1 and first.column_type != "string":
-            self._matrix = _MatrixDecoder(first, len(order), inputs[0], blocks[0].name if blocks else "")
+            self._matrix = _MatrixDecoder(
+                first,
+                len(order),
+                inputs[0],
+                blocks[0].name if blocks else "",
+            )
         decoder = self._matrix or _ColumnDecoder(groups, inputs, blocks)
         self._feeds: Callable[[_Rows], Feeds | None] = decoder.from_rows
         self._from_arrays: Callable[[Sequence[Array]], Feeds | None] = decoder.from_arrays
@@ -139,7 +159,11 @@ class FastDecoder:
             return None
         kinds = set(map(type, columns))
         if kinds == {np.ndarray}:
-            if {array.ndim for array in columns} != {1} or len(set(map(len, columns))) != 1 or not len(columns[0]):
+            if (
+                {array.ndim for array in columns} != {1}
+                or len(set(map(len, columns))) != 1
+                or not len(columns[0])
+            ):
                 return None
             return self._from_arrays(columns)
         if kinds != {list} or len(set(map(len, columns))) != 1 or not columns[0]:
@@ -150,7 +174,11 @@ class FastDecoder:
 
     def from_array(self, values: Array) -> Feeds | None:
         """Decode a matrix of numbers whose columns are in the signature's order and have one type and one input."""
-        if self._matrix is None or values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
+        if (
+            self._matrix is None
+            or values.dtype.kind not in self.array_kinds
+            or values.dtype.itemsize > 8
+        ):
             return None
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
@@ -172,7 +200,9 @@ class _MatrixDecoder:
 
     def from_rows(self, rows: _Rows) -> Feeds | None:
         is_row = len(rows) == 1
-        if not self._group.accepted.issuperset(map(type, rows[0] if is_row else chain.from_iterable(rows))):
+        if not self._group.accepted.issuperset(
+            map(type, rows[0] if is_row else chain.from_iterable(rows)),
+        ):
             return None
         if is_row and self._pack_row is not None and (feeds := self._pack_row(rows[0])) is not None:
             return feeds
@@ -214,7 +244,9 @@ class _StackedColumns:
 
     def stack(self, blocks: Sequence[Array]) -> Array:
         """Return the array of this input, [N, columns], from the blocks of the groups, each [columns, N, 1]."""
-        columns = np.concatenate([blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups])
+        columns = np.concatenate(
+            [blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups],
+        )
         return np.ascontiguousarray(columns[self.order].T)
 
 
@@ -228,14 +260,26 @@ class _ColumnDecoder:
             graph takes the types of the signature.
     """
 
-    def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
+    def __init__(
+        self,
+        groups: list[_Group],
+        inputs: tuple[Input, ...],
+        blocks: tuple[Input, ...],
+    ) -> None:
         self._groups = groups
         self._casts: list[tuple[int, Dtype, bool]] = []
         self._inputs: list[_SingleColumn | _StackedColumns] = []
         for entry in inputs:
             dtype, column_names = numpy_dtype(entry.dtype), set(entry.columns)
-            taken = tuple(position for position, group in enumerate(groups) if not column_names.isdisjoint(group.names))
-            places = {name: position for position, name in enumerate(chain(*(groups[group].names for group in taken)))}
+            taken = tuple(
+                position
+                for position, group in enumerate(groups)
+                if not column_names.isdisjoint(group.names)
+            )
+            places = {
+                name: position
+                for position, name in enumerate(chain(*(groups[group].names for group in taken)))
+            }
             if len(entry.columns) > 1:
                 order = np.array([places[name] for name in entry.columns], dtype=np.intp)
                 self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
@@ -243,7 +287,9 @@ class _ColumnDecoder:
             cast = (taken[0], dtype, len(entry.shape) == 1)
             if cast not in self._casts:
                 self._casts.append(cast)
-            self._inputs.append(_SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]]))
+            self._inputs.append(
+                _SingleColumn(entry.name, self._casts.index(cast), places[entry.columns[0]]),
+            )
         names = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
         self._blocks = tuple(names.get(group.column_type, "") for group in groups) if blocks else ()
         self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
@@ -253,7 +299,9 @@ class _ColumnDecoder:
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
             values = group.pick(columns)
-            if not group.accepted.issuperset(map(type, values if len(rows) == 1 else chain.from_iterable(values))):
+            if not group.accepted.issuperset(
+                map(type, values if len(rows) == 1 else chain.from_iterable(values)),
+            ):
                 return None
             picked.append(values)
         try:
@@ -262,7 +310,7 @@ class _ColumnDecoder:
                     [
                         np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                         for group, values in zip(self._groups, picked, strict=True)
-                    ]
+                    ],
                 )
         except (OverflowError, FloatingPointError):
             return None
@@ -275,7 +323,9 @@ class _ColumnDecoder:
                     joined = group.join(columns)
                     if joined is None:
                         return None
-                    blocks.append(joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1))
+                    blocks.append(
+                        joined.astype(group.dtype, copy=False).reshape(len(group.names), -1, 1),
+                    )
                 return self._to_feeds(blocks)
         except FloatingPointError:
             return None
@@ -287,19 +337,24 @@ class _ColumnDecoder:
             cast = blocks[source].astype(dtype, copy=False)
             casts.append(cast[:, :, 0] if is_vector else cast)
         feeds = {
-            entry.name: casts[entry.cast][entry.place] if type(entry) is _SingleColumn else entry.stack(blocks)
+            entry.name: casts[entry.cast][entry.place]
+            if type(entry) is _SingleColumn
+            else entry.stack(blocks)
             for entry in self._inputs
         }
         if not self._blocks:
             return feeds
-        sent = {name: block[:, :, 0].T for name, block in zip(self._blocks, blocks, strict=True) if name}
+        sent = {
+            name: block[:, :, 0].T for name, block in zip(self._blocks, blocks, strict=True) if name
+        }
         for name in self._texts:
             sent[name] = feeds[name]
         return narrowed_feeds(feeds, sent)
 
 
 def compile_fast_tensor_decoder(
-    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
+    bound: Sequence[tuple[Input, Tensor]],
+    shared: SharedDimensions,
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from tensors by dtype and shape, or None if more checks are needed.
 
@@ -308,7 +363,10 @@ def compile_fast_tensor_decoder(
     decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
         return decode_matrix
-    tensors = [(tensor.name, entry.name, numpy_dtype(tensor.dtype), tensor.shape) for entry, tensor in bound]
+    tensors = [
+        (tensor.name, entry.name, numpy_dtype(tensor.dtype), tensor.shape)
+        for entry, tensor in bound
+    ]
 
     def decode(data: Mapping[str, object]) -> Feeds | None:
         if decode_matrix is not None and (decoded := decode_matrix(data)) is not None:
@@ -327,7 +385,10 @@ def compile_fast_tensor_decoder(
     return decode
 
 
-def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, object]], Feeds | None] | None:
+def _compile_matrix_decoder(
+    entry: Input,
+    tensor: Tensor,
+) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds from rows of the only tensor, and that returns None if the rows do not fit.
 
     Return None instead of a function unless the tensor is a matrix of fixed width with a dtype that a column can have.
@@ -336,7 +397,10 @@ def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[s
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
         return None
     name, width, dtype = tensor.name, tensor.shape[1], numpy_dtype(tensor.dtype)
-    is_rounded_once, is_narrowed = kind == "float", not is_lossless_cast(numpy_dtype(entry.dtype), dtype)
+    is_rounded_once, is_narrowed = (
+        kind == "float",
+        not is_lossless_cast(numpy_dtype(entry.dtype), dtype),
+    )
     group = _Group(kind, [], tuple, _ACCEPTED[kind], dtype)
     decoder = _MatrixDecoder(group, width, entry, entry.name if is_narrowed else "")
 
@@ -358,26 +422,44 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     for column in columns:
         if column.type != "string":  # The input of a string column stores the text unchanged.
             members.setdefault(column.type, []).append(column.name)
-    if any(entry.name.startswith(_BLOCK) and entry.name.removeprefix(_BLOCK) in COLUMN_TYPES for entry in inputs):
+    if any(
+        entry.name.startswith(_BLOCK) and entry.name.removeprefix(_BLOCK) in COLUMN_TYPES
+        for entry in inputs
+    ):
         return ()
     return tuple(
-        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names)) for kind, names in members.items()
+        Input(_BLOCK + kind, COLUMN_TYPES[kind], (-1, len(names)), tuple(names))
+        for kind, names in members.items()
     )
 
 
-def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[object]], Feeds | None]:
+def _row_packer(
+    entry: Input,
+    width: int,
+    form: str,
+    block: str,
+) -> Callable[[Sequence[object]], Feeds | None]:
     """Return a decoder for a single row that does the same as `_MatrixDecoder.from_matrix` in a quarter of the time.
 
     The decoder returns None for a null or an overflow. `form` is the `struct` format of the graph's numbers. `block` is
     the name of the row in `NarrowedFeeds.sent`, or empty if the graph takes the row unchanged.
     """
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
-    name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")
+    name, dtype, shape, exact = (
+        entry.name,
+        numpy_dtype(entry.dtype),
+        (1, width),
+        np.dtype("float64"),
+    )
 
     def pack(row: Sequence[object]) -> Feeds | None:
         try:
             feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
-            return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))}) if block else feeds
+            return (
+                narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))})
+                if block
+                else feeds
+            )
         except (struct.error, OverflowError):
             return None
 

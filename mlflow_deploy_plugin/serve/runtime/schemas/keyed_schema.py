@@ -44,9 +44,14 @@ class KeyedSchema(Schema):
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         own = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
-            own = [self.split(record)[0] for record in records]  # The columns other than the keys form the tensor.
+            own = [
+                self.split(record)[0] for record in records
+            ]  # The columns other than the keys form the tensor.
         feeds = self.model.from_records(own)
-        return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
+        return self.attach(
+            feeds,
+            {name: [record.get(name) for record in records] for name in self.keys},
+        )
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         positions = {name: position for position, name in enumerate(names) if name in self.keys}
@@ -56,7 +61,10 @@ class KeyedSchema(Schema):
             others = [position for position, name in enumerate(names) if name not in positions]
             own_names, own = [names[i] for i in others], [[row[i] for i in others] for row in rows]
         feeds = self.model.from_rows(own_names, own)
-        return self.attach(feeds, {name: [row[position] for row in rows] for name, position in positions.items()})
+        return self.attach(
+            feeds,
+            {name: [row[position] for row in rows] for name, position in positions.items()},
+        )
 
     def from_array(self, values: object) -> Feeds:
         return self.attach(self.model.from_array(values), {})
@@ -84,9 +92,15 @@ class KeyedSchema(Schema):
             elif not self.has_rows and not isinstance(values, list | tuple):
                 values = [values]  # There is one value for the whole request.
             if not isinstance(values, list | tuple) and np.ndim(values) != 1:
-                raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected", column=name)
+                raise SchemaMismatch(
+                    f"key {name!r} is {short_repr(values)}; a list of values is expected",
+                    column=name,
+                )
             if len(values) != rows:
-                raise SchemaMismatch(f"key {name!r} has {len(values)} values; the request has {rows} rows", column=name)
+                raise SchemaMismatch(
+                    f"key {name!r} has {len(values)} values; the request has {rows} rows",
+                    column=name,
+                )
             array = key_array(name, values)
             arrays[name] = array if self.has_rows else array.reshape(())
         return add_keys(feeds, arrays)
@@ -96,7 +110,15 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
     """Return the schema that also reads the columns `keys`, or the schema unchanged if there are no keys."""
     if not keys:
         return schema
-    fields = schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema.is_foreign
+    fields = (
+        schema.columns,
+        schema.tensors,
+        schema.inputs,
+        schema.has_rows,
+        schema.refusals,
+        keys,
+        schema.is_foreign,
+    )
     return KeyedSchema(*fields, model=schema)
 
 
@@ -112,7 +134,9 @@ def key_array(name: str, values: Sequence[object] | Array) -> Array:
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
         return values
-    cells: list[object] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    cells: list[object] = (
+        list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    )
     present = [value for value in cells if value is not None]
     kinds = set(map(type, present))
     integers = [value for value in present if type(value) is int]

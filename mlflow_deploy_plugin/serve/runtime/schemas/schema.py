@@ -17,7 +17,14 @@ import numpy as np
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.core.messages import hint_for_missing, join_names, wrong_separator
 from mlflow_deploy_plugin.core.mlmodel import COLUMN_TYPES
-from mlflow_deploy_plugin.serve.runtime.artifact import NO_REFUSALS, Column, Input, Output, Refusals, Tensor
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    NO_REFUSALS,
+    Column,
+    Input,
+    Output,
+    Refusals,
+    Tensor,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import (
     Array,
     Feeds,
@@ -33,7 +40,11 @@ from mlflow_deploy_plugin.serve.runtime.feeds import (
     size_mismatch,
 )
 from mlflow_deploy_plugin.serve.runtime.refusals import ValueCheck, check_values, compile_checks
-from mlflow_deploy_plugin.serve.runtime.schemas.fast_decode import FastDecoder, compile_fast_tensor_decoder, type_blocks
+from mlflow_deploy_plugin.serve.runtime.schemas.fast_decode import (
+    FastDecoder,
+    compile_fast_tensor_decoder,
+    type_blocks,
+)
 from mlflow_deploy_plugin.serve.runtime.values import (
     NO_ROWS,
     Missing,
@@ -108,9 +119,15 @@ class Schema:
                 raise overflow_error(arrays) from None
         if not self._blocks:
             return self._taken(feeds)
-        texts = {column.name for column in self.columns if column.type == "string"}  # Blocks do not contain texts.
+        texts = {
+            column.name for column in self.columns if column.type == "string"
+        }  # Blocks do not contain texts.
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
-        sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
+        sent |= {
+            entry.name: feeds[entry.name]
+            for entry in self.inputs
+            if not texts.isdisjoint(entry.columns)
+        }
         return self._taken(narrowed_feeds(feeds, sent))
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
@@ -123,16 +140,20 @@ class Schema:
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
-                    f"row {row} is {short_repr(record)}; an object with one value per column is expected"
+                    f"row {row} is {short_repr(record)}; an object with one value per column is expected",
                 )
         if not records:
             raise SchemaMismatch(NO_ROWS)
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
-                if record.keys() != names:  # Different keys per row would make a table with a column for every row.
+                if (
+                    record.keys() != names
+                ):  # Different keys per row would make a table with a column for every row.
                     other = short_repr(next(iter(record.keys() ^ names)))
-                    raise SchemaMismatch(f"row {row} and row 0 have different columns: only one of them has {other}")
+                    raise SchemaMismatch(
+                        f"row {row} and row 0 have different columns: only one of them has {other}",
+                    )
             return self.from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
         if missing := self.missing_columns(seen):
@@ -150,7 +171,9 @@ class Schema:
             raise SchemaMismatch(f"column {doubled[0]!r} is duplicated", column=doubled[0])
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
-                raise SchemaMismatch(f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected")
+                raise SchemaMismatch(
+                    f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected",
+                )
         if not rows:
             raise SchemaMismatch(NO_ROWS)
         return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
@@ -159,7 +182,9 @@ class Schema:
         """Return feeds from nested lists or an array, in the order of the columns. Raises as `from_columns`."""
         if not self.columns:
             if len(self.tensors) != 1:
-                raise SchemaMismatch(f"the model takes several tensors; send each by name: {join_names(self.names)}")
+                raise SchemaMismatch(
+                    f"the model takes several tensors; send each by name: {join_names(self.names)}",
+                )
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
         if isinstance(values, np.ndarray):
@@ -191,10 +216,16 @@ class Schema:
                 array = np.where(array == entry.missing, np.array(None, object), array)
             if entry.columns:
                 flat = as_table(array)
-                columns.update({name: flat[:, position] for position, name in enumerate(entry.columns)})
+                columns.update(
+                    {name: flat[:, position] for position, name in enumerate(entry.columns)},
+                )
             else:
                 columns[entry.name] = array
-        return {name: columns[name] for name in self.names if name in columns} if self.columns else columns
+        return (
+            {name: columns[name] for name in self.names if name in columns}
+            if self.columns
+            else columns
+        )
 
     @cached_property
     def tensor_schema(self) -> "Schema":
@@ -202,11 +233,22 @@ class Schema:
         inputs = self.inputs
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
-            inputs = tuple(replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs)
+            inputs = tuple(
+                replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs
+            )
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        is_foreign = self.is_foreign and not self.columns  # The inputs of a table always have the same number of rows.
-        return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign)
+        is_foreign = (
+            self.is_foreign and not self.columns
+        )  # The inputs of a table always have the same number of rows.
+        return Schema(
+            (),
+            tuple(tensors),
+            inputs,
+            self.has_rows,
+            self.refusals,
+            is_foreign=is_foreign,
+        )
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
         return row_count(arrays) if self.has_rows else 1
@@ -219,14 +261,25 @@ class Schema:
 
     def missing_columns(self, given: Collection[str]) -> SchemaMismatch | None:
         """Return an error if required columns are missing in `given`; otherwise return None."""
-        missing = [column.name for column in self.columns if column.required and column.name not in given]
+        missing = [
+            column.name for column in self.columns if column.required and column.name not in given
+        ]
         return self._missing_error("column", missing, given) if missing else None
 
-    def _missing_error(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> SchemaMismatch:
+    def _missing_error(
+        self,
+        noun: str,
+        missing: Sequence[str],
+        given: Iterable[str],
+    ) -> SchemaMismatch:
         if reason := wrong_separator(given, missing):
             return SchemaMismatch(reason)
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
-        needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
+        needed = (
+            ""
+            if "did you mean" in instead
+            else f"; the model needs {join_names(self.names, missing[0])}"
+        )
         called = join_names([repr(name) for name in missing])
         subject = f"{noun} {called} is" if len(missing) == 1 else f"{noun}s {called} are"
         return SchemaMismatch(f"{subject} missing{instead}{needed}", column=missing[0])
@@ -245,15 +298,32 @@ class Schema:
     def _blocks(self) -> tuple[Input, ...]:
         """One block per type of numbers, with the type's dtype. Empty if the graph's inputs are wide enough."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
-        fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
-        return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
+        fed = [
+            (numpy_dtype(entry.dtype), types[name])
+            for entry in self.inputs
+            for name in entry.columns
+            if types
+        ]
+        return (
+            ()
+            if all(is_lossless_cast(*pair) for pair in fed)
+            else type_blocks(self.columns, self.inputs)
+        )
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
         """The fast decoder for tables; None for tensors or if a number is fed as text."""
         texts = {column.name for column in self.columns if column.type == "string"}
-        is_plain = all((name in texts) == (entry.dtype == "str") for entry in self.inputs for name in entry.columns)
-        return FastDecoder(self.columns, self.inputs, self._blocks) if self.columns and is_plain else None
+        is_plain = all(
+            (name in texts) == (entry.dtype == "str")
+            for entry in self.inputs
+            for name in entry.columns
+        )
+        return (
+            FastDecoder(self.columns, self.inputs, self._blocks)
+            if self.columns and is_plain
+            else None
+        )
 
     @cached_property
     def _fast_tensors(self) -> Callable[[Mapping[str, object]], Feeds | None] | None:
@@ -264,7 +334,11 @@ class Schema:
         if self.is_foreign:
             return ()
         # The rank of a tensor may differ from the rank of its input. In this case, the graph refuses the feeds.
-        fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.dimension_names)]
+        fitting = [
+            entry
+            for entry, tensor in self._bound_tensors
+            if len(tensor.shape) == len(entry.dimension_names)
+        ]
         return shared_dimensions(fitting)
 
     @cached_property
@@ -277,7 +351,9 @@ class Schema:
         for name in self.names:
             if name in data:
                 values = data[name]
-                if not isinstance(values, list | tuple) and not (isinstance(values, np.ndarray) and values.ndim == 1):
+                if not isinstance(values, list | tuple) and not (
+                    isinstance(values, np.ndarray) and values.ndim == 1
+                ):
                     why = f"column {name!r} is {short_repr(values)}; a list of values is expected"
                     raise SchemaMismatch(why, column=name)
                 lengths[name] = len(values)
@@ -300,14 +376,24 @@ class Schema:
         if len(self.tensors) == 1 and len(data) == 1:
             data = {self.tensors[0].name: next(iter(data.values()))}
         if all(name in data for name in self.names):
-            return self._from_tensors({tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors})
+            return self._from_tensors(
+                {tensor.name: _from_cells(tensor, data[tensor.name]) for tensor in self.tensors},
+            )
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2 and data:
             columns = [column for column in data.values() if isinstance(column, np.ndarray)]
             if any(column.ndim > 1 for column in columns):
-                raise SchemaMismatch("several columns can form one tensor only if each has one value per row")
-            matrix = np.column_stack(columns) if columns else list(map(list, zip(*data.values(), strict=True)))
+                raise SchemaMismatch(
+                    "several columns can form one tensor only if each has one value per row",
+                )
+            matrix = (
+                np.column_stack(columns)
+                if columns
+                else list(map(list, zip(*data.values(), strict=True)))
+            )
             return self._from_tensors({self.tensors[0].name: matrix})
-        raise SchemaMismatch(f"a table does not fit this model; send the tensors {join_names(self.names)}")
+        raise SchemaMismatch(
+            f"a table does not fit this model; send the tensors {join_names(self.names)}",
+        )
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
         if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
@@ -315,9 +401,11 @@ class Schema:
         if self.names == ("",):
             if len(data) != 1:
                 raise SchemaMismatch(
-                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows as lists of values"
+                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows as lists of values",
                 )
-            data = {"": next(iter(data.values()))}  # A single tensor without a name may be sent under any name.
+            data = {
+                "": next(iter(data.values())),
+            }  # A single tensor without a name may be sent under any name.
         missing = [name for name in self.names if name not in data]
         if missing:
             raise self._missing_error("tensor", missing, data)
@@ -339,9 +427,13 @@ class Schema:
         for entry, tensor in self._bound_tensors:
             values = data[tensor.name]
             # The input of stacked columns may have another type than the signature.
-            is_typed = entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
+            is_typed = (
+                entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
+            )
             sent[entry.name] = values if is_typed else arrays[tensor.name]
-        is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
+        is_narrowed = not all(
+            is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items()
+        )
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
     def _taken(self, feeds: Feeds) -> Feeds:
@@ -355,7 +447,11 @@ class Schema:
 
     @cached_property
     def _checks(self) -> list[ValueCheck]:
-        tensors = {} if self.columns else {entry.name: tensor.name for entry, tensor in self._bound_tensors}
+        tensors = (
+            {}
+            if self.columns
+            else {entry.name: tensor.name for entry, tensor in self._bound_tensors}
+        )
         return compile_checks(self.refusals, self.inputs, tensors)
 
     @cached_property
@@ -391,12 +487,20 @@ def compile_schema(
     if doubled := [name for name, count in names.items() if count > 1]:
         raise InvalidArtifact(f"the signature contains {doubled[0]!r} twice")
     if inputs and not names:
-        raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, but the signature has no inputs")
+        raise InvalidArtifact(
+            f"the graph takes {[e.name for e in inputs]}, but the signature has no inputs",
+        )
     for entry in inputs:
         if columns and (not entry.columns or any(name not in names for name in entry.columns)):
-            raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
-    if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
-        raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, but the signature has {sorted(names)}")
+            raise InvalidArtifact(
+                f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}",
+            )
+    if tensors and (
+        len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})
+    ):
+        raise InvalidArtifact(
+            f"the graph takes {[e.name for e in inputs]}, but the signature has {sorted(names)}",
+        )
     has_rows = not rowless_reason(columns, inputs, outputs)
     return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
@@ -407,14 +511,24 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)
         inner = (values,) if inner == (-1,) else inner
-        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # `convert_tensor` checks the rest.
+        is_fit = (
+            len(cells) and -1 not in inner and prod(inner) == values
+        )  # `convert_tensor` checks the rest.
         return cells.reshape(len(cells), *inner) if is_fit else cells
     if len(inner) == 1:
-        return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
+        return (
+            cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
+        )
     rows = []
     for cell in cells:
-        is_flat = isinstance(cell, list) and len(inner) > 1 and not any(isinstance(value, list) for value in cell)
-        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # `convert_tensor` checks all other cells.
+        is_flat = (
+            isinstance(cell, list)
+            and len(inner) > 1
+            and not any(isinstance(value, list) for value in cell)
+        )
+        if (
+            is_flat and min(inner) > 0 and len(cell) == prod(inner)
+        ):  # `convert_tensor` checks all other cells.
             for size in inner[:0:-1]:
                 cell = [cell[start : start + size] for start in range(0, len(cell), size)]
         rows.append(cell)
@@ -437,5 +551,5 @@ def _check_filled(missing: int, sent: int) -> None:
     """Refuse a small body that expands to gigabytes, such as a million empty rows with hundreds of columns."""
     if missing > max(_MAX_FILLED, sent):
         raise SchemaMismatch(
-            f"{missing} values are missing, and at most {sent} are present; send fewer rows, or complete rows"
+            f"{missing} values are missing, and at most {sent} are present; send fewer rows, or complete rows",
         )

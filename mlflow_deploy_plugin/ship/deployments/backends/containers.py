@@ -25,7 +25,13 @@ from mlflow_deploy_plugin.core.settings import Settings, absolute_path, read_tex
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
 from mlflow_deploy_plugin.core.spec.types import is_loopback, reachable_url
 from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line, server_environment
-from mlflow_deploy_plugin.ship.manifests.served import HOME_FOLDER, USER, Document, asks_mlflow, local_files
+from mlflow_deploy_plugin.ship.manifests.served import (
+    HOME_FOLDER,
+    USER,
+    Document,
+    asks_mlflow,
+    local_files,
+)
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
@@ -33,7 +39,10 @@ DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
 NETWORK = "onnxserve"
 """The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
-_NOT_PASSED_ON = {f"ONNXSERVE_{name}" for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")}
+_NOT_PASSED_ON = {
+    f"ONNXSERVE_{name}"
+    for name in ("STORE_URI", "KEYS_FILE", "LISTENER", "SECRETS", "WEBHOOK_SECRET")
+}
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
 _IS_HEALTHY = ("CMD", "onnxserve", "health")
@@ -41,7 +50,9 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def server_name(endpoint: str) -> str:
-    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker refuses a name of one letter.
+    return (
+        endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"
+    )  # Docker refuses a name of one letter.
 
 
 def listener_name(endpoint: str) -> str:
@@ -65,8 +76,15 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
             raise InvalidConfig(f"server.{field} of a container needs -C container.network=host")
     secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
     own = {**container.environment, **container.secret_files, **secrets}
-    mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
-    url = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
+    mounts = [
+        Mount(path, path, "bind", read_only=fixed)
+        for path, fixed in sorted(_mounts(spec, settings).items())
+    ]
+    url = reachable_url(
+        spec.server.host if is_host else "127.0.0.1",
+        spec.server.port,
+        spec.server.scheme,
+    )
     options: Document = {
         "image": container.image_for(spec.server),
         "entrypoint": ["onnxserve"],
@@ -85,7 +103,11 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Doc
     parts = [image_id, options, own, spec.server.model_dump(mode="json"), container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     environment = {**_environment(spec, settings), **own}
-    return {**options, "environment": environment, "labels": {**_labels(spec, settings), DIGEST: digest}}
+    return {
+        **options,
+        "environment": environment,
+        "labels": {**_labels(spec, settings), DIGEST: digest},
+    }
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
@@ -125,12 +147,12 @@ def check_registry(uri: str, is_host: bool) -> None:
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
             f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a container cannot read: start "
-            "`mlflow server` on it, and set MLFLOW_TRACKING_URI to the server's address"
+            "`mlflow server` on it, and set MLFLOW_TRACKING_URI to the server's address",
         )
     if not is_host and is_loopback(parts.hostname or ""):
         raise InvalidConfig(
             f"containers cannot reach {uri}, this machine's loopback: set -C container.network=host; or let "
-            "`mlflow server --host` listen on docker0's address (172.17.0.1), and set MLFLOW_TRACKING_URI to it"
+            "`mlflow server --host` listen on docker0's address (172.17.0.1), and set MLFLOW_TRACKING_URI to it",
         )
 
 
@@ -142,10 +164,15 @@ def end_of(container: Container) -> str:
         return "has no command `onnxserve`: set -C container.image=… to an onnxserve image"
     if state["ExitCode"] == _KILLED and not state["Restarting"]:
         return f"was killed (exit status {_KILLED})"  # The log does not explain a kill.
-    lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
+    lines = [
+        line.strip()
+        for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()
+    ]
     words = error_line([line for line in lines if line]) or state["Error"]
     again = " and is restarted repeatedly" if state["Restarting"] else ""
-    return f"has ended with exit status {state['ExitCode']}{again}" + (f": {words}" if words else "")
+    return f"has ended with exit status {state['ExitCode']}{again}" + (
+        f": {words}" if words else ""
+    )
 
 
 @contextmanager
@@ -154,22 +181,29 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
         yield
     except APIError as error:
         engine_error = explanation(error)
-        if spec is not None and re.search(r"port is already allocated|address already in use", engine_error):
+        if spec is not None and re.search(
+            r"port is already allocated|address already in use",
+            engine_error,
+        ):
             raise InvalidConfig(
-                f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…"
+                f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…",
             ) from None
         if "is already in use by container" in engine_error:
             raise AlreadyExists(f"another container has the name: {engine_error}") from None
         if "Range of CPUs" in engine_error:
             raise InvalidConfig(f"container.cpus: {engine_error}") from None
         if missing := re.search(r"network (\S+) not found", engine_error):
-            raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
+            raise InvalidConfig(
+                f"container.network: the Docker network {missing[1]} does not exist",
+            ) from None
         if "could not select device driver" in engine_error:
             raise InvalidConfig(
-                "the server computes on a GPU, but the NVIDIA container toolkit is not installed in this engine"
+                "the server computes on a GPU, but the NVIDIA container toolkit is not installed in this engine",
             ) from None
         if "bind source path does not exist" in engine_error:
-            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {engine_error}") from None
+            raise InvalidConfig(
+                f"the Docker engine cannot access a folder of this machine: {engine_error}",
+            ) from None
         raise DeploymentFailed(f"Docker reports: {engine_error}") from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
@@ -191,7 +225,7 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
         if settings.keys_file is None:
             raise InvalidConfig(
                 "server.api_keys of a container reads the keys from a file: run `onnxserve keys export > keys.json`, "
-                "and set ONNXSERVE_KEYS_FILE=keys.json for this command"
+                "and set ONNXSERVE_KEYS_FILE=keys.json for this command",
             )
         files.append(str(settings.keys_file.absolute()))
     mounts = dict.fromkeys(files, True)
@@ -219,7 +253,9 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 def _secret(name: str, path: str) -> str:
     if not path.startswith(("/", "~")):  # The next command may have another working directory.
-        raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
+        raise InvalidConfig(
+            f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})",
+        )
     return read_text(absolute_path(path), f"container.secrets.{name}: the file").rstrip("\n")
 
 

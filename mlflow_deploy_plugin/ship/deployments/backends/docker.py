@@ -70,7 +70,11 @@ class DockerBackend(MachineBackend):
             containers.make_folder(home_folder(spec.name, self.settings))
             options = containers.server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
-            digest = server.labels.get(containers.DIGEST) if server is not None and server.status == "running" else None
+            digest = (
+                server.labels.get(containers.DIGEST)
+                if server is not None and server.status == "running"
+                else None
+            )
             if digest == options["labels"][containers.DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
@@ -86,18 +90,30 @@ class DockerBackend(MachineBackend):
             server = self._server(spec.name)
             listener = self._listener(spec.name)
             is_running = server is not None and server.status == "running"
-            ended = f"its container {containers.end_of(server)}" if server is not None and not is_running else ""
+            ended = (
+                f"its container {containers.end_of(server)}"
+                if server is not None and not is_running
+                else ""
+            )
         name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or not is_running:
-            gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
+            gone = (
+                "its container is gone"
+                if self._slot(name)
+                else "the command that made it ended before it was ready"
+            )
             return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {containers.listener_name(name)}, which has its port, is not running"
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
         written = files.read_state(folder / files.SERVER, ServerState)
-        started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
-        if written is None or written.started_at < started - 1:  # The file is from an earlier start.
+        started = datetime.fromisoformat(
+            server.attrs["State"]["StartedAt"][:19] + "+00:00",
+        ).timestamp()
+        if (
+            written is None or written.started_at < started - 1
+        ):  # The file is from an earlier start.
             return Observation("starting", served_state.STARTING, log=log)
         observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
@@ -149,7 +165,11 @@ class DockerBackend(MachineBackend):
             except DockerException:
                 where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
                 hint = "start it, or set DOCKER_HOST to another engine"
-                if (path := urlsplit(where).path) and os.path.exists(path) and not os.access(path, os.W_OK):
+                if (
+                    (path := urlsplit(where).path)
+                    and os.path.exists(path)
+                    and not os.access(path, os.W_OK)
+                ):
                     hint = "this user has no access; add it to the group `docker`"
                 raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
         return self._connected
@@ -161,17 +181,25 @@ class DockerBackend(MachineBackend):
 
     def _containers(self, name: str) -> list[Container]:
         labels = [f"{containers.ENDPOINT}={name}", f"{containers.HOME}={self.settings.home_path}"]
-        return [*self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)]
+        return [
+            *self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True),
+        ]
 
     def _servers(self, name: str) -> list[Container]:
         return [item for item in self._containers(name) if SLOT in item.labels]
 
     def _listener(self, name: str) -> Container | None:
-        return next((container for container in self._containers(name) if SLOT not in container.labels), None)
+        return next(
+            (container for container in self._containers(name) if SLOT not in container.labels),
+            None,
+        )
 
     def _server(self, name: str) -> Container | None:
         slot = self._slot(name)
-        return next((container for container in self._servers(name) if container.labels[SLOT] == slot), None)
+        return next(
+            (container for container in self._servers(name) if container.labels[SLOT] == slot),
+            None,
+        )
 
     def _check_names(self, name: str) -> None:
         for container in (server_name(name), containers.listener_name(name)):
@@ -183,9 +211,15 @@ class DockerBackend(MachineBackend):
             if (home, endpoint) == (str(self.settings.home_path), name):
                 continue
             whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
-            whose = f"belongs to the endpoint {endpoint!r}" if home == str(self.settings.home_path) else whose
+            whose = (
+                f"belongs to the endpoint {endpoint!r}"
+                if home == str(self.settings.home_path)
+                else whose
+            )
             hint = "" if home else f", or `docker rm {container}`"
-            raise AlreadyExists(f"a container {container!r} exists and {whose}: choose another name{hint}")
+            raise AlreadyExists(
+                f"a container {container!r} exists and {whose}: choose another name{hint}",
+            )
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
         """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if the pull fails."""
@@ -196,24 +230,35 @@ class DockerBackend(MachineBackend):
             if "/" not in name:  # Do not pull it: anyone may own this name at Docker Hub.
                 raise InvalidConfig(
                     f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
-                    "another image with -C container.image=…"
+                    "another image with -C container.image=…",
                 ) from None
         progress(f"{spec.name}: pulling {name}")
         try:
             return self._engine.images.pull(name)
         except APIError as error:
             raise InvalidConfig(
-                f"the image {name!r} is not local and cannot be pulled: {containers.explanation(error)}"
+                f"the image {name!r} is not local and cannot be pulled: {containers.explanation(error)}",
             ) from None
 
-    def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
+    def _replace(
+        self,
+        spec: EndpointSpec,
+        server: Container,
+        options: Document,
+        progress: Progress,
+    ) -> None:
         name, labels = spec.name, options["labels"]
         self._check_names(name)  # Stop nothing if a name belongs to another container.
         listener = self._listener(name)
-        running = [item for item in (server, listener) if item is not None and item.status == "running"]
+        running = [
+            item for item in (server, listener) if item is not None and item.status == "running"
+        ]
         addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
         if labels[ADDRESS].partition("@")[0] not in addresses:
-            check_port(spec.server.host, spec.server.port or 0)  # Check before any container is stopped.
+            check_port(
+                spec.server.host,
+                spec.server.port or 0,
+            )  # Check before any container is stopped.
         earlier = self._slot(name)
         slot = earlier or "1"
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
@@ -269,7 +314,9 @@ class DockerBackend(MachineBackend):
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / files.SPOOL
-            for segment in (folder / files.SPOOL).glob("*.seg"):  # Keep captured rows that are not yet in the log.
+            for segment in (folder / files.SPOOL).glob(
+                "*.seg",
+            ):  # Keep captured rows that are not yet in the log.
                 containers.make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -306,7 +353,14 @@ class DockerBackend(MachineBackend):
             networks = self._engine.networks.list(names=[f"^{containers.NETWORK}$"])
         return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
-    def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, log: Progress) -> None:
+    def _wait(
+        self,
+        spec: EndpointSpec,
+        folder: Path,
+        server: Container,
+        before: ServedState,
+        log: Progress,
+    ) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:
@@ -321,7 +375,7 @@ class DockerBackend(MachineBackend):
     def _stop(self, server: Container) -> None:
         """Let a server complete its requests and ship its rows. The server is killed after its grace period."""
         spec = served_state.written_spec(
-            home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT]
+            home_folder(server.labels[containers.ENDPOINT], self.settings) / server.labels[SLOT],
         )
         server_spec = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=server_spec.stop_seconds)  # This does nothing if the server has ended.

@@ -29,11 +29,19 @@ from mlflow_deploy_plugin.core.statedir.files import AGENT, LOCAL_KEY, LOOK, SPE
 from mlflow_deploy_plugin.core.statedir.models import AgentState, Wanted, WorkerState
 from mlflow_deploy_plugin.ship.deployments.backends import kubernetes_status, served_state
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused, Cluster
-from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_status import PodTrouble, RefusedPods, is_ready
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_status import (
+    PodTrouble,
+    RefusedPods,
+    is_ready,
+)
 from mlflow_deploy_plugin.ship.deployments.backends.served_state import ServedState
 from mlflow_deploy_plugin.ship.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation, Progress
-from mlflow_deploy_plugin.ship.manifests.kubernetes import CONTAINER, endpoint_labels, kubernetes_documents
+from mlflow_deploy_plugin.ship.manifests.kubernetes import (
+    CONTAINER,
+    endpoint_labels,
+    kubernetes_documents,
+)
 from mlflow_deploy_plugin.ship.manifests.served import (
     OWNER,
     STATE_FOLDER,
@@ -44,7 +52,14 @@ from mlflow_deploy_plugin.ship.manifests.served import (
 )
 
 _KINDS = (
-    *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
+    *(
+        "Ingress",
+        "HTTPRoute",
+        "ServiceMonitor",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+        "Deployment",
+    ),
     *("Service", "NetworkPolicy", "ConfigMap", "ServiceAccount"),
 )
 """The kinds of objects of an endpoint, in the order of deletion."""
@@ -110,18 +125,25 @@ class KubernetesBackend:
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
         documents = kubernetes_documents(
-            spec, Place(self.namespace, environment | workspace_environment(), self._owner)
+            spec,
+            Place(self.namespace, environment | workspace_environment(), self._owner),
         )
-        kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
+        kinds = [
+            (item["kind"], item["metadata"]["name"])
+            for item in documents
+            if self._cluster.serves(item["kind"])
+        ]
         objects = [self._cluster.get(kind, name) for kind, name in kinds]
         # Refuse objects of other owners, into which the applied fields would be merged.
-        others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
+        others = [
+            existing for existing in objects if existing is not None and not self._is_ours(existing)
+        ]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
             raise errors.AlreadyExists(
                 f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
                 f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
-                "kubernetes.force_conflicts=true takes it over"
+                "kubernetes.force_conflicts=true takes it over",
             )
         try:
             self._serve(spec, running, documents, progress)
@@ -133,33 +155,54 @@ class KubernetesBackend:
         return self._url(spec)
 
     def _serve(
-        self, spec: EndpointSpec, running: Document | None, documents: list[Document], progress: Progress
+        self,
+        spec: EndpointSpec,
+        running: Document | None,
+        documents: list[Document],
+        progress: Progress,
     ) -> None:
         pods = self._living_pods(spec.name) if running is not None else []
         states = zip(pods, self._read_pods(pods), strict=True)
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
         is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
-        if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
+        if (
+            running is not None
+            and not is_scaled
+            and self._delete("HorizontalPodAutoscaler", spec.name)
+        ):
             # Without its autoscaler, the Deployment needs the number of pods of the spec.
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
         for document in documents:
             if document["kind"] == "Deployment":
                 # Read the Deployment again, because an autoscaler may have scaled it while the pods were read.
-                document["spec"]["replicas"] = count = pod_count(spec, self._cluster.get("Deployment", spec.name))
+                document["spec"]["replicas"] = count = pod_count(
+                    spec,
+                    self._cluster.get("Deployment", spec.name),
+                )
                 if not is_scaled and count != replicas:
                     kept = f"{spec.name}: keeps {count} pods, which were set by another manager"
                     progress(f"{kept}; kubernetes.force_conflicts=true sets {replicas}")
-                document["metadata"]["annotations"] |= {} if is_scaled else {_REPLICAS: str(replicas)}
+                document["metadata"]["annotations"] |= (
+                    {} if is_scaled else {_REPLICAS: str(replicas)}
+                )
             self._cluster.apply(document, spec.kubernetes.force_conflicts)
         kinds = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
             if kind not in kinds:
                 self._delete(kind, spec.name)
         progress(f"{spec.name}: applied to namespace {self.namespace}")
-        (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
-        digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
+        (served,) = (
+            document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap"
+        )
+        digest = {
+            "metadata": {
+                "annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]},
+            },
+        }
         for pod in pods:  # A changed annotation makes kubelet read the ConfigMap now, not in 90 s.
-            with suppress(errors.DeploymentFailed):  # The pod may be gone, or the user may not change it.
+            with suppress(
+                errors.DeploymentFailed,
+            ):  # The pod may be gone, or the user may not change it.
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
 
@@ -174,31 +217,50 @@ class KubernetesBackend:
         ready = deployment.get("status", {}).get("readyReplicas", 0)
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
-        reason = trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
-        states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
+        reason = (
+            trouble.text if trouble is not None else kubernetes_status.pending_rollout(deployment)
+        )
+        states = [
+            state
+            for state in self._read_pods([pod for pod in pods if is_ready(pod)])
+            if state is not None
+        ]
         if not ready:
-            return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
+            return Observation(
+                "failed" if trouble is not None and trouble.is_final else "starting",
+                reason,
+            )
         applied_specs = [served_state.compare_applied(spec, state) for state in states]
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
             reason or next((item.pending for item in applied_specs if item.pending), ""),
             url=self._url(spec),
-            restarts=sum(kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods),
+            restarts=sum(
+                kubernetes_status.container_status(pod).get("restartCount", 0) for pod in pods
+            ),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
-                worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # Pids are only unique within a pod.
+                worker.model_copy(
+                    update={"pid": number * 100_000 + worker.pid},
+                )  # Pids are only unique within a pod.
                 for number, state in enumerate(states)
                 for worker in state.workers
             ),
             errors={name: error for item in applied_specs for name, error in item.errors.items()},
             refused=next((agent.refused for agent in agents if agent.refused), ()),
             registry_error=next((agent.error for agent in agents if agent.error), ""),
-            shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
+            shipping_error=next(
+                (agent.shipping.error for agent in agents if agent.shipping.error),
+                "",
+            ),
         )
 
     def server_pages(
-        self, spec: EndpointSpec, path: str, timeout_seconds: float
+        self,
+        spec: EndpointSpec,
+        path: str,
+        timeout_seconds: float,
     ) -> Mapping[str, bytes | errors.Refused]:
         """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
 
@@ -207,7 +269,14 @@ class KubernetesBackend:
         """
         self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
-        command = ["python", "-c", _READ_PAGE, url, f"{STATE_FOLDER}/{LOCAL_KEY}", str(timeout_seconds)]
+        command = [
+            "python",
+            "-c",
+            _READ_PAGE,
+            url,
+            f"{STATE_FOLDER}/{LOCAL_KEY}",
+            str(timeout_seconds),
+        ]
 
         def read(pod: Document) -> bytes | errors.Refused:
             try:
@@ -215,7 +284,9 @@ class KubernetesBackend:
             except errors.DeploymentFailed as error:
                 return errors.Refused(error.message)
 
-        pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
+        pods = [
+            pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)
+        ]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             pages = zip(pods, pool.map(read, pods), strict=True)
         return {
@@ -228,7 +299,9 @@ class KubernetesBackend:
         """Return the UID of the namespace, which is unique among clusters. Raises NotReady without a Deployment of this
         name, InvalidConfig for the Deployment of another owner, and DeploymentFailed if the API server refuses."""
         if self._own_deployment(name) is None:
-            raise errors.NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
+            raise errors.NotReady(
+                f"namespace {self.namespace} of this cluster has no Deployment {name!r}",
+            )
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
@@ -246,7 +319,11 @@ class KubernetesBackend:
 
     def is_running(self, name: str) -> bool:
         deployment = self._cluster.get("Deployment", name)
-        return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
+        return (
+            deployment is not None
+            and self._is_ours(deployment)
+            and deployment["spec"].get("replicas", 1) > 0
+        )
 
     def poll_registry(self, name: str) -> None:
         with suppress(errors.OnnxserveError):  # The agents also poll on a schedule.
@@ -330,7 +407,7 @@ class KubernetesBackend:
             raise errors.InvalidConfig(
                 f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
                 "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
-                "kubernetes.force_conflicts=true to take it over"
+                "kubernetes.force_conflicts=true to take it over",
             )
         return deployment
 
@@ -367,7 +444,9 @@ class KubernetesBackend:
                 agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
                 wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
                 workers=tuple(
-                    WorkerState.model_validate_json(text) for name, text in files.items() if name.startswith("workers/")
+                    WorkerState.model_validate_json(text)
+                    for name, text in files.items()
+                    if name.startswith("workers/")
                 ),
             )
         except ApiRefused as error:
@@ -376,7 +455,12 @@ class KubernetesBackend:
         except (errors.OnnxserveError, ValueError):
             return None
 
-    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
+    def _wait_until_served(
+        self,
+        spec: EndpointSpec,
+        before: Mapping[str, ServedState],
+        progress: Progress,
+    ) -> None:
         """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last log line of a pod, on failure."""
         unready: list[Document] = []
 
@@ -384,28 +468,52 @@ class KubernetesBackend:
             try:
                 deployment = self._cluster.get("Deployment", spec.name)
                 if deployment is None:
-                    raise errors.DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
+                    raise errors.DeploymentFailed(
+                        f"{spec.name}: its Deployment was deleted during the rollout",
+                    )
                 pending_work = kubernetes_status.pending_rollout(deployment)
-                pods = self._newest_pods(deployment) if pending_work != kubernetes_status.UNSEEN else []
+                pods = (
+                    self._newest_pods(deployment)
+                    if pending_work != kubernetes_status.UNSEEN
+                    else []
+                )
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
                     raise errors.DeploymentFailed(f"{spec.name}: {trouble.text}")
                 unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
                 pending_work = pending_work or self._pending_spec(spec, pods, before)
-                return f"{pending_work}: {trouble.text}" if pending_work and trouble is not None else pending_work
+                return (
+                    f"{pending_work}: {trouble.text}"
+                    if pending_work and trouble is not None
+                    else pending_work
+                )
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
                 return error.message  # Poll again: the pods also start without this answer.
 
         def last_words() -> str:
-            return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
+            return (
+                f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}"
+                if unready
+                else ""
+            )
 
         served_state.wait_while_pending(
-            spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words
+            spec.name,
+            pending,
+            self.settings.ready_timeout_seconds,
+            progress,
+            _POLL_SECONDS,
+            last_words,
         )
 
-    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
+    def _pending_spec(
+        self,
+        spec: EndpointSpec,
+        pods: list[Document],
+        before: Mapping[str, ServedState],
+    ) -> str:
         """Return the work that pods must do to serve `spec`; empty if all pods serve it. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
@@ -414,7 +522,12 @@ class KubernetesBackend:
             if state is None:
                 continue  # Without the right to read the state, trust the pod's readiness.
             applied = served_state.compare_applied(spec, state)
-            if failure := served_state.served_failure(applied, spec, before.get(name, ServedState()), state.agent):
+            if failure := served_state.served_failure(
+                applied,
+                spec,
+                before.get(name, ServedState()),
+                state.agent,
+            ):
                 raise errors.DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"
@@ -424,21 +537,35 @@ class KubernetesBackend:
         name = deployment["metadata"]["name"]
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
         sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [item for item in sets if item["metadata"].get("annotations", {}).get(_REVISION) == revision]
+        newest = [
+            item
+            for item in sets
+            if item["metadata"].get("annotations", {}).get(_REVISION) == revision
+        ]
         hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
-        return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
+        return [
+            pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes
+        ]
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
         """Return the reason why pods do not become ready. A final reason takes precedence."""
-        name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
+        name, conditions = (
+            deployment["metadata"]["name"],
+            deployment.get("status", {}).get("conditions", ()),
+        )
         troubles = [
-            trouble for condition in conditions if (trouble := kubernetes_status.quota_trouble(condition)) is not None
+            trouble
+            for condition in conditions
+            if (trouble := kubernetes_status.quota_trouble(condition)) is not None
         ]
         if troubles:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
             all_pods = self._cluster.find("Pod", endpoint_labels(name))
             ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
-            troubles = [replace(item, is_final=refused.is_final(ending, time.monotonic())) for item in troubles]
+            troubles = [
+                replace(item, is_final=refused.is_final(ending, time.monotonic()))
+                for item in troubles
+            ]
         else:
             self._refusals.pop(name, None)
         for pod in pods:
@@ -489,8 +616,17 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     is_needed = lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
-        variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]
-        values = {item["name"]: item["value"] for item in variables if item["name"] in _MLFLOW and item.get("value")}
+        variables = [
+            variable
+            for item in containers
+            if item["name"] == CONTAINER
+            for variable in item.get("env", ())
+        ]
+        values = {
+            item["name"]: item["value"]
+            for item in variables
+            if item["name"] in _MLFLOW and item.get("value")
+        }
         kept = {name: value.replace("$$", "$") for name, value in values.items()}
         if kept or not is_needed:
             return kept
@@ -498,7 +634,9 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris["MLFLOW_REGISTRY_URI"]  # If unset, the registry is the tracking server, which the spec may set.
+        del uris[
+            "MLFLOW_REGISTRY_URI"
+        ]  # If unset, the registry is the tracking server, which the spec may set.
     reachable = {
         variable: str(uri)
         for variable, uri in uris.items()

@@ -37,8 +37,16 @@ MANAGER = "onnxserve"
 _RESOURCES: Mapping[str, tuple[str, ...]] = {
     "ConfigMap": ("configmaps", "v1"),
     "Deployment": ("deployments", "apps/v1"),
-    "HTTPRoute": ("httproutes", "gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"),
-    "HorizontalPodAutoscaler": ("horizontalpodautoscalers", "autoscaling/v2", "autoscaling/v2beta2"),
+    "HTTPRoute": (
+        "httproutes",
+        "gateway.networking.k8s.io/v1",
+        "gateway.networking.k8s.io/v1beta1",
+    ),
+    "HorizontalPodAutoscaler": (
+        "horizontalpodautoscalers",
+        "autoscaling/v2",
+        "autoscaling/v2beta2",
+    ),
     "Ingress": ("ingresses", "networking.k8s.io/v1"),
     "NetworkPolicy": ("networkpolicies", "networking.k8s.io/v1"),
     "Pod": ("pods", "v1"),
@@ -100,11 +108,16 @@ class Cluster:
         self._configuration = self._client.configuration
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.verify = (self._configuration.ssl_ca_cert or True) if self._configuration.verify_ssl else False
+        self._session.verify = (
+            (self._configuration.ssl_ca_cert or True) if self._configuration.verify_ssl else False
+        )
         if self._configuration.cert_file:
             self._session.cert = (self._configuration.cert_file, self._configuration.key_file)
         if self._configuration.proxy:
-            self._session.proxies = {"https": self._configuration.proxy, "http": self._configuration.proxy}
+            self._session.proxies = {
+                "https": self._configuration.proxy,
+                "http": self._configuration.proxy,
+            }
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
 
@@ -134,10 +147,18 @@ class Cluster:
         """
         kind, name = document["kind"], document["metadata"]["name"]
         if not self.serves(kind):
-            raise InvalidConfig(f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec requires")
+            raise InvalidConfig(
+                f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec requires",
+            )
         document = {**document, "apiVersion": self._version(kind)}
         try:
-            self._patch(kind, name, document, "application/apply-patch+yaml", force=str(force).lower())
+            self._patch(
+                kind,
+                name,
+                document,
+                "application/apply-patch+yaml",
+                force=str(force).lower(),
+            )
         except ApiRefused as error:
             owners = dict.fromkeys(_CONFLICT.findall(error.message))
             if not owners:
@@ -145,7 +166,7 @@ class Cluster:
             if others := [owner for owner in owners if owner not in _OUR_MANAGERS]:
                 raise DeploymentFailed(
                     f"{kind} {name} has fields that were set by {join_names(others)}: {error.message}; "
-                    "kubernetes.force_conflicts=true overwrites them"
+                    "kubernetes.force_conflicts=true overwrites them",
                 ) from None
             self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
 
@@ -156,7 +177,9 @@ class Cluster:
     def put_back(self, document: Document) -> None:
         """Restore an object to a document that was read earlier. Raises DeploymentFailed like `apply`."""
         metadata, kind = document["metadata"], document["kind"]
-        content = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
+        content = {
+            f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")
+        }
         left_out = ("apiVersion", "kind", "metadata", "status")
         content |= {f"/{name}": value for name, value in document.items() if name not in left_out}
         changes = [{"op": "add", "path": path, "value": value} for path, value in content.items()]
@@ -164,15 +187,32 @@ class Cluster:
         changes += [{"op": "remove", "path": f"/{name}"} for name in sorted(new)]
         self._patch(kind, metadata["name"], changes, "application/json-patch+json")
 
-    def _patch(self, kind: str, name: str, change: Document | list[Document], content_type: str, **query: str) -> None:
+    def _patch(
+        self,
+        kind: str,
+        name: str,
+        change: Document | list[Document],
+        content_type: str,
+        **query: str,
+    ) -> None:
         """Change an object. Retry if it was changed at the same time."""
         path = f"{self._path(kind)}/{name}"
         for attempt in range(_CONFLICT_TRIES):
             try:
-                self._send("PATCH", path, {"fieldManager": MANAGER, **query}, body=change, content_type=content_type)
+                self._send(
+                    "PATCH",
+                    path,
+                    {"fieldManager": MANAGER, **query},
+                    body=change,
+                    content_type=content_type,
+                )
                 return
             except ApiRefused as error:
-                if error.status != 409 or _CONFLICT.search(error.message) or attempt == _CONFLICT_TRIES - 1:
+                if (
+                    error.status != 409
+                    or _CONFLICT.search(error.message)
+                    or attempt == _CONFLICT_TRIES - 1
+                ):
                     raise
                 time.sleep(0.1 * 2**attempt)
 
@@ -194,7 +234,12 @@ class Cluster:
 
     def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
         """Yield the lines that the server container logs, until it ends or the connection breaks."""
-        query = {"container": CONTAINER, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
+        query = {
+            "container": CONTAINER,
+            "follow": "true",
+            "sinceSeconds": str(since_seconds),
+            "timestamps": "true",
+        }
         path = f"{self._path('Pod')}/{pod}/log"
         with (
             suppress(ApiRefused, requests.RequestException),
@@ -209,7 +254,10 @@ class Cluster:
         The official client is not used: it waits forever for a hanging node, and decodes each frame separately. Raises
             ApiRefused if the command cannot be run (status 403: forbidden), and DeploymentFailed if it fails.
         """
-        query = urlencode({"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command}, doseq=True)
+        query = urlencode(
+            {"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command},
+            doseq=True,
+        )
         path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
         try:
             with closing(self._web_socket(path)) as running:
@@ -220,9 +268,14 @@ class Cluster:
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
-            raise ApiRefused(f"commands cannot be run in pod {pod}: {one_line(error, 300)}") from None
+            raise ApiRefused(
+                f"commands cannot be run in pod {pod}: {one_line(error, 300)}",
+            ) from None
         if end["status"] != "Success":
-            last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get("message", "")
+            last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get(
+                "message",
+                "",
+            )
             raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(last, 300)}")
         return written[_STDOUT].decode(errors="replace")
 
@@ -251,7 +304,11 @@ class Cluster:
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
         """Yield a local address whose connections are forwarded to a port of a pod."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            accepting = threading.Thread(target=self._forward, args=(listener, pod, port), daemon=True)
+            accepting = threading.Thread(
+                target=self._forward,
+                args=(listener, pod, port),
+                daemon=True,
+            )
             accepting.start()
             try:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
@@ -268,7 +325,10 @@ class Cluster:
                 api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
                     opened = portforward(
-                        api.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
+                        api.connect_get_namespaced_pod_portforward,
+                        pod,
+                        self.namespace,
+                        ports=str(port),
                     )
                 except ApiException:
                     connection.close()  # The caller detects the closed connection.
@@ -282,7 +342,10 @@ class Cluster:
         # With cached_property, Python 3.11 would block all clusters of the process during the request.
         if not self._versions:
             groups = self._get("/apis")["groups"]
-            self._versions = {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
+            self._versions = {
+                "v1",
+                *(version["groupVersion"] for group in groups for version in group["versions"]),
+            }
         return self._versions
 
     def _version(self, kind: str) -> str:
@@ -307,23 +370,41 @@ class Cluster:
         stream: bool = False,
         is_endless: bool = False,
     ) -> requests.Response:
-        headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
+        headers = {
+            "Accept": "application/json",
+            "Content-Type": content_type,
+            **self._credentials(),
+        }
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
-        timeout = _CONNECT_SECONDS, None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
+        timeout = (
+            _CONNECT_SECONDS,
+            None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS,
+        )
         try:
             response = self._session.request(
-                method, url, params=query, data=data, headers=headers, stream=stream, timeout=timeout
+                method,
+                url,
+                params=query,
+                data=data,
+                headers=headers,
+                stream=stream,
+                timeout=timeout,
             )
         except requests.RequestException as error:
             why = one_line(getattr(error.args[0], "reason", error) if error.args else error, 300)
-            raise ApiRefused(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
+            raise ApiRefused(
+                f"the Kubernetes API at {self._configuration.host} does not answer: {why}",
+            ) from None
         if response.ok:
             return response
         raise self._refusal(response.status_code, response.content)
 
     def _credentials(self) -> dict[str, str]:
         """Return the authentication headers. They are computed for each request, because tokens are renewed."""
-        return {setting["key"]: setting["value"] for setting in self._configuration.auth_settings().values()}
+        return {
+            setting["key"]: setting["value"]
+            for setting in self._configuration.auth_settings().values()
+        }
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
         try:
@@ -334,7 +415,7 @@ class Cluster:
         message = one_line(message) or "no reason was given"
         if status == 404 and missing == "namespaces":
             return InvalidConfig(
-                f"the cluster has no namespace {self.namespace!r}: kubectl create namespace {self.namespace}"
+                f"the cluster has no namespace {self.namespace!r}: kubectl create namespace {self.namespace}",
             )
         summary = {
             401: f"the Kubernetes API at {self._configuration.host} does not accept the credentials of KUBECONFIG",
@@ -367,14 +448,18 @@ def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
     known: list[str] = []
-    with suppress(ConfigException, KeyError, TypeError):  # Without a readable file, the contexts are unknown.
+    with suppress(
+        ConfigException,
+        KeyError,
+        TypeError,
+    ):  # Without a readable file, the contexts are unknown.
         merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
         known = sorted(context_entry["name"] for context_entry in merged.config["contexts"].value)
     if context and known and context not in known:
         raise InvalidConfig(
             f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes configuration; "
-            f"its contexts are {join_names(known, context)}"
+            f"its contexts are {join_names(known, context)}",
         )
     raise InvalidConfig(
-        f"no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config ({one_line(missing)})"
+        f"no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config ({one_line(missing)})",
     )

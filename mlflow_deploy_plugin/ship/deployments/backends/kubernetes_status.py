@@ -42,7 +42,10 @@ def pending_rollout(deployment: Document) -> str:
 def quota_trouble(condition: Document) -> PodTrouble | None:
     """Return the quota or the policy of the cluster that refuses pods, according to a condition of a Deployment."""
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-        return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
+        return PodTrouble(
+            f"the cluster refuses a pod: {one_line(condition.get('message', ''))}",
+            True,
+        )
     return None
 
 
@@ -70,12 +73,23 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             # This is not final, because an autoscaler may add a node.
-            return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
+            return PodTrouble(
+                f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}",
+                False,
+            )
     status = container_status(pod)
     state, last = status.get("state", {}), status.get("lastState", {})
-    waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
+    waiting, ended = (
+        state.get("waiting", {}),
+        state.get("terminated") or last.get("terminated") or {},
+    )
     if ended.get("reason") == "OOMKilled":
-        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
+        limit = (
+            pod["spec"]["containers"][0]
+            .get("resources", {})
+            .get("limits", {})
+            .get("memory", "no limit")
+        )
         killed = f"pod {name} was killed because it was out of memory (OOMKilled); container.memory_bytes is {limit}"
         return PodTrouble(killed, not is_ready(pod))
     code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
@@ -84,7 +98,11 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         return PodTrouble(f"pod {name} cannot start: {message}", True)
-    if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not is_ready(pod):
+    if (
+        ended
+        and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1)
+        and not is_ready(pod)
+    ):
         how = f"exit status {ended.get('exitCode')}"
         return PodTrouble(f"pod {name} ends repeatedly ({how})", True, wrote=True)
     return None
@@ -98,4 +116,6 @@ def container_status(pod: Document) -> Document:
 def is_ready(pod: Document) -> bool:
     """Return True if a Service sends requests to the pod. The container's status would stay ready on a lost node."""
     conditions = pod.get("status", {}).get("conditions", ())
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions
+    )

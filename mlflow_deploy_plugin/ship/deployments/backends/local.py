@@ -27,7 +27,11 @@ from mlflow_deploy_plugin.ship.deployments.backends.served_state import (
     server_url,
     written_spec,
 )
-from mlflow_deploy_plugin.ship.deployments.backends.supervisor import final_error, last_error, server_environment
+from mlflow_deploy_plugin.ship.deployments.backends.supervisor import (
+    final_error,
+    last_error,
+    server_environment,
+)
 from mlflow_deploy_plugin.ship.deployments.backends.targets import Observation, Progress
 
 FIRST_PORT = 8080
@@ -40,7 +44,9 @@ class LocalBackend(MachineBackend):
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. Raises the errors of `Backend.apply`. The folder is kept after an error."""
         if spec.container != ContainerSpec():
-            raise InvalidConfig("container.… is only for targets that run an image, such as -t onnxserve:/docker")
+            raise InvalidConfig(
+                "container.… is only for targets that run an image, such as -t onnxserve:/docker",
+            )
         folder = self.settings.state_dir(spec.name)
         before = self.state_before(folder)
         pid = _running_pid(folder)
@@ -129,7 +135,7 @@ def choose_port(host: str, reserved: Collection[int | None]) -> int:
         if port not in reserved and is_port_free(host, port):
             return port
     raise DeploymentFailed(
-        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with -C server.port=…"
+        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with -C server.port=…",
     )
 
 
@@ -138,14 +144,18 @@ def check_port(host: str, port: int) -> None:
     if not is_port_free(host, port):
         raise InvalidConfig(
             f"port {port} on {host} is in use: set another port with -C server.port=…; for an existing deployment, use "
-            "`onnxserve endpoint update NAME -C server.port=…`"
+            "`onnxserve endpoint update NAME -C server.port=…`",
         )
 
 
 def is_port_free(host: str, port: int) -> bool:
     """Return True if a server can listen on the port. Raises InvalidConfig if `host` is not a local address."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host,
+            port,
+            type=socket.SOCK_STREAM,
+        )[0]
         with socket.socket(family, kind, protocol) as probe:
             # With this option, which gunicorn also sets, closing connections do not occupy the port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -179,7 +189,13 @@ def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
                     status = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
-    if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if status not in (
+        0,
+        -signal.SIGTERM,
+        -signal.SIGINT,
+        128 + signal.SIGTERM,
+        128 + signal.SIGINT,
+    ):
         raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; see its log above")
 
 

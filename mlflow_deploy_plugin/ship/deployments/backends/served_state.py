@@ -19,8 +19,18 @@ from mlflow_deploy_plugin.core.spec.document import load_stored_specs
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec, ServerSpec
 from mlflow_deploy_plugin.core.spec.types import reachable_url
 from mlflow_deploy_plugin.core.statedir import files
-from mlflow_deploy_plugin.core.statedir.models import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState
-from mlflow_deploy_plugin.ship.deployments.backends.targets import DeploymentState, Observation, Progress
+from mlflow_deploy_plugin.core.statedir.models import (
+    AgentState,
+    ServerState,
+    Wanted,
+    WantedEndpoint,
+    WorkerState,
+)
+from mlflow_deploy_plugin.ship.deployments.backends.targets import (
+    DeploymentState,
+    Observation,
+    Progress,
+)
 from mlflow_deploy_plugin.ship.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.ship.deployments.server_metrics import fetch_page
 
@@ -70,7 +80,12 @@ class MachineBackend:
 
     settings: Settings
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+    def server_pages(
+        self,
+        spec: EndpointSpec,
+        path: str,
+        timeout_seconds: float,
+    ) -> Mapping[str, bytes | Refused]:
         url = f"{server_url(spec.server)}{path}"
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
@@ -102,14 +117,22 @@ class MachineBackend:
     def observe_absent(self, name: str, gone: str, log: str) -> Observation:
         """Return the observation of an endpoint whose server is not running. `gone` is the reason."""
         folder = self.settings.state_dir(name)
-        is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(folder / files.SERVER_LOCK)
+        is_starting = files.is_locked(lock_path(name, self.settings)) or files.is_locked(
+            folder / files.SERVER_LOCK,
+        )
         if is_starting:  # The server has not written its process id yet.
             return Observation("starting", STARTING, log=log)
         if (folder / STOPPED).exists():
             return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
         return Observation("failed", f"{gone}; `onnxserve start {name}` restarts it", log=log)
 
-    def observe_server(self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str) -> Observation:
+    def observe_server(
+        self,
+        spec: EndpointSpec,
+        state_dir: Path,
+        server: ServerState,
+        log: str,
+    ) -> Observation:
         served = read_served_state(state_dir, self.lives)
         applied, agent = compare_applied(spec, served), served.agent or AgentState(pid=0)
         state, reason = _server_state(server, applied, served.workers)
@@ -133,7 +156,12 @@ class MachineBackend:
         return replace(read_served_state(state_dir, self.lives), spec=written_spec(state_dir))
 
     def wait_until_served(
-        self, spec: EndpointSpec, folder: Path, before: ServedState, why_ended: Callable[[], str], progress: Progress
+        self,
+        spec: EndpointSpec,
+        folder: Path,
+        before: ServedState,
+        why_ended: Callable[[], str],
+        progress: Progress,
     ) -> None:
         """Wait until every worker serves `spec` and the server reports that it is ready.
 
@@ -150,7 +178,10 @@ class MachineBackend:
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return applied.pending
-            server, url = files.read_state(folder / files.SERVER, ServerState), server_url(spec.server)
+            server, url = (
+                files.read_state(folder / files.SERVER, ServerState),
+                server_url(spec.server),
+            )
             if server is None or server.phase != "serving":
                 return "waiting for the workers to answer"
             try:
@@ -164,7 +195,9 @@ class MachineBackend:
 
 
 def _server_state(
-    server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
+    server: ServerState,
+    applied: AppliedSpec,
+    workers: Sequence[WorkerState],
 ) -> tuple[DeploymentState, str]:
     if server.phase == "stopping":
         return "stopped", "it completes the open requests"
@@ -173,7 +206,10 @@ def _server_state(
             return "failed", applied.errors[name]
     if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
-    return "running", applied.pending  # While a new version is loaded, the previous version answers.
+    return (
+        "running",
+        applied.pending,
+    )  # While a new version is loaded, the previous version answers.
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
@@ -188,11 +224,19 @@ def server_url(server: ServerSpec) -> str:
     return reachable_url(server.host, server.port, server.scheme)
 
 
-def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
+def read_served_state(
+    state_dir: Path,
+    lives: Callable[[int], bool] = psutil.pid_exists,
+) -> ServedState:
     """Read the state folder of a server, without its spec. Workers are omitted if `lives(process id)` is False."""
     workers = tuple(worker for worker in files.read_workers(state_dir) if lives(worker.pid))
     agent = files.read_state(state_dir / files.AGENT, AgentState)
-    return ServedState(None, agent, files.read_state(state_dir / files.WANTED, Wanted) or Wanted(), workers)
+    return ServedState(
+        None,
+        agent,
+        files.read_state(state_dir / files.WANTED, Wanted) or Wanted(),
+        workers,
+    )
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
@@ -200,30 +244,47 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
     wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
     served = endpoint or WantedEndpoint(variants={})
-    resolved = {name: (variant.model_uri, variant.weight, variant.shadow) for name, variant in served.variants.items()}
-    specified = {name: (variant.model, variant.weight, variant.shadow) for name, variant in spec.variants.items()}
+    resolved = {
+        name: (variant.model_uri, variant.weight, variant.shadow)
+        for name, variant in served.variants.items()
+    }
+    specified = {
+        name: (variant.model, variant.weight, variant.shadow)
+        for name, variant in spec.variants.items()
+    }
     is_changed = (served.capture, served.sticky, resolved) != (spec.capture, spec.sticky, specified)
     if endpoint is None or is_changed:
-        new = sorted({model for model, _, _ in specified.values()} - {model for model, _, _ in resolved.values()})
+        new = sorted(
+            {model for model, _, _ in specified.values()}
+            - {model for model, _, _ in resolved.values()},
+        )
         pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
         return AppliedSpec(False, pending, {}, (), endpoint)
     informed = [worker for worker in workers if worker.generation == wanted.generation]
     errors = {
-        name: error for worker in informed for name in spec.variants if (error := worker.loaded(spec.name, name).error)
+        name: error
+        for worker in informed
+        for name in spec.variants
+        if (error := worker.loaded(spec.name, name).error)
     }
     missing = tuple(
         name
         for name, variant in spec.variants.items()
-        if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
+        if variant.weight > 0
+        and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # True if only fields such as traffic remain to be applied.
+    is_loaded = len(
+        workers,
+    ) >= count and all(  # True if only fields such as traffic remain to be applied.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
     )
     step = "applying the change" if is_loaded else "loading the model"
-    pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
+    pending = (
+        "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
+    )
     return AppliedSpec(True, pending, errors, missing, endpoint)
 
 
@@ -244,7 +305,7 @@ def wait_while_pending(
         if time.monotonic() > deadline:
             raise DeploymentFailed(
                 f"{name}: not ready after {seconds:g} s, still {work}{last_words()} "
-                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)",
             )
         if work != reported:
             progress(f"{name}: {work}")
@@ -258,10 +319,17 @@ def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
     return {name: (variant.model, columns) for name, variant in spec.variants.items()}
 
 
-def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None) -> str:
+def served_failure(
+    applied: AppliedSpec,
+    spec: EndpointSpec,
+    before: ServedState,
+    agent: AgentState | None,
+) -> str:
     """Return the reason why the server cannot become ready; empty if it may become ready."""
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
-    changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}
+    changed = {
+        name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)
+    }
     for name, error in applied.errors.items():
         if name in changed or name in applied.missing:
             return error if name == spec.name else f"deployment {name}: {error}"
@@ -269,5 +337,9 @@ def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState
         return ""
     seen = before.agent
     # If the agent has not polled since the spec was written, its error is about the earlier spec.
-    is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
+    is_earlier = (
+        seen is not None
+        and (seen.pid, seen.error) == (agent.pid, agent.error)
+        and agent.looks <= seen.looks
+    )
     return "" if is_earlier else agent.error

@@ -30,7 +30,7 @@ _EXCEPTION = r"^\w+(\.\w+)*(Error|Exception)\b"
 _ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", _EXCEPTION)
 _OF_CHILDREN = (_EXCEPTION, r"^\w+: error: ", *_ERRORS)
 _STAMP = re.compile(
-    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
+    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+",
 )
 
 
@@ -38,16 +38,32 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
     """Start the supervisor with the spec in `state_dir` and a new log. Return its process id."""
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
-    with (state_dir / LOG).open("ab") as log:  # The append mode allows truncating the log while the server runs.
+    with (state_dir / LOG).open(
+        "ab",
+    ) as log:  # The append mode allows truncating the log while the server runs.
         child = Child(
-            command(state_dir), folder=state_dir, environment=environment, stdout=log, stderr=log, own_session=True
+            command(state_dir),
+            folder=state_dir,
+            environment=environment,
+            stdout=log,
+            stderr=log,
+            own_session=True,
         )
     return child.detach()
 
 
 def command(state_dir: Path) -> list[str]:
     spec = str(state_dir / SPEC)
-    return [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", spec, "--state-dir", str(state_dir)]
+    return [
+        sys.executable,
+        "-m",
+        "mlflow_deploy_plugin.cli",
+        "serve",
+        "--spec",
+        spec,
+        "--state-dir",
+        str(state_dir),
+    ]
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
@@ -58,8 +74,14 @@ def is_alive(state_dir: Path, pid: int) -> bool:
     _reap(pid)
     try:
         process = psutil.Process(pid)
-        _wait(lambda: process.status() == psutil.STATUS_ZOMBIE or bool(process.cmdline()), _EXEC_SECONDS)
-        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-2:] == command(state_dir)[-2:]
+        _wait(
+            lambda: process.status() == psutil.STATUS_ZOMBIE or bool(process.cmdline()),
+            _EXEC_SECONDS,
+        )
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+            and process.cmdline()[-2:] == command(state_dir)[-2:]
+        )
     except psutil.Error:
         return False
 
@@ -68,7 +90,10 @@ def find(state_dir: Path) -> int | None:
     """Return the process id of the running supervisor of this state folder, even if its id is not written yet."""
     # Forks have the same command line, but only the supervisor is the leader of its session.
     last_arguments = command(state_dir)[-2:]
-    return next(_processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None)
+    return next(
+        _processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid),
+        None,
+    )
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
@@ -98,7 +123,9 @@ def error_line(lines: list[str]) -> str:
     error = _best_line(lines, (*_ERRORS, r"."))
     if error.endswith("exec format error"):  # The kernel has refused the image's program.
         return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
-    if error.endswith(SEE_LOG) and (why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)):
+    if error.endswith(SEE_LOG) and (
+        why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)
+    ):
         return f"{error.removesuffix(SEE_LOG)}: {why}"
     return error
 
@@ -112,7 +139,10 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     if not file.exists():
         import mlflow  # Import MLflow only if needed, because this takes a second.
 
-        uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+        uris = {
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+            "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri(),
+        }
         registry = {}
         for variable, uri in uris.items():
             # The path must be absolute, because the server runs in another folder.
@@ -122,14 +152,24 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
         # A URI may contain a password, but only the owner can read the folder.
         write_atomically(file, json.dumps(registry).encode())
     folders = {"ONNXSERVE_HOME": str(settings.root_path), "ONNXSERVE_LOG_URI": settings.log_root}
-    return {**os.environ, **json.loads(file.read_text()), **workspace_environment(), **folders, "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        **json.loads(file.read_text()),
+        **workspace_environment(),
+        **folders,
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
     """Return the session's processes whose working directory is the state folder, including ending processes."""
     _reap(session_id)
     folder = state_dir.resolve()
-    return [*_processes(lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder))]
+    return [
+        *_processes(
+            lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder),
+        ),
+    ]
 
 
 def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:

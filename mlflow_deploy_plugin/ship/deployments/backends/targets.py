@@ -64,9 +64,15 @@ class TargetKind(NamedTuple):
 
 TARGETS = {
     "local": TargetKind(
-        "onnxserve", "a server on this machine, which outlives the command that starts it", "local:LocalBackend"
+        "onnxserve",
+        "a server on this machine, which outlives the command that starts it",
+        "local:LocalBackend",
     ),
-    "docker": TargetKind("onnxserve:/docker", "a container of this machine's Docker engine", "docker:DockerBackend"),
+    "docker": TargetKind(
+        "onnxserve:/docker",
+        "a container of this machine's Docker engine",
+        "docker:DockerBackend",
+    ),
     "kubernetes": TargetKind(
         "onnxserve:/kubernetes/NAMESPACE",
         "pods of the cluster that kubectl reaches",
@@ -93,7 +99,12 @@ class Backend(Protocol):
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the server of an endpoint with a variant. `reason` does not name the endpoint."""
 
-    def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
+    def server_pages(
+        self,
+        spec: EndpointSpec,
+        path: str,
+        timeout_seconds: float,
+    ) -> Mapping[str, bytes | Refused]:
         """Return the name of each server → its page at `path`, or the reason why the page is missing."""
 
     def place(self, name: str) -> str:
@@ -136,10 +147,12 @@ class Target:
         """Return the backend. Raises NotInstalled if its SDK is not installed."""
         module, _, name = TARGETS[self.kind].backend.partition(":")
         try:
-            backend_module = import_module(f"mlflow_deploy_plugin.ship.deployments.backends.{module}")
+            backend_module = import_module(
+                f"mlflow_deploy_plugin.ship.deployments.backends.{module}",
+            )
         except ImportError as error:
             raise NotInstalled(
-                f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'"
+                f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'",
             ) from None
         backend: Backend = getattr(backend_module, name)(settings, *filter(None, [self.namespace]))
         return backend
@@ -155,4 +168,6 @@ def parse_target(uri: str) -> Target:
         if match := re.fullmatch(pattern, uri.rstrip("/:")):
             return Target(kind, *match.groups()[:1])
     known = ", ".join(target.uri for target in TARGETS.values())
-    raise InvalidConfig(f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits and -)")
+    raise InvalidConfig(
+        f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits and -)",
+    )

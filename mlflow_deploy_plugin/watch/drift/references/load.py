@@ -26,7 +26,13 @@ from mlflow_deploy_plugin.serve.inference_log.reader import MAX_ROWS, InferenceL
 from mlflow_deploy_plugin.serve.inference_log.scan import is_answered_by, microseconds_of
 from mlflow_deploy_plugin.serve.inference_log.storage import SKETCHES
 from mlflow_deploy_plugin.serve.inference_log.tables import Sample, summarise_lists
-from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, TimeRange, Window, microseconds, parse_window
+from mlflow_deploy_plugin.serve.inference_log.windows import (
+    HOUR_US,
+    TimeRange,
+    Window,
+    microseconds,
+    parse_window,
+)
 from mlflow_deploy_plugin.serve.runtime.feeds import sample_positions
 from mlflow_deploy_plugin.watch.drift.references.rows import (
     SEED,
@@ -82,7 +88,9 @@ class LogReference:
     def sample(self) -> pa.Table:
         """Return at most `MAX_ROWS` rows to freeze bins on; the rows change only with the log. Raises NotFound."""
         versions = hourly.window_versions(self.log, self.endpoint, self.sampled)
-        rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
+        rows = (
+            versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
+        )
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
@@ -95,14 +103,20 @@ class LogReference:
         for table in self.rows(self.sampled):
             sample.add(summarise_lists(table))
         if not rows:
-            raise NotFound(f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}")
+            raise NotFound(
+                f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}",
+            )
         table = sample.table()
         hourly.write_beside_log(self.log.location, name, table)
         return table
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
         for table in self.log.batches(self.endpoint, window):
-            yield table.filter(pa.array(is_answered_by(table, self.model, self.version))) if self.version else table
+            yield (
+                table.filter(pa.array(is_answered_by(table, self.model, self.version)))
+                if self.version
+                else table
+            )
 
     def pieces(
         self,
@@ -116,16 +130,31 @@ class LogReference:
         hours. The bins were frozen on `sample`. Only rows of the `segment` (column, value) are used."""
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
-        grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
-        if all(time % HOUR_US == 0 for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)):
+        grid = window_grid(
+            bins,
+            window.start_us,
+            length_us,
+            self.span.start_us,
+            self.span.end_us - 1,
+            lag_windows,
+        )
+        if all(
+            time % HOUR_US == 0
+            for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)
+        ):
             sketches = hourly.SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hourly.hour_profiles(sketches, self.model, self.version, self.span)
-            pieces = assemble_pieces(grid, ((microseconds(start), profile) for start, profile in hours))
+            pieces = assemble_pieces(
+                grid,
+                ((microseconds(start), profile) for start, profile in hours),
+            )
         else:
             tables = coalesce_batches(self.rows(self.span))
             if segment:
                 tables = (table.filter(is_segment(table, *segment)) for table in tables)
-            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
+            batches = (
+                (table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table)
+            )
             pieces = sketch_pieces(bins, batches, grid)
         if not len(sample):
             return pieces
@@ -133,31 +162,45 @@ class LogReference:
         return replace(pieces, windows=windows)
 
 
-def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+def pinned_window(
+    request: WindowRequest,
+    model: str,
+    version: str,
+) -> tuple[LogReference, list[str]]:
     """Return the part of the log for `window:START/END`, and notes; raise NotFound if this part has no rows."""
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
-        notes.append(f"the window overlaps the reference {span}, so a change in the window is also in the reference")
+        notes.append(
+            f"the window overlaps the reference {span}, so a change in the window is also in the reference",
+        )
     return past, notes
 
 
-def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+def rolling_windows(
+    request: WindowRequest,
+    model: str,
+    version: str,
+) -> tuple[LogReference, list[str]]:
     """Return the windows before the judged window, each compared with the window one `rolling:` period before, and
     notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound if there are no rows."""
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
-        raise InvalidConfig(f"reference rolling:{text} is shorter than the window, which is {length} long")
+        raise InvalidConfig(
+            f"reference rolling:{text} is shorter than the window, which is {length} long",
+        )
     if lag % length:
         raise InvalidConfig(
             f"reference rolling:{text} must be a multiple of the window: no window of {length} begins {text} "
-            "before another"
+            "before another",
         )
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
     oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
     if oldest is None:
-        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured before {start:%F %R}")
+        raise NotFound(
+            f"the reference is empty: no rows of {request.endpoint!r} were captured before {start:%F %R}",
+        )
     first = max(oldest.start, start - span)
     sampled = Window(*bin_period(oldest.start, start, span))
     if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
@@ -168,20 +211,35 @@ def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[L
 
 
 def _past(
-    request: WindowRequest, model: str, version: str, span: Window, sampled: Window
+    request: WindowRequest,
+    model: str,
+    version: str,
+    span: Window,
+    sampled: Window,
 ) -> tuple[LogReference, list[str]]:
     versions = hourly.window_versions(request.log, request.endpoint, span)
     if not versions:
-        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}")
-    same = hourly.window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
+        raise NotFound(
+            f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}",
+        )
+    same = (
+        hourly.window_versions(request.log, request.endpoint, sampled)
+        if span != sampled
+        else versions
+    )
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
     note = f"{model} version {version} has no rows in the reference {span}; rows of {others} are used instead"
-    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
+    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [
+        note,
+    ]
 
 
-_LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]]] = {
+_LOG_REFERENCES: Mapping[
+    str,
+    Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]],
+] = {
     "window": pinned_window,
     "rolling": rolling_windows,
 }
@@ -205,15 +263,26 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
         name_in_messages = f"the captured rows of {log_reference.span}"
         rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
     elif kind == "dataset":
-        (rows,) = load_datasets([rest], lambda: column_types(request, model, version), request.exclude)
+        (rows,) = load_datasets(
+            [rest],
+            lambda: column_types(request, model, version),
+            request.exclude,
+        )
     else:
-        state_dir, cache = request.settings.state_dir(request.endpoint), request.settings.cache_path / CACHE
+        state_dir, cache = (
+            request.settings.state_dir(request.endpoint),
+            request.settings.cache_path / CACHE,
+        )
         rows = load_training_rows(state_dir, model, version, cache)
     capture = request.capture
     left_out = (*capture.drop, *capture.mask, *capture.keys, *request.exclude)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown, left_out)
     key = bins_digest(bins)
-    pieces = log_reference.pieces(bins, key, rows.table, window) if log_reference else _cut(bins, key, rows, window)
+    pieces = (
+        log_reference.pieces(bins, key, rows.table, window)
+        if log_reference
+        else _cut(bins, key, rows, window)
+    )
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
 
 
@@ -225,12 +294,19 @@ def column_types(request: WindowRequest, model: str, version: str) -> dict[str, 
 
 
 def load_segment_references(
-    request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
+    request: WindowRequest,
+    model: str,
+    version: str,
+    whole: DriftReference,
+    column: str,
+    values: Sequence[str],
 ) -> list[DriftReference]:
     """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. All
     rows of a log are used, and only the sample of other references. Raises the errors of `load_reference`."""
     kind = request.spec.reference.partition(":")[0]
-    log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
+    log_reference = (
+        _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
+    )
     times = event_times(whole.sample)
     window = request.window
     parts = []
@@ -239,15 +315,30 @@ def load_segment_references(
         sample = whole.sample.filter(rows)
         if log_reference is None:
             own = None if times is None else times[np.asarray(rows)]
-            pieces = cut_pieces(whole.bins, sample, own, window.start_us, window.end_us - window.start_us)
+            pieces = cut_pieces(
+                whole.bins,
+                sample,
+                own,
+                window.start_us,
+                window.end_us - window.start_us,
+            )
         else:
-            pieces = log_reference.pieces(whole.bins, whole.bins_key, sample, window, (column, value))
+            pieces = log_reference.pieces(
+                whole.bins,
+                whole.bins_key,
+                sample,
+                window,
+                (column, value),
+            )
         parts.append(replace(whole, pieces=pieces, sample=sample, notes=()))
     return parts
 
 
 def freeze_table(
-    table: pa.Table, columns: Sequence[str], shown: str, left_out: Sequence[str] = ()
+    table: pa.Table,
+    columns: Sequence[str],
+    shown: str,
+    left_out: Sequence[str] = (),
 ) -> tuple[dict[str, Bins], list[str]]:
     """Return the bins of a table's columns and of their projections, and a note for each column without bins. Only
     `columns` get bins (empty: all), without the columns in `left_out`. Raises InvalidConfig if the table has none of
@@ -263,22 +354,36 @@ def freeze_table(
             if left_out and select_columns([name], left_out):
                 continue
             # A list's component, a double, has no type in the table.
-            bins[name] = freeze_bins(features[name], str(table.schema.field(name).type) if name == column else "double")
+            bins[name] = freeze_bins(
+                features[name],
+                str(table.schema.field(name).type) if name == column else "double",
+            )
     missing = [name for name in columns if not select_columns(names, [name])]
     if columns and len(missing) == len(columns):
-        raise InvalidConfig(f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}")
+        raise InvalidConfig(
+            f"{shown} has no column {missing[0]!r} to judge; it has {', '.join(names) or 'none'}",
+        )
     notes += [f"{name}: {shown} has no such column" for name in missing]
     sample = table.take(sample_positions(len(table), _MAX_CELLS // max(len(bins), 1), SEED))
     return {**bins, **freeze_relations(bins, encode_columns(bins, sample))}, notes
 
 
-def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:
+def _cut(
+    bins: Mapping[str, Bins],
+    bins_key: str,
+    rows: ReferenceRows,
+    window: Window,
+) -> ReferencePieces:
     """Return the pieces of the rows. The last result is reused for the same rows, bins, window length and phase."""
     length_us = window.end_us - window.start_us
-    digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
+    digest = hashlib.sha256(
+        f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode(),
+    )
     for column in rows.table.columns:
         buffers = (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer)
-        for buffer in {buffer.address: buffer for buffer in buffers}.values():  # Slices share a buffer.
+        for buffer in {
+            buffer.address: buffer for buffer in buffers
+        }.values():  # Slices share a buffer.
             digest.update(buffer)
     key = digest.digest()
     if key not in _last_cut:

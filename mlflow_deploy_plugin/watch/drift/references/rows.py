@@ -16,13 +16,24 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.registry.connection import registry_address
-from mlflow_deploy_plugin.core.registry.datasets import csv_files, dataset_name, dataset_path, open_parquet, reading
+from mlflow_deploy_plugin.core.registry.datasets import (
+    csv_files,
+    dataset_name,
+    dataset_path,
+    open_parquet,
+    reading,
+)
 from mlflow_deploy_plugin.core.registry.model_files import download, logged_columns
 from mlflow_deploy_plugin.core.registry.model_uri import served_version_uri
 from mlflow_deploy_plugin.core.registry.resolution import resolve
 from mlflow_deploy_plugin.core.statedir.files import WANTED, FileCache, read_state
 from mlflow_deploy_plugin.core.statedir.models import Wanted
-from mlflow_deploy_plugin.core.tabular.streams import csv_tables, read_parquet, require_few_values, typed_tables
+from mlflow_deploy_plugin.core.tabular.streams import (
+    csv_tables,
+    read_parquet,
+    require_few_values,
+    typed_tables,
+)
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.serve.runtime.artifact import read_artifact
 from mlflow_deploy_plugin.serve.runtime.feeds import Array, sample_positions
@@ -58,7 +69,9 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
     if values.null_count:
         raise pa.ArrowInvalid(f"{values.null_count} rows have no {column}")
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        raise pa.ArrowInvalid(f"{column} has type {values.type}, which has no unit; a timestamp is expected")
+        raise pa.ArrowInvalid(
+            f"{column} has type {values.type}, which has no unit; a timestamp is expected",
+        )
     try:
         if not (pa.types.is_timestamp(values.type) and values.type.tz):
             with suppress(pa.ArrowInvalid):  # A text with a zone cannot be cast to this type.
@@ -66,7 +79,9 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
         return microseconds_of(values)
     except pa.ArrowException as error:
         problem = f"{column} has type {values.type}: {str(error).partition(' as a scalar')[0]}"
-        raise pa.ArrowInvalid(f"{problem}; a timestamp is expected, or a text like 2013-07-01T14:00:00Z") from None
+        raise pa.ArrowInvalid(
+            f"{problem}; a timestamp is expected, or a text like 2013-07-01T14:00:00Z",
+        ) from None
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
@@ -107,7 +122,9 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
     """Return the column types in the version's signature; empty if the version is unknown."""
     try:
-        source = _served(state_dir, model, version) or resolve(served_version_uri(model, version)).source
+        source = (
+            _served(state_dir, model, version) or resolve(served_version_uri(model, version)).source
+        )
         dtypes = logged_columns(str(source)).dtypes
     except (InvalidConfig, NotFound):
         return {}
@@ -129,7 +146,7 @@ def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
     if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
             f"{shown} has no reference; log the model with mlflow_deploy_plugin.log_model, "
-            "which stores a sample of the data (reference_data=, event_time=)"
+            "which stores a sample of the data (reference_data=, event_time=)",
         )
     return path, artifact.model_id
 
@@ -139,13 +156,17 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
         table = read_parquet(path)
         times = event_times(table)
     except (OSError, pa.ArrowException) as error:
-        raise InvalidArtifact(f"the reference {path.name!r} of {shown} cannot be read: {error}") from None
+        raise InvalidArtifact(
+            f"the reference {path.name!r} of {shown} cannot be read: {error}",
+        ) from None
     notes = () if times is not None else (_NO_TIMES,)
     return ReferenceRows(table, times, model_id, f"the reference of {shown}", notes)
 
 
 def load_datasets(
-    uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict, exclude: Collection[str] = ()
+    uris: Sequence[str],
+    known_types: Callable[[], Mapping[str, pa.DataType]] = dict,
+    exclude: Collection[str] = (),
 ) -> list[ReferenceRows]:
     """Return the rows of datasets: Parquet or CSV files, or folders of such files. Of more than `MAX_ROWS` rows, a
     uniform sample is returned. The event times are in `_event_time`, otherwise in the only column of times or dates.
@@ -161,7 +182,12 @@ def load_datasets(
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
     if texts:
-        known = {column.name: column.type for data in datasets if not data.is_text for column in data.table.schema}
+        known = {
+            column.name: column.type
+            for data in datasets
+            if not data.is_text
+            for column in data.table.schema
+        }
         typed = typed_tables([datasets[index].table for index in texts], {**known, **known_types()})
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
@@ -185,9 +211,18 @@ class _Dataset:
             name = _time_column(table, name_in_messages, exclude)
             times = event_times(table, name) if name else None
         if times is not None and name != EVENT_TIME:
-            table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+            table = table.drop_columns([name]).append_column(
+                EVENT_TIME,
+                pa.array(times, pa.timestamp("us", tz="UTC")),
+            )
         notes = (f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",)
-        return ReferenceRows(table, times, "", name_in_messages, notes if self.rows > len(table) else ())
+        return ReferenceRows(
+            table,
+            times,
+            "",
+            name_in_messages,
+            notes if self.rows > len(table) else (),
+        )
 
 
 def _read_dataset(uri: str) -> _Dataset:
@@ -200,11 +235,23 @@ def _read_dataset(uri: str) -> _Dataset:
                 start, stop = np.searchsorted(chosen, [first, first + len(table)])
                 tables.append(table.take(pa.array(chosen[start:stop] - first)))
                 first += len(table)
-            return _Dataset(dataset_name(uri), pa.concat_tables(tables, promote_options="default"), count, True)
+            return _Dataset(
+                dataset_name(uri),
+                pa.concat_tables(tables, promote_options="default"),
+                count,
+                True,
+            )
         data = open_parquet(path)
         count = data.count_rows()
-        require_few_values([fragment.metadata for fragment in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
-        table = data.take(sample_positions(count, MAX_ROWS, SEED)) if count > MAX_ROWS else data.to_table()
+        require_few_values(
+            [fragment.metadata for fragment in data.get_fragments()],
+            min(MAX_ROWS / max(count, 1), 1),
+        )
+        table = (
+            data.take(sample_positions(count, MAX_ROWS, SEED))
+            if count > MAX_ROWS
+            else data.to_table()
+        )
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
         return _Dataset(dataset_name(uri), table, count, False)
@@ -214,9 +261,15 @@ def _time_column(table: pa.Table, shown: str, exclude: Collection[str]) -> str:
     """Return the name of the event time column, which is not in `exclude`; empty if the table has none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
-    times = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    times = [
+        field.name
+        for field in table.schema
+        if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
+    ]
     names = [name for name in times if name not in exclude]
     if len(names) > 1:
-        remedy = f"rename one to {EVENT_TIME}, or exclude the others (onnxserve drift run --exclude)"
+        remedy = (
+            f"rename one to {EVENT_TIME}, or exclude the others (onnxserve drift run --exclude)"
+        )
         raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): {remedy}")
     return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""

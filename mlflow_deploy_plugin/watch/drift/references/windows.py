@@ -17,7 +17,13 @@ from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import as_floats, decoded, feature_columns
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile, merge, sketch_batches, sketch_by, sketch_groups
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    Profile,
+    merge,
+    sketch_batches,
+    sketch_by,
+    sketch_groups,
+)
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100
@@ -106,12 +112,22 @@ class ReferencePieces:
 
     def pairs(self) -> tuple[Array, Array]:
         """Return the indices of the later and the earlier windows of all pairs, [P] int64 each, `lag_windows` apart."""
-        numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
-        _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
+        numbers = (
+            np.array(self.window_starts_us, np.int64) - self.grid.start_us
+        ) // self.grid.length_us
+        _, later, earlier = np.intersect1d(
+            numbers - self.grid.lag_windows,
+            numbers,
+            return_indices=True,
+        )
         return later, earlier
 
 
-def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+def profiles_at(
+    starts_us: Iterable[int],
+    known_us: Iterable[int],
+    profiles: Iterable[Profile],
+) -> tuple[Profile, ...]:
     by_start = dict(zip(known_us, profiles, strict=True))
     return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 
@@ -135,7 +151,12 @@ def evenly(indices: Array, most: int) -> Array:
 
 
 def window_grid(
-    bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int, lag_windows: int = 0
+    bins: Mapping[str, Bins],
+    start_us: int,
+    length_us: int,
+    first_us: int,
+    last_us: int,
+    lag_windows: int = 0,
 ) -> WindowGrid:
     """Return the grid for the times from `first_us` to `last_us` (inclusive), with the phase of `start_us`."""
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
@@ -143,20 +164,41 @@ def window_grid(
     cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
     fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
     most = _steps_of(length_us)
-    steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
+    steps = next(
+        (count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting),
+        1,
+    )
     kept = min(max(fitting, _FEW_WINDOWS), 2 * MAX_WINDOWS if lag_windows else MAX_WINDOWS)
     keeps_steps = windows * steps <= fitting and not lag_windows
-    return WindowGrid(start_us + first * length_us, length_us, windows, steps, kept, keeps_steps, lag_windows)
+    return WindowGrid(
+        start_us + first * length_us,
+        length_us,
+        windows,
+        steps,
+        kept,
+        keeps_steps,
+        lag_windows,
+    )
 
 
 def cut_pieces(
-    bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    times: Array | None,
+    start_us: int,
+    length_us: int,
 ) -> ReferencePieces:
     """Return the pieces of a table with event `times`, [N] int64, microseconds since 1970 (None: return only the
     total). `start_us` and `length_us` describe the judged window."""
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
-        return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
+        return ReferencePieces(
+            (),
+            (),
+            (),
+            WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False),
+            total,
+        )
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     chosen = grid.choose(len(present))
@@ -167,13 +209,21 @@ def cut_pieces(
     kept = sketch_groups(bins, filtered, group_of[groups[inside]], len(chosen))
     rest, corrected = count_out_of_rest(bins, table, groups, len(present)), []
     for index, window in zip(chosen.tolist(), kept, strict=True):
-        columns = {name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()}
+        columns = {
+            name: replace(window.columns[name], **counts[index]) for name, counts in rest.items()
+        }
         corrected.append(Profile(window.rows, {**window.columns, **columns}))
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
         for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
-    return ReferencePieces(tuple(corrected), grid.starts_us(present[chosen]), tuple(steps), grid, total)
+    return ReferencePieces(
+        tuple(corrected),
+        grid.starts_us(present[chosen]),
+        tuple(steps),
+        grid,
+        total,
+    )
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
@@ -198,7 +248,9 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
         steps=tuple(merge(steps.get(number, [])) for number in range(grid.steps)),
         grid=grid,
         total=merge(total.get(0, [])),
-        lagged=merge(windows.get(grid.windows - grid.lag_windows, [])) if grid.lag_windows else None,
+        lagged=merge(windows.get(grid.windows - grid.lag_windows, []))
+        if grid.lag_windows
+        else None,
     )
 
 
@@ -210,7 +262,9 @@ def _add(parts_by_number: dict[int, list[Profile]], number: int, profile: Profil
 
 
 def sketch_pieces(
-    bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], grid: WindowGrid
+    bins: Mapping[str, Bins],
+    batches: Iterable[tuple[pa.Table, Array]],
+    grid: WindowGrid,
 ) -> ReferencePieces:
     """Return the pieces of the rows in `batches` of a table and its event times, [N] int64, microseconds since 1970."""
     parts = (
@@ -233,7 +287,11 @@ RestCounts = list[dict[str, int]]
 
 
 def count_out_of_rest(
-    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    groups: Array,
+    count: int,
+    counted: Array | None = None,
 ) -> dict[str, RestCounts]:
     """Return the counts `unseen`, `below` and `above` of each column with bins, per group of rows, against all other
     groups. `groups`, [N] int64, is the group of each row; `counted`, [count] bool, are the others (None: all)."""
@@ -270,14 +328,19 @@ def correct_for_rest(
     corrected = []
     for window, start_us in zip(windows, starts_us, strict=True):
         position = index_of.get((start_us - starts_us[0]) // length_us)
-        if position is None:  # The sample has no rows of the window, so the counts need no correction.
+        if (
+            position is None
+        ):  # The sample has no rows of the window, so the counts need no correction.
             corrected.append(window)
             continue
         columns = dict(window.columns)
         for name in rest_counts.keys() & columns.keys():
             for key, count in rest_counts[name][position].items():
                 extrapolated = round(count * window.rows / sampled[position])
-                columns[name] = replace(columns[name], **{key: max(getattr(columns[name], key), extrapolated)})
+                columns[name] = replace(
+                    columns[name],
+                    **{key: max(getattr(columns[name], key), extrapolated)},
+                )
         corrected.append(Profile(window.rows, columns))
     return tuple(corrected)
 
@@ -308,7 +371,10 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
     least[~counted], most[~counted] = np.inf, -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
     above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
-    return [{"below": low, "above": high} for low, high in zip(below.tolist(), above.tolist(), strict=True)]
+    return [
+        {"below": low, "above": high}
+        for low, high in zip(below.tolist(), above.tolist(), strict=True)
+    ]
 
 
 def _of_others(least: Array) -> Array:

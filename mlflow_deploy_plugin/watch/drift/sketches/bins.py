@@ -99,7 +99,11 @@ class OrderedBins:
         projection, return the differences of the standard deviations. The mean of a projection depends only on the
         means of the columns, which usually change from window to window."""
         if self.tables:
-            return _where_known(np.abs(self._deviations(left) - self._deviations(right)) / self.scale, left, right)
+            return _where_known(
+                np.abs(self._deviations(left) - self._deviations(right)) / self.scale,
+                left,
+                right,
+            )
         # `scipy.stats.wasserstein_distance` takes 46 to 67 times as long for 90 or 400 windows: one pair per call.
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
@@ -109,7 +113,9 @@ class OrderedBins:
         """Return the standard deviation of each histogram, [B, K] or [K]."""
         shares = _shares(counts)
         means = shares @ self.positions
-        deviations: Array = np.sqrt(np.maximum(shares @ np.square(self.positions) - np.square(means), 0))
+        deviations: Array = np.sqrt(
+            np.maximum(shares @ np.square(self.positions) - np.square(means), 0),
+        )
         return deviations
 
 
@@ -148,10 +154,19 @@ class CategoryBins:
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
         """Return the bin of each text (large_string, with its `hash_texts`), [N] int64. Null counts as a rare text."""
-        in_order, rare = pa.array([str(key) for key in self.codes], pa.large_string()), len(self.codes)
-        codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
+        in_order, rare = (
+            pa.array([str(key) for key in self.codes], pa.large_string()),
+            len(self.codes),
+        )
+        codes: Array = (
+            pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
+        )
         if len(self.lengths):
-            sizes = np.searchsorted(self.lengths, pc.fill_null(pc.utf8_length(texts), 0).to_numpy(), side="right")
+            sizes = np.searchsorted(
+                self.lengths,
+                pc.fill_null(pc.utf8_length(texts), 0).to_numpy(),
+                side="right",
+            )
             count = self.rare_shape[1]
             codes += np.where(codes == rare, sizes * count + (hashes % count).astype(np.int64), 0)
         return codes
@@ -178,11 +193,17 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
         texts = [value for value in reference.values if value is not None]
         codes, hashes = _codes(texts), distinct(np.sort(hash_texts(texts)))
         rare = np.array([len(text) for text in texts if text not in codes], np.int64)
-        ends = np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1) if len(rare) else rare
+        ends = (
+            np.append(np.quantile(rare, np.arange(_LENGTHS) / _LENGTHS), rare.max() + 1)
+            if len(rare)
+            else rare
+        )
         lengths = np.unique(np.ceil(ends).astype(np.int64))
         return CategoryBins(codes, "category", hashes, arrow_type=arrow_type, lengths=lengths)
     known = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
-    minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
+    minimum, maximum = (
+        (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
+    )
     finite = np.sort(known[np.isfinite(known)])
     low, high = map(float, np.quantile(finite, [0.005, 0.995])) if len(finite) else (0.0, 0.0)
     if not low < high or max(-low, high) > _WIDEST or len(distinct(finite)) <= 2:
@@ -197,7 +218,13 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
     above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
     positions = distinct(np.concatenate([below, inner, above]))
-    return OrderedBins(positions, float(np.std(np.clip(finite, low, high))), minimum, maximum, arrow_type)
+    return OrderedBins(
+        positions,
+        float(np.std(np.clip(finite, low, high))),
+        minimum,
+        maximum,
+        arrow_type,
+    )
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:
@@ -219,7 +246,11 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
         if isinstance(frozen, OrderedBins):
             parts = [repr((*head, frozen.scale)).encode(), frozen.positions.tobytes()]
         else:
-            parts = [repr((*head, list(frozen.codes))).encode(), frozen.known.tobytes(), frozen.lengths.tobytes()]
+            parts = [
+                repr((*head, list(frozen.codes))).encode(),
+                frozen.known.tobytes(),
+                frozen.lengths.tobytes(),
+            ]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]
@@ -235,7 +266,9 @@ def _codes(values: Sequence[Any]) -> dict[str | float, int]:
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:
         least = frequent.pop()[1]
-        frequent = [entry for entry in frequent if entry[1] > least + _BEYOND_CHANCE * math.sqrt(least)]
+        frequent = [
+            entry for entry in frequent if entry[1] > least + _BEYOND_CHANCE * math.sqrt(least)
+        ]
     return {value: code for code, (value, _) in enumerate(frequent)}
 
 

@@ -49,7 +49,10 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
     return features, notes
 
 
-def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
+def feature_columns(
+    table: pa.Table,
+    known: Collection[str] = (),
+) -> Iterator[tuple[str, pa.ChunkedArray]]:
     """Yield the name and values of each column, with lists summarised, without the log's own columns."""
     summarised = summarise_lists(table, known)
     for name in summarised.column_names:
@@ -74,7 +77,12 @@ def type_family(kind: pa.DataType) -> Family:
         return "null"
     if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
         return "number"
-    if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+    if (
+        types.is_boolean(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+    ):
         return "category"
     return "other"
 
@@ -86,7 +94,8 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 
 
 def pair_columns(
-    reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
+    reference: Mapping[str, ColumnValues],
+    current: Mapping[str, ColumnValues],
 ) -> list[tuple[ColumnValues, ColumnValues]]:
     """Return the pairs of columns of the same name; booleans become 1 and 0 if the other column is numeric."""
     pairs = []
@@ -103,4 +112,8 @@ def pair_columns(
 def _truth_as_numbers(feature: ColumnValues) -> ColumnValues:
     if feature.kind == "number" or not {None, *TRUTH} >= set(feature.values):
         return feature
-    return ColumnValues(feature.name, "number", np.array([TRUTH.get(value, np.nan) for value in feature.values]))
+    return ColumnValues(
+        feature.name,
+        "number",
+        np.array([TRUTH.get(value, np.nan) for value in feature.values]),
+    )

@@ -33,7 +33,15 @@ from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.core.spec.types import EPOCH
 from mlflow_deploy_plugin.serve.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.serve.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.serve.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile, LogLocation, write_file
+from mlflow_deploy_plugin.serve.inference_log.storage import (
+    DAY,
+    HOUR,
+    SKETCHES,
+    Hour,
+    LogFile,
+    LogLocation,
+    write_file,
+)
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window
 from mlflow_deploy_plugin.watch.drift.sketches import sketch
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins
@@ -51,13 +59,24 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-_LISTED_BY_HOUR = 2 * DAY  # For longer windows, one listing of the bucket is faster than one per hour.
+_LISTED_BY_HOUR = (
+    2 * DAY
+)  # For longer windows, one listing of the bucket is faster than one per hour.
 _META = b"onnxserve"
 _FORMAT = 3
 _UNREADABLE = ("", -1)  # No log file has this name, so an hour with this entry is always stale.
 _log = logging.getLogger(__name__)
-_ARROW_TYPES = {sketch.SketchKind: pa.string(), str: pa.string(), int: pa.int64(), float: pa.float64()}
-_PLAIN = {each.name: _ARROW_TYPES[each.type] for each in fields(sketch.ColumnSketch)[1:] if each.type in _ARROW_TYPES}
+_ARROW_TYPES = {
+    sketch.SketchKind: pa.string(),
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+}
+_PLAIN = {
+    each.name: _ARROW_TYPES[each.type]
+    for each in fields(sketch.ColumnSketch)[1:]
+    if each.type in _ARROW_TYPES
+}
 """The fields of a sketch, except its name, that are stored as single values, with their Arrow types."""
 _plain_values = attrgetter(*_PLAIN)
 _NO_COUNTS = np.empty(0, np.int64)
@@ -69,7 +88,7 @@ SCHEMA = pa.schema(
         ("counts", pa.list_(pa.int64())),
         ("fresh", pa.list_(pa.string())),
         ("fresh_rows", pa.list_(pa.int64())),
-    ]
+    ],
 )
 
 
@@ -105,11 +124,19 @@ class SketchStore:
                 datetime.fromisoformat(start): StoredHour([(file, size) for file, size in made_of])
                 for start, made_of in meta["files"].items()
             }
-            for (start, model, version), profile in zip(meta["hours"], table_to_profiles(table), strict=True):
+            for (start, model, version), profile in zip(
+                meta["hours"],
+                table_to_profiles(table),
+                strict=True,
+            ):
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
             return hours
         except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
-            _log.warning("the stored sketches %s cannot be used and are computed again: %s", name, one_line(error))
+            _log.warning(
+                "the stored sketches %s cannot be used and are computed again: %s",
+                name,
+                one_line(error),
+            )
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
@@ -124,7 +151,11 @@ class SketchStore:
             "hours": [(start, *identity) for start, identity, _ in profiles],
         }
         table = profiles_to_table([profile for _, _, profile in profiles])
-        write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
+        write_beside_log(
+            self.log.location,
+            self._name(day),
+            table.replace_schema_metadata({_META: json.dumps(meta)}),
+        )
 
     def _name(self, day: datetime) -> str:
         key, since = self.bins_key, self.log.since
@@ -133,16 +164,26 @@ class SketchStore:
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 
 
-def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> sketch.Profile:
+def window_profile(
+    sketches: SketchStore,
+    model: str,
+    version: str,
+    window: Window,
+) -> sketch.Profile:
     """Return the profile of all rows in the window that one version (empty: any version) answered."""
     return sketch.merge(
-        sketch.merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
+        sketch.merge(
+            _chosen(profiles, model, version) for profiles in _pieces(sketches, day, window)
+        )
         for day in _by_day(_list(sketches.log, sketches.endpoint, window))
     )
 
 
 def hour_profiles(
-    sketches: SketchStore, model: str, version: str, window: Window
+    sketches: SketchStore,
+    model: str,
+    version: str,
+    window: Window,
 ) -> Iterator[tuple[datetime, sketch.Profile]]:
     """Yield the `window_profile` of each whole hour with rows in the window, in order."""
     listed = _list(sketches.log, sketches.endpoint, window)
@@ -173,11 +214,17 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
-    return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
+    return {
+        hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start
+    }
 
 
 def _whole_hours(listed: Listed, window: Window) -> Listed:
-    return {hour: files for hour, files in listed.items() if window.start <= hour.start and hour.end <= window.end}
+    return {
+        hour: files
+        for hour, files in listed.items()
+        if window.start <= hour.start and hour.end <= window.end
+    }
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
@@ -199,16 +246,29 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
     """Return the profiles of the `listed` hours of a day, in order. Stale hours are profiled again and stored."""
     files = {hour.start: some for hour, some in listed.items()}
-    present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
+    present = {
+        start: [(file.path.rpartition("/")[2], file.size) for file in some]
+        for start, some in files.items()
+    }
     stored = sketches.load(min(files))
-    stale = [start for start, made_of in present.items() if start not in stored or stored[start].files != made_of]
+    stale = [
+        start
+        for start, made_of in present.items()
+        if start not in stored or stored[start].files != made_of
+    ]
     computed: dict[datetime, Profiles] = {}
-    for _, run in groupby(enumerate(stale), key=lambda item: item[1] - item[0] * HOUR):  # Group consecutive hours.
+    for _, run in groupby(
+        enumerate(stale),
+        key=lambda item: item[1] - item[0] * HOUR,
+    ):  # Group consecutive hours.
         hours = [start for _, start in run]
         computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
     for start in stale:
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
-        stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], computed.get(start, {}))
+        stored[start] = StoredHour(
+            present[start] if is_readable else [_UNREADABLE],
+            computed.get(start, {}),
+        )
     if stale:
         sketches.store(min(files), dict(sorted(stored.items())))
     return {start: stored[start].profiles for start in files}
@@ -234,7 +294,10 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
             model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
             start = EPOCH + (first + hour) * HOUR
             parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
-    return {start: {key: sketch.merge(some) for key, some in versions.items()} for start, versions in parts.items()}
+    return {
+        start: {key: sketch.merge(some) for key, some in versions.items()}
+        for start, versions in parts.items()
+    }
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
@@ -245,7 +308,11 @@ def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        _log.warning("%s next to the log cannot be read and is computed again: %s", name, one_line(error))
+        _log.warning(
+            "%s next to the log cannot be read and is computed again: %s",
+            name,
+            one_line(error),
+        )
         return None
 
 
@@ -260,7 +327,11 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
 
 
 def spark_window_profile(
-    session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
+    session: "SparkSession",
+    sketches: SketchStore,
+    model: str,
+    version: str,
+    window: Window,
 ) -> sketch.Profile:
     """Return the `window_profile` that Spark computes per day (UTC). Raises OnnxserveError that names a failed part."""
     log = sketches.log
@@ -288,7 +359,7 @@ def spark_window_profile(
                         "number": pa.array([number], pa.int64()),
                         "profile": pa.array([content], pa.binary()),
                         "failure": pa.array([failure], pa.string()),
-                    }
+                    },
                 )
 
     parts = session.range(0, len(days), 1, len(days)).mapInArrow(task, _RESULT).collect()
@@ -311,10 +382,19 @@ def profiles_to_table(profiles: Sequence[sketch.Profile]) -> pa.Table:
     arrays = {
         "profile": pa.array([number for number, _ in lines], pa.int32()),
         "name": pa.array([column.name or None for column in columns], pa.string()),
-        **{name: pa.array(values, kind) for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)},
-        "counts": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([_NO_COUNTS, *counts]))),
+        **{
+            name: pa.array(values, kind)
+            for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)
+        },
+        "counts": pa.ListArray.from_arrays(
+            offsets,
+            pa.array(np.concatenate([_NO_COUNTS, *counts])),
+        ),
         "fresh": pa.array([list(column.fresh) for column in columns], pa.list_(pa.string())),
-        "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
+        "fresh_rows": pa.array(
+            [list(column.fresh.values()) for column in columns],
+            pa.list_(pa.int64()),
+        ),
     }
     return pa.table(arrays, schema=SCHEMA)
 
@@ -325,7 +405,10 @@ def table_to_profiles(table: pa.Table) -> list[sketch.Profile]:
         raise ValueError("the table does not have the columns of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", *_PLAIN)}
     stored = table.column("counts").combine_chunks()
-    counts, offsets = stored.values.to_numpy(zero_copy_only=False), stored.offsets.to_numpy().tolist()
+    counts, offsets = (
+        stored.values.to_numpy(zero_copy_only=False),
+        stored.offsets.to_numpy().tolist(),
+    )
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, sketch.ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):

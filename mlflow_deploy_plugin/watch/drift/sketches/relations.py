@@ -61,7 +61,9 @@ def freeze_relations(bins: Mapping[str, Bins], codes: Mapping[str, Array]) -> di
     if len(tables) < 2:
         return {}
     scale = _GRAIN / math.sqrt(len(tables))
-    tables = {name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()}
+    tables = {
+        name: (np.rint(table * scale) / _GRAIN).astype(np.float32) for name, table in tables.items()
+    }
     sums = np.sum([table[codes[name]] for name, table in tables.items()], axis=0, dtype=np.float64)
     means, deviations = sums.mean(axis=0), np.maximum(sums.std(axis=0), 1 / _GRAIN)
     return {
@@ -76,17 +78,26 @@ def _scores(bins: Bins, codes: Array) -> Array:
     counts = np.bincount(codes, minlength=bins.size + 1)[:-1]
     shares = counts / max(counts.sum(), 1)
     if isinstance(bins, OrderedBins):
-        values = np.clip((bins.positions - shares @ bins.positions) / bins.scale, -_REACH, _REACH)[:, None]
+        values = np.clip((bins.positions - shares @ bins.positions) / bins.scale, -_REACH, _REACH)[
+            :,
+            None,
+        ]
     else:
         values = np.eye(bins.size)[:, : min(len(bins.codes), _FREQUENT)]
     centred = values - shares @ values
     deviations = np.sqrt(shares @ np.square(centred))
     scores = np.clip(centred / np.where(deviations > 0, deviations, np.inf), -_REACH, _REACH)
-    padded: Array = np.vstack([scores, np.zeros((1, scores.shape[1]))]) / math.sqrt(max(scores.shape[1], 1))
+    padded: Array = np.vstack([scores, np.zeros((1, scores.shape[1]))]) / math.sqrt(
+        max(scores.shape[1], 1),
+    )
     return padded
 
 
-def correlation_change(bins: Mapping[str, Bins], before: Mapping[str, Array], now: Mapping[str, Array]) -> str:
+def correlation_change(
+    bins: Mapping[str, Bins],
+    before: Mapping[str, Array],
+    now: Mapping[str, Array],
+) -> str:
     """Return the two columns whose correlation changed most, with both values, such as `correlation of temp and humid
     +0.62 → -0.10`; empty if there are too few rows. `before` and `now` are the codes of some rows of the reference, [N]
     per column, and of the window, [M]."""
@@ -98,7 +109,9 @@ def correlation_change(bins: Mapping[str, Bins], before: Mapping[str, Array], no
         for rows, codes in zip(sides, (before[name], now[name]), strict=True):
             rows += list(scores[codes].T)
         columns += [name] * scores.shape[1]
-        values = [f"={value}" for value in frozen.codes] if isinstance(frozen, CategoryBins) else [""]
+        values = (
+            [f"={value}" for value in frozen.codes] if isinstance(frozen, CategoryBins) else [""]
+        )
         titles += [f"{name}{value}" for value in values[: scores.shape[1]]]
     if len({*columns}) < 2 or min(len(rows[0]) for rows in sides) < _FEWEST:
         return ""

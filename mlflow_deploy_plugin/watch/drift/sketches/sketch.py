@@ -26,7 +26,13 @@ from mlflow_deploy_plugin.watch.drift.sketches.bins import (
     hash_texts,
     round_to_reference,
 )
-from mlflow_deploy_plugin.watch.drift.sketches.columns import TRUTH, as_floats, decoded, feature_columns, type_family
+from mlflow_deploy_plugin.watch.drift.sketches.columns import (
+    TRUTH,
+    as_floats,
+    decoded,
+    feature_columns,
+    type_family,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.relations import PROJECTIONS, relation_tables
 
 SketchKind = Literal["number", "category", "other"]
@@ -91,12 +97,16 @@ class ColumnSketch:
     @property
     def unseen_values(self) -> dict[str, int]:
         """At most 20 categories that the reference lacks, with their row counts, the most frequent first."""
-        return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
+        return dict(
+            sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES],
+        )
 
 
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
-_FIELDS = [(each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)]
+_FIELDS = [
+    (each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)
+]
 """The field names of a sketch in constructor order, each with the default for columns without this field."""
 
 
@@ -108,14 +118,25 @@ class Profile:
     columns: Mapping[str, ColumnSketch]
 
 
-def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.RecordBatch]) -> Profile:
+def sketch_batches(
+    bins: Mapping[str, Bins],
+    batches: Iterable[pa.Table | pa.RecordBatch],
+) -> Profile:
     """Return the profile of all rows in the batches. The columns of batches may differ (`feature_columns`)."""
     return merge(
-        [sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in coalesce_batches(batches)]
+        [
+            sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
+            for table in coalesce_batches(batches)
+        ],
     )
 
 
-def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
+def sketch_groups(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    groups: Array,
+    count: int,
+) -> list[Profile]:
     """Return a profile for each group of rows; `groups` is the group of each row, [N] int64, from 0 to count - 1."""
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
@@ -123,7 +144,12 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     for name, counted in _count_columns(bins, table, groups, count, rows):
         frozen = bins.get(name)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
-        values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
+        values_by_field = {
+            "name": repeat(name),
+            "rows": amounts,
+            "expected_type": repeat(expected),
+            **counted,
+        }
         # Pass positional arguments, because passing keyword arguments takes as long as counting an hour of rows.
         in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
         for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
@@ -138,7 +164,11 @@ def encode_columns(bins: Mapping[str, Bins], table: pa.Table) -> dict[str, Array
     return {name: np.asarray(values["codes"]) for name, values in counted if "codes" in values}
 
 
-def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
+def sketch_by(
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    keys: Array,
+) -> Iterator[tuple[int, Profile]]:
     """Yield each distinct key, ascending, with the profile of its rows; `keys` is the key of each row, [N] int64."""
     present, groups = np.unique(keys, return_inverse=True)
     yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
@@ -169,7 +199,11 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     means = np.array([part.mean if part.finite else 0.0 for part in parts])
     mean = float((means * (finite / total)).sum()) if total else math.nan
     with np.errstate(over="ignore", invalid="ignore"):
-        m2 = float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum()) if total else 0.0
+        m2 = (
+            float(sum(part.m2 for part in parts) + (finite * (means - mean) ** 2).sum())
+            if total
+            else 0.0
+        )
     fresh = Counter[str]()
     for new in filter(None, (part.fresh for part in parts)):
         fresh.update(new)
@@ -212,7 +246,11 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 
 
 def _count_columns(
-    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, rows: Array
+    bins: Mapping[str, Bins],
+    table: pa.Table,
+    groups: Array,
+    count: int,
+    rows: Array,
 ) -> Iterator[tuple[str, ColumnCounts]]:
     """Yield the name and the fields of each column, as `_count_column`, then of each projection (`relations.py`)."""
     tables = relation_tables(bins)
@@ -223,13 +261,22 @@ def _count_columns(
             sums += tables[name].take(counted["codes"], axis=0)
         yield name, counted
     for name, values in zip(PROJECTIONS, sums.T, strict=False):
-        if isinstance(frozen := bins[name], OrderedBins):  # The spread of a projection needs only its histogram.
+        if isinstance(
+            frozen := bins[name],
+            OrderedBins,
+        ):  # The spread of a projection needs only its histogram.
             codes = frozen.bin_of(values)
             histograms = _histograms(codes, frozen.size + 1, groups, count)
             yield name, {"kind": ["number"] * count, "codes": codes, "counts": histograms}
 
 
-def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
+def _count_column(
+    column: pa.ChunkedArray,
+    bins: Bins | None,
+    groups: Array,
+    count: int,
+    rows: Array,
+) -> ColumnCounts:
     """Return the fields of a `ColumnSketch` by name, each a list over the groups. `rows`, [count], are their sizes."""
     raw_column = decoded(column)
     column = _booleans_alike(raw_column, bins)
@@ -239,13 +286,21 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
         if family in takes:
             counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
             return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
-    is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
+    is_missing = (
+        pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
+    )
     missing = np.bincount(groups[is_missing], minlength=count)
     counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
     counts[:, -1] = missing
     mistyped = {"mistyped": (rows - missing).tolist()} if bins is not None else {}
     types = [_type_name(column.type)] * count
-    return {"kind": ["other"] * count, "arrow_type": types, "counts": counts, "missing": missing.tolist(), **mistyped}
+    return {
+        "kind": ["other"] * count,
+        "arrow_type": types,
+        "counts": counts,
+        "missing": missing.tolist(),
+        **mistyped,
+    }
 
 
 def _type_name(kind: pa.DataType) -> str:
@@ -284,7 +339,10 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
         fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
     else:
         distinct, inverse = np.unique(values[is_known], return_inverse=True)
-        table = np.array([bins.codes.get(float(value), len(bins.codes)) for value in distinct], dtype=np.int64)
+        table = np.array(
+            [bins.codes.get(float(value), len(bins.codes)) for value in distinct],
+            dtype=np.int64,
+        )
         codes = np.zeros(len(values), np.int64)
         codes[is_known] = table[inverse]
         names = np.array([f"{value:g}" for value in distinct], dtype=object)
@@ -322,11 +380,21 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     if not (is_finite := np.isfinite(numbers)).all():
         numbers, owners = numbers[is_finite], owners[is_finite]
     finite = np.bincount(owners, minlength=count)
-    rows = np.zeros(1, np.int64) if count == 1 else owners  # The figures of a single group need no copy for each row.
+    rows = (
+        np.zeros(1, np.int64) if count == 1 else owners
+    )  # The figures of a single group need no copy for each row.
     with np.errstate(all="ignore"):
-        about: Array = np.bincount(owners, numbers / finite[rows], minlength=count)  # A plain sum could overflow.
+        about: Array = np.bincount(
+            owners,
+            numbers / finite[rows],
+            minlength=count,
+        )  # A plain sum could overflow.
         about = about + np.bincount(owners, numbers - about[rows], minlength=count) / finite
-        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
+        mean = np.where(
+            finite > 0,
+            np.where(minimum == maximum, minimum, about),
+            np.nan,
+        )  # exact for constants
         m2 = np.bincount(owners, (numbers - mean[rows]) ** 2, minlength=count)
     return {
         "minimum": np.where(some, minimum, np.nan).tolist(),
@@ -337,22 +405,40 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     }
 
 
-def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
+def _fresh(
+    bins: CategoryBins,
+    names: Array,
+    hashes: Array,
+    inverse: Array,
+    groups: Array,
+    count: int,
+) -> ColumnCounts:
     """Return row counts and names of values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64)
     describe the distinct values; `inverse` and `groups` ([M] int64) are the value and the group of each known row."""
-    is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
+    is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(
+        bins.known,
+        hashes,
+        side="right",
+    )
     if not is_fresh.any():
         return {}
     is_unseen = is_fresh[inverse]
     unseen = np.bincount(groups[is_unseen], minlength=count)
-    pairs, amounts = np.unique(groups[is_unseen] * len(names) + inverse[is_unseen], return_counts=True)
+    pairs, amounts = np.unique(
+        groups[is_unseen] * len(names) + inverse[is_unseen],
+        return_counts=True,
+    )
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # `order` keeps `owners` sorted.
+    kept = (
+        np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES
+    )  # `order` keeps `owners` sorted.
     for position in order[kept].tolist():
         group, name = named[owners[position]], names[members[position]]
-        label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
+        label = (
+            name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"
+        )
         group[label] = group.get(label, 0) + int(amounts[position])
     return {"unseen": unseen.tolist(), "fresh": named}
 

@@ -33,7 +33,9 @@ def dependence(series: Array) -> Dependence:
     centred = series - series.mean()
     run = max(5, math.ceil(math.sqrt(math.log10(count))))
     longest = min(math.ceil(math.sqrt(count)) + run, count - 1)
-    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    covariances = (
+        np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    )
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return Dependence(1.0, 1.0)
     reach = min(2 * _last_lag(covariances[1:] / covariances[0], count, run), longest)
@@ -61,7 +63,9 @@ def persistence(series: Array, family: int = 1) -> float:
         return 1.0
     centred = series - series.mean()
     longest = min(int(10 * math.log10(count)), count // 4)
-    covariances = np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    covariances = (
+        np.array([centred[: count - lag] @ centred[lag:] for lag in range(longest + 1)]) / count
+    )
     if covariances[0] <= 1e-12 * max(float(np.square(series).mean()), 1e-300):
         return 1.0
     weights, rest = np.empty(0), float(covariances[0])

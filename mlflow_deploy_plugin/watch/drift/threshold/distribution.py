@@ -87,7 +87,9 @@ class HoldOutAlarms:
         return clopper_pearson_bounds(self.share * self.effective_n, self.effective_n, 0.95)
 
     def describe(self, rate: float) -> str:
-        rate_text = f", at {self.rate:.3g}, the next supported rate" if self.rate > rate + 1e-9 else ""
+        rate_text = (
+            f", at {self.rate:.3g}, the next supported rate" if self.rate > rate + 1e-9 else ""
+        )
         low, high = self.interval
         share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
         return f"measured {self.how}{rate_text}: {self.alarms} of {self.windows} ({share})"
@@ -125,7 +127,9 @@ def count_alarms(
         from scipy.stats import betabinom  # The import takes 0.8 s and 48 MB.
 
         last = max(math.floor(rate * (judges + 1) + 1e-9), 1)
-        p_value = float(betabinom.sf(hits - 1, effective_n, last / spacing, (judges + 1 - last) / spacing))
+        p_value = float(
+            betabinom.sf(hits - 1, effective_n, last / spacing, (judges + 1 - last) / spacing),
+        )
     return HoldOutAlarms(
         alarms=len(alarms),
         windows=len(tests),
@@ -174,9 +178,15 @@ class NullDistribution:
         """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows (used only if there are
         too few contiguous windows) count as their effective number; the threshold is their largest statistic."""
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
-        figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
+        figures = np.where(
+            known,
+            np.concatenate([self.figures, (window / self.scales)[None]]),
+            np.nan,
+        )
         disjoint = None
-        if len(self.starts):  # The judged window, in the last row, is compared with all other windows.
+        if len(
+            self.starts,
+        ):  # The judged window, in the last row, is compared with all other windows.
             disjoint = np.ones((len(figures), len(figures)), dtype=bool)
             disjoint[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
             disjoint[-1, -1] = False
@@ -191,8 +201,18 @@ class NullDistribution:
         if rate < 1 / len(statistics):
             tail = Tail.fit(own)  # Later windows leave the range of correlated windows more often.
             beyond_tail = min(self.persistence * tail.p_value(statistic), p_value)
-            return TestResult(standardised[-1], statistic, tail.threshold(rate / self.persistence), beyond_tail)
-        return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
+            return TestResult(
+                standardised[-1],
+                statistic,
+                tail.threshold(rate / self.persistence),
+                beyond_tail,
+            )
+        return TestResult(
+            standardised[-1],
+            statistic,
+            threshold(own, rate / self.widening),
+            p_value,
+        )
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
         """Return the mean and the standard deviation of the windows' figures, [F, FIGURES] each; 0 if none is known."""

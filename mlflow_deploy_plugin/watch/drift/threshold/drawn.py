@@ -119,7 +119,15 @@ class StationaryBootstrap(null.WindowNull):
         for column in self.columns(groups):
             total = column.total()[0]
             rows = int(total.sum())
-            floors.append(null.smallest_deviations(column.bins, total.nonzero()[0], rows, column.group.compared, rows))
+            floors.append(
+                null.smallest_deviations(
+                    column.bins,
+                    total.nonzero()[0],
+                    rows,
+                    column.group.compared,
+                    rows,
+                ),
+            )
         return replace(
             unwidened,
             floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / unwidened.scales),
@@ -127,10 +135,19 @@ class StationaryBootstrap(null.WindowNull):
             block_length=self.block_length * (groups[0].reference.pieces.grid.step_us // 1_000_000),
         )
 
-    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
+    def compared_windows(
+        self,
+        column: null.GroupColumn,
+        rng: np.random.Generator,
+    ) -> tuple[null.WindowCounts, Array]:
         steps = column.counts()[self.first : self.last]
         references = self.references @ steps
-        return null.out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
+        return null.out_of_reference(
+            column.bins,
+            self.windows @ steps,
+            references,
+            column.unseen_share,
+        ), references
 
     def column_figures(self, column: null.GroupColumn) -> tuple[Array, Array]:
         """Return the figures and their scales. Distances and missing shares are divided by their root mean squares over
@@ -148,12 +165,21 @@ class StationaryBootstrap(null.WindowNull):
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
 
-    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
-        starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
+        starts = [
+            self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)
+        ][::-1]
         if len(starts) < FEWEST_HELD_OUT:
-            return Refused(f"fewer than {FEWEST_HELD_OUT} reference windows have {FEWEST_WINDOWS} windows before them")
+            return Refused(
+                f"fewer than {FEWEST_HELD_OUT} reference windows have {FEWEST_WINDOWS} windows before them",
+            )
         cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
         most = _MAX_CELLS // (len(self.windows) * (self.stretches.shape[1] + 2) * cells)
         if most < FEWEST_HELD_OUT:
@@ -163,9 +189,22 @@ class StationaryBootstrap(null.WindowNull):
         supported = max(rate, 1 / (1 + judges))
         tests = [self._test_after(groups, start, supported) for start in starts]
         how = f"forward in time, on the last {len(starts)} windows, each judged by draws from the earlier steps"
-        return count_alarms(tests, null.column_names(groups), supported, judges, len(starts), how, persistence)
+        return count_alarms(
+            tests,
+            null.column_names(groups),
+            supported,
+            judges,
+            len(starts),
+            how,
+            persistence,
+        )
 
-    def _test_after(self, groups: Sequence[null.ColumnGroup], start: int, rate: float) -> TestResult:
+    def _test_after(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        start: int,
+        rate: float,
+    ) -> TestResult:
         length = groups[0].reference.pieces.grid.window_steps
         figures = []
         for column in self.columns(groups):
@@ -173,7 +212,8 @@ class StationaryBootstrap(null.WindowNull):
             sides = (steps[start : start + length], steps[self.first : start])
             window, others = (side.sum(axis=0, keepdims=True) for side in sides)
             sampled = null.out_of_reference(bins, window, others, column.unseen_share).subsampled(
-                column.group.compared, column.rng()
+                column.group.compared,
+                column.rng(),
             )
             figures.append(sampled.figures(bins, others)[0])
         shortened, whole = [], groups[0].reference.pieces
@@ -190,7 +230,10 @@ def can_bootstrap(step_rows: Array, length: int, column_dependence: Dependence) 
     present = np.flatnonzero(step_rows)
     count = int(present[-1] - present[0]) + 1 if len(present) else 0
     fits = FEWEST_WINDOWS * length <= count <= MOST_WINDOWS * length
-    return fits and length // _STRETCHES_A_WINDOW >= _TIMES_A_STRETCH * column_dependence.correlation_time
+    return (
+        fits
+        and length // _STRETCHES_A_WINDOW >= _TIMES_A_STRETCH * column_dependence.correlation_time
+    )
 
 
 def dependence_of(levels: Iterable[Array]) -> Dependence:
@@ -204,7 +247,13 @@ def dependence_of(levels: Iterable[Array]) -> Dependence:
     )
 
 
-def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_length: float) -> Array:
+def draw(
+    rng: np.random.Generator,
+    draws: int,
+    count: int,
+    length: int,
+    mean_length: float,
+) -> Array:
     """Return random positions in a series of `count` items, [draws, length] int64. A stretch continues with the next
     item (the first item follows the last), and ends with probability 1 / mean_length."""
     starts = rng.integers(0, count, (draws, length))
@@ -223,7 +272,11 @@ def _stretch(length: int) -> int:
 def _weights(positions: Array, count: int) -> Array:
     """Return the number of times that each position occurs in each row of `positions`, [M, count] float64."""
     flat = positions + count * np.arange(len(positions))[:, None]
-    return np.bincount(flat.ravel(), minlength=len(positions) * count).reshape(len(positions), count).astype(np.float64)
+    return (
+        np.bincount(flat.ravel(), minlength=len(positions) * count)
+        .reshape(len(positions), count)
+        .astype(np.float64)
+    )
 
 
 def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
@@ -247,9 +300,11 @@ class IndependentRows(null.Null):
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
                 f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is the limit; the "
-                f"smallest supported rate is {show_rate(1 / (MAX_DRAWS + 1))}"
+                f"smallest supported rate is {show_rate(1 / (MAX_DRAWS + 1))}",
             )
-        return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
+        return contradiction(group, rate) or cls(
+            min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS),
+        )
 
     def compare(self, groups: Sequence[null.ColumnGroup]) -> NullDistribution:
         """Return the figures of samples with the window's size, each compared with a second sample as large as the
@@ -264,17 +319,38 @@ class IndependentRows(null.Null):
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
             codes = encode_columns(group.reference.bins, sample)
             even = np.full(len(sample), 1 / max(len(sample), 1))
-            sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.grid.lag_windows else [])]
-            sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
-            parts += [_drawn_figures(group, name, codes[name], sample, sides) for name in group.columns]
+            sizes = [
+                group.compared,
+                pieces.total.rows,
+                *([group.compared] if pieces.grid.lag_windows else []),
+            ]
+            sides = [
+                rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes
+            ]
+            parts += [
+                _drawn_figures(group, name, codes[name], sample, sides) for name in group.columns
+            ]
         drawn, floors = zip(*parts, strict=True)
         figures = np.stack(drawn, axis=1)
-        return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
+        return NullDistribution(
+            self.kind,
+            figures,
+            np.ones(figures.shape[1:]),
+            np.stack(floors),
+            float(self.draws),
+        )
 
-    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Judge all windows of the reference by samples of its rows, as if rows were independent."""
         pieces = groups[0].reference.pieces
-        now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+        now, before = (
+            pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+        )
         if len(now) < FEWEST_HELD_OUT:
             return Refused("the reference has too few windows with event times")
         sized, columns = [], []
@@ -285,7 +361,9 @@ class IndependentRows(null.Null):
             size = min(group.compared, int(np.median(rows)))
             if size < null.MIN_COMPARED_ROWS:
                 if not group.segment:
-                    return Refused(f"the reference's own windows have fewer than {null.MIN_COMPARED_ROWS} rows")
+                    return Refused(
+                        f"the reference's own windows have fewer than {null.MIN_COMPARED_ROWS} rows",
+                    )
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
@@ -297,7 +375,15 @@ class IndependentRows(null.Null):
         judged = judged[np.isfinite(judged[..., null.DISTANCE]).any(axis=1)]
         tests = [samples.test(window, rate) for window in judged]
         how = f"on the reference's {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
-        return count_alarms(tests, null.column_names(sized), rate, float(self.draws), len(judged), how, persistence)
+        return count_alarms(
+            tests,
+            null.column_names(sized),
+            rate,
+            float(self.draws),
+            len(judged),
+            how,
+            persistence,
+        )
 
 
 def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) -> Array:
@@ -311,7 +397,11 @@ def _window_figures(column: null.GroupColumn, now: Array, before: Array | None) 
 
 
 def _drawn_figures(
-    group: null.ColumnGroup, name: str, codes: Array, sample: pa.Table, sides: Sequence[Array]
+    group: null.ColumnGroup,
+    name: str,
+    codes: Array,
+    sample: pa.Table,
+    sides: Sequence[Array],
 ) -> tuple[Array, Array]:
     """Return the figures of a column, [draws, FIGURES], and their smallest standard deviations, [FIGURES]. `codes` are
     the bins of the rows in `sample`, [N]. `sides` are row weights, [draws, N]: of the windows, of the whole reference
@@ -324,13 +414,21 @@ def _drawn_figures(
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if bins.kind == "category":  # Rows are unseen with the share of rows whose category occurs once.
+    if (
+        bins.kind == "category"
+    ):  # Rows are unseen with the share of rows whose category occurs once.
         amounts = decoded(sample.column(name)).drop_null().value_counts().field("counts")
         single = np.count_nonzero(amounts.to_numpy() == 1) / max(len(codes), 1)
         rng = null.column_rng(name, len(windows))
         unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
     outside = null.out_of_reference(bins, windows, histograms[1]).outside
-    floors = null.smallest_deviations(bins, present, len(codes), group.compared, int(sides[-1][0].sum()))
+    floors = null.smallest_deviations(
+        bins,
+        present,
+        len(codes),
+        group.compared,
+        int(sides[-1][0].sum()),
+    )
     return null.WindowCounts(windows, unseen, outside).figures(bins, histograms[-1]), floors
 
 
@@ -340,7 +438,9 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
     effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates that factor
     (Cochran, Biometrics 10, 1954). The factor is evidence if it doubles the false alarms with p < `_UNLIKELY`."""
     pieces = group.reference.pieces
-    now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+    now, before = (
+        pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
+    )
     enough = (ndtri(rate / 2) / ndtri(rate)) ** 2 if rate < _MOST_RATE else np.inf
     evidence = []
     for name in group.columns:
@@ -351,20 +451,29 @@ def contradiction(group: null.ColumnGroup, rate: float) -> Refused | None:
         known = total[:-1]
         middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
         group_of_bin = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
-        coarse = counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
+        coarse = (
+            counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
+        )
         windows = coarse[now]
         others = coarse.sum(axis=0) - windows if before is None else coarse[before]
-        effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
+        effect, chance = _dispersion(
+            windows,
+            others,
+            group.compared,
+            1.0 if before is None else _SHARED,
+        )
         if effect >= enough and chance * len(group.columns) < _UNLIKELY:
             evidence.append((effect, name))
     if not evidence:
         return None
-    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED])
+    named = ", ".join(
+        f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED]
+    )
     return Refused(
         f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of "
         f"independent rows; for windows of {group.compared:,} rows the variance is larger by these "
         f"factors: {named}; windows without drift would be called drifted; set independent_rows: false to compare "
-        "with the reference's own windows"
+        "with the reference's own windows",
     )
 
 

@@ -28,12 +28,21 @@ import numpy as np
 
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import DriftReference, ReferencePieces, profiles_at
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    DriftReference,
+    ReferencePieces,
+    profiles_at,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.watch.drift.threshold.dependence import persistence
-from mlflow_deploy_plugin.watch.drift.threshold.distribution import FLOORS, HoldOutAlarms, NullDistribution, NullKind
+from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
+    FLOORS,
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+)
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
@@ -83,7 +92,9 @@ class WindowCounts:
     def figures(self, bins: Bins, others: Array) -> Array:
         """Return the figures of each window, [M, FIGURES], compared with the counts `others`, [M, K + 1] or [K + 1]."""
         rows = np.maximum(self.counts.sum(axis=-1), 1)
-        change = np.abs(self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1))
+        change = np.abs(
+            self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1),
+        )
         distance = bins.distance(self.counts[..., :-1], others[..., :-1])
         return np.stack([distance, change, self.unseen / rows, self.outside / rows], axis=-1)
 
@@ -104,7 +115,10 @@ def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
 def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowCounts:
     columns = [profile.columns.get(name) for profile in profiles]
     unseen = np.array([column.unseen if column else 0 for column in columns], np.float64)
-    outside = np.array([column.below + column.above if column else 0 for column in columns], np.float64)
+    outside = np.array(
+        [column.below + column.above if column else 0 for column in columns],
+        np.float64,
+    )
     return WindowCounts(column_counts(profiles, name, bins), unseen, outside)
 
 
@@ -136,7 +150,9 @@ class GroupColumn:
         """The largest share, in any reference window, of values that the other windows lack; NaN without windows."""
         columns = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
         shares = [
-            column.unseen / column.rows for column in columns if column and 2 * column.rows >= self.group.compared
+            column.unseen / column.rows
+            for column in columns
+            if column and 2 * column.rows >= self.group.compared
         ]
         return max(shares, default=math.nan)
 
@@ -150,7 +166,9 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     others = column_counts([pieces.others], name, bins)
-    if pieces.grid.lag_windows:  # Limit the earlier window to the judged window's size, as in the null.
+    if (
+        pieces.grid.lag_windows
+    ):  # Limit the earlier window to the judged window's size, as in the null.
         others = subsample(others, group.compared, rng)
     figures: Array = window.figures(bins, others)[0]
     return figures
@@ -161,7 +179,12 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
-def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
+def out_of_reference(
+    bins: Bins,
+    counts: Array,
+    others: Array,
+    unseen_share: float = math.nan,
+) -> WindowCounts:
     """Return windows with `counts` and the number of rows that are unseen or out of range in `others`, [M, K + 1] both.
     Rare categories share bins, so if `others` has rare categories, `unseen_share` is assumed for each window."""
     known = counts[..., :-1]
@@ -212,7 +235,12 @@ class Null(ABC):
         """Return the figures of the null's windows for all groups."""
 
     @abstractmethod
-    def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Return the alarms among the reference's own windows, each judged by other rows."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
@@ -241,7 +269,11 @@ class WindowNull(Null):
         return group_columns
 
     @abstractmethod
-    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+    def compared_windows(
+        self,
+        column: GroupColumn,
+        rng: np.random.Generator,
+    ) -> tuple[WindowCounts, Array]:
         """Return the counts of a column in all windows, and the counts compared with each window, [M, K + 1]."""
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
@@ -256,7 +288,13 @@ class WindowNull(Null):
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         figures, scales = zip(*map(self.column_figures, self.columns(groups)), strict=True)
-        return NullDistribution(self.kind, np.stack(figures, axis=1), np.stack(scales), FLOORS, self.effective_n)
+        return NullDistribution(
+            self.kind,
+            np.stack(figures, axis=1),
+            np.stack(scales),
+            FLOORS,
+            self.effective_n,
+        )
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
@@ -278,7 +316,11 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
     """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
-    return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
+    return [
+        f"{name} of {group.segment}" if group.segment else name
+        for group in groups
+        for name in group.columns
+    ]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:

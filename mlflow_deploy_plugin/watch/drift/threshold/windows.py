@@ -11,7 +11,11 @@ import numpy as np
 from mlflow_deploy_plugin.core.column_names import EVENT_TIME
 from mlflow_deploy_plugin.core.errors import Refused
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.references.windows import MAX_WINDOWS, correct_for_rest, evenly
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    MAX_WINDOWS,
+    correct_for_rest,
+    evenly,
+)
 from mlflow_deploy_plugin.watch.drift.threshold import null
 from mlflow_deploy_plugin.watch.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
@@ -56,36 +60,71 @@ class WholeReferenceNull(null.WindowNull):
     def count(self, column: null.GroupColumn) -> null.WindowCounts:
         """Return the counts of one column in all windows."""
 
-    def beside(self, column: null.GroupColumn, windows: null.WindowCounts, complements: Array) -> null.WindowCounts:
+    def beside(
+        self,
+        column: null.GroupColumn,
+        windows: null.WindowCounts,
+        complements: Array,
+    ) -> null.WindowCounts:
         """Return `windows` with the numbers of rows that are unseen or out of range in the rest of the reference."""
         return windows
 
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         windows = group.reference.pieces.windows
-        return null.slowest_column({name: null.column_level(group, name, windows) for name in group.columns})
+        return null.slowest_column(
+            {name: null.column_level(group, name, windows) for name in group.columns},
+        )
 
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
         """Return the reference's halves, or the reason why halving fails. More `columns` allow fewer later windows."""
 
-    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
+    def compared_windows(
+        self,
+        column: null.GroupColumn,
+        rng: np.random.Generator,
+    ) -> tuple[null.WindowCounts, Array]:
         windows = self.count(column)
         complements = column.total() - windows.counts
         return self.beside(column, windows, complements), complements
 
-    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by the windows of the earlier half."""
         names = null.column_names(groups)
         halves = self.halve(len(names))
         if isinstance(halves, Refused):
             return halves
         supported = max(rate, 1 / (1 + halves.judges))
-        sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
+        sides = zip(
+            *(self._half_figures(column, halves) for column in self.columns(groups)),
+            strict=True,
+        )
         earlier, later = (np.stack(side, axis=1) for side in sides)
         scales, worth = np.ones(earlier.shape[1:]), halves.judges
-        judge = NullDistribution(self.kind, earlier, scales, FLOORS, worth, starts=halves.starts, length=halves.length)
+        judge = NullDistribution(
+            self.kind,
+            earlier,
+            scales,
+            FLOORS,
+            worth,
+            starts=halves.starts,
+            length=halves.length,
+        )
         tests = [judge.test(window, supported) for window in later]
-        return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
+        return count_alarms(
+            tests,
+            names,
+            supported,
+            halves.judges,
+            halves.side_by_side,
+            halves.how,
+            persistence,
+        )
 
     def _half_figures(self, column: null.GroupColumn, halves: Halves) -> list[Array]:
         """Return the figures of the earlier windows, [E, FIGURES], each compared with the others, and of the later
@@ -98,7 +137,11 @@ class WholeReferenceNull(null.WindowNull):
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
-            chosen = null.WindowCounts(sampled.counts[indices], sampled.unseen[indices], sampled.outside[indices])
+            chosen = null.WindowCounts(
+                sampled.counts[indices],
+                sampled.unseen[indices],
+                sampled.outside[indices],
+            )
             figures = self.beside(column, chosen, complements).figures(column.bins, complements)
             figures[2 * windows.counts[indices].sum(axis=1) < compared] = np.nan
             sides.append(figures)
@@ -130,9 +173,21 @@ class Contiguous(WholeReferenceNull):
             return _TOO_FEW_HALVES
         later = _affordable(np.arange(middle, count), middle, columns)
         how = f"forward in time, on the later {count - middle} windows judged by only the earlier {middle}"
-        return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
+        return Halves(
+            np.arange(middle),
+            later,
+            self.starts[:middle],
+            float(middle),
+            len(later),
+            how,
+        )
 
-    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Judge the windows of the later half by the earlier half. A value is unseen or out of range if it does not
         occur before the end of the earlier half."""
         pieces = groups[0].reference.pieces
@@ -142,7 +197,12 @@ class Contiguous(WholeReferenceNull):
             reference, own = group.reference, group.reference.pieces
             if len(reference.sample) and EVENT_TIME in reference.sample.column_names:
                 windows = correct_for_rest(
-                    reference.bins, own.windows, own.window_starts_us, pieces.grid.length_us, reference.sample, until_us
+                    reference.bins,
+                    own.windows,
+                    own.window_starts_us,
+                    pieces.grid.length_us,
+                    reference.sample,
+                    until_us,
                 )
                 reference = replace(reference, pieces=replace(own, windows=windows))
             known.append(replace(group, reference=reference))
@@ -180,7 +240,12 @@ class Overlapping(WholeReferenceNull):
         nothing = np.zeros(len(counts))
         return null.WindowCounts(counts, nothing, nothing)
 
-    def beside(self, column: null.GroupColumn, windows: null.WindowCounts, complements: Array) -> null.WindowCounts:
+    def beside(
+        self,
+        column: null.GroupColumn,
+        windows: null.WindowCounts,
+        complements: Array,
+    ) -> null.WindowCounts:
         return null.out_of_reference(column.bins, windows.counts, complements, column.unseen_share)
 
     def halve(self, columns: int) -> Halves | Refused:
@@ -216,14 +281,32 @@ class Lagged(null.WindowNull):
     compares_with_whole: ClassVar[bool] = False
 
     @classmethod
-    def cut(cls, window_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> "Lagged":
+    def cut(
+        cls,
+        window_rows: Array,
+        later: Array,
+        earlier: Array,
+        compared: int,
+        most: int = MAX_WINDOWS,
+    ) -> "Lagged":
         """Choose the pairs (`later`, `earlier`, [P] each) in which both windows have the compared rows. Smaller windows
         differ more by chance, so pairs at night would raise the threshold at noon."""
-        kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
+        kept = evenly(
+            np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared),
+            most,
+        )
         return cls(float(len(kept)), later[kept], earlier[kept])
 
-    def compared_windows(self, column: null.GroupColumn, rng: np.random.Generator) -> tuple[null.WindowCounts, Array]:
-        return column.windows(self.later), null.subsample(column.counts()[self.earlier], column.group.compared, rng)
+    def compared_windows(
+        self,
+        column: null.GroupColumn,
+        rng: np.random.Generator,
+    ) -> tuple[null.WindowCounts, Array]:
+        return column.windows(self.later), null.subsample(
+            column.counts()[self.earlier],
+            column.group.compared,
+            rng,
+        )
 
     def persistence(self, group: null.ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}
@@ -234,7 +317,12 @@ class Lagged(null.WindowNull):
                 levels[name] = np.abs(now - before)
         return null.slowest_column(levels)
 
-    def hold_out(self, groups: Sequence[null.ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
+    def hold_out(
+        self,
+        groups: Sequence[null.ColumnGroup],
+        rate: float,
+        persistence: float,
+    ) -> HoldOutAlarms | Refused:
         """Judge each pair in the later half by all earlier pairs, as a window is judged with `rolling:`."""
         count = len(self.later)
         middle = count // 2
@@ -245,8 +333,13 @@ class Lagged(null.WindowNull):
         supported = max(rate, 1 / (1 + middle))
         pairs = self.compare(groups)
         figures = pairs.figures
-        befores = (replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later)
-        tests = [before.test(figures[index], supported) for index, before in zip(later, befores, strict=True)]
+        befores = (
+            replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later
+        )
+        tests = [
+            before.test(figures[index], supported)
+            for index, before in zip(later, befores, strict=True)
+        ]
         how = f"forward in time, on the later {len(later)} pairs, each judged by the earlier pairs"
         return count_alarms(tests, names, supported, math.inf, len(later), how, persistence)
 

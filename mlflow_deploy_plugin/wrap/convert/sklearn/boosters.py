@@ -44,7 +44,9 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
 
 def as_estimator(model: Estimator) -> Estimator:
     """Return a native booster as an estimator, and other models unchanged."""
-    return NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
+    return (
+        NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
+    )
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
@@ -57,9 +59,13 @@ def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART before 3.4 nests the model.
+    content = gradient_booster.get("gbtree", gradient_booster).get(
+        "model",
+    )  # DART before 3.4 nests the model.
     documents = content.get("trees", [])  # gblinear has no trees.
-    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART only; in `content` since 3.4
+    weights = gradient_booster.get("weight_drop") or content.get(
+        "weight_drop",
+    )  # DART only; in `content` since 3.4
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
@@ -77,19 +83,42 @@ def _xgboost(model: Estimator) -> Boosting:
             owners.append(position)
     # XGBoost versions store the base score in different fields. The score is also a row's margin minus its leaf values.
     row = sys.modules["xgboost"].DMatrix(
-        np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
+        np.full((1, booster.num_features()), np.nan),
+        feature_names=booster.feature_names,
     )
-    margin = np.ravel(booster.predict(row, output_margin=True, iteration_range=rounds)).astype(np.float64)
-    met = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds) if trees else []).astype(int)
+    margin = np.ravel(booster.predict(row, output_margin=True, iteration_range=rounds)).astype(
+        np.float64,
+    )
+    met = np.ravel(
+        booster.predict(row, pred_leaf=True, iteration_range=rounds) if trees else [],
+    ).astype(int)
     for tree, owner, target in zip(trees, owners, targets, strict=True):
         margin[target] -= tree.value[met[owner]]
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
     missing = np.nan if model is booster else float(model.missing)
-    encoded = {index: entry for index, entry in enumerate(content.get("cats", {}).get("enc", [])) if entry["values"]}
+    encoded = {
+        index: entry
+        for index, entry in enumerate(content.get("cats", {}).get("enc", []))
+        if entry["values"]
+    }
     categories = tuple(map(_xgboost_categories, encoded.values()))
-    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[:-1]  # The last row is the bias.
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, tuple(encoded), lines)
+    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[
+        :-1
+    ]  # The last row is the bias.
+    return Boosting(
+        trees,
+        targets,
+        margin,
+        "BRANCH_LT",
+        link,
+        True,
+        True,
+        missing,
+        categories,
+        tuple(encoded),
+        lines,
+    )
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
@@ -106,7 +135,9 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
     values, targets = conditions[None], [target]
-    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # A leaf stores its index in `right`.
+    if (
+        width := int(document["tree_param"]["size_leaf_vector"])
+    ) > 1:  # A leaf stores its index in `right`.
         leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
         values, targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
     feature = np.array(document["split_indices"])
@@ -127,10 +158,19 @@ def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
 
 
 _XGBOOST_LINKS = {
-    **dict.fromkeys(("reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:quantileerror"), "Identity"),
-    **dict.fromkeys(("rank:ndcg", "rank:map", "rank:pairwise", "binary:logitraw", "reg:squaredlogerror"), "Identity"),
+    **dict.fromkeys(
+        ("reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:quantileerror"),
+        "Identity",
+    ),
+    **dict.fromkeys(
+        ("rank:ndcg", "rank:map", "rank:pairwise", "binary:logitraw", "reg:squaredlogerror"),
+        "Identity",
+    ),
     **dict.fromkeys(("binary:logistic", "reg:logistic"), "Sigmoid"),
-    **dict.fromkeys(("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"), "Exp"),
+    **dict.fromkeys(
+        ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"),
+        "Exp",
+    ),
     "multi:softprob": "Softmax",
 }
 
@@ -155,12 +195,26 @@ def _lightgbm(model: Estimator) -> Boosting:
             targets.append(kind * width + index % width)
     categories = tuple(map(tuple, document["pandas_categorical"] or ()))
     if any(not isinstance(category, str | int) for column in categories for category in column):
-        raise NotImplementedError("categories that are neither strings nor integers (categorical_feature)")
+        raise NotImplementedError(
+            "categories that are neither strings nor integers (categorical_feature)",
+        )
     slopes = tuple(feature for feature, _ in kinds)
-    return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories, slopes=slopes)
+    return Boosting(
+        trees,
+        targets,
+        np.zeros(width),
+        "BRANCH_LEQ",
+        link,
+        categories=categories,
+        slopes=slopes,
+    )
 
 
-def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
+def _lightgbm_trees(
+    root: Document,
+    scale: float,
+    kinds: dict[tuple[int, bool], int],
+) -> list[tuple[int, Tree]]:
     """Return (kind, tree) pairs. Kind 0 contains the constants of leaves, and any other kind slopes of a feature.
 
     A feature's positive and negative slopes are separate kinds: for an infinite feature, their sum would be NaN.
@@ -179,12 +233,18 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
             for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):
                 kind = kinds.setdefault((feature, slope < 0), len(kinds) + 1)
                 slopes.setdefault(kind, {})[len(rows)] = slope * scale
-            rows.append((0, 0.0, LEAF, LEAF, False, node.get("leaf_const", node["leaf_value"]) * scale))
+            rows.append(
+                (0, 0.0, LEAF, LEAF, False, node.get("leaf_const", node["leaf_value"]) * scale),
+            )
             return position
         if node["decision_type"] == "==":  # Missing and unknown categories go right.
             members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
-        threshold, kind, default_left = node["threshold"], node["missing_type"], node["default_left"]
+        threshold, kind, default_left = (
+            node["threshold"],
+            node["missing_type"],
+            node["default_left"],
+        )
         if kind == "None":  # LightGBM reads missing values as 0.
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
@@ -198,14 +258,20 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
 
     add(root)
     tree = Tree.of(rows, members)
-    values = {kind: np.bincount([*known], [*known.values()], len(rows)) for kind, known in sorted(slopes.items())}
+    values = {
+        kind: np.bincount([*known], [*known.values()], len(rows))
+        for kind, known in sorted(slopes.items())
+    }
     return [(0, tree), *((kind, replace(tree, value=value)) for kind, value in values.items())]
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold."""
 _LIGHTGBM_LINKS = {
-    **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), "Identity"),
+    **dict.fromkeys(
+        ("regression", "regression_l1", "huber", "fair", "quantile", "mape"),
+        "Identity",
+    ),
     **dict.fromkeys(("lambdarank", "rank_xendcg"), "Identity"),
     **dict.fromkeys(("poisson", "gamma", "tweedie"), "Exp"),
     **dict.fromkeys(("binary", "multiclassova", "cross_entropy"), "Sigmoid"),
@@ -219,22 +285,39 @@ def _catboost(model: Estimator) -> Boosting:
         model.save_model(str(path), format="json")
         document = json.loads(path.read_text())
     features = document["features_info"]
-    if others := sorted(kind for kind, entries in features.items() if kind != "float_features" and entries):
+    if others := sorted(
+        kind for kind, entries in features.items() if kind != "float_features" and entries
+    ):
         raise NotImplementedError(f"features that are not numbers ({', '.join(others)})")
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     link = _CATBOOST_LINKS.get(loss)
     if link is None:
         raise NotImplementedError(f"the loss {loss}")
-    columns = {entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]}
+    columns = {
+        entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]
+    }
     goes_left = {
-        entry["feature_index"]: entry["nan_value_treatment"] != "AsTrue" for entry in features["float_features"]
+        entry["feature_index"]: entry["nan_value_treatment"] != "AsTrue"
+        for entry in features["float_features"]
     }
     scale, base = document["scale_and_bias"]
     width = len(base)
     roots = document.get("trees") or [*map(_nested, document["oblivious_trees"])]
-    trees = [_catboost_tree(root, target, scale, columns, goes_left) for root in roots for target in range(width)]
+    trees = [
+        _catboost_tree(root, target, scale, columns, goes_left)
+        for root in roots
+        for target in range(width)
+    ]
     targets = [*range(width)] * len(roots)
-    return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link, False, True)
+    return Boosting(
+        trees,
+        targets,
+        np.array(base, dtype=np.float64).reshape(width),
+        "BRANCH_LEQ",
+        link,
+        False,
+        True,
+    )
 
 
 def _nested(tree: Document) -> Document:
@@ -248,20 +331,40 @@ def _nested(tree: Document) -> Document:
 
 
 def _catboost_tree(
-    root: Document, target: int, scale: float, columns: dict[int, int], goes_left: dict[int, bool]
+    root: Document,
+    target: int,
+    scale: float,
+    columns: dict[int, int],
+    goes_left: dict[int, bool],
 ) -> Tree:
     """Return a tree with the values of one target. A row above the border goes right."""
     rows: list[Node] = []
 
     def add(node: Document) -> int:
         position = len(rows)
-        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # placeholder, since a node precedes its children
+        rows.append(
+            (0, 0.0, LEAF, LEAF, False, 0.0),
+        )  # placeholder, since a node precedes its children
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])
-            rows[position] = columns[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
+            rows[position] = (
+                columns[feature],
+                node["split"]["border"],
+                left,
+                right,
+                goes_left[feature],
+                0.0,
+            )
         else:
-            rows[position] = 0, 0.0, LEAF, LEAF, False, float(np.ravel(node["value"])[target]) * scale
+            rows[position] = (
+                0,
+                0.0,
+                LEAF,
+                LEAF,
+                False,
+                float(np.ravel(node["value"])[target]) * scale,
+            )
         return position
 
     add(root)
@@ -269,8 +372,14 @@ def _catboost_tree(
 
 
 _CATBOOST_LINKS = {
-    **dict.fromkeys(("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "LogCosh", "MultiRMSE"), "Identity"),
-    **dict.fromkeys(("YetiRank", "PairLogit", "QueryRMSE", "QuerySoftMax", "YetiRankPairwise"), "Identity"),
+    **dict.fromkeys(
+        ("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "LogCosh", "MultiRMSE"),
+        "Identity",
+    ),
+    **dict.fromkeys(
+        ("YetiRank", "PairLogit", "QueryRMSE", "QuerySoftMax", "YetiRankPairwise"),
+        "Identity",
+    ),
     **dict.fromkeys(("Poisson", "Tweedie"), "Exp"),
     **dict.fromkeys(("Logloss", "CrossEntropy", "MultiClassOneVsAll"), "Sigmoid"),
     "MultiClass": "Softmax",

@@ -16,7 +16,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.isotonic import IsotonicRegression
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import FeatureUnion, Pipeline
-from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransformer, SplineTransformer
+from sklearn.preprocessing import (
+    Binarizer,
+    KBinsDiscretizer,
+    QuantileTransformer,
+    SplineTransformer,
+)
 
 from mlflow_deploy_plugin.core.messages import one_line
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
@@ -26,7 +31,11 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, best_estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveModel, Computed
-from mlflow_deploy_plugin.wrap.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
+from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
+    categories_of,
+    histogram_boosting,
+    rounded_down,
+)
 
 _ROWS = (
     *("_fit_X", "X_fit_", "X_", "X_train_", "support_vectors_"),
@@ -34,7 +43,13 @@ _ROWS = (
 )
 """Attributes with training rows that predictions are computed from."""
 
-_FARTHEST = {"_fit_X": 1e4, "cluster_centers_": 1e9, "subcluster_centers_": 1e9, "centroids_": 1e9, "means_": 1e9}
+_FARTHEST = {
+    "_fit_X": 1e4,
+    "cluster_centers_": 1e9,
+    "subcluster_centers_": 1e9,
+    "centroids_": 1e9,
+    "means_": 1e9,
+}
 """The largest magnitude by attribute. Farther away, distances are equal in 64 bits, and rounding decides."""
 
 _MAX_ROW_SETS = 3
@@ -57,7 +72,10 @@ class _Collected:
         """Return the values with each column moved to its new position; columns without a new position are dropped."""
         new = {old: int(position) for old, position in enumerate(positions)}
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
-        rows = [{new[old]: values for old, values in columns.items() if old in new} for columns in self.rows]
+        rows = [
+            {new[old]: values for old, values in columns.items() if old in new}
+            for columns in self.rows
+        ]
         return _Collected(moved, [columns for columns in rows if columns])
 
     def of(self, kind: str) -> dict[int, list[Any]]:
@@ -74,13 +92,20 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     collected = _known(fitted, left_out)
 
     def named(values: dict[int, _Value]) -> dict[str, _Value]:
-        return {names[position]: value for position, value in values.items() if position < len(names)}
+        return {
+            names[position]: value for position, value in values.items() if position < len(names)
+        }
 
-    edges, categories, texts = (named(collected.of(kind)) for kind in ("edges", "categories", "texts"))
+    edges, categories, texts = (
+        named(collected.of(kind)) for kind in ("edges", "categories", "texts")
+    )
     return BoundaryValues(
         edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in edges.items()},
         categories={name: tuple(_some(list(chain(*parts)))) for name, parts in categories.items()},
-        texts={name: tuple(_some(sorted(chain(*parts), key=str.isascii))) for name, parts in texts.items()},
+        texts={
+            name: tuple(_some(sorted(chain(*parts), key=str.isascii)))
+            for name, parts in texts.items()
+        },
         rows=tuple(named(rows) for rows in collected.rows if named(rows)),
         left_out=left_out,
         farthest=min(map(_farthest, estimators.sub_estimators(fitted)), default=np.inf),
@@ -88,7 +113,10 @@ def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
 
 
 def _farthest(estimator: Estimator) -> float:
-    return min((limit for name, limit in _FARTHEST.items() if hasattr(estimator, name)), default=np.inf)
+    return min(
+        (limit for name, limit in _FARTHEST.items() if hasattr(estimator, name)),
+        default=np.inf,
+    )
 
 
 def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
@@ -102,7 +130,11 @@ def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     return collected
 
 
-def _or_none(step: Estimator, left_out: dict[str, str], read: Callable[[], _Collected]) -> _Collected:
+def _or_none(
+    step: Estimator,
+    left_out: dict[str, str],
+    read: Callable[[], _Collected],
+) -> _Collected:
     """Return the values that `read` returns for a step, or no values if it fails, with the error in `left_out`."""
     try:
         return read()
@@ -130,7 +162,9 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
         members = list(np.ravel(np.array(getattr(estimator, "estimators_", []), dtype=object)))
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
-        yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
+        yield from (
+            (part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", [])
+        )
         if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
             yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
         if hasattr(estimator, "regressor_"):
@@ -144,7 +178,8 @@ def _own(estimator: Estimator) -> _Collected:
         boosting = read_boosting(estimator)
         splits = boosting.edges()
         collected.values += [
-            ("categories", *known) for known in zip(boosting.category_columns, boosting.categories, strict=False)
+            ("categories", *known)
+            for known in zip(boosting.category_columns, boosting.categories, strict=False)
         ]
     elif estimators.is_tree(estimator):
         inner = estimator.tree_.feature >= 0
@@ -152,14 +187,22 @@ def _own(estimator: Estimator) -> _Collected:
         splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
     elif hasattr(estimator, "_predictors"):
         splits = histogram_boosting(estimator).edges()
-        collected.values += [("categories", position, values) for position, values in categories_of(estimator).items()]
+        collected.values += [
+            ("categories", position, values)
+            for position, values in categories_of(estimator).items()
+        ]
     collected.values += _beside_thresholds(splits)
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
             known = enumerate(edges_of(estimator))
-            collected.values += [("edges", index, np.asarray(edges, float)) for index, edges in known if len(edges)]
+            collected.values += [
+                ("edges", index, np.asarray(edges, float)) for index, edges in known if len(edges)
+            ]
     if hasattr(estimator, "categories_"):
-        collected.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
+        collected.values += [
+            ("categories", position, values)
+            for position, values in enumerate(estimator.categories_)
+        ]
     if isinstance(estimator, CountVectorizer):
         collected.values.append(("texts", 0, estimator.vocabulary_))
     for rows in (getattr(estimator, name, None) for name in _ROWS):
@@ -182,17 +225,25 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, 
 
 _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
     AdditiveModel: lambda model: [
-        np.concatenate([[], *(cuts for index, cuts in model.cuts if index == position and cuts is not None)])
+        np.concatenate(
+            [[], *(cuts for index, cuts in model.cuts if index == position and cuts is not None)],
+        )
         for position in range(model.n_features_in_)
     ],
     KBinsDiscretizer: lambda bins: [edges[1:-1] for edges in bins.bin_edges_],
     # A divisor of 0 is omitted: the quotient by the next 64-bit number overflows in 32 bits.
-    Computed: lambda step: step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]],
+    Computed: lambda step: (
+        step.edges or [[bound[0] for test, bound in (step.tests or {}).items() if test != "Equal"]]
+    ),
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
-    BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
+    BernoulliNB: lambda step: (
+        [[] if step.binarize is None else [step.binarize]] * step.n_features_in_
+    ),
     QuantileTransformer: lambda step: step.quantiles_.T,
     IsotonicRegression: lambda step: [step.X_thresholds_],
-    SplineTransformer: lambda step: [spline.t[spline.k : -spline.k or None] for spline in step.bsplines_],
+    SplineTransformer: lambda step: [
+        spline.t[spline.k : -spline.k or None] for spline in step.bsplines_
+    ],
 }
 
 
@@ -212,12 +263,20 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
             return np.asarray(step.inverse_transform(matrix)[:, position])
 
         edges = collected.of("edges").items()
-        values = [("edges", position, inverse(position, np.concatenate(parts))) for position, parts in edges]
-        learned = [{index: inverse(index, column) for index, column in rows.items()} for rows in collected.rows]
+        values = [
+            ("edges", position, inverse(position, np.concatenate(parts)))
+            for position, parts in edges
+        ]
+        learned = [
+            {index: inverse(index, column) for index, column in rows.items()}
+            for rows in collected.rows
+        ]
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return collected.at(np.flatnonzero(step.get_support()))
-    return collected if estimators.passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
+    return (
+        collected if estimators.passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
+    )
 
 
 def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
@@ -230,7 +289,10 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
             continue  # The step is an encoder with several output columns.
         inside = _Collected(
             [(kind, indices[at], values) for kind, at, values in collected.values if at in indices],
-            [{indices[at]: values for at, values in rows.items() if at in indices} for rows in collected.rows],
+            [
+                {indices[at]: values for at, values in rows.items() if at in indices}
+                for rows in collected.rows
+            ],
         )
         back = _back(step, inside).at(inputs)
         for rows, known in zip(learned, back.rows, strict=False):
@@ -245,4 +307,8 @@ def _some(values: Any) -> Any:
     if len(values) <= MAX_VALUES:
         return values
     chosen = np.linspace(0, len(values) - 1, MAX_VALUES).astype(int)
-    return values[chosen] if isinstance(values, np.ndarray) else [values[position] for position in chosen]
+    return (
+        values[chosen]
+        if isinstance(values, np.ndarray)
+        else [values[position] for position in chosen]
+    )

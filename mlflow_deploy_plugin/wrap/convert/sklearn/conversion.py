@@ -38,10 +38,20 @@ from mlflow_deploy_plugin.wrap.convert import converted
 from mlflow_deploy_plugin.wrap.convert.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.wrap.convert.comparison import top_margins
 from mlflow_deploy_plugin.wrap.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.wrap.convert.converted import ConvertedModel, DynamicAxes, Forms, OriginalModel
+from mlflow_deploy_plugin.wrap.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    OriginalModel,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn import boosters, estimators, formulas, graph, levels
 from mlflow_deploy_plugin.wrap.convert.sklearn.boundary_values import boundary_values_of
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, last_step, passes_on, sub_estimators
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    last_step,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.wrap.convert.sklearn.refused_rows import mark_refused_rows
@@ -73,7 +83,9 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
-    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
+    is_flat = isinstance(data, list | tuple) or (
+        isinstance(data, pd.Index | np.ndarray) and data.ndim == 1
+    )
     if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
     if hasattr(data, "tocsr") and data.ndim == 2:
@@ -82,7 +94,7 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
         kind = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
         raise InvalidConfig(
-            f"input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a {kind}"
+            f"input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a {kind}",
         )
     return {"": _numbers(array)}
 
@@ -97,7 +109,12 @@ def _numbers(array: Array) -> Array:
         return array
 
 
-def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+def forms(
+    model: Estimator,
+    batch: ModelInput | None,
+    predict_fn: str,
+    dynamic_axes: DynamicAxes,
+) -> Forms:
     """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
 
     Rounding in a 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no
@@ -108,9 +125,13 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
     if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
     if batch is None:
-        raise InvalidConfig("input_example: a scikit-learn model needs an example for its columns and their types")
+        raise InvalidConfig(
+            "input_example: a scikit-learn model needs an example for its columns and their types",
+        )
     if not hasattr(model, "predict"):
-        raise ConversionError(f"{type(model).__name__} has no predict method, so it cannot be served")
+        raise ConversionError(
+            f"{type(model).__name__} has no predict method, so it cannot be served",
+        )
     classifier = is_classifier(model)
     has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
@@ -118,7 +139,7 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
             raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no predict_proba")
         raise ConversionError(
             f"{type(model).__name__} cannot be converted to ONNX with pyfunc_predict_fn='predict_proba': only the "
-            "probabilities of a classifier with a single target have an ONNX form"
+            "probabilities of a classifier with a single target have an ONNX form",
         )
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -126,15 +147,30 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
-        return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
+        return {"label": predicted} | (
+            {"probabilities": model.predict_proba(data)} if has_proba else {}
+        )
 
     precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
-    columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
+    columns = (
+        list(map(str, batch.columns))
+        if isinstance(batch, pd.DataFrame)
+        else int(batch[""].shape[1])
+    )
     fitted = with_stand_ins(estimators.best_estimator(model), columns)
     names = columns if isinstance(columns, list) else list(map(str, range(columns)))
     known = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
     return [
-        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, precision)
+        partial(
+            _convert,
+            model,
+            fitted,
+            batch,
+            _single_threaded(original, fitted),
+            predict_fn,
+            known,
+            precision,
+        )
         for precision in precisions
     ]
 
@@ -143,14 +179,19 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier returns probabilities for a single target. Some `predict_proba` raise an error."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # A Gaussian process with one_vs_one raises an error.
-            model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+            model.predict_proba(
+                estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data),
+            )
             return True
     return False
 
 
 def known_values(model: Estimator, names: list[str]) -> converted.BoundaryValues:
     """Return the thresholds, categories and training values of the named columns in a fitted model."""
-    return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
+    return boundary_values_of(
+        with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names),
+        names,
+    )
 
 
 def _convert(
@@ -163,10 +204,18 @@ def _convert(
     precision: graph.Precision,
 ) -> ConvertedModel:
     answers = converted.call_original(original, Batch(batch).take(_HEAD).data)
-    inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
+    inputs = estimators.bind_inputs(
+        model,
+        fitted,
+        batch,
+        "float32" if precision == "single" else "float64",
+    )
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
-    inputs = tuple(replace(entry, name=node.name) for entry, node in zip(inputs, proto.graph.input, strict=True))
+    inputs = tuple(
+        replace(entry, name=node.name)
+        for entry, node in zip(inputs, proto.graph.input, strict=True)
+    )
     outputs = graph.finish_outputs(proto.graph, answers)
     repairs: dict[graph.Precision, str] = {
         "single": "",
@@ -209,7 +258,9 @@ def _reads_sparse_zeros(fitted: Estimator, batch: ModelInput) -> str:
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
     """Run HistGradientBoosting on one thread: a parity check of 2,000 trees then takes 4 s of CPU instead of 200 s."""
-    if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
+    if function is None or not any(
+        isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)
+    ):
         return function
     limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
     return limited
@@ -223,14 +274,19 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
 
     def of_several_targets(batch: ModelInput) -> Array:
         by_target = model.predict_proba(estimators.estimator_input(model, batch))
-        return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
+        return np.asarray(
+            np.min([top_margins(probabilities) for probabilities in by_target], axis=0),
+        )
 
     # Bagging averages probabilities, not scores, and has no scores if its members have different classes.
     if hasattr(model, "decision_function") and not any(
         isinstance(part, BaggingClassifier) for part in sub_estimators(model)
     ):
         return decision
-    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(model, "predict_proba")
+    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(
+        model,
+        "predict_proba",
+    )
     return of_several_targets if has_several else None
 
 
@@ -248,10 +304,16 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             formulas.register()
             _register_nets()
             # Without this option, the probabilities would be a list of mappings.
-            options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
+            options = {
+                id(last): {"zipmap": False}
+                if is_classifier(last) and hasattr(last, "predict_proba")
+                else {},
+            }
             proto, topology = convert_sklearn(
                 copy,
-                initial_types=[(entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                initial_types=[
+                    (entry.name, types[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs
+                ],
                 # With options, skl2onnx reads each attribute of each tree twice. Formulas need no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
@@ -277,7 +339,11 @@ def _register_nets() -> None:
     """Register the estimators of imported libraries with skl2onnx. A fitted estimator's library is always imported."""
     for library, names in _NETS.items():
         for name in names if library in sys.modules else ():
-            graph.register_converter(getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier"))
+            graph.register_converter(
+                getattr(sys.modules[library], name),
+                _convert_net,
+                name.endswith("Classifier"),
+            )
 
 
 def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
@@ -298,7 +364,10 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
 
 
 def _add_net(
-    builder: graph.NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
+    builder: graph.NodeBuilder,
+    container: ModelComponentContainer,
+    estimator: Estimator,
+    inputs: list[Variable],
 ) -> str:
     """Add the graph of an estimator's network, and return the name of its output [N, …]."""
     import torch  # torch is slow to import, and only these estimators need torch.
@@ -325,7 +394,8 @@ def _add_net(
     rows = np.zeros((1, sum(variable.type.shape[1] for variable in inputs)), np.float32)
     exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
     proto = onnx.compose.add_prefix(
-        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]),
+        builder.name("net_"),
     )
     builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
     container.initializers.extend(proto.graph.initializer)
@@ -338,27 +408,41 @@ def _convertible_copy(fitted: Estimator) -> Estimator:
     copy = deepcopy(fitted)
     for encoder in estimators.encoders(copy):
         if hasattr(encoder, "categories_"):
-            encoder.categories_ = [_graph_categories(categories) for categories in encoder.categories_]
+            encoder.categories_ = [
+                _graph_categories(categories) for categories in encoder.categories_
+            ]
     for part in sub_estimators(copy):
         # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
         if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
-            part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
+            part.__class__ = next(
+                kind
+                for kind in type(part).__mro__
+                if kind.__module__.startswith("sklearn.ensemble")
+            )
         if hasattr(part, "sparse_output"):
             part.sparse_output = False  # The graph has no sparse tensors.
         if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
             part.__class__ = SeveralTargets
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
-            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect graph inputs with these names.
+            part.__dict__.pop(
+                "feature_names_in_",
+                None,
+            )  # skl2onnx would expect graph inputs with these names.
     return copy
 
 
 def _graph_categories(categories: Array) -> Array:
     """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
-    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+    if categories.dtype.kind == "b" or (
+        len(categories) and all(isinstance(entry, bool) for entry in categories)
+    ):
         return categories.astype(np.int64)
     if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
-        return np.array([estimators.MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+        return np.array(
+            [estimators.MISSING if pd.isna(entry) else entry for entry in categories],
+            dtype=object,
+        )
     return categories
 
 
@@ -373,15 +457,24 @@ def _use_transforms(part: Estimator) -> None:
                 used = Pipeline([("make", used), ("weigh", weigh)])
             part.transformers_[index] = name, used, columns
     elif isinstance(part, FeatureUnion):
-        part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
+        part.transformer_list = [
+            (name, _transforming(step)) for name, step in part.transformer_list if step != "drop"
+        ]
     elif isinstance(part, Pipeline):
         # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
-        steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
+        steps = [
+            step
+            for step in part.steps[:-1]
+            if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")
+        ]
         part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 
 
 def _transforming(step: Estimator) -> Estimator:
     if isinstance(step, Pipeline):
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
-    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")
+    replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(
+        step,
+        "n_features_in_",
+    )
     return Transforming(step) if replaced else step

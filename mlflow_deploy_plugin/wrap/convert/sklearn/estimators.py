@@ -10,7 +10,12 @@ import pandas as pd
 from sklearn.base import BaseEstimator, is_regressor
 from sklearn.calibration import CalibratedClassifierCV, _CalibratedClassifier
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
-from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.ensemble import (
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE
@@ -47,7 +52,9 @@ _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
 
 def passes_on(step: Estimator) -> bool:
     """Return True if a step of a pipeline or a ColumnTransformer changes nothing."""
-    return step in (None, "passthrough") or (isinstance(step, FunctionTransformer) and step.func is None)
+    return step in (None, "passthrough") or (
+        isinstance(step, FunctionTransformer) and step.func is None
+    )
 
 
 def marks_nan(imputer: Estimator) -> bool:
@@ -63,8 +70,16 @@ def best_estimator(model: Estimator) -> Estimator:
         elif isinstance(model, SelfTrainingClassifier):
             model = model.estimator_
         elif isinstance(model, RFE):
-            return Pipeline([("select", Selection(model.support_)), ("predict", best_estimator(model.estimator_))])
-        elif isinstance(model, Pipeline) and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]:
+            return Pipeline(
+                [
+                    ("select", Selection(model.support_)),
+                    ("predict", best_estimator(model.estimator_)),
+                ],
+            )
+        elif (
+            isinstance(model, Pipeline)
+            and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]
+        ):
             return Pipeline([*model.steps[:-1], (model.steps[-1][0], last)])
         elif hasattr(model, "best_estimator_"):
             model = model.best_estimator_
@@ -74,7 +89,9 @@ def best_estimator(model: Estimator) -> Estimator:
 
 def thawed(fitted: Estimator) -> Estimator:
     """Return the estimator, or a copy in which each FrozenEstimator is replaced by its inner estimator."""
-    while frozen := [part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"]:
+    while frozen := [
+        part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"
+    ]:
         fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
     return fitted
 
@@ -104,7 +121,9 @@ def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
         elif isinstance(part, dict):
             waiting.extend(reversed(list(part.values())))
         elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
-            waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting stores its trees in an array.
+            waiting.extend(
+                reversed(part.ravel().tolist()),
+            )  # GradientBoosting stores its trees in an array.
 
 
 def library_of(estimator: Estimator) -> str:
@@ -167,7 +186,12 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
     names = getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
-    return {str(names[index]) for _, step, columns in named_steps(transformer) if encoders(step) for index in columns}
+    return {
+        str(names[index])
+        for _, step, columns in named_steps(transformer)
+        if encoders(step)
+        for index in columns
+    }
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
@@ -179,14 +203,19 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
     if isinstance(columns, int):
         return [names[columns]]
     listed: list[Any] = list(columns)
-    if listed and all(isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed):
+    if listed and all(
+        isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed
+    ):
         return [name for name, chosen in zip(names, listed, strict=True) if chosen]
     return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
     """Return the steps of a ColumnTransformer that read columns, as (name, step, column positions)."""
-    names = [str(name) for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))]
+    names = [
+        str(name)
+        for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))
+    ]
     return [
         (entry, step, [names.index(str(name)) for name in column_names(columns, names)])
         for entry, step, columns in transformer.transformers_
@@ -194,7 +223,12 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, li
     ]
 
 
-def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
+def bind_inputs(
+    model: Estimator,
+    fitted: Estimator,
+    batch: ModelInput,
+    float_dtype: str,
+) -> tuple[Input, ...]:
     """Return the graph's inputs. Numbers have `float_dtype`, except for integers and booleans that an encoder reads."""
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
@@ -206,13 +240,23 @@ def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dt
     transformers = column_transformers(fitted)
     encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
     if library_of(fitted):  # Boosters encode pandas categories.
-        encoded |= {str(name) for name in batch if isinstance(batch[name].dtype, pd.CategoricalDtype)}
+        encoded |= {
+            str(name) for name in batch if isinstance(batch[name].dtype, pd.CategoricalDtype)
+        }
     are_alike = len(texts) in (0, len(columns))
     if are_alike and not transformers and (texts or not encoded):
         are_codes = bool(encoders(fitted)) and all(map(_is_code, columns))
         dtype = "str" if texts else "int64" if are_codes else float_dtype
         missing = MISSING if texts and len(optional_texts) == len(texts) else None
-        return (Input(MATRIX, dtype, (-1, len(columns)), tuple(column.name for column in columns), missing),)
+        return (
+            Input(
+                MATRIX,
+                dtype,
+                (-1, len(columns)),
+                tuple(column.name for column in columns),
+                missing,
+            ),
+        )
     inputs = []
     for column in columns:
         dtype = float_dtype
@@ -245,7 +289,11 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
     steps = first_steps(model)
     if isinstance(steps[0], FeatureUnion):
         steps = [step for _, part in steps[0].transformer_list for step in first_steps(part)]
-    return batch.iloc[:, 0] if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps) else batch
+    return (
+        batch.iloc[:, 0]
+        if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps)
+        else batch
+    )
 
 
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
@@ -255,7 +303,8 @@ def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str])
     start, size = 0, len(texts)
     while some := texts[start : start + size]:
         gaps = {
-            name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype) for name in some
+            name: pd.Series([missing_value(batch[name])], batch.index[:1]).astype(batch[name].dtype)
+            for name in some
         }
         try:
             row = batch.head(1).assign(**gaps)

@@ -23,7 +23,13 @@ from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parser
 from skl2onnx._supported_operators import sklearn_operator_name_map
 from skl2onnx.common._container import ModelComponentContainer
 from skl2onnx.common._topology import Operator, Scope, Variable
-from skl2onnx.common.data_types import DataType, DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import (
+    DataType,
+    DoubleTensorType,
+    FloatTensorType,
+    Int64TensorType,
+    StringTensorType,
+)
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
 from sklearn.compose import ColumnTransformer
@@ -62,12 +68,23 @@ class NodeBuilder:
     def __init__(self, scope: Scope, container: ModelComponentContainer) -> None:
         self._scope, self._container = scope, container
 
-    def node(self, operator: str, inputs: Sequence[NodeInput], output: str = "", **attributes: Any) -> str:
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[NodeInput],
+        output: str = "",
+        **attributes: Any,
+    ) -> str:
         """Add a node with one output, and return the output's name."""
         return self.nodes(operator, inputs, 1, output, **attributes)[0]
 
     def nodes(
-        self, operator: str, inputs: Sequence[NodeInput], count: int, output: str = "", **attributes: Any
+        self,
+        operator: str,
+        inputs: Sequence[NodeInput],
+        count: int,
+        output: str = "",
+        **attributes: Any,
     ) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
@@ -75,7 +92,13 @@ class NodeBuilder:
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
-            operator, names, results, op_domain=domain, op_version=version, name=name, **attributes
+            operator,
+            names,
+            results,
+            op_domain=domain,
+            op_version=version,
+            name=name,
+            **attributes,
         )
         return results
 
@@ -96,13 +119,24 @@ class NodeBuilder:
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
         """Divide `count` rows into equal blocks of at most `largest` rows. Return the block count and block size."""
         one = [1]
-        blocks = self.node("Div", [self.node("Sub", [self.node("Add", [count, largest]), one]), largest])
-        return blocks, self.node("Div", [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks])
+        blocks = self.node(
+            "Div",
+            [self.node("Sub", [self.node("Add", [count, largest]), one]), largest],
+        )
+        return blocks, self.node(
+            "Div",
+            [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks],
+        )
 
     def subgraph(self) -> "Subgraph":
         return Subgraph(self._scope)
 
-    def sub_model(self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False) -> list[str]:
+    def sub_model(
+        self,
+        estimator: Estimator,
+        inputs: list[Variable],
+        raw_scores: bool = False,
+    ) -> list[str]:
         """Add an estimator's graph and return its outputs. Raises NotImplementedError for unsupported `raw_scores`."""
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
@@ -111,7 +145,9 @@ class NodeBuilder:
                     owner.add_options(id(last), {name: value})
             elif value:
                 raise NotImplementedError(f"the scores of the inner {type(last).__name__}")
-        return [str(variable.full_name) for variable in _parse_sklearn(self._scope, estimator, inputs)]
+        return [
+            str(variable.full_name) for variable in _parse_sklearn(self._scope, estimator, inputs)
+        ]
 
     def variable(self, name: str, kind: DataType) -> Variable:
         """Return a skl2onnx variable for an array of the graph, for use as the input of an estimator."""
@@ -153,7 +189,12 @@ def own_converters() -> Iterator[None]:
                     del table[kind]
 
 
-def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False) -> None:
+def register_converter(
+    kind: type,
+    convert: ConvertsOperator,
+    has_labels: bool,
+    keeps_type: bool = False,
+) -> None:
     """Register a converter with two outputs (labels and probabilities) or with one output. `convert` sets the types.
 
     skl2onnx's parser supports only ClassifierMixin, and declares a second output for clusters and outliers. With
@@ -161,7 +202,12 @@ def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, 
     """
     alias = f"Onnxserve{kind.__name__}"
 
-    def parse(scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None) -> list[Variable]:
+    def parse(
+        scope: Scope,
+        model: Estimator,
+        inputs: list[Variable],
+        custom_parsers: object = None,
+    ) -> list[Variable]:
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
         values = type(inputs[0].type) if keeps_type else FloatTensorType
@@ -178,30 +224,60 @@ def no_shapes(operator: Operator) -> None:
 
 
 def parse_columns(
-    scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
+    scope: Scope,
+    model: Estimator,
+    inputs: list[Variable],
+    custom_parsers: object = None,
 ) -> list[Variable]:
     """Return strings and numbers of a ColumnTransformer separately. Joining both would cut numbers to eight digits."""
-    widths = [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
-    sources = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
-    names, graph_inputs = getattr(model, "feature_names_in_", ()), {source.raw_name: (source, 0) for source in inputs}
+    widths = (
+        [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
+    )
+    sources = [
+        (source, index)
+        for source, width in zip(inputs, widths, strict=True)
+        for index in range(width)
+    ]
+    names, graph_inputs = (
+        getattr(model, "feature_names_in_", ()),
+        {source.raw_name: (source, 0) for source in inputs},
+    )
     parts: list[Variable] = []
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
         by_name = len(inputs) == len(sources) and {*read} <= graph_inputs.keys()
-        chosen = [graph_inputs[key] for key in read] if read and by_name else [sources[index] for index in positions]
+        chosen = (
+            [graph_inputs[key] for key in read]
+            if read and by_name
+            else [sources[index] for index in positions]
+        )
         picked = []
         for variable, run in groupby(chosen, lambda item: item[0]):
             columns = [index for _, index in run]
             if columns != list(range(widths[inputs.index(variable)])):
                 kind = type(variable.type)([None, len(columns)])
-                variable = _declare(scope, "SklearnArrayFeatureExtractor", [variable], kind, column_indices=columns)
+                variable = _declare(
+                    scope,
+                    "SklearnArrayFeatureExtractor",
+                    [variable],
+                    kind,
+                    column_indices=columns,
+                )
             picked.append(variable)
         if not estimators.passes_on(step):
-            if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
-                picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
+            if len(picked) > 1 and not isinstance(
+                estimators.first_steps(step)[0],
+                do_not_merge_columns,
+            ):
+                picked = [
+                    _declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None])),
+                ]
             span = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
-            if not isinstance(last_step(step), ColumnTransformer):  # The parts of a ColumnTransformer have widths.
+            if not isinstance(
+                last_step(step),
+                ColumnTransformer,
+            ):  # The parts of a ColumnTransformer have widths.
                 picked = picked[:1]
                 picked[0].type = type(picked[0].type)([None, span.stop - span.start])
         parts += picked
@@ -211,9 +287,18 @@ def parse_columns(
     return [_declare(scope, "SklearnConcat", parts, type(parts[0].type)([None, None]))]
 
 
-def _declare(scope: Scope, operator: str, inputs: list[Variable], kind: DataType, **attributes: object) -> Variable:
+def _declare(
+    scope: Scope,
+    operator: str,
+    inputs: list[Variable],
+    kind: DataType,
+    **attributes: object,
+) -> Variable:
     """Add a built-in skl2onnx operator, and return its output variable."""
-    declared, output = scope.declare_local_operator(operator), scope.declare_local_variable("columns", kind)
+    declared, output = (
+        scope.declare_local_operator(operator),
+        scope.declare_local_variable("columns", kind),
+    )
     declared.inputs = inputs
     declared.outputs.append(output)
     vars(declared).update(attributes)
@@ -237,9 +322,17 @@ class Subgraph(NodeBuilder):
         op_version: int,
         **attributes: object,
     ) -> None:
-        self._nodes.append(helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes))
+        self._nodes.append(
+            helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes),
+        )
 
-    def add_initializer(self, name: str, kind: int, shape: list[int], values: list[float] | list[bytes]) -> None:
+    def add_initializer(
+        self,
+        name: str,
+        kind: int,
+        shape: list[int],
+        values: list[float] | list[bytes],
+    ) -> None:
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
     def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
@@ -247,7 +340,13 @@ class Subgraph(NodeBuilder):
             [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
             for values in (inputs, outputs)
         )
-        return helper.make_graph(self._nodes, "onnxserve_body", feeds, results, initializer=self._initializers)
+        return helper.make_graph(
+            self._nodes,
+            "onnxserve_body",
+            feeds,
+            results,
+            initializer=self._initializers,
+        )
 
 
 Values = dict[str, tuple[int, list[int | None]]]
@@ -274,7 +373,9 @@ def round_before_last_step(copy: Estimator) -> Estimator:
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
     elif isinstance(copy, SeveralTargets):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
-    elif hasattr(copy, "predict") and not any(map(estimators.compares_in_64_bits, estimators.sub_estimators(copy))):
+    elif hasattr(copy, "predict") and not any(
+        map(estimators.compares_in_64_bits, estimators.sub_estimators(copy)),
+    ):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
     return copy
 
@@ -283,21 +384,43 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
     """Set names, shapes and label types of the outputs as in the original, and drop the other outputs."""
     finished, outputs = [], []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
-        role: Role = "probabilities" if name == "probabilities" else "values" if answer.dtype.kind == "f" else "label"
+        role: Role = (
+            "probabilities"
+            if name == "probabilities"
+            else "values"
+            if answer.dtype.kind == "f"
+            else "label"
+        )
         role = "label" if name == "label" else role
-        labels = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(answer.dtype.kind, "str")
-        output = Output(name, labels if role == "label" else dtype_and_shape(value)[0], (-1, *answer.shape[1:]), role)
+        labels = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(
+            answer.dtype.kind,
+            "str",
+        )
+        output = Output(
+            name,
+            labels if role == "label" else dtype_and_shape(value)[0],
+            (-1, *answer.shape[1:]),
+            role,
+        )
         raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
         for node in graph.node:
             node.input[:] = [raw.get(value_name, value_name) for value_name in node.input]
             node.output[:] = [raw.get(value_name, value_name) for value_name in node.output]
         current, kind, sizes = raw[value.name], _ONNX_TYPES[output.dtype], f"{name}_shape"
-        if role != "label" or value.type.tensor_type.elem_type != kind:  # skl2onnx's float types may be wrong.
+        if (
+            role != "label" or value.type.tensor_type.elem_type != kind
+        ):  # skl2onnx's float types may be wrong.
             cast = f"{name}_cast"
-            graph.node.append(helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind))
+            graph.node.append(
+                helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind),
+            )
             current = cast
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes))
-        graph.node.append(helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"))
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes),
+        )
+        graph.node.append(
+            helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"),
+        )
         finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
         outputs.append(output)
     finished += [value for value in graph.output if value.name == REFUSED_ROWS]

@@ -70,9 +70,19 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     body = graph.subgraph()
     block = body.name()
     sums = _write_block(body, block, levels)
-    rows_type, sums_type = (helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.base))
-    step = body.finish({block: (rows_type, [None, None])}, {sums: (sums_type, [None, len(levels.base)])})
-    stacked = graph.node("Scan", [graph.node("Reshape", [padded, shape])], body=step, num_scan_inputs=1)
+    rows_type, sums_type = (
+        helper.np_dtype_to_tensor_dtype(array.dtype) for array in (levels.threshold, levels.base)
+    )
+    step = body.finish(
+        {block: (rows_type, [None, None])},
+        {sums: (sums_type, [None, len(levels.base)])},
+    )
+    stacked = graph.node(
+        "Scan",
+        [graph.node("Reshape", [padded, shape])],
+        body=step,
+        num_scan_inputs=1,
+    )
     flat = graph.node("Reshape", [stacked, [-1, len(levels.base)]])
     return graph.node("Cast", [graph.node("Slice", [flat, [0], count])], to=TensorProto.FLOAT)
 
@@ -90,8 +100,12 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
     # Compare the splits of some levels (`are_compared`) for all rows. Symmetric trees have one split per level.
     nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
-    are_compared = [depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)]
-    used_levels = [level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used]
+    are_compared = [
+        depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)
+    ]
+    used_levels = [
+        level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used
+    ]
     compared = np.unique(np.concatenate(used_levels))
     values = graph.node("Gather", [columns, indices[compared]], axis=0)
     holds = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
@@ -106,7 +120,10 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
             position = graph.node("Cast", [position], to=kind)
         if is_compared:
             # Each earlier step, from the last to the first, selects half of the level's nodes until one node is left.
-            choices = [graph.node("Gather", [holds, np.searchsorted(compared, node)], axis=0) for node in level.T]
+            choices = [
+                graph.node("Gather", [holds, np.searchsorted(compared, node)], axis=0)
+                for node in level.T
+            ]
             for before in reversed(steps if len(choices) > 1 else []):
                 condition = graph.node("Cast", [before], to=TensorProto.BOOL)
                 pairs = zip(choices[1::2], choices[::2], strict=True)
@@ -117,10 +134,18 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
             index = graph.node("GatherElements", [indices[level].astype(np.int32), at], axis=1)
             values = graph.node("GatherElements", [columns, index], axis=0)
             threshold = graph.node("GatherElements", [levels.threshold[level], at], axis=1)
-            step = graph.node("Cast", [graph.node(levels.comparison, [values, threshold])], to=TensorProto.UINT8)
+            step = graph.node(
+                "Cast",
+                [graph.node(levels.comparison, [values, threshold])],
+                to=TensorProto.UINT8,
+            )
         steps.append(step)
         number = graph.node("Cast", [step], to=kind)
-        position = graph.node("Add", [graph.node("Add", [position, position]), number]) if position else number
+        position = (
+            graph.node("Add", [graph.node("Add", [position, position]), number])
+            if position
+            else number
+        )
 
     leaf = graph.node("Cast", [position], to=TensorProto.INT32)
     targets, trees, leaves = levels.value.shape
@@ -132,5 +157,9 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         sums.append(graph.node("ReduceSum", [grouped, [1]], keepdims=0))
     kind = helper.np_dtype_to_tensor_dtype(levels.base.dtype)
     grouped = graph.node("Cast", [graph.node("Concat", sums, axis=0)], to=kind)
-    total = graph.node("ReduceSum", [graph.node("Reshape", [grouped, [targets, levels.groups, -1]]), [1]], keepdims=0)
+    total = graph.node(
+        "ReduceSum",
+        [graph.node("Reshape", [grouped, [targets, levels.groups, -1]]), [1]],
+        keepdims=0,
+    )
     return graph.node("Add", [graph.node("Transpose", [total]), levels.base])

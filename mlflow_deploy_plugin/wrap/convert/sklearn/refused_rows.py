@@ -10,7 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from skl2onnx.common._topology import Operator, Scope, Topology
-from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, PowerTransformer, SplineTransformer
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    PolynomialFeatures,
+    PowerTransformer,
+    SplineTransformer,
+)
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.serve.runtime.refusals import REFUSED_ROWS
@@ -19,7 +24,21 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed
 
 _PARTIAL = {
-    *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
+    *(
+        "Log",
+        "Sqrt",
+        "Div",
+        "Pow",
+        "Reciprocal",
+        "Exp",
+        "Tan",
+        "Asin",
+        "Acos",
+        "Acosh",
+        "Atanh",
+        "Sinh",
+        "Cosh",
+    ),
 }
 """Operators that return NaN or infinity for some finite numbers."""
 _Marks = Iterator[tuple[str, str]]
@@ -50,8 +69,13 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
             case PowerTransformer(method="box-cox"):
                 reason, tests = "accepts only positive numbers", {"LessOrEqual": np.zeros(1)}
             case SplineTransformer(extrapolation="error"):
-                first, last = np.array([(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]).T
-                reason, tests = "accepts only numbers between its knots", {"Less": first, "Greater": last}
+                first, last = np.array(
+                    [(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_],
+                ).T
+                reason, tests = (
+                    "accepts only numbers between its knots",
+                    {"Less": first, "Greater": last},
+                )
             case Computed():
                 reason, tests = step.refuses, step.tests or {}
             case _:
@@ -61,7 +85,11 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in tests.items():
-                own = np.asarray(bound, float)[start:end] if len(bound) > 1 else np.asarray(bound, float)
+                own = (
+                    np.asarray(bound, float)[start:end]
+                    if len(bound) > 1
+                    else np.asarray(bound, float)
+                )
                 outside = added.node(test, [wide, own])
                 yield f"its {name} {reason}", added.node("Cast", [outside], to=TensorProto.FLOAT)
             start = end
@@ -88,17 +116,30 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
                 reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
-                zero = added.node("Sub", [name, name])  # The difference is NaN for NaN and infinity, otherwise 0.
+                zero = added.node(
+                    "Sub",
+                    [name, name],
+                )  # The difference is NaN for NaN and infinity, otherwise 0.
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
                 reason = f"the model computes infinity for the row, which its {type(refusing[0]).__name__} refuses"
-                yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
+                yield (
+                    reason,
+                    added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT),
+                )
 
 
-def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> bool:
+def _is_partial(
+    operator: Operator,
+    makers: Mapping[str, NodeProto],
+    constants: Mapping[str, TensorProto],
+) -> bool:
     """Return True if the nodes of an operator may compute NaN or infinity from finite numbers."""
-    seen, names = {entry.full_name for entry in operator.inputs}, [entry.full_name for entry in operator.outputs]
+    seen, names = (
+        {entry.full_name for entry in operator.inputs},
+        [entry.full_name for entry in operator.outputs],
+    )
     while names:
         name = names.pop()
         if name in seen or name not in makers:
@@ -106,7 +147,9 @@ def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: 
         seen.add(name)
         node = makers[name]
         divisor = constants.get(node.input[-1]) if node.op_type == "Div" else None
-        if node.op_type in _PARTIAL and (divisor is None or not numpy_helper.to_array(divisor).all()):
+        if node.op_type in _PARTIAL and (
+            divisor is None or not numpy_helper.to_array(divisor).all()
+        ):
             return True
         names.extend(node.input)
     return False

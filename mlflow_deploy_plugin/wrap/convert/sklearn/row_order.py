@@ -34,7 +34,9 @@ def sort_rows(graph: GraphProto) -> None:
     nodes, names = list(graph.node), Scope("order", naming="order_of_rows_")
     del graph.node[:]
     for node in nodes:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        attributes = {
+            attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute
+        }
         modes = attributes.get("nodes_modes", [])
         if node.op_type not in _OPERATORS or len(modes) - modes.count(b"LEAF") < _FEWEST_SPLITS:
             graph.node.append(node)
@@ -58,7 +60,10 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
     numbers = many.node("Cast", [many.node("Transpose", [rows])], to=TensorProto.FLOAT)
     values = many.node("Gather", [numbers, column], axis=0)
     above = many.node("Greater", [values, threshold.astype(np.float32)[:, None]])
-    keys = many.node("MatMul", [weight.astype(np.float32), many.node("Cast", [above], to=TensorProto.FLOAT)])
+    keys = many.node(
+        "MatMul",
+        [weight.astype(np.float32), many.node("Cast", [above], to=TensorProto.FLOAT)],
+    )
     _, positions = many.nodes("TopK", [keys, size], 2, axis=0, largest=0)
     by_key = many.node("Unsqueeze", [positions, [1]])
     as_they_are = few.node("Slice", [np.arange(MANY_ROWS)[:, None], [0], size])
@@ -73,7 +78,9 @@ def _write_order(graph: Subgraph, rows: str, attributes: _Attributes) -> str:
 def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
     """Return columns, thresholds and weights [K] of K comparisons. A row's key is the weighted sum of their results."""
     tensor = attributes.get("nodes_values_as_tensor")
-    threshold = np.array(attributes["nodes_values"]) if tensor is None else numpy_helper.to_array(tensor)
+    threshold = (
+        np.array(attributes["nodes_values"]) if tensor is None else numpy_helper.to_array(tensor)
+    )
     tree, number, column, *sides = (
         np.array(attributes[f"nodes_{name}"])
         for name in ("treeids", "nodeids", "featureids", "truenodeids", "falsenodeids")
@@ -81,13 +88,17 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
     inner = np.array(attributes["nodes_modes"]) != b"LEAF"
     name, *children = (tree * (number.max() + 1) + each for each in (number, *sides))
     order = np.argsort(name)
-    share = np.zeros(len(tree))  # estimated share of the rows that reach each node; halved per level
+    share = np.zeros(
+        len(tree),
+    )  # estimated share of the rows that reach each node; halved per level
     below = np.setdiff1d(name, np.concatenate([each[inner] for each in children]))
     for level in range(_KEY_BITS):
         at = order[np.searchsorted(name, below, sorter=order)]
         at = at[inner[at]]
         share[at] = np.maximum(share[at], 0.5**level)
-        below = np.unique(np.concatenate([each[at] for each in children]))  # Equality tests may share a child.
+        below = np.unique(
+            np.concatenate([each[at] for each in children]),
+        )  # Equality tests may share a child.
 
     left = decides = np.bincount(column, share)
     bits = np.zeros(len(left), dtype=np.int64)
@@ -102,7 +113,9 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
         at = np.flatnonzero((column == feature) & (share > 0))
         at = at[np.argsort(threshold[at])]
         quantiles = np.arange(1, 2 ** bits[feature]) / 2 ** bits[feature]
-        edges = np.unique(threshold[at][np.searchsorted(np.cumsum(share[at]) / share[at].sum(), quantiles)])
+        edges = np.unique(
+            threshold[at][np.searchsorted(np.cumsum(share[at]) / share[at].sum(), quantiles)],
+        )
         parts.append((np.full(len(edges), feature), edges, np.full(len(edges), weight)))
         weight *= len(edges) + 1
     columns, thresholds, weights = (np.concatenate(each) for each in zip(*parts, strict=True))

@@ -40,7 +40,12 @@ class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
 
     def transform(self, rows: pd.DataFrame) -> Array:
         columns = zip(rows.columns, self.categories_, self.tables, strict=True)
-        return np.hstack([table[pd.Index(known).get_indexer(pd.Index(rows[name]))] for name, known, table in columns])
+        return np.hstack(
+            [
+                table[pd.Index(known).get_indexer(pd.Index(rows[name]))]
+                for name, known, table in columns
+            ],
+        )
 
 
 class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]

@@ -14,7 +14,13 @@ from sklearn.tree._tree import Tree as SklearnTree
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.wrap.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
+from mlflow_deploy_plugin.wrap.convert.sklearn.levels import (
+    MANY_ROWS,
+    MAX_SUMMED,
+    MIN_TREES,
+    Levels,
+    write_levels,
+)
 
 
 def rounded_down(thresholds: Array) -> Array:
@@ -49,8 +55,19 @@ class Tree:
 
     @classmethod
     def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
-        feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
-        return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
+        feature, threshold, left, right, default_left, value = map(
+            np.array,
+            zip(*nodes, strict=True),
+        )
+        return cls(
+            feature,
+            threshold.astype(np.float64),
+            left,
+            right,
+            default_left,
+            value,
+            members or {},
+        )
 
     @classmethod
     def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
@@ -69,7 +86,15 @@ class Tree:
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with a chain of equality tests per membership test, and the ONNX comparison of each node."""
         rows = list(
-            zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
+            zip(
+                self.feature,
+                self.threshold,
+                self.left,
+                self.right,
+                self.default_left,
+                self.value,
+                strict=True,
+            ),
         )
         modes = ["LEAF" if child < 0 else mode for child in self.left]
         # ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
@@ -126,23 +151,42 @@ class Boosting:
         inner = [tree.left >= 0 for tree in self.trees]
         for mask, tree in zip(inner, self.trees, strict=True):
             mask[list(tree.members)] = False
-        features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
-        values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
-        return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
+        features = np.concatenate(
+            [tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)],
+        )
+        values = np.concatenate(
+            [tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)],
+        )
+        return {
+            int(feature): np.unique(values[features == feature]) for feature in np.unique(features)
+        }
 
     def levels(self) -> Levels | None:
         """Return the trees as complete trees, or None if they are few, unbalanced, or split by categories."""
         counts = np.bincount(self.targets, minlength=len(self.base))
-        if len(self.trees) < MIN_TREES or len(set(counts)) > 1 or any(tree.members for tree in self.trees):
+        if (
+            len(self.trees) < MIN_TREES
+            or len(set(counts)) > 1
+            or any(tree.members for tree in self.trees)
+        ):
             return None
         groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
         lacking = -int(counts[0]) % groups  # padding with trees of value 0
-        filled = [*self.trees, *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base)]
-        order = np.argsort([*self.targets, *np.repeat(np.arange(len(self.base)), lacking)], kind="stable")
+        filled = [
+            *self.trees,
+            *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base),
+        ]
+        order = np.argsort(
+            [*self.targets, *np.repeat(np.arange(len(self.base)), lacking)],
+            kind="stable",
+        )
         trees = [filled[index] for index in order]
         nodes, roots = _joined(trees)
         inner = nodes["left"] != np.arange(len(nodes["left"]))
-        splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
+        splits = np.stack(
+            [nodes[name][inner] for name in ("feature", "threshold", "default_left")],
+            axis=1,
+        )
         splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
         column, threshold, default = splits.T
         if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
@@ -150,7 +194,9 @@ class Boosting:
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
         left, right = nodes["left"], nodes["right"]
-        comparison, otherwise = ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
+        comparison, otherwise = (
+            ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
+        )
         if default.all():  # The opposite comparison is false for missing values.
             comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
         at = roots[:, None]
@@ -198,8 +244,14 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         "else_branch": (few, write_walk(few, rows, boosting)),
     }
     shape: list[int | None] = [None, len(boosting.base)]
-    enough = graph.node("GreaterOrEqual", [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]])
-    graphs = {name: body.finish({}, {sums: (TensorProto.FLOAT, shape)}) for name, (body, sums) in branches.items()}
+    enough = graph.node(
+        "GreaterOrEqual",
+        [graph.node("Shape", [rows], start=0, end=1), [MANY_ROWS]],
+    )
+    graphs = {
+        name: body.finish({}, {sums: (TensorProto.FLOAT, shape)})
+        for name, (body, sums) in branches.items()
+    }
     return graph.node("If", [enough], **graphs)
 
 
@@ -209,7 +261,12 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
     owners: list[int] = []  # Adjacent trees with equal splits are merged.
     kept: list[Tree] = []
-    for tree, target, before in zip(boosting.trees, boosting.targets, [-1, *boosting.targets], strict=False):
+    for tree, target, before in zip(
+        boosting.trees,
+        boosting.targets,
+        [-1, *boosting.targets],
+        strict=False,
+    ):
         if target <= before or not (kept and tree.splits_as(kept[-1])):
             kept.append(tree)
         owners.append(len(kept) - 1)
@@ -221,15 +278,22 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     sizes = [len(tree.left) for tree in trees]
 
     def inner(name: str) -> list[int]:
-        return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
+        return [
+            int(value)
+            for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))
+        ]
 
     numbers: dict[str, Any] = {
         "nodes_values": np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])),
-        "target_weights": np.concatenate([tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)]),
+        "target_weights": np.concatenate(
+            [tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)],
+        ),
         "base_values": boosting.base,
     }
     if boosting.is_single:
-        numbers = {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
+        numbers = {
+            name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()
+        }
     else:
         numbers = {
             f"{name}_as_tensor": numpy_helper.from_array(np.asarray(values, np.float64))
@@ -254,7 +318,12 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     )
 
 
-_LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", "MultinomialLogit": "Softmax"}
+_LINKS = {
+    "IdentityLink": "Identity",
+    "LogLink": "Exp",
+    "LogitLink": "Sigmoid",
+    "MultinomialLogit": "Softmax",
+}
 """The inverse of each link in scikit-learn's losses, as an ONNX operator."""
 
 
@@ -265,19 +334,39 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     width = int(estimator.n_trees_per_iteration_)
     trees = []
-    known = np.zeros(estimator.n_features_in_, bool) if estimator.is_categorical_ is None else estimator.is_categorical_
-    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # Trees read categorical columns first.
+    known = (
+        np.zeros(estimator.n_features_in_, bool)
+        if estimator.is_categorical_ is None
+        else estimator.is_categorical_
+    )
+    columns = np.concatenate(
+        [np.flatnonzero(known), np.flatnonzero(~known)],
+    )  # Trees read categorical columns first.
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
         members = {
-            int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
+            int(node): [
+                code
+                for code in range(256)
+                if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1
+            ]
             or [_NO_CODE]  # Only missing values go left.
             for node in np.flatnonzero(nodes["is_categorical"])
         }
         left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
-        right, default_left, value = (nodes[name] for name in ("right", "missing_go_to_left", "value"))
+        right, default_left, value = (
+            nodes[name] for name in ("right", "missing_go_to_left", "value")
+        )
         trees.append(
-            Tree(columns[nodes["feature_idx"]], nodes["num_threshold"], left, right, default_left, value, members)
+            Tree(
+                columns[nodes["feature_idx"]],
+                nodes["num_threshold"],
+                left,
+                right,
+                default_left,
+                value,
+                members,
+            ),
         )
     targets = [index % width for index in range(len(trees))]
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
@@ -288,4 +377,6 @@ def categories_of(estimator: Estimator) -> dict[int, Array]:
     if estimator.is_categorical_ is None:
         return {}
     encoder = estimator._preprocessor.named_transformers_["encoder"]
-    return dict(zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True))
+    return dict(
+        zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True),
+    )

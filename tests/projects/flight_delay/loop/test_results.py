@@ -34,12 +34,18 @@ def played() -> pd.DataFrame:
             "prediction": delayed & is_july,
             "still": False,
             "version": np.where(is_july, "2", "1"),
-        }
+        },
     )
 
 
 def window(monitor: str, start: str, end: str, verdict: str) -> JudgedWindow:
-    return JudgedWindow(monitor, pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC"), verdict, "why")
+    return JudgedWindow(
+        monitor,
+        pd.Timestamp(start, tz="UTC"),
+        pd.Timestamp(end, tz="UTC"),
+        verdict,
+        "why",
+    )
 
 
 def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFrame) -> None:
@@ -47,12 +53,16 @@ def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFram
     assert table["accuracy_with_loop"].tolist() == [0.8, 0.8, 1.0]
     assert table["accuracy_without"].tolist() == [0.8, 0.8, 0.8]
     assert table["versions"].tolist() == ["1", "1", "2"]
-    assert served_version_changes(played) == [ServedVersionChange(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2")]
+    assert served_version_changes(played) == [
+        ServedVersionChange(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2"),
+    ]
     assert "injected" not in table
 
 
 def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
-    played: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    played: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     injection = parse_injection("concept:7")
     assert injection is not None
@@ -64,12 +74,27 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
     assert verdicts(weeks, injection)["injected"].tolist() == ["", "concept"]
     assert "injected" not in verdicts(weeks)
     texts = []
-    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text: texts.append(text))
-    draw_plot(
-        accuracy_by_month(played, injection), weeks, served_version_changes(played), tmp_path / "plot.png", injection
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.suptitle",
+        lambda figure, text: texts.append(text),
     )
-    draw_plot(accuracy_by_month(played), weeks, served_version_changes(played), tmp_path / "plot.png")
-    assert texts == ["Flights of 2013, accuracy by month, with INJECTED drift", "Flights of 2013, accuracy by month"]
+    draw_plot(
+        accuracy_by_month(played, injection),
+        weeks,
+        served_version_changes(played),
+        tmp_path / "plot.png",
+        injection,
+    )
+    draw_plot(
+        accuracy_by_month(played),
+        weeks,
+        served_version_changes(played),
+        tmp_path / "plot.png",
+    )
+    assert texts == [
+        "Flights of 2013, accuracy by month, with INJECTED drift",
+        "Flights of 2013, accuracy by month",
+    ]
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

@@ -7,7 +7,13 @@ import pytest
 
 from mlflow_deploy_plugin.core.registry.policy import GatePolicy
 from mlflow_deploy_plugin.promote.gate.checks.artifact import check_parity, check_signature
-from mlflow_deploy_plugin.serve.runtime.artifact import Artifact, Column, Output, Tensor, read_artifact
+from mlflow_deploy_plugin.serve.runtime.artifact import (
+    Artifact,
+    Column,
+    Output,
+    Tensor,
+    read_artifact,
+)
 from mlflow_deploy_plugin.serve.runtime.pyfunc_artifact import read_served_artifact
 from tests.support.classifiers import write_classifier
 from tests.support.refusals import mentions
@@ -25,7 +31,10 @@ from tests.support.refusals import mentions
     ],
 )
 def test_the_policy_says_how_much_has_to_be_known(
-    state: str, wanted: Literal["proven", "warned", "any"], verdict: str, tmp_path: Path
+    state: str,
+    wanted: Literal["proven", "warned", "any"],
+    verdict: str,
+    tmp_path: Path,
 ) -> None:
     artifact = read_artifact(write_classifier(tmp_path / "model", parity=state))
     result = check_parity(artifact, GatePolicy(parity=wanted))
@@ -37,7 +46,10 @@ def test_the_policy_says_how_much_has_to_be_known(
 def test_what_has_no_onnx_form_answers_for_itself(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
-    assert (result.state, result.reason) == ("skipped", "the version has no ONNX form, so the original model predicts")
+    assert (result.state, result.reason) == (
+        "skipped",
+        "the version has no ONNX form, so the original model predicts",
+    )
 
 
 NAME = "models:/m/1"
@@ -49,7 +61,10 @@ SERVED = Artifact(
     model_id="",
     run_id="",
     columns=(Column("a", "long"), Column("b", "double"), Column("c", "string", required=False)),
-    outputs=(Output("label", "int64", (-1,), "label"), Output("p", "float32", (-1, 2), "probabilities")),
+    outputs=(
+        Output("label", "int64", (-1,), "label"),
+        Output("p", "float32", (-1, 2), "probabilities"),
+    ),
     prediction=("label",),
     classes=(0, 1),
 )
@@ -66,17 +81,37 @@ def columns(*given: Column) -> Artifact:
         (SERVED, "passed", "the same columns and types"),
         (columns(A, C), "passed", r"b \(double\) removed"),
         (columns(A, B, C, Column("d", "double")), "failed", r"d \(double\) added"),
-        (columns(A, B, C, Column("d", "double", required=False)), "passed", r"d \(double, optional\) added"),
+        (
+            columns(A, B, C, Column("d", "double", required=False)),
+            "passed",
+            r"d \(double, optional\) added",
+        ),
         (columns(Column("a", "double"), B, C), "passed", "a retyped from long to double"),
         (columns(Column("a", "integer"), B, C), "failed", "a retyped from long to integer"),
         (columns(Column("a", "string"), B, C), "failed", "a retyped from long to string"),
         (columns(A, Column("b", "float"), C), "passed", "b retyped from double to float"),
         (columns(A, B, Column("c", "string")), "failed", "c required from optional to required"),
-        (columns(Column("a", "long", required=False), B, C), "passed", "a optional from required to optional"),
+        (
+            columns(Column("a", "long", required=False), B, C),
+            "passed",
+            "a optional from required to optional",
+        ),
         (columns(B, A, C), "passed", "another order, which affects rows without names"),
-        (replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)), "failed", "from columns to tensors"),
-        (replace(SERVED, prediction=("p",)), "failed", r"from whole numbers to numbers \[2\] per row"),
-        (replace(SERVED, classes=(0, 1, 2)), "passed", "the classes reclassed from 0, 1 to 0, 1, 2"),
+        (
+            replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)),
+            "failed",
+            "from columns to tensors",
+        ),
+        (
+            replace(SERVED, prediction=("p",)),
+            "failed",
+            r"from whole numbers to numbers \[2\] per row",
+        ),
+        (
+            replace(SERVED, classes=(0, 1, 2)),
+            "passed",
+            "the classes reclassed from 0, 1 to 0, 1, 2",
+        ),
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],
 )
@@ -108,7 +143,10 @@ def tensors(*given: Tensor) -> Artifact:
     ],
 )
 def test_tensors_are_told_apart_by_name_type_and_shape(new: Any, state: str) -> None:
-    assert check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state == state
+    assert (
+        check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8))), NAME).state
+        == state
+    )
 
 
 def test_every_change_is_in_the_table() -> None:
@@ -121,6 +159,10 @@ def test_every_change_is_in_the_table() -> None:
 
 def test_changes_stand_in_the_order_of_the_columns() -> None:
     letters = tuple("hgfedcba")
-    result = check_signature(columns(A), columns(A, *(Column(name, "double") for name in letters)), NAME)
+    result = check_signature(
+        columns(A),
+        columns(A, *(Column(name, "double") for name in letters)),
+        NAME,
+    )
     assert result.table is not None
     assert tuple(line[1] for line in result.table.lines) == letters

@@ -39,7 +39,12 @@ def loaded(folder: Path) -> LoadedOnnx:
     ],
 )
 def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
-    tmp_path: Path, weights: tuple[float, ...], parity: str, with_labels: bool, state: str, names: list[str]
+    tmp_path: Path,
+    weights: tuple[float, ...],
+    parity: str,
+    with_labels: bool,
+    state: str,
+    names: list[str],
 ) -> None:
     base = loaded(write_classifier(tmp_path / "base", parity=parity))
     form = loaded(optimized(write_classifier(tmp_path / "form", weights, parity="warned"), base))
@@ -60,13 +65,20 @@ def test_without_rows_nothing_is_proven(tmp_path: Path) -> None:
 def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> Path:
     """Write into the MLmodel file of a folder that the folder is a form of the base."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
-    document["flavors"]["onnxserve"]["optimization"] = {"base": where, "base_digest": graph_digest(base)}
+    document["flavors"]["onnxserve"]["optimization"] = {
+        "base": where,
+        "base_digest": graph_digest(base),
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
 
 
 @pytest.fixture
-def parity_of(registry: object, folders: dict[str, Path], tmp_path: Path) -> Callable[..., CheckResult]:
+def parity_of(
+    registry: object,
+    folders: dict[str, Path],
+    tmp_path: Path,
+) -> Callable[..., CheckResult]:
     """Return the parity check of a form of `toy` 1 from a complete run of the gate."""
 
     def check(where: str, base: str = "good", policy: GatePolicy = POLICY) -> CheckResult:
@@ -84,7 +96,8 @@ def test_the_gate_fetches_the_base_from_the_registry(parity_of: Callable[..., Ch
 
 
 def test_the_loss_is_measured_on_the_dataset_of_the_policy(
-    parity_of: Callable[..., CheckResult], folders: dict[str, Path]
+    parity_of: Callable[..., CheckResult],
+    folders: dict[str, Path],
 ) -> None:
     evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
     judged = GatePolicy(evaluation=evaluation, skip=("robustness", "budget"))
@@ -100,7 +113,10 @@ def test_the_loss_is_measured_on_the_dataset_of_the_policy(
     ],
 )
 def test_a_base_that_is_not_the_one_or_not_there_fails(
-    parity_of: Callable[..., CheckResult], where: str, base: str, names: list[str]
+    parity_of: Callable[..., CheckResult],
+    where: str,
+    base: str,
+    names: list[str],
 ) -> None:
     result = parity_of(where, base)
     assert result.state == "failed"

@@ -23,7 +23,10 @@ ROWS = labelled(600)
 
 @pytest.fixture
 def judged(
-    folders: dict[str, Path], registry: Any, version: Callable[[str], ResolvedModel], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path],
+    registry: Any,
+    version: Callable[[str], ResolvedModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., CheckResult | None]:
     """Return the result of the check for a version and fields of `backtest`; None if the check does not run."""
     root = Path.cwd() / "log"
@@ -32,9 +35,17 @@ def judged(
     write_answers(writer, folders["good"], {name: ROWS[name] for name in COLUMNS}, DAY)
     writer.label(*(Label(f"1-{row}", None, None, int(ROWS["label"][row]), 1) for row in range(400)))
 
-    def run(name: str, allowed: Permissions = ALL_PERMISSIONS, skip: str = "", **fields: object) -> CheckResult | None:
+    def run(
+        name: str,
+        allowed: Permissions = ALL_PERMISSIONS,
+        skip: str = "",
+        **fields: object,
+    ) -> CheckResult | None:
         fields = {"window": "9999d"} | fields
-        policy = parse_policy(f"skip: [signature, evaluation, robustness, budget{skip}]\nbacktest: {fields}", "it")
+        policy = parse_policy(
+            f"skip: [signature, evaluation, robustness, budget{skip}]\nbacktest: {fields}",
+            "it",
+        )
         verdict, _ = judge(version(name), None, policy, "a test", allowed=allowed)
         return {check.name: check for check in verdict.checks}.get("backtest")
 
@@ -46,7 +57,11 @@ def test_a_version_with_the_same_answers_passes(judged: Callable[..., CheckResul
 
     assert check.state == "passed"
     assert mentions(check.reason, "600", "400", "accuracy")
-    assert (check.figures["rows"], check.figures["disagreement"], check.figures["difference"]) == (600, 0, 0)
+    assert (check.figures["rows"], check.figures["disagreement"], check.figures["difference"]) == (
+        600,
+        0,
+        0,
+    )
     assert check.figures["candidate_row_us"] > 0
     assert check.figures["margin"] == 0.01
 
@@ -76,14 +91,18 @@ def test_the_number_of_rows_is_limited(judged: Callable[..., CheckResult]) -> No
     ],
 )
 def test_too_few_rows_skip_the_check(
-    judged: Callable[..., CheckResult], fields: dict[str, str], names: list[str]
+    judged: Callable[..., CheckResult],
+    fields: dict[str, str],
+    names: list[str],
 ) -> None:
     check = judged("worse", **{"endpoint": "flights", **fields})
     assert check.state == "skipped"
     assert mentions(check.reason, *names)
 
 
-def test_it_runs_only_if_the_policy_names_an_endpoint(judged: Callable[..., CheckResult | None]) -> None:
+def test_it_runs_only_if_the_policy_names_an_endpoint(
+    judged: Callable[..., CheckResult | None],
+) -> None:
     assert judged("equal") is None
     check = judged("worse", skip=", backtest", endpoint="flights")
     assert check is not None
@@ -96,7 +115,9 @@ def test_a_server_with_accounts_does_not_read_the_log(judged: Callable[..., Chec
 
 
 def test_a_log_that_cannot_be_reached_fails(
-    judged: Callable[..., CheckResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    judged: Callable[..., CheckResult],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXSERVE_LOG_URI", str(tmp_path / "file"))

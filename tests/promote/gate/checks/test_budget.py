@@ -9,7 +9,12 @@ import pytest
 
 from mlflow_deploy_plugin.core.errors import InferenceError
 from mlflow_deploy_plugin.core.registry.policy import BudgetPolicy
-from mlflow_deploy_plugin.promote.gate.checks.budget import MeasuredCost, check_budget, measure_costs, median_ratio
+from mlflow_deploy_plugin.promote.gate.checks.budget import (
+    MeasuredCost,
+    check_budget,
+    measure_costs,
+    median_ratio,
+)
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
 from tests.support.refusals import mentions, refused
 
@@ -28,7 +33,12 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
     [
         (cost(), {}, "passed", ["a row 2 ms", "1 times models:/m/1"]),
         (cost(row_ms=2.5), {}, "failed", ["a row 5 ms", "2.5 times models:/m/1", "allows 2"]),
-        (cost(batch_ms=30), {}, "failed", ["a batch of 64 60 ms", "3 times models:/m/1", "allows 2"]),
+        (
+            cost(batch_ms=30),
+            {},
+            "failed",
+            ["a batch of 64 60 ms", "3 times models:/m/1", "allows 2"],
+        ),
         (cost(memory_mb=300), {}, "failed", ["memory 300 MB", "3 times models:/m/1", "allows 2"]),
         (cost(row_ms=2.5), {"max_latency_ratio": 3}, "passed", ["a row 5 ms"]),
         (cost(row_ms=2.5), {"max_latency_ratio": None}, "passed", ["a row 5 ms"]),
@@ -38,7 +48,10 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
     ],
 )
 def test_what_it_may_cost_beside_what_is_served(
-    candidate: Any, policy: dict[str, Any], state: str, names: list[str]
+    candidate: Any,
+    policy: dict[str, Any],
+    state: str,
+    names: list[str],
 ) -> None:
     result = check_budget(candidate, cost(), BudgetPolicy(**policy), "models:/m/1")
     assert result.state == state
@@ -94,7 +107,9 @@ def test_a_model_that_cannot_answer_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("many_open_files")
-def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path: Path) -> None:
+def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(
+    tmp_path: Path,
+) -> None:
     folder = write_classifier(tmp_path / "model")
     rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
     (cost,) = measure_costs([folder], rows, 8, rounds=1)

@@ -35,33 +35,57 @@ def policy(**fields: Any) -> EvaluationPolicy:
         (102, "passed", ["0.0020 worse"]),
         (108, "failed", ["too few rows", "0.0100"]),
         (112, "failed", ["the margin of 0.0100", "required confidence"]),
-        (200, "failed", ["the margin of 0.0100", "accuracy 0.8000", "0.9000 of models:/m/1", "0.1000 worse"]),
+        (
+            200,
+            "failed",
+            ["the margin of 0.0100", "accuracy 0.8000", "0.9000 of models:/m/1", "0.1000 worse"],
+        ),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(wrong: int, state: str, names: list[str]) -> None:
+def test_it_may_not_be_worse_by_more_than_the_margin(
+    wrong: int,
+    state: str,
+    names: list[str],
+) -> None:
     result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
     assert result.state == state
     assert mentions(result.reason, *names)
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
     assert result.figures["difference"] == pytest.approx((100 - wrong) / ROWS)
-    assert result.figures["difference_low"] <= result.figures["difference"] <= result.figures["difference_high"]
+    assert (
+        result.figures["difference_low"]
+        <= result.figures["difference"]
+        <= result.figures["difference_high"]
+    )
 
 
 def test_a_wider_margin_lets_it_pass() -> None:
-    assert check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state == "passed"
+    assert (
+        check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state
+        == "passed"
+    )
 
 
 def test_the_floor_holds_whatever_is_served() -> None:
     result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
     assert result.state == "failed"
     assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
-    assert check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state == "failed"
-    assert check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
+    assert (
+        check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state
+        == "failed"
+    )
+    assert (
+        check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
+    )
 
 
 def test_few_rows_prove_nothing() -> None:
     result = check_evaluation(
-        TRUTH[:50], ModelPredictions(TRUTH[:50], True), ModelPredictions(TRUTH[:50], True), policy(), seed=7
+        TRUTH[:50],
+        ModelPredictions(TRUTH[:50], True),
+        ModelPredictions(TRUTH[:50], True),
+        policy(),
+        seed=7,
     )
     assert result.state == "failed"
     assert mentions(result.reason, "50 rows", "100")
@@ -71,14 +95,25 @@ def test_the_margin_of_an_error_is_a_share() -> None:
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
     served, near = ModelPredictions(values - 1.0, False), ModelPredictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
-    result = check_evaluation(values, ModelPredictions(values - 1.5, False), served, policy(), 7, NAME)
+    result = check_evaluation(
+        values,
+        ModelPredictions(values - 1.5, False),
+        served,
+        policy(),
+        7,
+        NAME,
+    )
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "1.5000", "1.0000", "models:/m/1", "50.0%")
 
 
 def test_answers_that_are_no_numbers_fail() -> None:
     result = check_evaluation(
-        TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
+        TRUTH.astype(float),
+        ModelPredictions(np.full(ROWS, np.nan), False),
+        None,
+        policy(),
+        seed=7,
     )
     assert result.state == "failed"
     assert mentions(result.reason, "rmse", "nan")
@@ -90,7 +125,14 @@ def test_a_metric_of_probabilities_asks_for_them() -> None:
 
 
 def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
-    result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME)
+    result = check_evaluation(
+        TRUTH,
+        wrong_in(1),
+        ModelPredictions(TRUTH.astype(float), False),
+        policy(),
+        7,
+        NAME,
+    )
     assert result.state == "failed"
     assert mentions(result.reason, "models:/m/1", "comparison", "accuracy", "labels")
     numbers = TRUTH.astype(float)

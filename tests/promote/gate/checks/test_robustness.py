@@ -26,12 +26,22 @@ def test_a_smooth_model_holds(tmp_path: Path) -> None:
 
 def test_the_table_tells_which_columns_matter(tmp_path: Path) -> None:
     model = load_version(
-        write_classifier(tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3)
+        write_classifier(
+            tmp_path / "model",
+            (3.0, 0.5, 0.0),
+            columns=("a", "b", "c"),
+            types=("double",) * 3,
+        ),
     )
     rows = {**INPUT, "c": ROWS["value"]}
     table = check_robustness(model, rows, RobustnessPolicy(noise=0.3), seed=7).table
     assert table is not None
-    assert [line[0] for line in table.lines[:4]] == ["noise", "missing", "out-of-range", "noise in a"]
+    assert [line[0] for line in table.lines[:4]] == [
+        "noise",
+        "missing",
+        "out-of-range",
+        "noise in a",
+    ]
     changed = {line[0]: float(line[1].rstrip("%")) for line in table.lines}
     assert changed["noise in a"] > changed["noise in b"] > 0
     assert "noise in c" not in changed
@@ -64,8 +74,14 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path)
 
 def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path: Path) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
-    assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"] == 0
-    assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"] > 0.5
+    assert (
+        check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"]
+        == 0
+    )
+    assert (
+        check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"]
+        > 0.5
+    )
 
 
 def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(
@@ -92,7 +108,10 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path: Path, metric: MetricName) -> None:
+def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(
+    tmp_path: Path,
+    metric: MetricName,
+) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, truth, metric)
@@ -100,7 +119,9 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
-def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tmp_path: Path) -> None:
+def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(
+    tmp_path: Path,
+) -> None:
     model, better = (
         load_version(write_classifier(tmp_path / "model")),
         load_version(write_classifier(tmp_path / "other", (1.0, 0.0))),

@@ -28,8 +28,17 @@ from tests.support.servers import one_endpoint, variant, want
 from tests.support.waiting import EXPLAINER_SECONDS, wait_until
 
 
-def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:
-    return handle(server, RawRequest(method, path, {"content-type": content_type} if content_type else {}, body))
+def ask(
+    server: Server,
+    path: str,
+    method: str = "GET",
+    body: bytes = b"",
+    content_type: str = "",
+) -> RawResponse:
+    return handle(
+        server,
+        RawRequest(method, path, {"content-type": content_type} if content_type else {}, body),
+    )
 
 
 def fetched(server: Server) -> dict[str, Any]:
@@ -38,7 +47,11 @@ def fetched(server: Server) -> dict[str, Any]:
     return dict(json.loads(response.body))
 
 
-def body_schema(document: dict[str, Any], path: str, media_type: str = "application/json") -> dict[str, Any]:
+def body_schema(
+    document: dict[str, Any],
+    path: str,
+    media_type: str = "application/json",
+) -> dict[str, Any]:
     """Return the schema of a request's body, with the components to which it refers."""
     schema = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
     return {**resolved(document, schema), "components": document["components"]}
@@ -49,13 +62,20 @@ def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 
 
 @pytest.fixture
-def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tmp_path: Path) -> Server:
+def server(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+) -> Server:
     flights = {
         "columns": ["carrier", "distance", "hour", "late"],
         "data": [["AA", None, 7, False], ["UA", 2.5, 8, True]],
     }
     folders = {
-        "flights": page_models.with_example(mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
+        "flights": page_models.with_example(
+            mixed_model(tmp_path / "flights"),
+            {"dataframe_split": flights},
+        ),
         "digits": page_models.digits_model(tmp_path / "digits"),
         "hostile": page_models.hostile_model(tmp_path / "hostile"),
         "tensor": model_folders["tensor"],
@@ -67,7 +87,8 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
             columns(votes="float", title="string"),
         ),
         "masked": write_model(
-            tmp_path / "masked", "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }"
+            tmp_path / "masked",
+            "masked (bool[N,2] mask, string[N] s) => (bool[N,2] y) { y = Not(mask) }",
         ),
     }
     endpoints = {name: {"v": variant(folder)} for name, folder in folders.items()}
@@ -79,7 +100,9 @@ def test_every_route_is_in_the_document(server: Server) -> None:
     methods = {(path, method) for path, operations in described.items() for method in operations}
     artifact = server.repository.select_variant("flights").loaded.predictor.artifact
     applicable = [route for route in list_routes() if route.operation.applies_to(artifact)]
-    plain = {(route.path, route.method.lower()) for route in applicable if "{endpoint}" not in route.path}
+    plain = {
+        (route.path, route.method.lower()) for route in applicable if "{endpoint}" not in route.path
+    }
     assert plain <= methods
     assert len({(route.path, route.method) for route in list_routes()}) == len(list_routes())
 
@@ -87,7 +110,9 @@ def test_every_route_is_in_the_document(server: Server) -> None:
 def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
     document = fetched(server)
     assert "securitySchemes" not in document["components"]
-    assert not any("security" in said for path in document["paths"].values() for said in path.values())
+    assert not any(
+        "security" in said for path in document["paths"].values() for said in path.values()
+    )
     assert "Bearer KEY" not in ask(server, "/docs").body.decode()
 
 
@@ -95,34 +120,55 @@ def test_where_everybody_may_ask_no_key_is_spoken_of(server: Server) -> None:
     ("settings", "infer", "read"),
     [
         ({"api_keys": True}, {"key": ["infer"]}, {"key": ["read"]}),
-        ({"ca_certs": "/c", "certfile": "/c", "keyfile": "/c"}, {"certificate": []}, {"certificate": []}),
         (
-            {"ca_certs": "/c", "certfile": "/c", "keyfile": "/c", "jwt_issuer": "https://i", "jwt_audience": "a"},
+            {"ca_certs": "/c", "certfile": "/c", "keyfile": "/c"},
+            {"certificate": []},
+            {"certificate": []},
+        ),
+        (
+            {
+                "ca_certs": "/c",
+                "certfile": "/c",
+                "keyfile": "/c",
+                "jwt_issuer": "https://i",
+                "jwt_audience": "a",
+            },
             {"key": ["infer"], "certificate": []},
             {"key": ["read"], "certificate": []},
         ),
     ],
 )
 def test_it_says_what_a_caller_has_to_send(
-    server: Server, settings: dict[str, Any], infer: dict[str, list[str]], read: dict[str, list[str]]
+    server: Server,
+    settings: dict[str, Any],
+    infer: dict[str, list[str]],
+    read: dict[str, list[str]],
 ) -> None:
     keyed = replace(server, spec=ServerSpec.model_validate(settings))
     described = document(keyed)
     assert {*described["components"]["securitySchemes"]} == {*infer}
     paths = described["paths"]
-    for path, method in (("/invocations", "post"), ("/explain", "post"), ("/v1/models/flights:predict", "post")):
+    for path, method in (
+        ("/invocations", "post"),
+        ("/explain", "post"),
+        ("/v1/models/flights:predict", "post"),
+    ):
         assert paths[path][method]["security"] == [infer]
         assert {"401", "403"} <= {*paths[path][method]["responses"]}
     for path in ("/metrics", "/", "/v2/models/flights/stats"):
         assert paths[path]["get"]["security"] == [read]
-    assert paths["/v2/models/flights"]["get"]["security"] == ([infer, read] if "key" in infer else [read])
+    assert paths["/v2/models/flights"]["get"]["security"] == (
+        [infer, read] if "key" in infer else [read]
+    )
     for path in ("/ping", "/v2/health/ready", "/pages/page.css"):
         assert "security" not in paths[path]["get"]
 
 
 def test_the_snippets_send_the_key_that_a_server_asks_for(server: Server) -> None:
     keyed = replace(server, spec=ServerSpec(api_keys=True))
-    shown = html.unescape(handle(keyed, RawRequest("GET", "/docs", {"host": "h"}, b"")).body.decode())
+    shown = html.unescape(
+        handle(keyed, RawRequest("GET", "/docs", {"host": "h"}, b"")).body.decode(),
+    )
     assert "'Authorization: Bearer KEY'" in shown
     assert shown.count("headers={'Authorization': 'Bearer KEY'}") == 2
 
@@ -135,13 +181,17 @@ def test_the_error_of_a_page_is_a_page(server: Server) -> None:
 
 
 def test_another_version_is_described_anew_and_the_old_one_let_go(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     server = serve_here(one_endpoint(bias_folders["1"]))
     assert "m version 1" in fetched(server)["info"]["description"]
     old = weakref.ref(server.repository.table["e"].variants["v"].loaded)
     want(server.repository.state_dir, 2, one_endpoint(bias_folders["2"], "2"))
-    wait_until(lambda: "m version 2" in fetched(server)["info"]["description"], what="the description of version 2")
+    wait_until(
+        lambda: "m version 2" in fetched(server)["info"]["description"],
+        what="the description of version 2",
+    )
     wait_until(lambda: old() is None, what="version 1 to be freed")
 
 
@@ -156,8 +206,12 @@ def test_it_is_valid(server: Server) -> None:
     document = fetched(server)
     assert document["openapi"] == "3.1.0"
     for schema in document["components"]["schemas"].values():
-        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
-    referred = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
+        jsonschema_rs.meta.validate(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema},
+        )
+    referred = {
+        part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]
+    }
     assert referred <= set(document["components"]["schemas"])
 
 
@@ -177,26 +231,43 @@ def test_client_generators_get_a_name_for_every_method_and_every_class(server: S
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     names = [operation["operationId"] for operation in operations]
     assert len(set(names)) == len(names)
-    assert {"invocations", "predict", "v2.models.flights.infer", "v2.models.flights.versions.version.infer"} < {*names}
+    assert {
+        "invocations",
+        "predict",
+        "v2.models.flights.infer",
+        "v2.models.flights.versions.version.infer",
+    } < {*names}
 
     def inline_objects(part: Any) -> Iterator[dict[str, Any]]:
-        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        for value in (
+            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        ):
             yield from inline_objects(value)
         if isinstance(part, dict) and part.get("type") == "object" and part.get("properties"):
             yield part
 
     schemas = document["components"]["schemas"]
     assert [*inline_objects(document["paths"])] == []
-    nested = [(name, part) for name, schema in schemas.items() for part in inline_objects([*schema.values()])]
+    nested = [
+        (name, part)
+        for name, schema in schemas.items()
+        for part in inline_objects([*schema.values()])
+    ]
     assert [name for name, _ in nested] == []
 
 
 def test_an_endpoint_that_is_named_like_a_path_of_another_has_its_own_methods(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     folder = model_folders["single"]
-    paths = fetched(serve_here({name: {"v": variant(folder)} for name in ("flights", "flights.docs")}))["paths"]
-    names = [paths[path]["get"]["operationId"] for path in ("/endpoints/flights/docs", "/endpoints/flights.docs")]
+    paths = fetched(
+        serve_here({name: {"v": variant(folder)} for name in ("flights", "flights.docs")}),
+    )["paths"]
+    names = [
+        paths[path]["get"]["operationId"]
+        for path in ("/endpoints/flights/docs", "/endpoints/flights.docs")
+    ]
     assert names == ["endpoints.flights.docs", "endpoints.flights..docs"]
 
 
@@ -210,7 +281,9 @@ def test_every_array_says_what_it_holds(server: Server) -> None:
     """Client generators omit an operation with an array without `items`, which OpenAPI 3.0 required."""
 
     def arrays(part: Any) -> Iterator[dict[str, Any]]:
-        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        for value in (
+            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        ):
             yield from arrays(value)
         if isinstance(part, dict) and "array" in (part.get("type"), *(part.get("type") or ())):
             yield part
@@ -232,13 +305,23 @@ def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(serv
             asked += 1
             example = said["example"]
             if not isinstance(example, str):
-                jsonschema_rs.Draft202012Validator(body_schema(document, path, media_type)).validate(example)
+                jsonschema_rs.Draft202012Validator(
+                    body_schema(document, path, media_type),
+                ).validate(example)
             body = example.encode() if isinstance(example, str) else json.dumps(example).encode()
-            response = ask(server, path.replace("{version}", "1").replace("{label}", "v"), "POST", body, media_type)
+            response = ask(
+                server,
+                path.replace("{version}", "1").replace("{label}", "v"),
+                "POST",
+                body,
+                media_type,
+            )
             assert response.status == 200, (path, media_type, response.body)
             told = operations["post"]["responses"]["200"]["content"]["application/json"]["schema"]
             answered = resolved(document, told) if "$ref" in told else told
-            validator = jsonschema_rs.Draft202012Validator({**answered, "components": document["components"]})
+            validator = jsonschema_rs.Draft202012Validator(
+                {**answered, "components": document["components"]},
+            )
             validator.validate(json.loads(response.body))
     assert asked >= 30
 
@@ -253,7 +336,11 @@ def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(serve
     assert row["properties"]["hour"]["type"] == "integer"
     assert row["properties"]["carrier"]["type"] == "string"
     assert row["properties"]["late"]["type"] == "boolean"
-    assert row["required"] == ["carrier", "hour", "late"]  # Rows may omit distance, which is then null.
+    assert row["required"] == [
+        "carrier",
+        "hour",
+        "late",
+    ]  # Rows may omit distance, which is then null.
 
 
 @pytest.mark.parametrize(
@@ -268,17 +355,34 @@ def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(serve
         {},
     ],
 )
-def test_what_the_server_refuses_does_not_fit_the_schema(server: Server, body: dict[str, Any]) -> None:
+def test_what_the_server_refuses_does_not_fit_the_schema(
+    server: Server,
+    body: dict[str, Any],
+) -> None:
     schema = body_schema(fetched(server), "/endpoints/flights/invocations")
     assert not jsonschema_rs.Draft202012Validator(schema).is_valid(body)
-    refusal = ask(server, "/endpoints/flights/invocations", "POST", json.dumps(body).encode(), "application/json")
+    refusal = ask(
+        server,
+        "/endpoints/flights/invocations",
+        "POST",
+        json.dumps(body).encode(),
+        "application/json",
+    )
     assert refusal.status == 400
 
 
 @pytest.mark.parametrize(
-    "inputs", [[{"carrier": "AA", "distance": 1, "hour": 1, "late": True}], {"carrier": ["AA"]}, [["AA", 1, 1]]]
+    "inputs",
+    [
+        [{"carrier": "AA", "distance": 1, "hour": 1, "late": True}],
+        {"carrier": ["AA"]},
+        [["AA", 1, 1]],
+    ],
 )
-def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(server: Server, inputs: Any) -> None:
+def test_what_tensorflow_serving_refuses_does_not_fit_its_schema(
+    server: Server,
+    inputs: Any,
+) -> None:
     path = "/v1/models/flights:predict"
     body = {"inputs": inputs}
     assert not jsonschema_rs.Draft202012Validator(body_schema(fetched(server), path)).is_valid(body)
@@ -306,15 +410,20 @@ def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
 
 
 def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
-    content = fetched(server)["paths"]["/endpoints/single/invocations"]["post"]["requestBody"]["content"]
+    content = fetched(server)["paths"]["/endpoints/single/invocations"]["post"]["requestBody"][
+        "content"
+    ]
     assert content["text/csv"]["example"] == "a,b,c\n0,0,0\n"
 
 
 def test_many_endpoints_are_described_one_by_one(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
 ) -> None:
     count = MAX_ENDPOINTS + 1
-    server = serve_here({f"e{number}": {"v": variant(model_folders["single"])} for number in range(count)})
+    server = serve_here(
+        {f"e{number}": {"v": variant(model_folders["single"])} for number in range(count)},
+    )
     document = fetched(server)
     assert {path for path in document["paths"] if path.endswith("/invocations")} == {
         "/invocations",
@@ -327,7 +436,8 @@ def test_many_endpoints_are_described_one_by_one(
 
 
 def test_before_anything_is_loaded_the_pages_are_there_and_say_so(
-    serve_here: Callable[..., Server], tmp_path: Path
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
 ) -> None:
     server = serve_here({})
     for path in ("/", "/docs"):
@@ -347,13 +457,30 @@ def test_an_endpoint_that_is_not_there_is_a_page_of_404(server: Server) -> None:
     assert b"<b>nope" not in response.body
 
 
-@pytest.mark.parametrize("body", [{"inputs": ["a"]}, {"messages": [{"role": "user", "content": "a"}]}])
-def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [{"inputs": ["a"]}, {"messages": [{"role": "user", "content": "a"}]}],
+)
+def test_a_pyfunc_without_named_inputs_may_be_asked_as_mlflow_reads_it(
+    body: dict[str, Any],
+) -> None:
     assert jsonschema_rs.is_valid(invocations_schema(UndescribedSchema((), (), ())), body)
 
 
-@pytest.mark.parametrize("answer", [{"predictions": [{"0": 1.5}]}, {"predictions": "a"}, {"choices": []}, ["a"]])
+@pytest.mark.parametrize(
+    "answer",
+    [{"predictions": [{"0": 1.5}]}, {"predictions": "a"}, {"choices": []}, ["a"]],
+)
 def test_a_pyfunc_may_answer_as_mlflow_writes_it(answer: Any) -> None:
     outputs = (Output("prediction", "float64", (-1,)),)
-    artifact = Artifact(Path(), Path(), "python_function", "", "", "", outputs=outputs, prediction=("prediction",))
+    artifact = Artifact(
+        Path(),
+        Path(),
+        "python_function",
+        "",
+        "",
+        "",
+        outputs=outputs,
+        prediction=("prediction",),
+    )
     assert jsonschema_rs.is_valid(invocations_answer(artifact), answer)

@@ -11,7 +11,8 @@ import pytest
 from tests.support.waiting import EXPLAINER_SECONDS
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed"
+    importlib.util.find_spec("schemathesis") is None,
+    reason="schemathesis is not installed",
 )
 
 CHECKS = [
@@ -32,9 +33,17 @@ schemathesis(sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("phases", "examples"),
-    [("examples,fuzzing", 2), pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.long)],
+    [
+        ("examples,fuzzing", 2),
+        pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.long),
+    ],
 )
-def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Path, phases: str, examples: int) -> None:
+def test_the_server_answers_as_its_document_says(
+    pages_server: Any,
+    tmp_path: Path,
+    phases: str,
+    examples: int,
+) -> None:
     """A table by the plain routes and its own routes, a tensor by its own routes, with the same requests in every run.
 
     `examples` are random requests per operation; "coverage" derives requests from the document's bounds.
@@ -44,9 +53,22 @@ def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Pa
         *(sys.executable, "-c", FILE, "run", pages_server.url + "/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", phases),
         *("--include-path-regex", paths, "--max-examples", str(examples), "--seed", "1"),
-        *("--request-timeout", str(EXPLAINER_SECONDS), "--continue-on-failure", "--generation-database", "none"),
+        *(
+            "--request-timeout",
+            str(EXPLAINER_SECONDS),
+            "--continue-on-failure",
+            "--generation-database",
+            "none",
+        ),
     ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert " 0 failed" not in run.stdout
     assert pages_server.process.poll() is None

@@ -25,11 +25,15 @@ def png(path: Path, rows: list[bytes], width: int) -> Path:
     """Return an 8-bit grey picture with these rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, len(rows), 8, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""),
+    )
     return path
 
 
@@ -47,7 +51,12 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     tab.set_default_timeout(20_000)
     complaints: list[str] = []
     hosts: set[str] = set()
-    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda message: (
+            complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     tab.on("pageerror", lambda error: complaints.append(str(error)))
 
     def dismiss(dialog: Any) -> None:
@@ -72,7 +81,10 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
     page.get_by_role("button", name="Predict").click()
     page.locator(".single .value").wait_for()
     assert page.locator(".single .value").inner_text() == "yes"
-    assert [line.split("\n")[0] for line in page.locator(".bar-line").all_inner_texts()] == ["yes", "no"]
+    assert [line.split("\n")[0] for line in page.locator(".bar-line").all_inner_texts()] == [
+        "yes",
+        "no",
+    ]
     told = page.locator("#told-headers").inner_text()
     assert "m 1" in told
     assert "ms" in told
@@ -121,7 +133,9 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_the_button(page: Any) -> None:
+def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_the_button(
+    page: Any,
+) -> None:
     held: list[Any] = []
 
     def hold(route: Any) -> None:
@@ -207,7 +221,12 @@ def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
-def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bright: str, label: str) -> None:
+def test_a_picture_is_resized_scaled_and_answered(
+    page: Any,
+    tmp_path: Path,
+    bright: str,
+    label: str,
+) -> None:
     light, dark = [b"\xff" * 20] * 10, [b"\x00" * 20] * 10
     picture = png(tmp_path / "half.png", light + dark if bright == "top" else dark + light, 20)
     page.goto("/endpoints/digits")
@@ -277,15 +296,28 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
         ('{"id": null, "choices": [{"text": "<i>hi</i>"}]}', "<i>hi</i>"),
         ('"<i>bare</i>"', "<i>bare</i>"),
         ('data: {"delta": "<i>a</i>"}\n\ndata: {"delta": "b"}\n\ndata: [DONE]\n\n', "<i>a</i>"),
-        ('data: "a"\n\ndata: {"error": {"code": 503, "message": "gone"}}\n\ndata: [DONE]\n\n', "gone"),
-        ('data: {"delta": "a"}\n\ndata: {"error": {"message": "gone"}}\n\ndata: [DONE]\n\n', "gone"),
+        (
+            'data: "a"\n\ndata: {"error": {"code": 503, "message": "gone"}}\n\ndata: [DONE]\n\n',
+            "gone",
+        ),
+        (
+            'data: {"delta": "a"}\n\ndata: {"error": {"message": "gone"}}\n\ndata: [DONE]\n\n',
+            "gone",
+        ),
         ("data: [DONE]\n\n", "Row"),
         ("no JSON", "The server answered 200"),
     ],
 )
-def test_whatever_a_model_of_python_answers_is_shown_as_text(page: Any, body: str, shown: str) -> None:
+def test_whatever_a_model_of_python_answers_is_shown_as_text(
+    page: Any,
+    body: str,
+    shown: str,
+) -> None:
     media = "text/event-stream" if body.startswith("data: ") else "application/json"
-    page.route("**/predict/batch", lambda route: route.fulfill(status=200, body=body, content_type=media))
+    page.route(
+        "**/predict/batch",
+        lambda route: route.fulfill(status=200, body=body, content_type=media),
+    )
     page.goto("/endpoints/flights")
     page.get_by_role("button", name="Predict").click()
     page.locator("#told-headers").wait_for()
@@ -299,7 +331,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
         """const { readable, writable } = new TransformStream();
         window.fetch = async () => new Response(readable, { headers: { "Content-Type": "text/event-stream" } });
         const bytes = (code) => code.charCodeAt(0);
-        window.send = (text) => void (window.writer ??= writable.getWriter()).write(Uint8Array.from(text, bytes));"""
+        window.send = (text) => void (window.writer ??= writable.getWriter()).write(Uint8Array.from(text, bytes));""",
     )
 
     def send(data: bytes) -> None:
@@ -332,7 +364,9 @@ def test_another_endpoint_is_chosen(page: Any) -> None:
 
 
 @pytest.mark.long
-def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(page: Any) -> None:
+def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(
+    page: Any,
+) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("Endpoint").focus()
     for _ in range(2):
@@ -350,7 +384,9 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
     page.goto("/docs")
     page.locator(".copy").first.click()
     page.get_by_text("Copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()").startswith(f"curl {pages_server.url}/endpoints/flights/")
+    assert page.evaluate("navigator.clipboard.readText()").startswith(
+        f"curl {pages_server.url}/endpoints/flights/",
+    )
     page.get_by_text("/v2/models/flights/infer", exact=True).click()
     assert page.get_by_text("Body: application/octet-stream").first.is_visible()
 
@@ -358,7 +394,14 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
 @pytest.mark.long
 @pytest.mark.parametrize(
     "path",
-    ["/", "/docs", f"/endpoints/{'x' * 60}", "/endpoints/digits", "/endpoints/hostile", "/endpoints/hostile/docs"],
+    [
+        "/",
+        "/docs",
+        f"/endpoints/{'x' * 60}",
+        "/endpoints/digits",
+        "/endpoints/hostile",
+        "/endpoints/hostile/docs",
+    ],
 )
 def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
     page.set_viewport_size(PHONE)

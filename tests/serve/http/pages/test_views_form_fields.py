@@ -26,7 +26,9 @@ from mlflow_deploy_plugin.serve.runtime.schemas.schema import compile_schema
     ],
 )
 def test_a_batch_of_pictures_is_known_by_its_shape(
-    dtype: str, shape: tuple[int, ...], picture: ImageInput | None
+    dtype: str,
+    shape: tuple[int, ...],
+    picture: ImageInput | None,
 ) -> None:
     assert image_input(Tensor("x", dtype, shape)) == picture
 
@@ -41,12 +43,16 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
     inputs = tuple(
         Input(column.name, dtype, (-1, 1), (column.name,), missing)
         for column, (dtype, missing) in zip(
-            columns, [("float64", None), ("str", ""), ("int64", None), ("bool", None)], strict=True
+            columns,
+            [("float64", None), ("str", ""), ("int64", None), ("bool", None)],
+            strict=True,
         )
     )
     example = Example({"a": [1.5], "it's": [None], "n": [2**53 + 1], "b": [True]}, 1, True)
     fields = form_fields(compile_schema(columns, (), inputs), example)
-    assert [(field.kind, field.value, field.is_nullable, field.is_required) for field in fields] == [
+    assert [
+        (field.kind, field.value, field.is_nullable, field.is_required) for field in fields
+    ] == [
         ("number", "1.5", True, True),
         ("string", "", True, True),
         ("number", "9007199254740993", False, False),
@@ -60,7 +66,11 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
 @pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])
 def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> None:
     column = Column("wind_gust", "double")
-    schema = compile_schema((column,), (), (Input("wind_gust", "float64", (-1, 1), ("wind_gust",), None),))
+    schema = compile_schema(
+        (column,),
+        (),
+        (Input("wind_gust", "float64", (-1, 1), ("wind_gust",), None),),
+    )
     (field,) = form_fields(schema, Example({"wind_gust": [missing]}, 1, True))
     assert (field.value, field.is_nullable) == ("", True)
 
@@ -69,7 +79,11 @@ def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> No
 def test_a_business_id_is_an_optional_text_after_the_inputs(is_table: bool) -> None:
     columns = (Column("a", "double"),) if is_table else ()
     tensors = () if is_table else (Tensor("x", "float32", (-1, 2)),)
-    inputs = (Input("a", "float64", (-1, 1), ("a",), None) if is_table else Input("x", "float32", (-1, 2)),)
+    inputs = (
+        Input("a", "float64", (-1, 1), ("a",), None)
+        if is_table
+        else Input("x", "float32", (-1, 2)),
+    )
     schema = compile_schema(columns, tensors, inputs)
     _, field = form_fields(schema, Example({}, 0, False), {}, ("ticket",))
     assert (field.name, field.kind, field.is_key) == ("ticket", "string", True)
@@ -88,10 +102,16 @@ def test_a_column_of_categories_has_them_as_choices_in_the_form_of_its_values() 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "words"), [("float32", "numbers, any × 4"), ("int8", "whole numbers, any × 4"), ("str", "texts, any × 4")]
+    ("dtype", "words"),
+    [
+        ("float32", "numbers, any × 4"),
+        ("int8", "whole numbers, any × 4"),
+        ("str", "texts, any × 4"),
+    ],
 )
 def test_a_tensor_has_words_for_its_values(dtype: str, words: str) -> None:
     (field,) = form_fields(
-        compile_schema((), (Tensor("x", dtype, (-1, 4)),), (Input("x", dtype, (-1, 4)),)), Example({}, 0, False)
+        compile_schema((), (Tensor("x", dtype, (-1, 4)),), (Input("x", dtype, (-1, 4)),)),
+        Example({}, 0, False),
     )
     assert field.words == words

@@ -57,35 +57,64 @@ def shown(server: Server, path: str = "/requests", **headers: str) -> list[dict[
 
 def page(server: Server, path: str = "/requests", query: str = "", **headers: str) -> str:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    response = handle(server, RawRequest("GET", path, {**NAMED, "accept": "text/html", **named}, b"", query=query))
+    response = handle(
+        server,
+        RawRequest("GET", path, {**NAMED, "accept": "text/html", **named}, b"", query=query),
+    )
     assert (response.status, response.content_type.partition(";")[0]) == (200, "text/html")
     assert "default-src 'self'" in response.headers["Content-Security-Policy"]
     return response.body.decode()
 
 
-def test_a_prediction_is_shown_with_its_first_row(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_a_prediction_is_shown_with_its_first_row(
+    serve_here: Serve,
+    flights: dict[str, Any],
+) -> None:
     server = serve_here(flights)
     before = time.time()
     answered = handle(server, flight(rows=3))
     (row,) = shown(server)
     assert row["prediction_id"] == answered.headers["X-Prediction-Id"]
-    assert (row["status"], row["endpoint"], row["variant"], row["version"]) == (200, "flights", "v", "7")
+    assert (row["status"], row["endpoint"], row["variant"], row["version"]) == (
+        200,
+        "flights",
+        "v",
+        "7",
+    )
     assert (row["protocol"], row["rows"]) == ("invocations", 3)
     assert row["values"] == {"carrier": "AA", "distance": "1400.5", "hour": "7", "late": "false"}
     assert row["predictions"]["prediction"] == "yes"
     assert 0 < row["milliseconds"] < (time.time() - before) * 1000
     for text in (page(server), page(server, "/endpoints/flights/requests")):
-        assert mentions(text, "200", "1400.5", "invocations", f"onnxserve replay {row['prediction_id']}")
+        assert mentions(
+            text,
+            "200",
+            "1400.5",
+            "invocations",
+            f"onnxserve replay {row['prediction_id']}",
+        )
 
 
-def found(server: Server, find: str, path: str = "/requests", **headers: str) -> list[dict[str, Any]]:
-    request = RawRequest("GET", path, {**NAMED, "accept": "*/*", **headers}, b"", query=urlencode({"find": find}))
+def found(
+    server: Server,
+    find: str,
+    path: str = "/requests",
+    **headers: str,
+) -> list[dict[str, Any]]:
+    request = RawRequest(
+        "GET",
+        path,
+        {**NAMED, "accept": "*/*", **headers},
+        b"",
+        query=urlencode({"find": find}),
+    )
     rows: list[dict[str, Any]] = json.loads(handle(server, request).body)["requests"]
     return rows
 
 
 def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
-    serve_here: Serve, flights: dict[str, Any]
+    serve_here: Serve,
+    flights: dict[str, Any],
 ) -> None:
     server = serve_here(flights, keys=["ticket"])
     handle(server, flight(ticket="006"))
@@ -111,7 +140,8 @@ def test_a_request_has_its_business_ids_and_event_time_and_is_found_by_them(
 
 
 def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothing(
-    serve_here: Serve, flights: dict[str, Any]
+    serve_here: Serve,
+    flights: dict[str, Any],
 ) -> None:
     server = serve_here(flights, keys=["ticket"], mask=["ticket"])
     handle(server, flight(ticket="secret"))
@@ -120,15 +150,22 @@ def test_a_masked_business_id_is_found_only_by_its_hash_and_strangers_find_nothi
     assert "secret" not in page(server)
     assert (len(found(server, hashed)), found(server, "secret")) == (1, [])
     stranger = {"host": "rebound.example"}
-    assert [one["keys"] for one in found(server, hashed, **stranger)] == [{}]  # The query is ignored.
+    assert [one["keys"] for one in found(server, hashed, **stranger)] == [
+        {},
+    ]  # The query is ignored.
     assert "<form" not in page(server, **stranger)
 
 
-def test_a_plan_remembers_the_same_as_the_general_path(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_a_plan_remembers_the_same_as_the_general_path(
+    serve_here: Serve,
+    flights: dict[str, Any],
+) -> None:
     server = serve_here(flights)
     handle(server, flight())
     assert PlanTable(server).answer(flight()) is not None
-    planned, general = ({**row, "time": "", "milliseconds": 0, "prediction_id": ""} for row in shown(server))
+    planned, general = (
+        {**row, "time": "", "milliseconds": 0, "prediction_id": ""} for row in shown(server)
+    )
     assert planned == general
 
 
@@ -144,7 +181,10 @@ def test_requests_of_every_kind_are_shown(serve_here: Serve, flights: dict[str, 
     assert ask(server, "/none", "GET").status == 404
     assert ask(server, "/invocations", "GET").status == 405
     assert ask(server, "/feedback", body=b"{").status == 400
-    seen = [(row["protocol"], row["status"], row["endpoint"], row["rows"]) for row in reversed(shown(server))]
+    seen = [
+        (row["protocol"], row["status"], row["endpoint"], row["rows"])
+        for row in reversed(shown(server))
+    ]
     assert seen == [
         ("invocations", 200, "flights", 2),
         ("explain", 400, "flights", None),
@@ -153,7 +193,10 @@ def test_requests_of_every_kind_are_shown(serve_here: Serve, flights: dict[str, 
         ("GET /invocations", 405, "", None),
         ("POST /feedback", 400, "", None),
     ]
-    assert [row["protocol"] for row in shown(server, "/endpoints/flights/requests")] == ["explain", "invocations"]
+    assert [row["protocol"] for row in shown(server, "/endpoints/flights/requests")] == [
+        "explain",
+        "invocations",
+    ]
     unknown = next(row for row in shown(server) if row["error_code"] == "RESOURCE_DOES_NOT_EXIST")
     assert mentions(unknown["message"], "'none'", "'flights'")
 
@@ -167,9 +210,14 @@ def test_a_failure_is_shown_with_its_message(serve_here: Serve, flights: dict[st
     assert "far" in page(server)
 
 
-@pytest.mark.parametrize("excluded", [{"drop": ["carrier", "output.probabilities"]}, {"mask": ["carrier"]}])
+@pytest.mark.parametrize(
+    "excluded",
+    [{"drop": ["carrier", "output.probabilities"]}, {"mask": ["carrier"]}],
+)
 def test_columns_that_are_not_captured_are_not_shown(
-    serve_here: Serve, flights: dict[str, Any], excluded: dict[str, list[str]]
+    serve_here: Serve,
+    flights: dict[str, Any],
+    excluded: dict[str, list[str]],
 ) -> None:
     server = serve_here(flights, **excluded)
     handle(server, flight(carrier="secret-1"))
@@ -178,7 +226,9 @@ def test_columns_that_are_not_captured_are_not_shown(
     if "mask" in excluded:
         state_dir = server.repository.state_dir
         (masked,) = (
-            ColumnMask(state_dir / MASK_KEY).hash_values({"carrier": "secret-1"}, frozenset(["carrier"])).values()
+            ColumnMask(state_dir / MASK_KEY)
+            .hash_values({"carrier": "secret-1"}, frozenset(["carrier"]))
+            .values()
         )
         assert answered["values"]["carrier"] == masked
     else:
@@ -189,13 +239,18 @@ def test_columns_that_are_not_captured_are_not_shown(
     assert "secret" not in page(server)
     server.recent.write()
     files = [
-        file for file in [*server.repository.state_dir.rglob("*"), *server.metrics.folder.rglob("*")] if file.is_file()
+        file
+        for file in [*server.repository.state_dir.rglob("*"), *server.metrics.folder.rglob("*")]
+        if file.is_file()
     ]
     assert any(file.name.startswith("requests_") for file in files)
     assert not any(b"secret" in file.read_bytes() for file in files)
 
 
-def test_requests_that_are_not_sampled_are_shown_without_values(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_requests_that_are_not_sampled_are_shown_without_values(
+    serve_here: Serve,
+    flights: dict[str, Any],
+) -> None:
     server = serve_here(flights, fraction=0.0)
     handle(server, flight())
     handle(server, flight(distance="far"))
@@ -205,11 +260,26 @@ def test_requests_that_are_not_sampled_are_shown_without_values(serve_here: Serv
     assert "onnxserve replay" not in page(server)
 
 
-def test_a_prediction_without_rows_does_not_hide_other_requests(serve_here: Serve, tmp_path: Path) -> None:
+def test_a_prediction_without_rows_does_not_hide_other_requests(
+    serve_here: Serve,
+    tmp_path: Path,
+) -> None:
     server = serve_here({"digits": {"v": variant(page_models.digits_model(tmp_path / "digits"))}})
     for rows in (0, 1):
-        entry = {"name": "image", "shape": [rows, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64 * rows}
-        assert ask(server, "/v2/models/digits/infer", body=json.dumps({"inputs": [entry]}).encode()).status == 200
+        entry = {
+            "name": "image",
+            "shape": [rows, 1, 8, 8],
+            "datatype": "FP32",
+            "data": [0.5] * 64 * rows,
+        }
+        assert (
+            ask(
+                server,
+                "/v2/models/digits/infer",
+                body=json.dumps({"inputs": [entry]}).encode(),
+            ).status
+            == 200
+        )
     filled, empty = shown(server)
     assert (list(filled["values"]), empty["values"], empty["rows"]) == (["image"], {}, None)
 
@@ -223,12 +293,23 @@ def test_a_damaged_spool_costs_only_the_values(serve_here: Serve, flights: dict[
     os.utime(spool / "folder.seg", (0, 0))
     assert shown(server)[0]["values"]["carrier"] == "AA"
     content = segment.read_bytes()
-    for damaged in (b"", b"OXS4", os.urandom(100), content[:-1], content[5:], bytes(len(content)), MAGIC * 1000):
+    for damaged in (
+        b"",
+        b"OXS4",
+        os.urandom(100),
+        content[:-1],
+        content[5:],
+        bytes(len(content)),
+        MAGIC * 1000,
+    ):
         segment.write_bytes(damaged)
         assert [(row["status"], row["values"]) for row in shown(server)] == [(200, {})]
 
 
-def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(
+    serve_here: Serve,
+    flights: dict[str, Any],
+) -> None:
     server = serve_here(flights, {"workers": 64})
     spool = server.repository.state_dir / SPOOL
     spool.mkdir(exist_ok=True)
@@ -241,43 +322,77 @@ def test_the_page_of_many_workers_reads_a_bounded_part_of_the_spool(serve_here: 
     assert time.process_time() - began < 1
 
 
-def test_long_values_and_tensors_are_cut(serve_here: Serve, model_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_long_values_and_tensors_are_cut(
+    serve_here: Serve,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     digits = page_models.digits_model(tmp_path / "digits")
-    server = serve_here({"flights": {"v": variant(model_folders["mixed"])}, "digits": {"v": variant(digits)}})
+    server = serve_here(
+        {"flights": {"v": variant(model_folders["mixed"])}, "digits": {"v": variant(digits)}},
+    )
     handle(server, flight(carrier="x" * 10_000))
-    ask(server, "/endpoints/digits/invocations", body=json.dumps({"inputs": [[[[0.5] * 8] * 8]]}).encode())
+    ask(
+        server,
+        "/endpoints/digits/invocations",
+        body=json.dumps({"inputs": [[[[0.5] * 8] * 8]]}).encode(),
+    )
     picture, text = shown(server)
     assert picture["values"] == {"image": ", ".join(["0.5"] * 8) + ", …"}
     assert 100 < len(text["values"]["carrier"]) < 1000
 
 
 def test_requests_are_filtered_by_status_even_if_others_are_more_frequent(
-    serve_here: Serve, flights: dict[str, Any]
+    serve_here: Serve,
+    flights: dict[str, Any],
 ) -> None:
     server = serve_here(flights)
     handle(server, flight(distance="far"))
     for _ in range(150):
         handle(server, flight())
     queried = RawRequest("GET", "/requests", {**NAMED, "accept": "*/*"}, b"", query="status=4xx")
-    for query, seen in (("4xx", {400}), ("400", {400}), ("2xx", {200}), ("5xx", set()), ("%3Cscript%3E", set())):
+    for query, seen in (
+        ("4xx", {400}),
+        ("400", {400}),
+        ("2xx", {200}),
+        ("5xx", set()),
+        ("%3Cscript%3E", set()),
+    ):
         queried.query = f"status={query}"
-        assert {row["status"] for row in json.loads(handle(server, queried).body)["requests"]} == seen
+        assert {
+            row["status"] for row in json.loads(handle(server, queried).body)["requests"]
+        } == seen
     queried.headers = {**NAMED, "accept": "text/html"}
     assert b"<script>" not in handle(server, queried).body
 
 
 def test_hostile_names_values_and_paths_stay_text(serve_here: Serve, tmp_path: Path) -> None:
-    name = page_models.HOSTILE.replace("/", "-")  # A spec rejects such a name; wanted.json does not.
+    name = page_models.HOSTILE.replace(
+        "/",
+        "-",
+    )  # A spec rejects such a name; wanted.json does not.
     hostile = {"v": variant(page_models.hostile_model(tmp_path / "hostile"))}
     server = serve_here({"e": hostile, name: hostile})
     columns = [page_models.HOSTILE, page_models.QUOTED]
-    body = json.dumps({"dataframe_split": {"columns": columns, "data": [[1.5, 2.0], [1.0, 2.0]]}}).encode()
+    body = json.dumps(
+        {"dataframe_split": {"columns": columns, "data": [[1.5, 2.0], [1.0, 2.0]]}},
+    ).encode()
     assert ask(server, f"/endpoints/{name}/invocations", body=body).status == 200
-    assert ask(server, f"/endpoints/{name}/invocations", body=body.replace(b"1.5", b'"<img src=x>"')).status == 400
+    assert (
+        ask(
+            server,
+            f"/endpoints/{name}/invocations",
+            body=body.replace(b"1.5", b'"<img src=x>"'),
+        ).status
+        == 400
+    )
     assert ask(server, "/<img src=x onerror=alert(3)>", "GET").status == 404
     assert ask(server, "/endpoints/<img src=x>/invocations", body=body).status == 404
     (*_, answered) = shown(server)
-    assert (answered["endpoint"], answered["predictions"]["prediction"]) == (name, page_models.HOSTILE)
+    assert (answered["endpoint"], answered["predictions"]["prediction"]) == (
+        name,
+        page_models.HOSTILE,
+    )
     for text in (page(server), page(server, f"/endpoints/{name}/requests")):
         assert "<img src=x" not in text
         assert "<script>" not in text
@@ -286,17 +401,26 @@ def test_hostile_names_values_and_paths_stay_text(serve_here: Serve, tmp_path: P
 
 @pytest.mark.parametrize(
     ("settings", "headers"),
-    [({"insecure": True}, {}), ({}, {"host": "rebound.example"}), ({}, {"sec_fetch_site": "cross-site"})],
+    [
+        ({"insecure": True}, {}),
+        ({}, {"host": "rebound.example"}),
+        ({}, {"sec_fetch_site": "cross-site"}),
+    ],
 )
 def test_strangers_see_neither_values_nor_ids_nor_paths(
-    serve_here: Serve, flights: dict[str, Any], settings: dict[str, Any], headers: dict[str, str]
+    serve_here: Serve,
+    flights: dict[str, Any],
+    settings: dict[str, Any],
+    headers: dict[str, str],
 ) -> None:
     server = serve_here(flights, settings)
     answered = handle(server, flight(carrier="secret"))
     handle(server, flight(distance="secret"))
     ask(server, "/secret", "GET")
     ask(server, "/endpoints/secret/invocations")
-    assert [(row["status"], row["version"], row["message"]) for row in shown(server, **headers)] == [
+    assert [
+        (row["status"], row["version"], row["message"]) for row in shown(server, **headers)
+    ] == [
         (404, "", ""),
         (404, "", ""),
         (400, "7", ""),
@@ -308,14 +432,25 @@ def test_strangers_see_neither_values_nor_ids_nor_paths(
 
 
 def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
-    serve_here: Serve, model_folders: dict[str, Path]
+    serve_here: Serve,
+    model_folders: dict[str, Path],
 ) -> None:
     folder = model_folders["mixed"]
-    server = serve_here({"flights": {"v": variant(folder)}, "other": {"v": variant(folder)}}, {"api_keys": True})
+    server = serve_here(
+        {"flights": {"v": variant(folder)}, "other": {"v": variant(folder)}},
+        {"api_keys": True},
+    )
     both = KeyEntry(name="both", scopes=("infer", "read"))
     keys = {"both": both, "infer": KeyEntry(name="infer", scopes=("infer",))}
-    write_keys(server.repository.state_dir, {**keys, "one": both.model_copy(update={"endpoints": ("flights",)})})
-    for key, path in (("both", "/invocations"), ("both", "/endpoints/other/invocations"), ("wrong", "/invocations")):
+    write_keys(
+        server.repository.state_dir,
+        {**keys, "one": both.model_copy(update={"endpoints": ("flights",)})},
+    )
+    for key, path in (
+        ("both", "/invocations"),
+        ("both", "/endpoints/other/invocations"),
+        ("wrong", "/invocations"),
+    ):
         request = flight(path)
         request.headers = {**request.headers, "authorization": f"Bearer {key}"}
         handle(server, request)
@@ -324,7 +459,12 @@ def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
         sent = {"authorization": f"Bearer {key}"} if key else {}
         return ask(server, path, "GET", b"", host="anything.example", **sent).status
 
-    assert [status("/requests", key) for key in ("", "infer", "one", "both")] == [401, 403, 403, 200]
+    assert [status("/requests", key) for key in ("", "infer", "one", "both")] == [
+        401,
+        403,
+        403,
+        200,
+    ]
     mine, other = "/endpoints/flights/requests", "/endpoints/other/requests"
     assert [status(mine, key) for key in ("", "infer", "one", "both")] == [401, 403, 200, 200]
     assert status(other, "one") == 403
@@ -335,7 +475,10 @@ def test_a_key_needs_the_scope_read_and_sees_only_its_endpoints(
     assert [row["status"] for row in everything].count(401) == 3
 
 
-def test_an_endpoint_that_does_not_exist_has_no_page(serve_here: Serve, flights: dict[str, Any]) -> None:
+def test_an_endpoint_that_does_not_exist_has_no_page(
+    serve_here: Serve,
+    flights: dict[str, Any],
+) -> None:
     response = ask(serve_here(flights), "/endpoints/none/requests", "GET", b"", **NAMED)
     assert response.status == 404
     assert mentions(json.loads(response.body)["message"], "'none'")
@@ -344,13 +487,21 @@ def test_an_endpoint_that_does_not_exist_has_no_page(serve_here: Serve, flights:
 def test_the_wsgi_application_has_the_page(serve_here: Serve, flights: dict[str, Any]) -> None:
     app, request = ServerApp(serve_here(flights)), flight()
     assert ask_wsgi(app, "POST", request.path, {**JSON, **NAMED}, request.body)[0] == 200
-    status, headers, html = ask_wsgi(app, "GET", "/requests?status=200", {**NAMED, "accept": "text/html"})
+    status, headers, html = ask_wsgi(
+        app,
+        "GET",
+        "/requests?status=200",
+        {**NAMED, "accept": "text/html"},
+    )
     assert (status, headers["content-type"].partition(";")[0]) == (200, "text/html")
     assert b"1400.5" in html
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Running]:
+def two_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_folders: dict[str, Path],
+) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("two-workers")
     hostile = page_models.hostile_model(root / "hostile")
     folders = {"flights": model_folders["mixed"], "hostile": hostile}
@@ -378,7 +529,9 @@ def shown_ids(server: Running, path: str) -> set[str]:
 
 
 @pytest.mark.long
-def test_every_worker_shows_the_requests_of_both_and_they_survive_a_worker(two_workers: Running) -> None:
+def test_every_worker_shows_the_requests_of_both_and_they_survive_a_worker(
+    two_workers: Running,
+) -> None:
     sent = set()
     for number in range(16):
         answered = two_workers.post(json={"dataframe_records": [{**FLIGHT, "hour": number}]})
@@ -430,12 +583,21 @@ def test_the_page_is_readable_and_opens_a_request(two_workers: Running) -> None:
 @NEEDS_CHROMIUM[0]
 @NEEDS_CHROMIUM[1]
 def test_a_business_id_that_is_typed_into_the_form_of_a_table_or_a_tensor_finds_the_request(
-    tmp_path: Path, model_folders: dict[str, Path]
+    tmp_path: Path,
+    model_folders: dict[str, Path],
 ) -> None:
-    folders = {"flights": model_folders["mixed"], "digits": page_models.digits_model(tmp_path / "digits")}
+    folders = {
+        "flights": model_folders["mixed"],
+        "digits": page_models.digits_model(tmp_path / "digits"),
+    }
     state_dir = tmp_path / "state"
     state_dir.mkdir()
-    want(state_dir, 1, {name: {"v": variant(folder)} for name, folder in folders.items()}, keys=("ticket",))
+    want(
+        state_dir,
+        1,
+        {name: {"v": variant(folder)} for name, folder in folders.items()},
+        keys=("ticket",),
+    )
     write_spec(state_dir, "flights", ServerSpec())
     with gunicorn(state_dir) as server, chromium() as browser:
         page: Any = browser.new_page()

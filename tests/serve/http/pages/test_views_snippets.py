@@ -37,7 +37,10 @@ def run(*command: str) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("endpoint", "answer"), [("flights", "yes"), ("digits", "1"), ("hostile", "script")])
+@pytest.mark.parametrize(
+    ("endpoint", "answer"),
+    [("flights", "yes"), ("digits", "1"), ("hostile", "script")],
+)
 def test_every_snippet_runs_and_is_answered(pages_server: Any, endpoint: str, answer: str) -> None:
     curl, python, triton = shown(pages_server.url, endpoint)
     assert answer in run(sys.executable, "-c", python)
@@ -69,7 +72,11 @@ def test_the_answer_to_a_chat_has_no_predictions(document: dict[str, Any], shown
     ],
 )
 def test_the_code_asks_over_tls_where_the_server_or_its_proxy_speaks_it(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], spec: dict[str, str], headers: Any, url: bytes
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    spec: dict[str, str],
+    headers: Any,
+    url: bytes,
 ) -> None:
     server = serve_here({"mixed": {"v": variant(model_folders["mixed"])}}, spec)
     assert url in ask(server, "/docs", "GET", host="flights:1", **headers).body
@@ -85,15 +92,22 @@ def ask_from(server: Server, path: str, client: str, **headers: str) -> RawRespo
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/requests", "/endpoints/mixed", "/endpoints/mixed/requests", "/endpoints/x"]
+    "path",
+    ["/", "/docs", "/requests", "/endpoints/mixed", "/endpoints/mixed/requests", "/endpoints/x"],
 )
 def test_every_link_of_a_page_has_the_prefix_of_the_proxy(
-    serve_here: Callable[..., Server], model_folders: dict[str, Path], path: str
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    path: str,
 ) -> None:
-    server = serve_here({name: {"v": variant(model_folders["mixed"])} for name in ("mixed", "other")})
+    server = serve_here(
+        {name: {"v": variant(model_folders["mixed"])} for name in ("mixed", "other")},
+    )
     plain = ask_from(server, path, "127.0.0.1")
     prefixed = ask_from(server, path, "127.0.0.1", x_forwarded_prefix="/models/flights/")
-    assert {f"/models/flights{link}" for link in local_links(plain.body)} == local_links(prefixed.body)
+    assert {f"/models/flights{link}" for link in local_links(plain.body)} == local_links(
+        prefixed.body,
+    )
     assert "/" in local_links(plain.body)
     for attribute in (b'data-root="', b'"predictionPath":"', b"http://models:1"):
         assert prefixed.body.count(attribute + b"/models/flights") == plain.body.count(attribute)

@@ -39,10 +39,15 @@ def post(body: bytes = BODY, head: bytes = POST) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]) -> Iterator[Any]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+) -> Iterator[Any]:
     state_dir = tmp_path_factory.mktemp("fast")
     with gunicorn(
-        state_dir, one_endpoint(bias_folders["1"]), ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=2)
+        state_dir,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(max_body_bytes=LIMIT, request_timeout_seconds=2),
     ) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
@@ -62,7 +67,10 @@ def connect(running: Any) -> Iterator[Connect]:
             assert read_answer(last)[2] == ANSWER
 
 
-def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, dict[str, str], Any]:
+def read_answer(
+    connection: socket.socket,
+    has_body: bool = True,
+) -> tuple[int, dict[str, str], Any]:
     """Return the status, headers and document of the next response, without reading a byte of a later response."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -70,7 +78,9 @@ def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, 
         assert piece, head
         head += piece
     line, *fields = head[:-4].decode().split("\r\n")
-    headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+    headers = {
+        name.lower(): value for name, _, value in (field.partition(": ") for field in fields)
+    }
     body, left = b"", int(headers["content-length"]) if has_body else 0
     while len(body) < left:
         piece = connection.recv(left - len(body))
@@ -86,8 +96,13 @@ def is_closed(connection: socket.socket) -> bool:
 
 def test_requests_on_one_connection_are_answered_in_their_order(connect: Connect) -> None:
     connection = connect()
-    bodies = [json.dumps({"inputs": [[float(n), 0, 0]] * (1 + 500 * (n % 2))}).encode() for n in range(40)]
-    threading.Thread(target=connection.sendall, args=(b"".join(post(body) + PING for body in bodies),)).start()
+    bodies = [
+        json.dumps({"inputs": [[float(n), 0, 0]] * (1 + 500 * (n % 2))}).encode() for n in range(40)
+    ]
+    threading.Thread(
+        target=connection.sendall,
+        args=(b"".join(post(body) + PING for body in bodies),),
+    ).start()
     for n in range(40):
         assert read_answer(connection)[2]["predictions"][0] == [1000.0 + n]
         assert read_answer(connection)[0] == 200
@@ -118,7 +133,11 @@ def test_a_request_may_come_in_pieces(connect: Connect, size: int) -> None:
     connection = connect()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     chunked = (
-        POST + b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\n" + BODY[:5] + b"\r\n%X\r\n" % len(BODY[5:]) + BODY[5:]
+        POST
+        + b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\n"
+        + BODY[:5]
+        + b"\r\n%X\r\n" % len(BODY[5:])
+        + BODY[5:]
     )
     everything = post() + chunked + b"\r\n0\r\nTrailer: x\r\n\r\n" + PING
     for start in range(0, len(everything), size):
@@ -134,13 +153,18 @@ def test_a_request_may_come_in_pieces(connect: Connect, size: int) -> None:
         (PING, "keep-alive"),
         (b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "close"),
         (b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, Close\r\n\r\n", "close"),
-        (b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", "keep-alive"),
+        (
+            b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            "keep-alive",
+        ),
         (b"GET /ping HTTP/1.0\r\n\r\n", "close"),
         (b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "keep-alive"),
     ],
 )
 def test_a_connection_lives_as_long_as_the_client_wants(
-    connect: Connect, request_: bytes, connection_header: str
+    connect: Connect,
+    request_: bytes,
+    connection_header: str,
 ) -> None:
     connection = connect()
     connection.sendall(request_)
@@ -183,7 +207,11 @@ def test_a_client_that_waits_is_told_at_once_that_its_body_is_too_large(connect:
 def test_a_client_that_sends_too_much_gets_to_read_why(connect: Connect, chunked: bool) -> None:
     connection = connect()
     body = b"x" * (20 * LIMIT)
-    framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: %d\r\n\r\n" % len(body)
+    framing = (
+        b"Transfer-Encoding: chunked\r\n\r\n"
+        if chunked
+        else b"Content-Length: %d\r\n\r\n" % len(body)
+    )
     chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
     connection.sendall(POST + framing + (chunk * (20 * LIMIT // 4096) if chunked else body))
     assert read_answer(connection)[0] == 413
@@ -195,7 +223,9 @@ def test_a_body_of_the_largest_size_is_taken(connect: Connect) -> None:
     body = BODY + b" " * (LIMIT - len(BODY))
     connection.sendall(post(body))
     assert read_answer(connection)[2] == ANSWER
-    connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % LIMIT + body + b"\r\n0\r\n\r\n")
+    connection.sendall(
+        POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % LIMIT + body + b"\r\n0\r\n\r\n",
+    )
     assert read_answer(connection)[2] == ANSWER
 
 
@@ -204,7 +234,8 @@ def test_many_tiny_chunks_do_not_hold_others_up(connect: Connect) -> None:
     body = BODY + b" " * 50_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
     threading.Thread(
-        target=connection.sendall, args=(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n",)
+        target=connection.sendall,
+        args=(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n",),
     ).start()
     other.sendall(PING)
     assert read_answer(other)[0] == 200
@@ -286,7 +317,9 @@ OTHERWISE = {
     ],
 )
 def test_what_is_ambiguous_or_beyond_a_limit_is_refused_and_ends_the_connection(
-    connect: Connect, status: int, sent: bytes
+    connect: Connect,
+    status: int,
+    sent: bytes,
 ) -> None:
     connection = connect()
     connection.sendall(PING + sent)
@@ -308,7 +341,10 @@ def test_options_are_told_without_a_body(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "TRACE", "PATCH", "BREW"])
-def test_a_method_that_a_route_does_not_take_keeps_the_connection(connect: Connect, method: str) -> None:
+def test_a_method_that_a_route_does_not_take_keeps_the_connection(
+    connect: Connect,
+    method: str,
+) -> None:
     connection = connect()
     connection.sendall(b"%s /invocations HTTP/1.1\r\nHost: x\r\n\r\n" % method.encode() + PING)
     status, headers, _ = read_answer(connection)
@@ -362,7 +398,9 @@ def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None
 def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
     connection, line = connect(), b"[1, 2, 3" + b" " * 1000 + b"]\n"
     head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
-    large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()  # Reading is paused in the meantime.
+    large = json.dumps(
+        {"inputs": [[1, 2, 3]] * 15_000},
+    ).encode()  # Reading is paused in the meantime.
     everything = post(large) + head + (b"%X\r\n%b\r\n" % (len(line), line)) * 3000 + b"0\r\n\r\n"
     threading.Thread(target=connection.sendall, args=(everything,)).start()
     assert read_answer(connection)[0] == 200
@@ -399,7 +437,11 @@ def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) ->
     transport.get_write_buffer_size.return_value = 0
 
     async def run() -> None:
-        connection = HttpConnection(SimpleNamespace(app=app), SimpleNamespace(connections=set()), {})
+        connection = HttpConnection(
+            SimpleNamespace(app=app),
+            SimpleNamespace(connections=set()),
+            {},
+        )
         connection.connection_made(transport)
         act(connection)
         async with asyncio.timeout(20):
@@ -412,7 +454,9 @@ def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) ->
 
 def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(app: WorkerApp) -> None:
     def act(connection: HttpConnection) -> None:
-        connection.data_received(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING))
+        connection.data_received(
+            POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(PING),
+        )
         connection.pause_writing()
         connection.resume_writing()
         connection.data_received(PING)
@@ -422,7 +466,10 @@ def test_a_body_after_a_100_that_was_not_taken_at_once_is_no_request(app: Worker
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-def test_a_request_whose_thread_lacks_memory_is_answered(app: WorkerApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_whose_thread_lacks_memory_is_answered(
+    app: WorkerApp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*asked: Any) -> None:
         raise MemoryError
 
@@ -432,14 +479,22 @@ def test_a_request_whose_thread_lacks_memory_is_answered(app: WorkerApp, monkeyp
 
 
 def test_a_machine_without_a_further_thread_answers_by_those_that_are_there(
-    app: WorkerApp, monkeypatch: pytest.MonkeyPatch
+    app: WorkerApp,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: raise_it(RuntimeError("can't start new thread")))
+    monkeypatch.setattr(
+        threading.Thread,
+        "start",
+        lambda thread: raise_it(RuntimeError("can't start new thread")),
+    )
 
     (answer,) = talk(app, lambda connection: connection.data_received(post()), 1)
     assert answer.startswith(b"HTTP/1.1 200")
 
-    stream = POST.replace(b"application/json", b"application/jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
+    stream = (
+        POST.replace(b"application/json", b"application/jsonl")
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+    )
     (answer,) = talk(app, lambda connection: connection.data_received(stream), 1)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"Retry-After: 1\r\n" in answer
@@ -450,11 +505,17 @@ def test_a_body_that_breaks_off_is_told_as_such(connect: Connect) -> None:
     connection.sendall(POST + b"Content-Length: 9\r\n\r\n{")
     connection.shutdown(socket.SHUT_WR)
     status, _, document = read_answer(connection)
-    assert (status, document["message"]) == (400, "only 1 of the 9 bytes of the body arrived in time")
+    assert (status, document["message"]) == (
+        400,
+        "only 1 of the 9 bytes of the body arrived in time",
+    )
     assert is_closed(connection)
 
 
-def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(running: Any, connect: Connect) -> None:
+def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(
+    running: Any,
+    connect: Connect,
+) -> None:
     (worker,) = read_workers(running.state_dir)
 
     def resident() -> int:
@@ -506,10 +567,17 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
 
 @pytest.mark.long
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)) as running:
+    with gunicorn(
+        tmp_path,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(request_timeout_seconds=1),
+    ) as running:
         (worker,) = read_workers(tmp_path)
         os.kill(worker.pid, signal.SIGSTOP)
-        wait_until(lambda: [s for s in read_workers(tmp_path) if s.pid != worker.pid], what="another worker")
+        wait_until(
+            lambda: [s for s in read_workers(tmp_path) if s.pid != worker.pid],
+            what="another worker",
+        )
         response = running.post(data=BODY, headers={"Content-Type": "application/json"})
         assert response.json() == ANSWER
 

@@ -40,21 +40,37 @@ def connect(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Connect]:
 
 
 @pytest.fixture
-def connect_tls(tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]) -> Iterator[Connect]:
+def connect_tls(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    certificate: tuple[Path, Path],
+) -> Iterator[Connect]:
     """Open a TLS connection to a worker, and send bytes."""
     cert, key = map(str, certificate)
-    with open_connections(tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)) as connected:
+    with open_connections(
+        tmp_path,
+        bias_folders,
+        ServerSpec(certfile=cert, keyfile=key),
+    ) as connected:
         yield connected
 
 
 @contextlib.contextmanager
-def open_connections(tmp_path: Path, bias_folders: dict[str, Path], spec: ServerSpec) -> Iterator[Connect]:
+def open_connections(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    spec: ServerSpec,
+) -> Iterator[Connect]:
     tls = ssl.create_default_context(cafile=spec.certfile) if spec.certfile else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
     long = variant(write_model(tmp_path / "model", LONG))
     with (
-        gunicorn(tmp_path, {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}}, spec) as running,
+        gunicorn(
+            tmp_path,
+            {"e": {"v": variant(bias_folders["1"])}, "long": {"v": long}},
+            spec,
+        ) as running,
         contextlib.ExitStack() as opened,
     ):
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
@@ -130,7 +146,9 @@ def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) 
 @pytest.mark.long
 def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
     body = b" " * 400_000
-    upload = connect(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    upload = connect(
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body),
+    )
     for start in range(0, len(body), 4000):
         upload.sendall(body[start : start + 4000])
         for _ in range(20):
@@ -156,12 +174,16 @@ def received(connection: socket.socket) -> int:
 
 
 @pytest.mark.long
-def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect: Connect) -> None:
+def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(
+    connect: Connect,
+) -> None:
     check_answers_that_wait(connect)
 
 
 @pytest.mark.long
-def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(connect_tls: Connect) -> None:
+def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(
+    connect_tls: Connect,
+) -> None:
     check_answers_that_wait(connect_tls)
 
 
@@ -184,16 +206,22 @@ def take(connection: socket.socket, size: int) -> int:
 
 
 @pytest.mark.long
-def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(connect: Connect) -> None:
+def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(
+    connect: Connect,
+) -> None:
     clients, first = [connect() for _ in range(12)], LONG_BYTES // 2
     for connection in clients:
         ask_long(connection)
         assert take(connection, first) == first
-    assert [take(connection, LONG_BYTES - first) for connection in clients] == [LONG_BYTES - first] * 12
+    assert [take(connection, LONG_BYTES - first) for connection in clients] == [
+        LONG_BYTES - first,
+    ] * 12
 
 
 @pytest.mark.long
-def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect: Connect) -> None:
+def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(
+    connect: Connect,
+) -> None:
     connection = connect()
     ask_long(connection, more=PING)
     got = b""

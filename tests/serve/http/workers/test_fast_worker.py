@@ -40,10 +40,21 @@ class Both:
     running: Any
     app: ServerApp
 
-    def ask(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> list[Answer]:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes = b"",
+    ) -> list[Answer]:
         """Return the responses of both for an unchanged path."""
         host, _, port = self.running.url.removeprefix("http://").partition(":")
-        named = {"Host": f"{host}:{port}", "X-Request-Id": "mine", "Content-Length": str(len(body)), **headers}
+        named = {
+            "Host": f"{host}:{port}",
+            "X-Request-Id": "mine",
+            "Content-Length": str(len(body)),
+            **headers,
+        }
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -54,7 +65,11 @@ class Both:
             got = {name.lower(): value for name, value in response.getheaders()}
             answered = response.status, got, response.read()
         return [
-            (status, {name: value for name, value in fields.items() if name not in OF_THE_CONNECTION}, content)
+            (
+                status,
+                {name: value for name, value in fields.items() if name not in OF_THE_CONNECTION},
+                content,
+            )
             for status, fields, content in (answered, ask_wsgi(self.app, method, path, named, body))
         ]
 
@@ -104,7 +119,10 @@ CASES = [
             "/v2/models/a%0Ab/ready",
         )
     ),
-    *(("GET", path, {}, b"") for path in ("//ping", "/v2//ping", "/a/../ping", "/%2e%2e/ping", "/v2/a%00", "/ping#x")),
+    *(
+        ("GET", path, {}, b"")
+        for path in ("//ping", "/v2//ping", "/a/../ping", "/%2e%2e/ping", "/v2/a%00", "/ping#x")
+    ),
     *(
         ("POST", path, {"Content-Type": content_type}, body)
         for path in (
@@ -118,7 +136,10 @@ CASES = [
             (JSON, ROW),
             (JSON + "; charset=utf-8", ROW),
             (JSON + "; charset=latin-1", ROW),
-            (JSON, b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}'),
+            (
+                JSON,
+                b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3], [4, 5, null]]}}',
+            ),
             (JSON, b'{"dataframe_records": [{"a": 1, "b": 2, "c": 3}]}'),
             (JSON, b'{"a": 1, "b": 2, "c": 3}'),
             (JSON, b"[[1, 2, 3]]"),
@@ -149,7 +170,11 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "path", "headers", "body"), CASES)
 def test_the_worker_and_the_wsgi_application_answer_the_same(
-    both: Both, method: str, path: str, headers: dict[str, str], body: bytes
+    both: Both,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: bytes,
 ) -> None:
     fast, wsgi = both.ask(method, path, headers, body)
     for answered in (fast, wsgi):  # These headers differ between responses.
@@ -175,13 +200,22 @@ def test_an_odd_path_is_refused_in_the_form_of_its_protocol(both: Both, path: st
 
 
 def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) -> None:
-    for status, headers, _ in both.ask("POST", "/endpoints/odd/invocations", {"Content-Type": JSON}, ROW):
+    for status, headers, _ in both.ask(
+        "POST",
+        "/endpoints/odd/invocations",
+        {"Content-Type": JSON},
+        ROW,
+    ):
         assert status == 200
         assert headers["x-model-name"] == "Fl%C3%BCge%0D%0AX-Evil: yes"
         assert headers["x-model-version"] == "3%0D%0A%0D%0AHTTP/1.1 200 OK"
         assert "x-evil" not in headers
     for _, _, page in both.ask("GET", "/metrics", {}):
-        assert all(line.startswith(("#", "onnxserve_", "ml_")) for line in page.decode().split("\n") if line)
+        assert all(
+            line.startswith(("#", "onnxserve_", "ml_"))
+            for line in page.decode().split("\n")
+            if line
+        )
 
 
 class Load:
@@ -233,7 +267,8 @@ def other_workers(state_dir: Path, than: set[int]) -> set[int]:
 
 @pytest.mark.long
 def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
@@ -251,7 +286,8 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
 
 @pytest.mark.long
 def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
@@ -267,16 +303,21 @@ def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
 
 @pytest.mark.long
 def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
-    variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # Loading takes a while.
+    variants = {
+        f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)
+    }  # Loading takes a while.
     with gunicorn(tmp_path, {"e": variants}) as running:
         (killed,) = other_workers(tmp_path, set())
         os.kill(killed, signal.SIGKILL)
         statuses = set()
 
         def is_replaced() -> bool:
-            with contextlib.suppress(requests.ConnectionError):  # The worker may not be replaced yet.
+            with contextlib.suppress(
+                requests.ConnectionError,
+            ):  # The worker may not be replaced yet.
                 statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
             return bool(other_workers(tmp_path, {killed}))
 
@@ -286,7 +327,9 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
 
 @pytest.fixture(scope="module")
 def encrypted(
-    tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    bias_folders: dict[str, Path],
+    certificate: tuple[Path, Path],
 ) -> Iterator[Any]:
     """Yield a TLS server; its `trusted` is the certificate."""
     state_dir = tmp_path_factory.mktemp("encrypted")
@@ -308,7 +351,10 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
             )
             assert response.json()["predictions"][-1] == [1006.0]
     address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
-    with socket.create_connection(address, timeout=10) as plain:  # A client without TLS does no harm.
+    with socket.create_connection(
+        address,
+        timeout=10,
+    ) as plain:  # A client without TLS does no harm.
         plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(OSError):
             assert b"200" not in plain.recv(100)
@@ -326,7 +372,9 @@ def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) 
     """No thread waits for them, so that other clients are answered before their time limit."""
     with contextlib.ExitStack() as clients:
         address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
-        begun = [clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]
+        begun = [
+            clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)
+        ]
         for client in begun:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")  # a part of a ClientHello
         response = requests.get(encrypted.url + "/ping", timeout=60, verify=encrypted.trusted)
@@ -339,12 +387,18 @@ def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) 
 
 @pytest.mark.long
 def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_answered(
-    tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    certificate: tuple[Path, Path],
 ) -> None:
     cert, key = certificate
     spec = ServerSpec(certfile=str(cert), keyfile=str(key))
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.create_default_context(cafile=str(cert)).wrap_bio(received, sent, server_hostname="127.0.0.1")
+    client = ssl.create_default_context(cafile=str(cert)).wrap_bio(
+        received,
+        sent,
+        server_hostname="127.0.0.1",
+    )
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=30) as connection:
@@ -353,7 +407,11 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
             connection.sendall(sent.read())
             received.write(connection.recv(65536))
             running.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: socket.socket().connect_ex(address) != 0, 30, "the listener is closed")
+            wait_until(
+                lambda: socket.socket().connect_ex(address) != 0,
+                30,
+                "the listener is closed",
+            )
             client.do_handshake()
             client.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
             connection.sendall(sent.read())
@@ -367,13 +425,21 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
 
 @pytest.mark.long
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)) as running:
+    with gunicorn(
+        tmp_path,
+        one_endpoint(bias_folders["1"]),
+        ServerSpec(request_timeout_seconds=1),
+    ) as running:
         before = other_workers(tmp_path, set())
         began = time.monotonic()
         with Load(running.url, clients=3, pause=0) as load:
-            wait_until(lambda: time.monotonic() - began > 4, what="more than the arbiter's patience")
+            wait_until(
+                lambda: time.monotonic() - began > 4,
+                what="more than the arbiter's patience",
+            )
             assert other_workers(tmp_path, set()) == before
         assert (load.broken, set(load.statuses)) == ([], {200})
         running.process.kill()

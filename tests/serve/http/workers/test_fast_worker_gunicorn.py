@@ -36,22 +36,40 @@ def bias_of(response: requests.Response) -> float:
     return float(response.json()["predictions"][0][0]) - 6.0
 
 
-def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+def test_a_live_worker_has_imported_neither_mlflow_nor_pandas(
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+) -> None:
     config, modules = tmp_path / "probe.py", tmp_path / "modules.txt"
     config.write_text(PROBE.format(path=str(modules)))
     with gunicorn(tmp_path, one_endpoint(model_folders["single"]), config=config) as running:
         assert running.post(json=ROW).status_code == 200
-        assert running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code == 200
+        assert (
+            running.post(data="a,b,c\n1,2,3", headers={"Content-Type": "text/csv"}).status_code
+            == 200
+        )
         pid = read_workers(tmp_path)[0].pid
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     roots = {name.partition(".")[0] for name in modules.read_text().split()}
     assert {"onnxruntime", "orjson", "flask", "uvloop"} <= roots
-    assert not roots & {"mlflow", "pandas", "pyarrow", "sqlalchemy", "sklearn", "torch", "onnx", "evidently"}
+    assert not roots & {
+        "mlflow",
+        "pandas",
+        "pyarrow",
+        "sqlalchemy",
+        "sklearn",
+        "torch",
+        "onnx",
+        "evidently",
+    }
     assert resident < 150e6
 
 
 @pytest.mark.long
-def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_versions_change_under_load_without_one_failure(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     answers: list[tuple[int, str, float]] = []
     stop = threading.Event()
 
@@ -60,7 +78,9 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
             while not stop.is_set():
                 response = session.post(url + "/invocations", json=ROW, timeout=30)
                 bias = bias_of(response) if response.status_code == 200 else -1.0
-                answers.append((response.status_code, response.headers.get("X-Model-Version", ""), bias))
+                answers.append(
+                    (response.status_code, response.headers.get("X-Model-Version", ""), bias),
+                )
 
     def wait_for_generation(generation: int) -> None:
         wait_until(lambda: {state.generation for state in read_workers(tmp_path)} == {generation})
@@ -87,16 +107,21 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
             for thread in threads:
                 thread.join()
     assert {status for status, _, _ in answers} == {200}
-    assert {(version, bias) for _, version, bias in answers} == {(str(v), 1000.0 * v) for v in range(1, 5)}
+    assert {(version, bias) for _, version, bias in answers} == {
+        (str(v), 1000.0 * v) for v in range(1, 5)
+    }
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     (tmp_path / "broken").mkdir()
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         want(tmp_path, 2, one_endpoint(tmp_path / "broken", "2"))
-        state = wait_until(lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None))
+        state = wait_until(
+            lambda: next((s for s in read_workers(tmp_path) if s.generation == 2), None),
+        )
         assert state.endpoints["e"]["v"].version == "1"
         assert "no MLmodel file" in state.endpoints["e"]["v"].error
         assert running.post(json=ROW).headers["X-Model-Version"] == "1"
@@ -104,7 +129,8 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(
 
 
 def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
     started = threading.Event()
 
@@ -147,19 +173,25 @@ def status(pid: int, field: str) -> str:
 
 
 def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigterm(
-    tmp_path: Path, bias_folders: dict[str, Path]
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
 ) -> None:
 
     def is_told_to_end() -> bool:
         return bool(int(status(worker.pid, "ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
 
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running, contextlib.ExitStack() as waiting:
+    with (
+        gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running,
+        contextlib.ExitStack() as waiting,
+    ):
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
         # Wait, because of two pending signals the lower number is delivered first, which is SIGTERM.
         wait_until(lambda: status(worker.pid, "State") == "T", what="the worker's stop")
-        clients = [waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)]
+        clients = [
+            waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)
+        ]
         for client in clients:
             client.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         running.process.send_signal(signal.SIGTERM)
@@ -168,7 +200,10 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
 
 
-def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_a_killed_worker_is_replaced_and_keeps_what_it_captured(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert running.post(json=ROW).status_code == 200
         (killed,) = [state.pid for state in read_workers(tmp_path)]
@@ -191,19 +226,26 @@ def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
     with gunicorn(tmp_path, awaited=503) as running:
         for path in ("/ping", "/health", "/version"):
             response = requests.get(running.url + path, timeout=5)
-            assert (response.status_code, response.json()["error_code"]) == (503, "TEMPORARILY_UNAVAILABLE")
+            assert (response.status_code, response.json()["error_code"]) == (
+                503,
+                "TEMPORARILY_UNAVAILABLE",
+            )
         assert running.post(json=ROW).status_code == 503
         assert requests.get(running.url + "/metrics", timeout=5).status_code == 200
 
 
 @pytest.mark.long
 def test_one_row_costs_little_more_than_an_answer_without_a_model(
-    tmp_path: Path, model_folders: dict[str, Path]
+    tmp_path: Path,
+    model_folders: dict[str, Path],
 ) -> None:
     """The bound is a ratio to a bare /ping, because the machine is shared. It covers the complete path."""
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
-    with gunicorn(tmp_path, one_endpoint(model_folders["mixed"])) as running, requests.Session() as session:
+    with (
+        gunicorn(tmp_path, one_endpoint(model_folders["mixed"])) as running,
+        requests.Session() as session,
+    ):
 
         def seconds(call: Any) -> float:
             began = time.perf_counter()
@@ -215,17 +257,33 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
         for _ in range(100):  # Alternate, so that both have the same neighbours.
             pings.append(seconds(lambda: session.get(running.url + "/ping", timeout=5)))
             scores.append(
-                seconds(lambda: session.post(running.url + "/invocations", data=body, headers=headers, timeout=5))
+                seconds(
+                    lambda: session.post(
+                        running.url + "/invocations",
+                        data=body,
+                        headers=headers,
+                        timeout=5,
+                    ),
+                ),
             )
     assert sorted(scores)[50] < 4 * sorted(pings)[50]
 
 
-def test_silent_clients_do_not_hold_the_threads_for_ever(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
+def test_silent_clients_do_not_hold_the_threads_for_ever(
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+) -> None:
     """There are as many clients of each kind as threads."""
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
-    with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running, contextlib.ExitStack() as silent:
+    with (
+        gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running,
+        contextlib.ExitStack() as silent,
+    ):
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-        for begun in (b"POST /invocations HT", b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"):
+        for begun in (
+            b"POST /invocations HT",
+            b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        ):
             for _ in range(2):
                 silent.enter_context(socket.create_connection(address)).sendall(begun)
         assert running.post(json=ROW).status_code == 200

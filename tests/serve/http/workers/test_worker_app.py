@@ -15,7 +15,11 @@ import pytest
 from mlflow_deploy_plugin.serve.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.serve.http.responses import RawResponse
 from mlflow_deploy_plugin.serve.http.workers.connection import HttpConnection
-from mlflow_deploy_plugin.serve.http.workers.worker_app import INLINE_SECONDS, InlinePolicy, WorkerApp
+from mlflow_deploy_plugin.serve.http.workers.worker_app import (
+    INLINE_SECONDS,
+    InlinePolicy,
+    WorkerApp,
+)
 from mlflow_deploy_plugin.serve.inference.server import Server
 from mlflow_deploy_plugin.serve.messages import RawRequest
 from tests.support.servers import one_endpoint, variant
@@ -26,7 +30,8 @@ HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 
 
 def test_bodies_of_all_connections_together_are_bounded(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path]
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
 ) -> None:
     app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
     app.limits = ConnectionLimits(60.0, body_bytes=100_000)
@@ -35,7 +40,9 @@ def test_bodies_of_all_connections_together_are_bounded(
         state = SimpleNamespace(connections=set())
         config = SimpleNamespace(app=app)
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}), "127.0.0.1", 0
+            lambda: HttpConnection(config, state, {}),
+            "127.0.0.1",
+            0,
         )
         address = server.sockets[0].getsockname()
         first, second = [await asyncio.open_connection(*address) for _ in range(2)]
@@ -59,16 +66,24 @@ def test_bodies_of_all_connections_together_are_bounded(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_a_panic_of_a_tokenizer_is_answered_and_its_body_is_no_longer_counted(
-    serve_here: Callable[..., Server], tmp_path: Path, padding: int
+    serve_here: Callable[..., Server],
+    tmp_path: Path,
+    padding: int,
 ) -> None:
-    app = WorkerApp(serve_here(one_endpoint(panicking_model(tmp_path / "model"))), may_be_inline=True, threads=1)
+    app = WorkerApp(
+        serve_here(one_endpoint(panicking_model(tmp_path / "model"))),
+        may_be_inline=True,
+        threads=1,
+    )
     app.limits = ConnectionLimits(60.0, body_bytes=150_000)
 
     async def talk() -> None:
         config = SimpleNamespace(app=app)
         state: Any = SimpleNamespace(connections=set())
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(config, state, {}), "127.0.0.1", 0
+            lambda: HttpConnection(config, state, {}),
+            "127.0.0.1",
+            0,
         )
         for text, status in ((PANIC, b"400"), (PANIC, b"400"), ("a text", b"200")):
             body = b'{"inputs": ["%b"]}' % text.encode() + b" " * padding
@@ -86,12 +101,17 @@ def test_a_panic_of_a_tokenizer_is_answered_and_its_body_is_no_longer_counted(
 
 @pytest.mark.parametrize("padding", [0, 100_000])
 def test_the_wait_for_a_thread_counts_towards_the_deadline(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], padding: int
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    padding: int,
 ) -> None:
     app = WorkerApp(serve_here(one_endpoint(bias_folders["1"])), may_be_inline=True, threads=1)
     tensor = b'{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}'
     body = b'{"inputs": [%b], "parameters": {"timeout": 200000}}' % tensor + b" " * padding
-    head = HEAD.replace(b"/invocations", b"/v2/models/e/infer") + b"Content-Length: %d\r\n\r\n" % len(body)
+    head = HEAD.replace(
+        b"/invocations",
+        b"/v2/models/e/infer",
+    ) + b"Content-Length: %d\r\n\r\n" % len(body)
 
     async def talk() -> None:
         state: Any = SimpleNamespace(connections=set())
@@ -116,18 +136,27 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
 
 @pytest.mark.long
 def test_a_pyfunc_beside_it_takes_no_model_from_the_loop(
-    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tmp_path: Path
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "agent_beside.py").write_text(
-        "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()"
+        "class A:\n  def predict(self, data): return [1]\n_load_pyfunc = lambda path: A()",
     )
-    (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: agent_beside, code: .}}")
+    (tmp_path / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: agent_beside, code: .}}",
+    )
     variants = {"e": {"v": variant(bias_folders["1"])}, "agent": {"v": variant(tmp_path, "1")}}
     app = WorkerApp(serve_here(variants), may_be_inline=True, threads=1)
     wait_until(lambda: not app.server.repository.not_ready_reason(), 60, "the side process")
     body = b'{"inputs": [[1, 2, 3]]}'
     quick, agents = (
-        RawRequest("POST", f"/endpoints/{name}/invocations", {"content-type": "application/json"}, body)
+        RawRequest(
+            "POST",
+            f"/endpoints/{name}/invocations",
+            {"content-type": "application/json"},
+            body,
+        )
         for name in ("e", "agent")
     )
 
@@ -143,8 +172,18 @@ QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
 SMALL = RawRequest("POST", "/invocations", {"content-type": "application/json"}, b"x" * 100)
 
 
-def took(policy: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True) -> None:
-    policy.learn(request, RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {}), seconds)
+def took(
+    policy: InlinePolicy,
+    request: RawRequest,
+    seconds: float,
+    status: int = 200,
+    predicts: bool = True,
+) -> None:
+    policy.learn(
+        request,
+        RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {}),
+        seconds,
+    )
 
 
 @pytest.fixture
@@ -162,7 +201,9 @@ def test_what_is_not_known_yet_is_no_matter_for_the_loop(policy: InlinePolicy) -
     assert policy.is_quick(SMALL)
     assert not policy.is_quick(of_size(1000))
     assert not policy.is_quick(of_size(100, "/predict"))
-    assert not policy.is_quick(RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100))
+    assert not policy.is_quick(
+        RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100),
+    )
 
 
 def test_liveness_never_waits_for_a_thread(policy: InlinePolicy) -> None:
@@ -194,8 +235,14 @@ def test_a_failure_that_takes_long_leaves_the_loop(policy: InlinePolicy) -> None
     assert not policy.is_quick(SMALL)
 
 
-@pytest.mark.parametrize("path", ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"])
-def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(policy: InlinePolicy, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"],
+)
+def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(
+    policy: InlinePolicy,
+    path: str,
+) -> None:
     took(policy, of_size(100, path), QUICK)
     assert policy.is_quick(of_size(100, path))
 
@@ -206,8 +253,14 @@ def test_what_is_no_prediction_stays_off_the_loop(policy: InlinePolicy) -> None:
     assert not policy.is_quick(load)
 
 
-@pytest.mark.parametrize("request_", [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})])
-def test_large_and_packed_requests_stay_off_the_loop(policy: InlinePolicy, request_: RawRequest) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})],
+)
+def test_large_and_packed_requests_stay_off_the_loop(
+    policy: InlinePolicy,
+    request_: RawRequest,
+) -> None:
     took(policy, request_, QUICK)
     assert not policy.is_quick(request_)
 

@@ -22,20 +22,37 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     | st.floats()
     | st.integers(-(2**65), 2**65)
     | st.sampled_from([3.5e38, 1e39, 2**53 + 1, 10**400]),
-    "float": st.none() | st.floats() | st.integers(-(2**30), 2**30) | st.sampled_from([3.5e38, 2**1030]),
+    "float": st.none()
+    | st.floats()
+    | st.integers(-(2**30), 2**30)
+    | st.sampled_from([3.5e38, 2**1030]),
     "long": st.integers(-(2**63), 2**63 - 1) | st.sampled_from([2**63, 2.0, 2.5]),
     "integer": st.integers(-(2**31), 2**31 - 1) | st.sampled_from([2**31, 2.0]),
     "boolean": st.booleans(),
     "string": st.text(max_size=3),
 }
 SOURCES: dict[str, Sequence[Any]] = {
-    **dict.fromkeys(("double", "float"), (np.float64, np.float64, np.float32, np.int64, np.uint64, np.bool_, object)),
-    **dict.fromkeys(("long", "integer"), (np.int64, np.int64, np.int32, np.uint64, np.float64, object)),
+    **dict.fromkeys(
+        ("double", "float"),
+        (np.float64, np.float64, np.float32, np.int64, np.uint64, np.bool_, object),
+    ),
+    **dict.fromkeys(
+        ("long", "integer"),
+        (np.int64, np.int64, np.int32, np.uint64, np.float64, object),
+    ),
     "boolean": [np.bool_, np.bool_, np.int64],
     "string": [object, object, "U3"],
 }
 """The types of arrays that a client may send for a column."""
-ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=2), st.just([]), st.just([1.0]))
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=2),
+    st.just([]),
+    st.just([1.0]),
+)
 
 
 @st.composite
@@ -57,9 +74,13 @@ def schemas(draw: st.DrawFn) -> Schema:
         kind = COLUMN_TYPES[column.type]
         dtype = kind if kind == "str" else draw(st.sampled_from([kind, *NUMERIC]))
         shape = draw(st.sampled_from([(-1,), (-1, 1)]))
-        inputs.append(Input(column.name, dtype, shape, (column.name,), draw(st.sampled_from([None, "?"]))))
+        inputs.append(
+            Input(column.name, dtype, shape, (column.name,), draw(st.sampled_from([None, "?"]))),
+        )
     if stacked:
-        inputs.append(Input("X", draw(st.sampled_from(NUMERIC)), (-1, len(stacked)), tuple(stacked)))
+        inputs.append(
+            Input("X", draw(st.sampled_from(NUMERIC)), (-1, len(stacked)), tuple(stacked)),
+        )
     return compile_schema(columns, (), tuple(inputs))
 
 
@@ -67,7 +88,10 @@ def schemas(draw: st.DrawFn) -> Schema:
 def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
     """Draw a schema and rows that mostly fit it."""
     schema = draw(schemas())
-    rows = [[draw(VALUES[column.type]) for column in schema.columns] for _ in range(draw(st.integers(0, 3)))]
+    rows = [
+        [draw(VALUES[column.type]) for column in schema.columns]
+        for _ in range(draw(st.integers(0, 3)))
+    ]
     if rows and draw(st.integers(0, 3)) == 0:
         rows[-1][draw(st.integers(0, len(rows[-1]) - 1))] = draw(ODD)
     if rows and draw(st.integers(0, 5)) == 0:
@@ -83,7 +107,11 @@ def outcome(ask: Callable[[], Feeds]) -> Any:
         return error.message
     return [
         {
-            name: (array.dtype.str, array.shape, array.tolist() if array.dtype.kind == "O" else array.tobytes())
+            name: (
+                array.dtype.str,
+                array.shape,
+                array.tolist() if array.dtype.kind == "O" else array.tobytes(),
+            )
             for name, array in arrays.items()
         }
         for arrays in (feeds, sent_arrays(feeds))
@@ -102,7 +130,9 @@ def exact(schema: Schema) -> Schema:
 @given(tables(), st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=500)
 def test_both_ways_give_the_same_feeds_and_the_same_errors(
-    table: tuple[Schema, list[Any]], shuffle: Any, has_more: bool
+    table: tuple[Schema, list[Any]],
+    shuffle: Any,
+    has_more: bool,
 ) -> None:
     schema, rows = table
     names = list(schema.names)
@@ -114,11 +144,17 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
     shuffled = [names[place] for place in order] + list(more)
     columns = {name: [row[place] for row in whole] for place, name in enumerate(names)}
     kinds = {column.name: column.type for column in schema.columns}
-    records = [{name: row[place] for name, place in zip(shuffled, order, strict=False)} | more for row in whole]
+    records = [
+        {name: row[place] for name, place in zip(shuffled, order, strict=False)} | more
+        for row in whole
+    ]
     calls: list[Callable[[Schema], Feeds]] = [
         lambda s: s.from_array(rows),
         lambda s: s.from_rows(names, rows),
-        lambda s: s.from_rows(shuffled, [[row[place] for place in order] + [[]] * len(more) for row in whole]),
+        lambda s: s.from_rows(
+            shuffled,
+            [[row[place] for place in order] + [[]] * len(more) for row in whole],
+        ),
         lambda s: s.from_rows(names[:-1] + names[:1], rows),
         lambda s: s.from_rows(names[1:], [row[1:] for row in lists]),
         lambda s: s.from_records(records),
@@ -126,8 +162,14 @@ def test_both_ways_give_the_same_feeds_and_the_same_errors(
         lambda s: s.from_columns(columns | more),
         lambda s: s.from_columns(columns | {names[0]: columns[names[0]][1:]}),
     ]
-    with np.errstate(over="ignore", invalid="ignore"), suppress(ValueError, TypeError, OverflowError):
-        arrays = {name: np.array(columns[name], dtype=shuffle.choice(SOURCES[kind])) for name, kind in kinds.items()}
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        suppress(ValueError, TypeError, OverflowError),
+    ):
+        arrays = {
+            name: np.array(columns[name], dtype=shuffle.choice(SOURCES[kind]))
+            for name, kind in kinds.items()
+        }
         uneven = arrays | {names[0]: arrays[names[0]][1:]}
         calls += [lambda s: s.from_columns(arrays | more), lambda s: s.from_columns(uneven)]
     slow = exact(schema)
@@ -149,13 +191,20 @@ def test_an_array_of_rows_is_taken_as_its_lists(kind: Any, source: Any, target: 
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=source)
         assert outcome(lambda: schema.from_array(array)) == outcome(  # noqa: B023 - called at once
-            lambda: exact(schema).from_array(array.tolist())  # noqa: B023
+            lambda: exact(schema).from_array(array.tolist()),  # noqa: B023
         )
 
 
 def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = (Column("s", "string"), Column("d", "double"), Column("n", "long"), Column("b", "boolean"))
-    inputs = tuple(Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns)
+    columns = (
+        Column("s", "string"),
+        Column("d", "double"),
+        Column("n", "long"),
+        Column("b", "boolean"),
+    )
+    inputs = tuple(
+        Input(column.name, COLUMN_TYPES[column.type], (-1, 1), (column.name,)) for column in columns
+    )
     schema = compile_schema(columns, (), inputs)
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_column", None)
     row = ["a", 1.5, 2, True]
@@ -165,7 +214,10 @@ def test_what_plainly_fits_goes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -
     schema.from_records([record, record])
     schema.from_columns({name: [value] for name, value in record.items()})
     schema.from_columns(
-        {name: np.array([value], dtype=object if name == "s" else None) for name, value in record.items()}
+        {
+            name: np.array([value], dtype=object if name == "s" else None)
+            for name, value in record.items()
+        },
     )
     schema.from_array([row])
 
@@ -198,12 +250,18 @@ GIVEN: list[Any] = [
 @pytest.mark.parametrize("tensors", TENSORS)
 @pytest.mark.parametrize("first", range(len(GIVEN)))
 def test_tensors_go_both_ways_to_the_same_feeds(tensors: Any, first: int) -> None:
-    schema = compile_schema((), tuple(Tensor(*tensor) for tensor in tensors), tuple(Input(*t) for t in tensors))
+    schema = compile_schema(
+        (),
+        tuple(Tensor(*tensor) for tensor in tensors),
+        tuple(Input(*t) for t in tensors),
+    )
     slow = replace(schema)
     slow.__dict__["_fast_tensors"] = None
     for second in GIVEN:
         for data in ({"x": GIVEN[first], "y": second}, {"": GIVEN[first]}, {"x": GIVEN[first]}):
-            assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023
+            assert outcome(lambda: schema.from_columns(data)) == outcome(
+                lambda: slow.from_columns(data),
+            )  # noqa: B023
 
 
 MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
@@ -217,7 +275,11 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
     rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))
     if rows and draw(st.integers(0, 3)) == 0:
         rows[-1] = draw(st.lists(ODD, max_size=5)) if draw(st.booleans()) else draw(ODD)
-    tensor = Tensor(draw(st.sampled_from(["", "x"])), dtype, (draw(st.sampled_from([-1, -1, 2])), width))
+    tensor = Tensor(
+        draw(st.sampled_from(["", "x"])),
+        dtype,
+        (draw(st.sampled_from([-1, -1, 2])), width),
+    )
     source = Input("X", draw(st.sampled_from([dtype, *NUMERIC])), tensor.shape)
     return compile_schema((), (tensor,), (source,)), rows
 
@@ -226,17 +288,24 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(matrices())
 @settings(max_examples=500)
-def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(matrix: tuple[Schema, list[Any]]) -> None:
+def test_the_rows_of_a_matrix_go_both_ways_to_the_same_feeds(
+    matrix: tuple[Schema, list[Any]],
+) -> None:
     schema, rows = matrix
     slow = replace(schema)
     slow.__dict__["_fast_tensors"] = None
     assert outcome(lambda: schema.from_array(rows)) == outcome(lambda: slow.from_array(rows))
     for data in ({"x": rows}, {"y": rows}, {"x": rows, "y": rows}):
-        assert outcome(lambda: schema.from_columns(data)) == outcome(lambda: slow.from_columns(data))  # noqa: B023
+        assert outcome(lambda: schema.from_columns(data)) == outcome(
+            lambda: slow.from_columns(data),
+        )  # noqa: B023
 
 
 @pytest.mark.parametrize("dtype", sorted(MATRIX_TYPES))
-def test_a_matrix_that_plainly_fits_goes_the_fast_path(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matrix_that_plainly_fits_goes_the_fast_path(
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.serve.runtime.schemas.schema.convert_tensor", None)
     fed = "float32" if dtype == "float64" else dtype
     value = {"f": 0.5, "i": 3, "b": True}[np.dtype(dtype).kind]

@@ -32,7 +32,11 @@ LARGEST = 2**63 - 1
     ],
     ids=str,
 )
-def test_a_key_keeps_its_type_and_all_its_digits(values: Any, kind: str, expected: list[Any]) -> None:
+def test_a_key_keeps_its_type_and_all_its_digits(
+    values: Any,
+    kind: str,
+    expected: list[Any],
+) -> None:
     array = key_array("id", values)
     assert (array.dtype.kind, array.tolist()) == (kind, expected)
 
@@ -50,7 +54,10 @@ def test_a_value_that_is_a_container_is_refused_by_its_row(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [[], ["a", "b"], "a", {"a": 1}], ids=str)
 def test_a_key_with_another_number_of_values_than_rows_is_refused_by_its_name(value: Any) -> None:
-    schema = with_keys(Schema((), (Tensor("x", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)), ("id",))
+    schema = with_keys(
+        Schema((), (Tensor("x", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),)),
+        ("id",),
+    )
     with pytest.raises(SchemaMismatch, match="key 'id'") as refusal:
         schema.from_columns({"x": [[1.0, 2.0]], "id": value})
     assert refusal.value.column == "id"

@@ -24,9 +24,16 @@ def as_lists(feeds: Mapping[str, Any]) -> dict[str, list[Any]]:
 def test_columns_may_come_in_any_order_with_others_among_them() -> None:
     wanted = as_lists(MIXED.from_rows(["s", "d", "n", "b"], [["x", 1.0, 2, True]]))
     assert wanted == {"s": [["x"]], "d": [[1.0]], "n": [[2]], "b": [[True]]}
-    assert as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
-    assert as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
-    assert as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1})) == wanted  # type: ignore[dict-item]
+    assert (
+        as_lists(MIXED.from_rows(["b", "n", "more", "d", "s"], [[True, 2, {}, 1.0, "x"]])) == wanted
+    )
+    assert (
+        as_lists(MIXED.from_records([{"b": True, "s": "x", "n": 2, "d": 1.0, "more": 1}])) == wanted
+    )
+    assert (
+        as_lists(MIXED.from_columns({"n": [2], "d": [1], "s": ["x"], "b": [True], "more": 1}))
+        == wanted
+    )  # type: ignore[dict-item]
     assert as_lists(MIXED.from_array([["x", 1.0, 2, True]])) == wanted
 
 
@@ -44,7 +51,9 @@ def test_missing_columns_are_all_named() -> None:
     ],
     ids=["columns", "records", "rows"],
 )
-def test_a_missing_column_is_named_beside_the_unknown_one_that_came(ask: Callable[[Schema], Feeds]) -> None:
+def test_a_missing_column_is_named_beside_the_unknown_one_that_came(
+    ask: Callable[[Schema], Feeds],
+) -> None:
     with pytest.raises(SchemaMismatch) as caught:
         ask(stacked_schema("float32", "dep_time", "hour"))
     told = "column 'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'?"
@@ -54,7 +63,9 @@ def test_a_missing_column_is_named_beside_the_unknown_one_that_came(ask: Callabl
 def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
     names = tuple(f"c{number}" for number in range(30))
     schema = compile_schema(
-        tuple(Column(name, "double", name == "c0") for name in names), (), (Input("X", "float32", (-1, 30), names),)
+        tuple(Column(name, "double", name == "c0") for name in names),
+        (),
+        (Input("X", "float32", (-1, 30), names),),
     )
     whole = dict.fromkeys(names, 1.0)
     with pytest.raises(SchemaMismatch, match=r"values .*missing"):
@@ -88,7 +99,11 @@ def test_an_optional_column_may_be_absent() -> None:
 
 def test_an_optional_integer_column_still_needs_a_value() -> None:
     columns = (Column("a", "double"), Column("b", "long", required=False))
-    schema = compile_schema(columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",))))
+    schema = compile_schema(
+        columns,
+        (),
+        (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",))),
+    )
     with pytest.raises(SchemaMismatch, match=r"'b'.*row 0: null"):
         schema.from_columns({"a": [1.0]})
 
@@ -127,7 +142,10 @@ def test_rows_that_are_no_table_are_refused(names: list[str], rows: list[Any], w
         MIXED.from_rows(names, rows)
 
 
-@pytest.mark.parametrize("values", [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)])
+@pytest.mark.parametrize(
+    "values",
+    [None, 5, "text", {"a": 1}, [], [5], [[1, 2]], np.float64(1.0), np.zeros(3)],
+)
 def test_an_array_that_is_no_table_is_refused(values: Any) -> None:
     with pytest.raises(SchemaMismatch):
         MIXED.from_array(values)
@@ -151,14 +169,22 @@ def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
     ],
 )
 def test_a_cell_of_a_table_holds_a_row_of_a_tensor_nested_or_flattened(
-    shape: tuple[int, ...], cells: list[Any], values: list[Any]
+    shape: tuple[int, ...],
+    cells: list[Any],
+    values: list[Any],
 ) -> None:
     schema = tensor_schema("float32", *shape)
-    for feeds in (schema.from_rows(["x"], [[cell] for cell in cells]), schema.from_records([{"x": c} for c in cells])):
+    for feeds in (
+        schema.from_rows(["x"], [[cell] for cell in cells]),
+        schema.from_records([{"x": c} for c in cells]),
+    ):
         assert feeds["x"].tolist() == values
 
 
-@pytest.mark.parametrize("cell", [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None])
+@pytest.mark.parametrize(
+    "cell",
+    [[1, 2, 3], [1, 2, 3, 4, 5], [1e39, 2, 3, 4], [], [[1], 2, 3, 4], "abcd", None],
+)
 def test_a_cell_that_does_not_fill_its_tensor_is_refused(cell: Any) -> None:
     with pytest.raises(SchemaMismatch):
         tensor_schema("float32", -1, 2, 2).from_records([{"x": cell}])
@@ -176,7 +202,11 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
 
 
 def test_columns_for_an_array_without_a_name_are_refused_with_what_it_takes() -> None:
-    schema = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
+    schema = compile_schema(
+        (),
+        (Tensor("", "float32", (-1, 2)),),
+        (Input("x", "float32", (-1, 2)),),
+    )
 
     with pytest.raises(SchemaMismatch, match=r"one array.*a, b"):
         schema.from_columns({"a": [1.0], "b": [2.0]})
@@ -189,7 +219,10 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
         Input("b", "float32", (-1,), dimension_names=("N",)),
     )
     schema = compile_schema((), tensors, inputs)
-    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {"a": [[1, 2]], "b": [0.5]}
+    assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {
+        "a": [[1, 2]],
+        "b": [0.5],
+    }
     with pytest.raises(SchemaMismatch, match="'a' is missing"):
         schema.from_columns({"b": [0.5]})
     for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
@@ -202,8 +235,16 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
 
 
 def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all() -> None:
-    tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)), Tensor("s", "float32", ()))
-    schema = compile_schema((), tensors, tuple(Input(one.name, one.dtype, one.shape) for one in tensors))
+    tensors = (
+        Tensor("b", "float32", (-1,)),
+        Tensor("a", "int64", (-1, 2)),
+        Tensor("s", "float32", ()),
+    )
+    schema = compile_schema(
+        (),
+        tensors,
+        tuple(Input(one.name, one.dtype, one.shape) for one in tensors),
+    )
     scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
     for s in scalars:
         feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
@@ -215,7 +256,9 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
     inputs = tuple(Input(name, "float32", (-1, 1), (name,)) for name in ("a", "b"))
     schema = compile_schema(columns, (), inputs)
     with pytest.raises(SchemaMismatch, match="'a' has 2"):
-        schema.tensor_schema.from_columns({"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)})
+        schema.tensor_schema.from_columns(
+            {"a": np.zeros((2, 1), np.float32), "b": np.zeros((1, 1), np.float32)},
+        )
 
 
 @pytest.mark.parametrize(
@@ -223,8 +266,16 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
     [
         ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1), ("b",)),)),
         ((Column("a", "double"),), (), (Input("X", "float32", (-1, 1)),)),
-        ((Column("a", "double"), Column("a", "double")), (), (Input("X", "float32", (-1, 1), ("a",)),)),
-        ((), (Tensor("a", "float32", (-1,)),), (Input("a", "float32", (-1,)), Input("b", "float32", (-1,)))),
+        (
+            (Column("a", "double"), Column("a", "double")),
+            (),
+            (Input("X", "float32", (-1, 1), ("a",)),),
+        ),
+        (
+            (),
+            (Tensor("a", "float32", (-1,)),),
+            (Input("a", "float32", (-1,)), Input("b", "float32", (-1,))),
+        ),
         (
             (),
             (Tensor("b", "float32", (-1,)), Tensor("c", "float32", (-1,))),
@@ -232,7 +283,11 @@ def test_columns_have_the_same_rows_in_every_input_also_where_they_come_as_tenso
         ),
     ],
 )
-def test_a_graph_that_its_signature_does_not_feed_is_refused(columns: Any, tensors: Any, inputs: Any) -> None:
+def test_a_graph_that_its_signature_does_not_feed_is_refused(
+    columns: Any,
+    tensors: Any,
+    inputs: Any,
+) -> None:
     with pytest.raises(InvalidArtifact):
         compile_schema(columns, tensors, inputs)
 
@@ -268,7 +323,11 @@ def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
     feeds = schema.from_columns(data)
     rows = [list(row) for row in zip(*data.values(), strict=True)]
     records = [dict(zip(data, row, strict=True)) for row in rows]
-    for other in (schema.from_rows(list(data), rows), schema.from_records(records), schema.from_array(rows)):
+    for other in (
+        schema.from_rows(list(data), rows),
+        schema.from_records(records),
+        schema.from_array(rows),
+    ):
         for name, array in feeds.items():
             np.testing.assert_array_equal(array, other[name])
     back = schema.to_columns(feeds)
@@ -286,7 +345,9 @@ def test_a_missing_text_comes_back_as_missing() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("sdnbx"), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 

@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 from docker.errors import APIError
 
-from mlflow_deploy_plugin.core.errors import AlreadyExists, DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.core.errors import (
+    AlreadyExists,
+    DeploymentFailed,
+    InvalidConfig,
+    OnnxserveError,
+)
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.core.spec.parts import EndpointSpec
@@ -33,38 +38,69 @@ def flights(**config: Any) -> EndpointSpec:
 
 
 def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_need(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
-    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")  # The secrets are in a folder of this machine.
+    monkeypatch.setenv(
+        "ONNXSERVE_SECRETS",
+        "/run/secrets",
+    )  # The secrets are in a folder of this machine.
     monkeypatch.setenv("ONNXSERVE_WEBHOOK_SECRET", "only of the controller")
     monkeypatch.setenv("EDITOR", "vi")
 
-    spec = flights(container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b")
+    spec = flights(
+        container__memory_bytes="536870912",
+        container__cpus="1.5",
+        container__environment__A="b",
+    )
     made = server_options(spec, settings, "sha256:1")
-    assert (made["image"], made["mem_limit"], made["nano_cpus"]) == ("onnxserve:cpu", 536870912, 1_500_000_000)
-    assert {"A": "b", "AWS_ENDPOINT_URL": "http://172.17.0.1:8080"}.items() <= made["environment"].items()
+    assert (made["image"], made["mem_limit"], made["nano_cpus"]) == (
+        "onnxserve:cpu",
+        536870912,
+        1_500_000_000,
+    )
+    assert {"A": "b", "AWS_ENDPOINT_URL": "http://172.17.0.1:8080"}.items() <= made[
+        "environment"
+    ].items()
     assert made["environment"]["ONNXSERVE_PORT"] == "8123"
-    not_passed_on = {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS", "ONNXSERVE_WEBHOOK_SECRET"}
+    not_passed_on = {
+        "EDITOR",
+        "ONNXSERVE_STORE_URI",
+        "ONNXSERVE_SECRETS",
+        "ONNXSERVE_WEBHOOK_SECRET",
+    }
     assert not not_passed_on & made["environment"].keys()
-    mounts = {mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"}
+    mounts = {
+        mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"
+    }
     assert mounts == {
         "/models/flights": True,
         str(tmp_path / "docker" / "flights"): False,
         str(tmp_path / "inference_log"): False,
     }
-    secret = server_options(flights(container__secrets__TOKEN=str(tmp_path / "token")), settings, "sha256:1")
+    secret = server_options(
+        flights(container__secrets__TOKEN=str(tmp_path / "token")),
+        settings,
+        "sha256:1",
+    )
     assert secret["environment"]["TOKEN"] == "hidden"
     assert "hidden" not in str(secret["labels"])
 
 
 def test_a_container_reads_the_keys_of_the_file_that_its_spec_names(settings: Settings) -> None:
-    spec = flights(server__api_keys="true", container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json")
+    spec = flights(
+        server__api_keys="true",
+        container__secret_files__ONNXSERVE_KEYS_FILE="/etc/keys.json",
+    )
     made = server_options(spec, settings, "sha256:1")
     assert made["environment"]["ONNXSERVE_KEYS_FILE"] == "/etc/keys.json"
-    assert ("/etc/keys.json", True) in [(mount["Target"], mount["ReadOnly"]) for mount in made["mounts"]]
+    assert ("/etc/keys.json", True) in [
+        (mount["Target"], mount["ReadOnly"]) for mount in made["mounts"]
+    ]
 
 
 def test_what_a_container_needs_of_this_machine_has_an_absolute_path(settings: Settings) -> None:
@@ -85,13 +121,19 @@ def test_the_listener_is_published_where_the_server_would_listen(settings: Setti
         ({}, "http://127.0.0.1:8123"),
         ({"server__certfile": "/tls.crt", "server__keyfile": "/tls.key"}, "https://127.0.0.1:8123"),
         (
-            {"container__network": "host", "server__host": "172.17.0.1", "server__insecure": "true"},
+            {
+                "container__network": "host",
+                "server__host": "172.17.0.1",
+                "server__insecure": "true",
+            },
             "http://172.17.0.1:8123",
         ),
     ],
 )
 def test_the_health_check_asks_where_and_as_the_server_listens(
-    settings: Settings, fields: dict[str, str], url: str
+    settings: Settings,
+    fields: dict[str, str],
+    url: str,
 ) -> None:
     options = server_options(flights(**fields), settings, "sha256:1")
     assert options["healthcheck"] == {"test": ["CMD", "onnxserve", "health", url]}
@@ -110,7 +152,11 @@ def test_the_health_check_asks_where_and_as_the_server_listens(
     ],
 )
 def test_only_what_a_running_container_cannot_take_on_needs_another(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], image: str, is_another: bool
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str],
+    image: str,
+    is_another: bool,
 ) -> None:
     before = server_options(flights(), settings, "sha256:1")["labels"][DIGEST]
     monkeypatch.setenv("AWS_REGION", "that of another shell")
@@ -127,7 +173,10 @@ def test_only_what_a_running_container_cannot_take_on_needs_another(
         ("http://localhost:5000", ["http://localhost:5000", "loopback"]),
     ],
 )
-def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(uri: str, names: list[str]) -> None:
+def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(
+    uri: str,
+    names: list[str],
+) -> None:
     with refused(InvalidConfig, *names):
         check_registry(uri, is_host=False)
 
@@ -143,7 +192,11 @@ def test_a_registry_within_reach_is_not() -> None:
     [
         ("Bind for 0.0.0.0:8123 failed: port is already allocated", InvalidConfig, ["port 8123"]),
         ("listen tcp4 0.0.0.0:8123: bind: address already in use", InvalidConfig, ["port 8123"]),
-        ('The name "/x" is already in use by container "7"', AlreadyExists, ["another container", '"/x"']),
+        (
+            'The name "/x" is already in use by container "7"',
+            AlreadyExists,
+            ["another container", '"/x"'],
+        ),
         ("Range of CPUs is from 0.01 to 4.00", InvalidConfig, ["container.cpus", "0.01 to 4.00"]),
         ("network ml not found", InvalidConfig, ["container.network", "ml"]),
         ("could not select device driver", InvalidConfig, ["NVIDIA container toolkit"]),
@@ -152,7 +205,9 @@ def test_a_registry_within_reach_is_not() -> None:
     ],
 )
 def test_what_an_engine_refuses_is_told_by_the_field_that_changes_it(
-    said: str, kind: type[OnnxserveError], names: list[str]
+    said: str,
+    kind: type[OnnxserveError],
+    names: list[str],
 ) -> None:
     with refused(kind, *names), docker_errors(flights()):
         raise APIError("409 Client Error", explanation=said)

@@ -10,7 +10,11 @@ from mlflow_deploy_plugin.core.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import new_endpoint
 from mlflow_deploy_plugin.ship.deployments.backends import kubernetes
-from mlflow_deploy_plugin.ship.deployments.backends.kubernetes import KubernetesBackend, pod_count, pod_environment
+from mlflow_deploy_plugin.ship.deployments.backends.kubernetes import (
+    KubernetesBackend,
+    pod_count,
+    pod_environment,
+)
 from mlflow_deploy_plugin.ship.deployments.backends.kubernetes_api import ApiRefused
 from mlflow_deploy_plugin.ship.manifests.served import Document
 from tests.support.refusals import refused
@@ -20,13 +24,27 @@ from tests.support.refusals import refused
     ("uri", "model", "config", "found"),
     [
         ("http://mlflow:5000", "models:/f/1", {}, {"MLFLOW_TRACKING_URI"}),
-        ("http://127.0.0.1:5000", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://m:5000"}, set()),
-        ("https://user:password@mlflow", "models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}, set()),
+        (
+            "http://127.0.0.1:5000",
+            "models:/f/1",
+            {"container.environment.MLFLOW_TRACKING_URI": "http://m:5000"},
+            set(),
+        ),
+        (
+            "https://user:password@mlflow",
+            "models:/f/1",
+            {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"},
+            set(),
+        ),
         ("sqlite:///mlflow.db", "/model", {}, set()),  # The model is in the image.
     ],
 )
 def test_pods_are_told_of_the_mlflow_that_they_reach(
-    monkeypatch: pytest.MonkeyPatch, uri: str, model: str, config: dict[str, str], found: set[str]
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+    model: str,
+    config: dict[str, str],
+    found: set[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
@@ -35,7 +53,11 @@ def test_pods_are_told_of_the_mlflow_that_they_reach(
 def test_a_registry_of_its_own_is_told_and_no_other_is_named_beside_that_of_the_spec(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    elsewhere = new_endpoint("f", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"})
+    elsewhere = new_endpoint(
+        "f",
+        "models:/f/1",
+        {"container.environment.MLFLOW_TRACKING_URI": "http://inside:5000"},
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://outside:5000")
     assert "MLFLOW_REGISTRY_URI" not in pod_environment(elsewhere)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry:5000")
@@ -51,7 +73,7 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
     deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
     assert pod_environment(new_endpoint("f", "models:/f/1"), deployment) == {
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a",
     }
 
 
@@ -63,12 +85,16 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     ],
 )
 def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_later(
-    monkeypatch: pytest.MonkeyPatch, model: str, config: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    config: dict[str, str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
     assert pod_environment(new_endpoint("f", model, config), deployment) == {}
-    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {"MLFLOW_TRACKING_URI"}
+    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {
+        "MLFLOW_TRACKING_URI",
+    }
 
 
 def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,16 +114,27 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
-        ({"kubernetes.replicas": "0"}, None, None, 1),  # The user's autoscaler changes the replicas later.
+        (
+            {"kubernetes.replicas": "0"},
+            None,
+            None,
+            1,
+        ),  # The user's autoscaler changes the replicas later.
         ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )
 def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_another_number(
-    config: dict[str, str], asked_before: str | None, now: int | None, found: int
+    config: dict[str, str],
+    asked_before: str | None,
+    now: int | None,
+    found: int,
 ) -> None:
     annotations = {} if asked_before is None else {"onnxserve/replicas": asked_before}
     running = {"metadata": {"annotations": annotations}, "spec": {"replicas": now}}
-    assert pod_count(new_endpoint("f", "models:/f/1", config), None if now is None else running) == found
+    assert (
+        pod_count(new_endpoint("f", "models:/f/1", config), None if now is None else running)
+        == found
+    )
 
 
 class ScalingCluster:
@@ -124,9 +161,15 @@ class ScalingCluster:
     def put_back(self, document: Document) -> None: ...
 
 
-def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(kubernetes, "Cluster", ScalingCluster)
-    config = {"kubernetes.max_replicas": "9", "container.cpus": "1", "kubernetes.force_conflicts": "true"}
+    config = {
+        "kubernetes.max_replicas": "9",
+        "container.cpus": "1",
+        "kubernetes.force_conflicts": "true",
+    }
     with pytest.raises(DeploymentFailed, match="replicas 2"):
         KubernetesBackend(Settings(), "ml").apply(new_endpoint("f", "/model", config), print)
 
@@ -145,7 +188,9 @@ class ClosedCluster:
             raise ApiRefused(f"the Kubernetes API forbids it: {kind}", 403)
 
 
-def test_who_has_the_role_edit_need_not_see_what_operators_brought(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_the_role_edit_need_not_see_what_operators_brought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for kind in ("HTTPRoute", "ServiceMonitor"):
         monkeypatch.setattr(kubernetes, "Cluster", lambda *_, kind=kind: ClosedCluster(kind))
         KubernetesBackend(Settings(), "ml").remove("f")
@@ -159,10 +204,17 @@ class SharedCluster:
     """A cluster with objects of another owner, which refuses the last applied object."""
 
     def __init__(self, owner: str = "") -> None:
-        metadata: Document = {"name": "f", **({"annotations": {"onnxserve/owner": owner}} if owner else {})}
+        metadata: Document = {
+            "name": "f",
+            **({"annotations": {"onnxserve/owner": owner}} if owner else {}),
+        }
         pod = {"replicas": 2, "template": {"spec": {"containers": []}}}
         self.objects: dict[str, Document] = {
-            "ConfigMap": {"kind": "ConfigMap", "metadata": metadata, "data": {"spec.yaml": "of another"}},
+            "ConfigMap": {
+                "kind": "ConfigMap",
+                "metadata": metadata,
+                "data": {"spec.yaml": "of another"},
+            },
             "Deployment": {"kind": "Deployment", "metadata": metadata, "spec": pod},
         }
 
@@ -187,7 +239,9 @@ class SharedCluster:
         del self.objects[kind]
 
 
-def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_of_another_are_as_before_after_a_takeover_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cluster = SharedCluster()
     before = deepcopy(cluster.objects)
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: cluster)
@@ -214,9 +268,15 @@ SPEC = new_endpoint("f", "/model")
     ],
     ids=["observe", "server_pages", "place", "stop", "logs", "reached"],
 )
-@pytest.mark.parametrize(("owner", "whose"), [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")])
+@pytest.mark.parametrize(
+    ("owner", "whose"),
+    [("sqlite:///b.db on b", "sqlite:///b.db on b"), ("", "no store")],
+)
 def test_pods_of_another_are_not_taken_for_the_endpoints(
-    monkeypatch: pytest.MonkeyPatch, ask: Callable[[KubernetesBackend], Any], owner: str, whose: str
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[KubernetesBackend], Any],
+    owner: str,
+    whose: str,
 ) -> None:
     monkeypatch.setattr(kubernetes, "Cluster", lambda *_: SharedCluster(owner))
     with refused(InvalidConfig, "Deployment 'f'", "namespace ml", whose):
@@ -243,7 +303,9 @@ class RestartingCluster:
         yield from self.logs.pop(0)
 
 
-def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_breaks_is_followed_without_missing_or_repeated_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(kubernetes, "Cluster", RestartingCluster)
     monkeypatch.setattr(kubernetes, "_POLL_SECONDS", 0)
     lines = list(KubernetesBackend(Settings(), "ml").logs("f", 10, True))

@@ -71,11 +71,16 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
             self.wfile.write(content)
 
         def stream(self) -> None:
-            asked = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
+            asked = (
+                self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            )  # RFC 6455
             self.send_response(101)
             self.send_header("Upgrade", "websocket")
             self.send_header("Connection", "Upgrade")
-            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(asked.encode()).digest()).decode())
+            self.send_header(
+                "Sec-WebSocket-Accept",
+                base64.b64encode(hashlib.sha1(asked.encode()).digest()).decode(),
+            )
             self.send_header("Sec-WebSocket-Protocol", "v4.channel.k8s.io")
             self.end_headers()
             for frame in made.frames:
@@ -90,7 +95,10 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")))
+        monkeypatch.setenv(
+            "KUBECONFIG",
+            str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")),
+        )
         yield made
         server.shutdown()
 
@@ -98,7 +106,9 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 def conflict(*managers: str) -> Answer:
     """Return the response of an API server in which other managers own fields of an applied document."""
     if len(managers) == 1:
-        return 409, {"message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'}
+        return 409, {
+            "message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type',
+        }
     causes = "\n".join(f'conflicts with "{one}" using v1:\n- .spec.type' for one in managers)
     return 409, {"message": f"Apply failed with {len(managers)} conflicts: {causes}"}
 
@@ -112,7 +122,9 @@ def conflict(*managers: str) -> Answer:
     ],
 )
 def test_what_is_busy_or_broken_is_asked_again(
-    api: ScriptedApi, method: str, call: Callable[[Cluster], object]
+    api: ScriptedApi,
+    method: str,
+    call: Callable[[Cluster], object],
 ) -> None:
     api.script = [(429, {}), (500, {}), (CUT, {}), (503, {}), (200, SERVICE)]
     call(Cluster("ml"))
@@ -121,7 +133,9 @@ def test_what_is_busy_or_broken_is_asked_again(
 
 def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
     cluster = Cluster("ml")
-    cluster.apply({"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}})
+    cluster.apply(
+        {"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}},
+    )
     path = "/apis/policy/v1beta1/namespaces/ml/poddisruptionbudgets/f"
     assert api.asked == [f"PATCH {path}?fieldManager=onnxserve&force=false"]
     with refused(InvalidConfig, "ServiceMonitor", "monitoring.coreos.com/v1"):
@@ -143,7 +157,9 @@ def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: Sc
 def test_an_object_is_put_back_whole_but_for_what_the_cluster_says_of_it(api: ScriptedApi) -> None:
     metadata = {"name": "flights", "uid": "1", "resourceVersion": "7", "labels": {"app": "f"}}
     api.script = [(200, {**SERVICE, "metadata": metadata, "spec": {}, "ours": False, "status": {}})]
-    Cluster("ml").put_back({**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}})
+    Cluster("ml").put_back(
+        {**SERVICE, "metadata": metadata, "spec": {"type": "ClusterIP"}, "status": {"a": 1}},
+    )
     service = "/api/v1/namespaces/ml/services/flights"
     assert api.asked == [f"GET {service}", f"PATCH {service}?fieldManager=onnxserve"]
     *added, removed = json.loads(api.bodies[-1])
@@ -165,7 +181,13 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
     ("answer", "kind", "names"),
     [
         (
-            (404, {"message": 'namespaces "ml" not found', "details": {"name": "ml", "kind": "namespaces"}}),
+            (
+                404,
+                {
+                    "message": 'namespaces "ml" not found',
+                    "details": {"name": "ml", "kind": "namespaces"},
+                },
+            ),
             InvalidConfig,
             ["'ml'", "kubectl create namespace ml"],
         ),
@@ -178,14 +200,22 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
         ((422, {"message": "spec.ports: Required value"}), DeploymentFailed, ["422", "spec.ports"]),
     ],
 )
-def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], names: list[str]) -> None:
+def test_a_refusal_is_one_line(
+    api: ScriptedApi,
+    answer: Answer,
+    kind: type[OnnxserveError],
+    names: list[str],
+) -> None:
     api.script = [answer]
     with refused(kind, *names):
         Cluster("ml").apply(SERVICE)
 
 
 def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
-    api.script = [(200, {"metadata": {"uid": "f1"}}), (403, {"message": 'namespaces "ml" is forbidden'})]
+    api.script = [
+        (200, {"metadata": {"uid": "f1"}}),
+        (403, {"message": 'namespaces "ml" is forbidden'}),
+    ]
     assert Cluster("ml").namespace_uid() == "f1"
     with refused(DeploymentFailed, "forbids", 'namespaces "ml"'):
         Cluster("ml").namespace_uid()
@@ -205,9 +235,15 @@ def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> Non
     cluster.delete("Service", "flights")
 
 
-@pytest.mark.parametrize(("content", "context"), [(None, None), ("current-context: none\n", None), ("", "elsewhere")])
+@pytest.mark.parametrize(
+    ("content", "context"),
+    [(None, None), ("current-context: none\n", None), ("", "elsewhere")],
+)
 def test_without_a_cluster_one_line_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, context: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    context: str | None,
 ) -> None:
     if content is not None:
         (tmp_path / "config").write_text(content)
@@ -228,7 +264,9 @@ def test_a_command_whose_connection_is_cut_has_not_run(api: ScriptedApi) -> None
         Cluster("ml").execute("flights-1", ["cat", "note"])
 
 
-def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(api: ScriptedApi) -> None:
+def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server(
+    api: ScriptedApi,
+) -> None:
     message = 'pods "flights-1" is forbidden: User "u" cannot create resource "pods/exec"'
     api.script = [(403, {"message": message})]
     with refused(ApiRefused, "forbids", message) as raised:
@@ -236,7 +274,10 @@ def test_a_command_that_may_not_be_run_is_refused_in_the_words_of_the_api_server
     assert (raised.value.status, raised.value.may_pass) == (403, False)
 
 
-def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_api_server_that_is_not_there_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
     with refused(ApiRefused, "Kubernetes API", "http://127.0.0.1:9", "does not answer") as raised:
         Cluster("ml").get("Service", "flights")
@@ -244,7 +285,8 @@ def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch
 
 
 def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = kubeconfig(tmp_path, "https://127.0.0.1:1")
     config = yaml.safe_load(file.read_text())

@@ -19,17 +19,32 @@ DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
 @pytest.mark.parametrize(
     ("status", "pending"),
     [
-        ({"observedGeneration": 1, "updatedReplicas": 3}, "waiting for the cluster to plan the rollout"),
-        ({"observedGeneration": 2, "replicas": 3, "availableReplicas": 3}, "0 of 3 pods are started"),
-        ({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3}, "1 old pods must still end"),
+        (
+            {"observedGeneration": 1, "updatedReplicas": 3},
+            "waiting for the cluster to plan the rollout",
+        ),
+        (
+            {"observedGeneration": 2, "replicas": 3, "availableReplicas": 3},
+            "0 of 3 pods are started",
+        ),
+        (
+            {"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3},
+            "1 old pods must still end",
+        ),
         (
             {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 2},
             "2 of 3 pods are ready",
         ),
-        ({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3}, ""),
+        (
+            {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3},
+            "",
+        ),
     ],
 )
-def test_a_rollout_is_over_when_every_pod_is_new_and_ready(status: dict[str, int], pending: str) -> None:
+def test_a_rollout_is_over_when_every_pod_is_new_and_ready(
+    status: dict[str, int],
+    pending: str,
+) -> None:
     assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
 
 
@@ -38,7 +53,10 @@ def pod(condition: dict[str, Any] | None = None, **status: Any) -> dict[str, Any
     return {
         "metadata": {"name": "f-1"},
         "spec": {"containers": [{"name": "onnxserve", "resources": {"limits": {"memory": "64M"}}}]},
-        "status": {"conditions": [condition] if condition else [], "containerStatuses": [container]},
+        "status": {
+            "conditions": [condition] if condition else [],
+            "containerStatuses": [container],
+        },
     }
 
 
@@ -63,11 +81,25 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
         (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),
         (
-            pod(state={"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "no:1"'}}),
+            pod(
+                state={
+                    "waiting": {
+                        "reason": "ImagePullBackOff",
+                        "message": 'Back-off pulling image "no:1"',
+                    },
+                },
+            ),
             PodTrouble('pod f-1: ImagePullBackOff: Back-off pulling image "no:1"', True),
         ),
         (
-            pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}),
+            pod(
+                state={
+                    "waiting": {
+                        "reason": "CreateContainerConfigError",
+                        "message": 'secret "s" not found',
+                    },
+                },
+            ),
             PodTrouble('pod f-1 cannot start: secret "s" not found', True),
         ),
         (
@@ -75,19 +107,27 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
             PodTrouble("pod f-1 ends repeatedly (exit status 1)", True, wrote=True),
         ),
         (
-            pod(state={"running": {}}, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
+            pod(
+                state={"running": {}},
+                lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+            ),
             PodTrouble(
-                "pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M", True
+                "pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M",
+                True,
             ),
         ),
         (
             pod(UNSCHEDULABLE),  # A cluster may add a node.
-            PodTrouble("pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.", False),
+            PodTrouble(
+                "pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.",
+                False,
+            ),
         ),
     ],
 )
 def test_what_keeps_a_pod_from_being_ready_is_said_and_whether_waiting_helps(
-    found: dict[str, Any], trouble: PodTrouble | None
+    found: dict[str, Any],
+    trouble: PodTrouble | None,
 ) -> None:
     assert pod_trouble(found) == trouble
 
@@ -99,7 +139,12 @@ def test_a_pod_whose_node_is_lost_is_not_ready_whatever_its_container_was() -> N
 
 def test_a_quota_that_is_full_is_said_at_once() -> None:
     message = 'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3'
-    condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+    condition = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "reason": "FailedCreate",
+        "message": message,
+    }
     assert quota_trouble(condition) == PodTrouble(f"the cluster refuses a pod: {message}", True)
     assert quota_trouble({"type": "Available", "status": "True"}) is None
 
@@ -107,7 +152,10 @@ def test_a_quota_that_is_full_is_said_at_once() -> None:
 def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again() -> None:
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
-    assert not refused.is_final(is_ending=False, now=182.0)  # The cluster has retried at 141, and retries next at 182.
+    assert not refused.is_final(
+        is_ending=False,
+        now=182.0,
+    )  # The cluster has retried at 141, and retries next at 182.
     assert refused.is_final(is_ending=False, now=195.0)
 
 

@@ -10,7 +10,12 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.spec.document import apply_config, new_endpoint
 from mlflow_deploy_plugin.core.statedir.files import LOG, METRICS, claim_state_dir
 from mlflow_deploy_plugin.ship.deployments.backends import local
-from mlflow_deploy_plugin.ship.deployments.backends.local import LocalBackend, check_port, choose_port, is_port_free
+from mlflow_deploy_plugin.ship.deployments.backends.local import (
+    LocalBackend,
+    check_port,
+    choose_port,
+    is_port_free,
+)
 from tests.support.refusals import refused
 
 
@@ -22,7 +27,8 @@ def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) 
 
 
 def test_the_first_port_is_chosen_that_is_free_and_not_kept_for_another(
-    free_port: int, monkeypatch: pytest.MonkeyPatch
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert local.FIRST_PORT == 8080
     monkeypatch.setattr(local, "FIRST_PORT", free_port)
@@ -41,12 +47,14 @@ def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
 def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
     with refused(InvalidConfig, "container.…", "-t onnxserve:/docker"):
         LocalBackend(Settings(home=tmp_path)).apply(
-            apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}), print
+            apply_config(new_endpoint("e", "one"), {"container.cpus": "2"}),
+            print,
         )
 
 
 def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Listing all processes once per endpoint would take minutes for thousands of endpoints."""
     monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
@@ -71,7 +79,10 @@ def test_the_metrics_of_a_server_that_was_killed_go_with_it(tmp_path: Path) -> N
     assert not in_shared_memory.exists()
 
 
-def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_emptied_is_followed_from_its_new_begin(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = Settings(home=tmp_path)
     log = settings.state_dir("e") / LOG
     log.parent.mkdir(parents=True)

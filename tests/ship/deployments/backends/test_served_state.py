@@ -35,20 +35,40 @@ SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 def say(tmp_path: Path) -> Callable[..., None]:
     """Write the state of agent and worker. Generation 2 is wanted, and by default the worker has applied it."""
 
-    def write(spec: EndpointSpec = SPEC, generation: int = 2, pid: int | None = None, **loaded: LoadedVariant) -> None:
+    def write(
+        spec: EndpointSpec = SPEC,
+        generation: int = 2,
+        pid: int | None = None,
+        **loaded: LoadedVariant,
+    ) -> None:
         variants = {
-            name: WantedVariant(model_uri=v.model, model="m", version="1", folder=tmp_path, weight=v.weight)
+            name: WantedVariant(
+                model_uri=v.model,
+                model="m",
+                version="1",
+                folder=tmp_path,
+                weight=v.weight,
+            )
             for name, v in spec.variants.items()
         }
-        wanted = Wanted(generation=2, endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)})
+        wanted = Wanted(
+            generation=2,
+            endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)},
+        )
         write_state(tmp_path / WANTED, wanted)
         pid = os.getpid() if pid is None else pid
-        write_state(worker_file(tmp_path, pid), WorkerState(pid=pid, generation=generation, endpoints={"e": loaded}))
+        write_state(
+            worker_file(tmp_path, pid),
+            WorkerState(pid=pid, generation=generation, endpoints={"e": loaded}),
+        )
 
     return write
 
 
-def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable[..., None]) -> None:
+def test_nothing_is_waited_for_where_all_is_loaded(
+    tmp_path: Path,
+    say: Callable[..., None],
+) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
@@ -61,13 +81,24 @@ def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
     assert compare_applied(SPEC, read_served_state(tmp_path)).pending == "fetching one, two"
 
 
-def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Callable[..., None]) -> None:
+def test_a_server_is_observed_without_reading_its_spec(
+    tmp_path: Path,
+    say: Callable[..., None],
+) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
     (tmp_path / files.SPEC).write_bytes(b"\xff")
-    server = ServerState(pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving")
+    server = ServerState(
+        pid=os.getpid(),
+        host="127.0.0.1",
+        port=8080,
+        started_at=0.0,
+        phase="serving",
+    )
     spec = apply_config(SPEC, {"server.port": 8080})
 
-    assert MachineBackend(Settings()).observe_server(spec, tmp_path, server, log="").state == "running"
+    assert (
+        MachineBackend(Settings()).observe_server(spec, tmp_path, server, log="").state == "running"
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,16 +111,24 @@ def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Call
     ],
 )
 def test_a_changed_spec_is_waited_for(
-    tmp_path: Path, say: Callable[..., None], wanted: dict[str, object], pending: str
+    tmp_path: Path,
+    say: Callable[..., None],
+    wanted: dict[str, object],
+    pending: str,
 ) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
-    assert compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
+    assert (
+        compare_applied(apply_config(SPEC, wanted), read_served_state(tmp_path)).pending == pending
+    )
 
 
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
-    say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # The id is above the kernel's largest process id.
+    say(
+        pid=2**22 + 1,
+        a=LoadedVariant(version="1"),
+    )  # The id is above the kernel's largest process id.
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 
@@ -97,7 +136,10 @@ def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..
     assert [worker.pid for worker in read_served_state(tmp_path).workers] == [os.getpid()]
 
 
-def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
+def test_a_change_that_loads_nothing_is_not_called_loading(
+    tmp_path: Path,
+    say: Callable[..., None],
+) -> None:
     say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
 
     pending = compare_applied(SPEC, read_served_state(tmp_path)).pending
@@ -106,7 +148,8 @@ def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: 
 
 
 def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
-    tmp_path: Path, say: Callable[..., None]
+    tmp_path: Path,
+    say: Callable[..., None],
 ) -> None:
     say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
 
@@ -122,4 +165,11 @@ def test_what_is_pending_is_reported_when_it_changes_and_too_long_a_wait_ends() 
     assert said == ["e: one", "e: two"]
 
     with refused(DeploymentFailed, "e", "0 s", "one", "pod p", "ONNXSERVE_READY_TIMEOUT_SECONDS"):
-        wait_while_pending("e", lambda: "one", 0, said.append, poll_seconds=0, last_words=lambda: ": pod p")
+        wait_while_pending(
+            "e",
+            lambda: "one",
+            0,
+            said.append,
+            poll_seconds=0,
+            last_words=lambda: ": pod p",
+        )

@@ -12,7 +12,11 @@ from mlflow_deploy_plugin.core.settings import Settings
 from mlflow_deploy_plugin.core.statedir.files import LOG
 from mlflow_deploy_plugin.ship.deployments.backends import supervisor
 from mlflow_deploy_plugin.ship.deployments.backends.local import is_port_free
-from mlflow_deploy_plugin.ship.deployments.backends.supervisor import final_error, last_error, server_environment
+from mlflow_deploy_plugin.ship.deployments.backends.supervisor import (
+    final_error,
+    last_error,
+    server_environment,
+)
 from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
@@ -37,7 +41,10 @@ print("two", flush=True)
 """
 
 
-def test_a_log_that_is_emptied_under_the_server_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_emptied_under_the_server_begins_anew(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(supervisor, "command", lambda state_dir: [sys.executable, "-c", _EMPTIED])
     pid = supervisor.start(tmp_path, os.environ)
     log = tmp_path / LOG
@@ -51,11 +58,17 @@ def test_a_log_that_is_emptied_under_the_server_begins_anew(tmp_path: Path, monk
 
 @pytest.mark.parametrize("is_dying", [False, True])
 def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_already(
-    tmp_path: Path, is_dying: bool
+    tmp_path: Path,
+    is_dying: bool,
 ) -> None:
     command = [sys.executable, "-c", _LISTENER]
     for _ in range(3):
-        with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE) as left:
+        with subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+        ) as left:
             assert left.stdout is not None
             port = int(left.stdout.readline())
             if is_dying:
@@ -66,9 +79,15 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
             assert is_port_free("127.0.0.1", port)
 
 
-@pytest.mark.parametrize(("said", "kept"), [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")])
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("sqlite:///here.db", "sqlite:///{}/here.db"), ("mlruns", "{}/mlruns")],
+)
 def test_the_registry_of_the_first_start_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kept: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kept: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("home"), log_uri="log")
@@ -87,8 +106,14 @@ def test_the_registry_of_the_first_start_is_kept(
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        ("2026-11-20 08:00:00,1 [agent] INFO fine\nError: no such model\nonnxserve: goodbye\n", "no such model"),
-        ("2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.serve.models.repository: cannot load\n", "cannot load"),
+        (
+            "2026-11-20 08:00:00,1 [agent] INFO fine\nError: no such model\nonnxserve: goodbye\n",
+            "no such model",
+        ),
+        (
+            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.serve.models.repository: cannot load\n",
+            "cannot load",
+        ),
         ("[2026-11-20 08:00:00 +0000] [7] [CRITICAL] WORKER TIMEOUT\nlast\n", "WORKER TIMEOUT"),
         (
             "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module\n",
@@ -99,7 +124,10 @@ def test_the_registry_of_the_first_start_is_kept(
             "Error: gunicorn ended with status 2 before every worker was ready; the log says why\n",
             "gunicorn ended with status 2 before every worker was ready: gunicorn: error: unrecognized arguments: --x",
         ),
-        ("INFO x\nError: gunicorn was killed; the log says why\n", "gunicorn was killed; the log says why"),
+        (
+            "INFO x\nError: gunicorn was killed; the log says why\n",
+            "gunicorn was killed; the log says why",
+        ),
         ("Killed\n\n", "Killed"),
         (
             "exec /opt/onnxserve/bin/onnxserve: exec format error\n",
@@ -109,14 +137,21 @@ def test_the_registry_of_the_first_start_is_kept(
         (None, ""),
     ],
 )
-def test_the_most_telling_line_is_found_without_its_stamp(tmp_path: Path, log: str | None, said: str) -> None:
+def test_the_most_telling_line_is_found_without_its_stamp(
+    tmp_path: Path,
+    log: str | None,
+    said: str,
+) -> None:
     if log is not None:
         (tmp_path / LOG).write_text(log)
 
     assert last_error(tmp_path) == said
 
 
-@pytest.mark.parametrize(("log", "said"), [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")])
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")],
+)
 def test_only_the_last_line_tells_why_a_server_is_gone(tmp_path: Path, log: str, said: str) -> None:
     (tmp_path / LOG).write_text(log)
 

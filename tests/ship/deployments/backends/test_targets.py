@@ -26,16 +26,31 @@ def test_a_uri_names_a_target_and_the_target_that_uri(uri: str, target: Target) 
 
 
 @pytest.mark.parametrize(
-    "uri", ["onnxserve:/podman", "onnxserve://docker", "onnxserve:/kubernetes", "onnxserve:/kubernetes/Of_Ada"]
+    "uri",
+    [
+        "onnxserve:/podman",
+        "onnxserve://docker",
+        "onnxserve:/kubernetes",
+        "onnxserve:/kubernetes/Of_Ada",
+    ],
 )
 def test_a_uri_that_names_none_is_refused_with_those_that_would_do(uri: str) -> None:
-    with refused(InvalidConfig, "onnxserve", "onnxserve:/docker", "onnxserve:/kubernetes/NAMESPACE"):
+    with refused(
+        InvalidConfig,
+        "onnxserve",
+        "onnxserve:/docker",
+        "onnxserve:/kubernetes/NAMESPACE",
+    ):
         parse_target(uri)
 
 
 def test_a_missing_sdk_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
-    monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.ship.deployments.backends.docker", raising=False)
+    monkeypatch.delitem(
+        sys.modules,
+        "mlflow_deploy_plugin.ship.deployments.backends.docker",
+        raising=False,
+    )
 
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[docker\]'"):
         Target("docker").backend(Settings())

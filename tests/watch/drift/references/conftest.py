@@ -23,7 +23,9 @@ DAY = parse_window("2013-02-01/2013-02-02")
 
 def some_days() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    return [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)]
+    return [
+        day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)
+    ]
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captured")
     for number, day in enumerate(some_days()):  # four hours per day, since each hour is a file
         start = FIRST_DAY + timedelta(days=number)
-        day["_event_time"] = [start + timedelta(hours=4) + (time - start) / 6 for time in day["_event_time"]]
+        day["_event_time"] = [
+            start + timedelta(hours=4) + (time - start) / 6 for time in day["_event_time"]
+        ]
         LogWriter(folder).write(day)
     return folder
 
@@ -50,7 +54,10 @@ def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> C
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
 
     def request(
-        reference: str = "training", window: Window = DAY, columns: tuple[Any, ...] = (), every: str = "1d"
+        reference: str = "training",
+        window: Window = DAY,
+        columns: tuple[Any, ...] = (),
+        every: str = "1d",
     ) -> WindowRequest:
         spec = MonitorSpec(reference=reference, columns=columns, every=every)
         return WindowRequest(ENDPOINT, "drift", spec, window, 1, settings)
@@ -75,4 +82,6 @@ def ask(question_of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def window_rows(reference: DriftReference, window: str) -> int:
-    return reference.pieces.windows[reference.pieces.window_starts_us.index(parse_window(window).start_us)].rows
+    return reference.pieces.windows[
+        reference.pieces.window_starts_us.index(parse_window(window).start_us)
+    ].rows

@@ -14,7 +14,10 @@ from mlflow_deploy_plugin.core.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.core.spec.monitors import MonitorSpec
 from mlflow_deploy_plugin.core.spec.types import rolling_span
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, Window, parse_window
-from mlflow_deploy_plugin.watch.drift.references.load import load_segment_references, rolling_windows
+from mlflow_deploy_plugin.watch.drift.references.load import (
+    load_segment_references,
+    rolling_windows,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.relations import without_projections
 from mlflow_deploy_plugin.watch.drift.verdict import too_few_rows
 from tests.support.inference_log import MODEL, LogWriter
@@ -25,23 +28,34 @@ from tests.watch.drift.sketches.test_sketch import assert_same
 from .conftest import DAYS, ROWS, window_rows
 
 
-def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask: Callable[..., Any]) -> None:
+def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(
+    ask: Callable[..., Any],
+) -> None:
     reference = ask()
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
     assert reference.pieces.window_starts_us[0] == parse_window("2013-01-01/1d").start_us
-    assert (reference.pieces.total.rows, reference.model_id, len(reference.sample)) == (DAYS * ROWS, "m-1", DAYS * ROWS)
+    assert (reference.pieces.total.rows, reference.model_id, len(reference.sample)) == (
+        DAYS * ROWS,
+        "m-1",
+        DAYS * ROWS,
+    )
     shifted = ask(window=parse_window("2013-02-01T06:00/1d"))
     assert shifted.pieces.window_starts_us[0] == parse_window("2012-12-31T06:00/1d").start_us
     assert shifted.bins_key == reference.bins_key
 
 
 def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "calm.parquet"
     pq.write_table(reference_of_days(days), path)
-    first, second = (ask(f"dataset:{path}", parse_window(window)) for window in ("2013-02-01/1d", "2013-02-02/1d"))
+    first, second = (
+        ask(f"dataset:{path}", parse_window(window))
+        for window in ("2013-02-01/1d", "2013-02-02/1d")
+    )
 
     assert second.pieces is first.pieces
     longer = ask(f"dataset:{path}", parse_window("2013-02-02/2d"))
@@ -51,14 +65,20 @@ def test_windows_that_follow_each_other_share_the_pieces_of_the_same_rows(
 
 
 def test_a_reference_without_times_has_a_total_and_says_so(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     table = reference_of_days(days).drop_columns(["_event_time"])
     pq.write_table(table, tmp_path / "models" / "1" / "reference.parquet")
 
     reference = ask()
 
-    assert (reference.pieces.windows, reference.pieces.steps, reference.pieces.total.rows) == ((), (), DAYS * ROWS)
+    assert (reference.pieces.windows, reference.pieces.steps, reference.pieces.total.rows) == (
+        (),
+        (),
+        DAYS * ROWS,
+    )
     assert "no event times" in reference.notes[0]
 
 
@@ -85,13 +105,21 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     ],
 )
 def test_a_segment_of_a_reference_is_of_all_of_its_rows(
-    ask: Callable[..., Any], question_of: Callable[..., Any], reference: str, judged: str
+    ask: Callable[..., Any],
+    question_of: Callable[..., Any],
+    reference: str,
+    judged: str,
 ) -> None:
     window = parse_window(judged)
     whole = ask(reference, window=window)
 
     parts = load_segment_references(
-        question_of(reference, window), MODEL, "1", whole, "carrier", ["UA", "AA", "DL", "none"]
+        question_of(reference, window),
+        MODEL,
+        "1",
+        whole,
+        "carrier",
+        ["UA", "AA", "DL", "none"],
     )
 
     for place in range(len(whole.pieces.windows)):
@@ -106,7 +134,11 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
     reference = ask("window:2013-01-03/2013-01-09")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
-    assert (reference.pieces.total.rows, reference.pieces.grid.step_us, len(reference.pieces.steps)) == (
+    assert (
+        reference.pieces.total.rows,
+        reference.pieces.grid.step_us,
+        len(reference.pieces.steps),
+    ) == (
         6 * ROWS,
         HOUR_US,
         144,
@@ -115,16 +147,24 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> N
         (),
         {"temperature", "noise", "carrier", "is_weekend", "prediction"},
     )
-    uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
+    uneven = ask(
+        "window:2013-01-03T00:30/2013-01-08T00:30",
+        window=parse_window("2013-02-01T00:30/90m"),
+    )
     assert (uneven.pieces.total.rows, uneven.pieces.grid.window_steps) == (
         sum(block.rows for block in uneven.pieces.windows),
         1,
     )
 
 
-def test_what_one_captured_window_alone_has_is_new_to_it(ask: Callable[..., Any], captured: Path) -> None:
+def test_what_one_captured_window_alone_has_is_new_to_it(
+    ask: Callable[..., Any],
+    captured: Path,
+) -> None:
     rng = np.random.default_rng(1)
-    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)]
+    days = [
+        day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)
+    ]
     days[0]["carrier"][:5] = "ZZ"
     for day in days:
         LogWriter(captured).write(day)
@@ -135,7 +175,9 @@ def test_what_one_captured_window_alone_has_is_new_to_it(ask: Callable[..., Any]
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
 
 
-def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask: Callable[..., Any]) -> None:
+def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(
+    ask: Callable[..., Any],
+) -> None:
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
     assert reference.pieces.total.rows == 6 * ROWS
@@ -143,7 +185,8 @@ def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask: 
 
 
 def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(
-    ask: Callable[..., Any], captured: Path
+    ask: Callable[..., Any],
+    captured: Path,
 ) -> None:
     pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
 
@@ -183,14 +226,17 @@ def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
     assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 
-def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: Callable[..., Any]) -> None:
+def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(
+    ask: Callable[..., Any],
+) -> None:
     window = parse_window("2013-01-09T05:00/10m")
 
     pieces = ask("rolling:60d", window=window).pieces
 
     assert (pieces.others.rows, len(pieces.pairs()[0])) == (0, 0)
     assert mentions(
-        too_few_rows(ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)), "8640 windows"
+        too_few_rows(ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)),
+        "8640 windows",
     )
 
 
@@ -201,7 +247,11 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: C
         ("rolling:7d", ["'flights'", "before 2012-02-01"]),
     ],
 )
-def test_a_past_without_rows_is_a_clear_error(ask: Callable[..., Any], reference: str, names: list[str]) -> None:
+def test_a_past_without_rows_is_a_clear_error(
+    ask: Callable[..., Any],
+    reference: str,
+    names: list[str],
+) -> None:
     with refused(NotFound, *names):
         ask(reference, window=parse_window("2012-02-01/1d"))
 
@@ -214,7 +264,9 @@ def test_a_past_without_rows_is_a_clear_error(ask: Callable[..., Any], reference
     ],
 )
 def test_a_window_by_hand_of_another_length_may_have_none_so_long_before_it(
-    ask: Callable[..., Any], reference: str, names: list[str]
+    ask: Callable[..., Any],
+    reference: str,
+    names: list[str],
 ) -> None:
     with refused(InvalidConfig, *names):
         ask(reference, window=parse_window("2013-01-11/36h"))

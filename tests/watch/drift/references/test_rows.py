@@ -29,16 +29,29 @@ from tests.watch.drift.sketches.test_sketch import assert_same
 from .conftest import DAY, DAYS, ROWS
 
 
-def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask: Callable[..., Any], tmp_path: Path) -> None:
-    serve(tmp_path / "home" / "deployments" / ENDPOINT, write_model(tmp_path / "models" / "2", None), "2")
+def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(
+    ask: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    serve(
+        tmp_path / "home" / "deployments" / ENDPOINT,
+        write_model(tmp_path / "models" / "2", None),
+        "2",
+    )
 
     with refused(InvalidArtifact, "version 2", "no reference"):
         ask(version="2")
 
 
-@pytest.mark.parametrize(("bound", "size"), [("_MAX_VALUES", "4,320 values"), ("MAX_BYTES", "more than 1,000")])
+@pytest.mark.parametrize(
+    ("bound", "size"),
+    [("_MAX_VALUES", "4,320 values"), ("MAX_BYTES", "more than 1,000")],
+)
 def test_a_reference_that_would_not_fit_into_memory_is_not_read(
-    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, bound: str, size: str
+    ask: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    bound: str,
+    size: str,
 ) -> None:
     monkeypatch.setattr(f"mlflow_deploy_plugin.core.tabular.streams.{bound}", 1000)
 
@@ -48,7 +61,9 @@ def test_a_reference_that_would_not_fit_into_memory_is_not_read(
 
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_dataset_of_lists_that_would_not_fit_into_memory_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_folder: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_folder: bool,
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.core.tabular.streams._MAX_VALUES", 1000)
     for part in range(2):
@@ -78,41 +93,69 @@ def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
 @pytest.mark.parametrize("column", ["_event_time", "when"])
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_dataset_is_a_reference(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, suffix: str, column: str
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
+    suffix: str,
+    column: str,
 ) -> None:
     table = reference_of_days(days)
-    table = table.rename_columns([column if name == "_event_time" else name for name in table.column_names])
+    table = table.rename_columns(
+        [column if name == "_event_time" else name for name in table.column_names],
+    )
     path = tmp_path / f"calm.{suffix}"
     (pq.write_table if suffix == "parquet" else pa_csv.write_csv)(table, path)
 
     reference = ask(f"dataset:{path}")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
-    assert set(without_projections(reference.bins)) == {"temperature", "noise", "carrier", "is_weekend", "prediction"}
+    assert set(without_projections(reference.bins)) == {
+        "temperature",
+        "noise",
+        "carrier",
+        "is_weekend",
+        "prediction",
+    }
     assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
 
 
 @pytest.mark.parametrize("zone", [None, "UTC"])
 def test_the_times_of_a_dataset_may_be_nanoseconds_as_pandas_writes_them(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, zone: str | None
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
+    zone: str | None,
 ) -> None:
     table = reference_of_days(days)
     nanoseconds = table["_event_time"].cast(pa.int64()).to_numpy() * 1000 + 1
     times = pa.array(nanoseconds, pa.timestamp("ns", tz=zone))
-    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", times), tmp_path / "calm.parquet")
+    pq.write_table(
+        table.drop_columns("_event_time").append_column("_event_time", times),
+        tmp_path / "calm.parquet",
+    )
 
-    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [
+        ROWS,
+    ] * DAYS
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"])
 def test_the_times_of_a_dataset_may_be_texts(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, form: str
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
+    form: str,
 ) -> None:
     table = reference_of_days(days)
     texts = pa.array([time.strftime(form) for time in table["_event_time"].to_pylist()])
-    pq.write_table(table.drop_columns("_event_time").append_column("_event_time", texts), tmp_path / "calm.parquet")
+    pq.write_table(
+        table.drop_columns("_event_time").append_column("_event_time", texts),
+        tmp_path / "calm.parquet",
+    )
 
-    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [ROWS] * DAYS
+    assert [block.rows for block in ask(f"dataset:{tmp_path / 'calm.parquet'}").pieces.windows] == [
+        ROWS,
+    ] * DAYS
 
 
 @pytest.mark.parametrize(
@@ -128,7 +171,11 @@ def test_the_times_of_a_dataset_may_be_texts(
     ],
 )
 def test_a_dataset_that_is_none_is_a_clear_error(
-    ask: Callable[..., Any], tmp_path: Path, content: bytes | pa.Table | None, error: type[Exception], names: list[str]
+    ask: Callable[..., Any],
+    tmp_path: Path,
+    content: bytes | pa.Table | None,
+    error: type[Exception],
+    names: list[str],
 ) -> None:
     path = tmp_path / "data.parquet"
     if isinstance(content, bytes):
@@ -142,7 +189,9 @@ def test_a_dataset_that_is_none_is_a_clear_error(
 
 @pytest.mark.parametrize("name", ["a", "_event_time"])
 def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
-    ask: Callable[..., Any], tmp_path: Path, name: str
+    ask: Callable[..., Any],
+    tmp_path: Path,
+    name: str,
 ) -> None:
     path = tmp_path / "data.csv"
     path.write_text(f"{name},{name}\n2013-01-01T00:00:00,2013-01-01T00:00:00\n")
@@ -163,16 +212,23 @@ def test_a_dataset_with_two_columns_of_one_name_is_a_clear_error(
     ],
 )
 def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_log(
-    tmp_path: Path, signature: str, logged: list[Any] | None, kind: str
+    tmp_path: Path,
+    signature: str,
+    logged: list[Any] | None,
+    kind: str,
 ) -> None:
     settings = Settings(home=tmp_path / "home", log_uri=str(tmp_path / "log"))
     columns = {} if logged is None else {"zip": logged}
-    LogWriter(tmp_path / "log").write({"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns})
+    LogWriter(tmp_path / "log").write(
+        {"_event_time": [datetime(2013, 2, 1, 9, tzinfo=UTC)], "y": [1], **columns},
+    )
     folder = write_model(tmp_path / "model", None)
     if signature:
         document = yaml.safe_load((folder / "MLmodel").read_text())
         inputs = json.dumps([{"type": signature, "name": "zip", "required": True}])
-        (folder / "MLmodel").write_text(yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}}))
+        (folder / "MLmodel").write_text(
+            yaml.safe_dump({**document, "signature": {"inputs": inputs, "outputs": None}}),
+        )
     serve(settings.state_dir(ENDPOINT), folder)
     (tmp_path / "calm.csv").write_text("zip,y\n1234,1\n90210,0\n,1\n")
     spec = MonitorSpec(reference=f"dataset:{tmp_path / 'calm.csv'}")
@@ -184,7 +240,10 @@ def test_a_csv_reference_has_the_types_of_the_signature_otherwise_those_of_the_l
     assert reference.pieces.total.columns["zip"].missing == 1
 
 
-def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(ask: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_folder_of_csv_files_has_the_type_that_fits_all_of_them(
+    ask: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
     (tmp_path / "data" / "_hidden").mkdir(parents=True)
     (tmp_path / "data" / "a.csv").write_text("zip,n\n1234,1\n")
     (tmp_path / "data" / "b.csv").write_text("n,zip\n2.5,01234\n")

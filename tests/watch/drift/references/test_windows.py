@@ -12,7 +12,11 @@ import pytest
 
 from mlflow_deploy_plugin.core.spec.types import SMALLEST_ROLLING_RATE, rolling_span
 from mlflow_deploy_plugin.serve.inference_log.windows import HOUR_US, parse_window
-from mlflow_deploy_plugin.watch.drift.references.windows import correct_for_rest, cut_pieces, window_grid
+from mlflow_deploy_plugin.watch.drift.references.windows import (
+    correct_for_rest,
+    cut_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import merge
@@ -25,7 +29,10 @@ def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> No
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
     assert (reference.pieces.grid.step_us, reference.pieces.grid.window_steps) == (HOUR_US, 12)
-    windows = [merge(reference.pieces.steps[first : first + 12]) for first in range(0, len(reference.pieces.steps), 12)]
+    windows = [
+        merge(reference.pieces.steps[first : first + 12])
+        for first in range(0, len(reference.pieces.steps), 12)
+    ]
     for window, block in zip(windows, reference.pieces.windows, strict=True):
         for name, column in window.columns.items():
             np.testing.assert_array_equal(column.counts, block.columns[name].counts)
@@ -33,7 +40,9 @@ def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> No
 
 
 def test_what_one_block_alone_has_is_new_to_it(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     days[3]["carrier"][:5] = "ZZ"
     days[4]["temperature"][0] = 99.0
@@ -43,7 +52,9 @@ def test_what_one_block_alone_has_is_new_to_it(
 
     assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
     assert [block.columns["temperature"].above for block in blocks][4] == 1
-    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5  # The pieces are in the cache.
+    assert (
+        sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5
+    )  # The pieces are in the cache.
 
 
 def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> None:
@@ -64,22 +75,38 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
     over = window_grid({}, 0, HOUR_US, -(span // length) * HOUR_US, -1, lag)
 
     kept = over.choose(over.windows)
-    assert len(np.intersect1d(kept, kept + lag)) >= over.max_pairs == needed_windows(SMALLEST_ROLLING_RATE)
+    assert (
+        len(np.intersect1d(kept, kept + lag))
+        >= over.max_pairs
+        == needed_windows(SMALLEST_ROLLING_RATE)
+    )
 
 
 def test_bins_and_pieces_hold_any_number_of_windows(
-    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+    ask: Callable[..., Any],
+    days: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     times = [FIRST_DAY + timedelta(days=40 * number) for number in range(900)]
-    pq.write_table(event_table({"_event_time": times, "x": np.arange(900.0)}), tmp_path / "models/1/reference.parquet")
+    pq.write_table(
+        event_table({"_event_time": times, "x": np.arange(900.0)}),
+        tmp_path / "models/1/reference.parquet",
+    )
 
     reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
 
-    assert (len(reference.pieces.windows), len(reference.pieces.steps), reference.pieces.total.rows) == (500, 0, 900)
+    assert (
+        len(reference.pieces.windows),
+        len(reference.pieces.steps),
+        reference.pieces.total.rows,
+    ) == (500, 0, 900)
 
 
 DAY_US = 86_400_000_000
-FOUR_DAYS = {"text": ["a", "b", "a", "c", "new", "a", "new", "b"], "number": [1.0, 2.0, 0.0, 3.0, 9.0, 1.0, 8.0, 2.0]}
+FOUR_DAYS = {
+    "text": ["a", "b", "a", "c", "new", "a", "new", "b"],
+    "number": [1.0, 2.0, 0.0, 3.0, 9.0, 1.0, 8.0, 2.0],
+}
 
 
 @pytest.mark.parametrize(
@@ -91,15 +118,27 @@ FOUR_DAYS = {"text": ["a", "b", "a", "c", "new", "a", "new", "b"], "number": [1.
     ],
 )
 def test_a_day_is_measured_against_the_others_or_those_before_a_time(
-    until: int | None, unseen: list[int], above: list[int]
+    until: int | None,
+    unseen: list[int],
+    above: list[int],
 ) -> None:
     times = np.repeat(np.arange(4) * DAY_US, 2)
-    table = pa.table(FOUR_DAYS).append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
+    table = pa.table(FOUR_DAYS).append_column(
+        "_event_time",
+        pa.array(times, pa.timestamp("us", tz="UTC")),
+    )
     bins = {name: freeze_bins(feature) for name, feature in read_columns(table)[0].items()}
     pieces = cut_pieces(bins, table, times, 0, DAY_US)
     until_us = None if until is None else until * DAY_US
 
-    blocks = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, DAY_US, table, until_us)
+    blocks = correct_for_rest(
+        bins,
+        pieces.windows,
+        pieces.window_starts_us,
+        DAY_US,
+        table,
+        until_us,
+    )
 
     assert [block.columns["text"].unseen for block in blocks] == unseen
     assert [block.columns["number"].above for block in blocks] == above

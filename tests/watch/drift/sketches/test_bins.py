@@ -7,7 +7,12 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.sketches.bins import Bins, CategoryBins, OrderedBins, freeze_bins
+from mlflow_deploy_plugin.watch.drift.sketches.bins import (
+    Bins,
+    CategoryBins,
+    OrderedBins,
+    freeze_bins,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.watch.drift.sketches.sketch import encode_columns
 
@@ -46,7 +51,10 @@ def frozen_texts(values: list[str]) -> CategoryBins:
 def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift: float) -> None:
     values = RNG.normal(10, 3, 20_000)
 
-    assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(shift, abs=0.06 + 0.02 * shift)
+    assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(
+        shift,
+        abs=0.06 + 0.02 * shift,
+    )
 
 
 def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
@@ -67,10 +75,15 @@ def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> Non
 
 @pytest.mark.parametrize(
     ("values", "least"),
-    [(["id1234"] * 5000, 0.9), ([""] * 5000, 1.0), ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0)],
+    [
+        (["id1234"] * 5000, 0.9),
+        ([""] * 5000, 1.0),
+        ([f"id{number}" for number in range(10**9, 10**9 + 5000)], 1.0),
+    ],
 )
 def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_of_another_length(
-    values: list[str], least: float
+    values: list[str],
+    least: float,
 ) -> None:
     reference = texts([f"id{number}" for number in range(1000, 6000)])
 
@@ -78,7 +91,17 @@ def test_ids_and_free_texts_are_far_from_one_value_from_no_text_and_from_texts_o
 
 
 @pytest.mark.parametrize(
-    "values", [[], [np.nan], [1.0], [1.0] * 9, [0.0, 1.0], [np.inf, -np.inf], [1e308, -1e308, 0.0], [5e-324, 0.0, 1.0]]
+    "values",
+    [
+        [],
+        [np.nan],
+        [1.0],
+        [1.0] * 9,
+        [0.0, 1.0],
+        [np.inf, -np.inf],
+        [1e308, -1e308, 0.0],
+        [5e-324, 0.0, 1.0],
+    ],
 )
 def test_numbers_without_a_spread_are_compared_by_value(values: list[Any]) -> None:
     bins = freeze_bins(numbers(values))
@@ -107,16 +130,30 @@ def test_a_side_without_values_has_no_distance() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "reference",
-    [RNG.normal(size=5000), np.exp(RNG.normal(0, 4, 5000)), RNG.normal(size=5000) * 1e-310, [*range(400), -1e30]],
-    ids=["evenly spread edges", "crowded edges", "numbers below the precision of a float", "a sentinel"],
+    [
+        RNG.normal(size=5000),
+        np.exp(RNG.normal(0, 4, 5000)),
+        RNG.normal(size=5000) * 1e-310,
+        [*range(400), -1e30],
+    ],
+    ids=[
+        "evenly spread edges",
+        "crowded edges",
+        "numbers below the precision of a float",
+        "a sentinel",
+    ],
 )
 def test_a_number_is_in_the_bin_that_a_binary_search_finds(reference: Array | list[Any]) -> None:
     bins = freeze_bins(numbers(reference), "double")
     assert isinstance(bins, OrderedBins)
     beside = [np.nextafter(bins.edges, -np.inf), bins.edges, np.nextafter(bins.edges, np.inf)]
-    values = np.concatenate([*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]])
+    values = np.concatenate(
+        [*beside, np.asarray(reference), [0.0, -0.0, 1e308, -1e308, np.inf, -np.inf]],
+    )
 
-    assert bins.bin_of(values).tolist() == np.searchsorted(bins.edges, values, side="right").tolist()
+    assert (
+        bins.bin_of(values).tolist() == np.searchsorted(bins.edges, values, side="right").tolist()
+    )
 
 
 @pytest.mark.filterwarnings("error")

@@ -8,7 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.watch.drift.sketches.columns import ColumnValues, pair_columns, read_columns
+from mlflow_deploy_plugin.watch.drift.sketches.columns import (
+    ColumnValues,
+    pair_columns,
+    read_columns,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +33,10 @@ def test_a_column_becomes_a_feature(column: Any, kind: str, values: list[Any]) -
     features, notes = read_columns(pa.table({"x": column}))
 
     assert (features["x"].kind, notes) == (kind, [])
-    np.testing.assert_array_equal(features["x"].values, np.array(values, dtype=features["x"].values.dtype))
+    np.testing.assert_array_equal(
+        features["x"].values,
+        np.array(values, dtype=features["x"].values.dtype),
+    )
 
 
 def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row() -> None:
@@ -39,12 +46,14 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
     features, _ = read_columns(pa.table({"image": nested, "tokens": long}))
 
     figures = ["mean", "std", *(f"projection.{number}" for number in range(8))]
-    assert list(features) == [f"{name}.{figure}" for name in ("image", "tokens") for figure in figures]
+    assert list(features) == [
+        f"{name}.{figure}" for name in ("image", "tokens") for figure in figures
+    ]
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
     for number in range(
-        8
+        8,
     ):  # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the root of four.
         assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
         assert features[f"image.projection.{number}"].values[1] == 0
@@ -52,7 +61,9 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
 
 
 def test_a_short_vector_becomes_its_components() -> None:
-    features, _ = read_columns(pa.table({"p": pa.array([[0.25, 0.75], [1.0], [], None, [None, 0.5]])}))
+    features, _ = read_columns(
+        pa.table({"p": pa.array([[0.25, 0.75], [1.0], [], None, [None, 0.5]])}),
+    )
 
     assert list(features) == ["p.0", "p.1"]
     np.testing.assert_array_equal(features["p.0"].values, [0.25, 1, np.nan, np.nan, np.nan])
@@ -60,7 +71,9 @@ def test_a_short_vector_becomes_its_components() -> None:
 
 
 def test_the_logs_own_columns_and_times_are_no_features() -> None:
-    table = pa.table({"_row": [1], "when": [datetime.datetime(2013, 1, 1)], "words": [["a"]], "x": [1.0]})
+    table = pa.table(
+        {"_row": [1], "when": [datetime.datetime(2013, 1, 1)], "words": [["a"]], "x": [1.0]},
+    )
 
     features, notes = read_columns(table)
 

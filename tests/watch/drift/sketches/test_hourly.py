@@ -46,7 +46,9 @@ def days() -> list[dict[str, Any]]:
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
     for number, day in enumerate(days):  # five hours per day, since each hour is a file
         start = FIRST_DAY + timedelta(days=number)
-        day["_event_time"] = [start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]]
+        day["_event_time"] = [
+            start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]
+        ]
     return days
 
 
@@ -62,23 +64,42 @@ def bins(days: list[dict[str, Any]]) -> dict[str, Any]:
     return freeze_table(event_table(days[0]), (), "the reference")[0]
 
 
-def profile(log: InferenceLog, bins: dict[str, Any], window: Window = MONTH, version: str = "1") -> Profile:
-    return window_profile(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window)
+def profile(
+    log: InferenceLog,
+    bins: dict[str, Any],
+    window: Window = MONTH,
+    version: str = "1",
+) -> Profile:
+    return window_profile(
+        SketchStore(log, ENDPOINT, bins, bins_digest(bins)),
+        MODEL,
+        version,
+        window,
+    )
 
 
 def expected(bins: dict[str, Any], days: list[dict[str, Any]], window: Window = MONTH) -> Profile:
     table = pa.concat_tables([event_table(day) for day in days])
     times = table.column("_event_time").cast(pa.int64()).to_numpy()
-    return sketch_batches(bins, [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))])
+    return sketch_batches(
+        bins,
+        [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))],
+    )
 
 
 def stored(log: InferenceLog) -> list[Path]:
     return sorted(Path(log.location.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
 
 
-@pytest.mark.parametrize("window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")])
+@pytest.mark.parametrize(
+    "window",
+    [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")],
+)
 def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], window: Window
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    window: Window,
 ) -> None:
     made = profile(log, bins, window)
 
@@ -88,20 +109,27 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
 
 
 def test_what_is_stored_is_used_in_place_of_the_rows(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
     first = profile(log, bins)
     assert len(stored(log)) == DAYS
 
     for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-        path.write_bytes(b"x" * path.stat().st_size)  # The size is unchanged, so the file is not read again.
+        path.write_bytes(
+            b"x" * path.stat().st_size,
+        )  # The size is unchanged, so the file is not read again.
 
     assert_same(profile(log, bins), first)
     assert not log.unreadable
 
 
 def test_late_rows_and_compaction_are_noticed(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    writer: LogWriter,
 ) -> None:
     profile(log, bins)
     late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
@@ -116,7 +144,9 @@ def test_late_rows_and_compaction_are_noticed(
 
 
 def test_stored_profiles_that_make_no_sense_are_made_anew(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
     profile(log, bins)
     other = io.BytesIO()
@@ -130,7 +160,9 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(
 
 
 def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
     path = next(Path(log.location.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
@@ -146,7 +178,9 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
 
 
 def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
     (Path(log.location.root) / "_sketches").write_text("a file where the folder would be")
 
@@ -154,7 +188,10 @@ def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
 
 
 def test_a_log_in_a_bucket_keeps_its_profiles_there(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -174,7 +211,9 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(
 
 
 def test_two_that_sketch_at_once_do_no_harm(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: profile(open_log(log.location.shown), bins), range(8)))
@@ -188,7 +227,10 @@ def test_two_that_sketch_at_once_do_no_harm(
 
 
 def test_versions_are_kept_apart_and_counted(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    writer: LogWriter,
 ) -> None:
     writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
 
@@ -200,7 +242,10 @@ def test_versions_are_kept_apart_and_counted(
 
 
 def test_a_row_that_stands_in_the_log_twice_counts_once(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
+    writer: LogWriter,
 ) -> None:
     writer.write(days[1], segment="s1", suffix="-again")
 
@@ -208,9 +253,13 @@ def test_a_row_that_stands_in_the_log_twice_counts_once(
 
 
 def test_hours_come_in_order_with_their_own_profiles(
-    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+    log: InferenceLog,
+    bins: dict[str, Any],
+    days: list[dict[str, Any]],
 ) -> None:
-    hours = list(hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT))
+    hours = list(
+        hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT),
+    )
 
     starts = [start for start, _ in hours]
     assert starts == sorted(starts)
@@ -244,8 +293,12 @@ def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
         path.unlink()
     local = window_profile(sketches, MODEL, "1", CUT)
     assert_same(spread, local)
-    assert [one.mean.hex() for one in spread.columns.values()] == [one.mean.hex() for one in local.columns.values()]
-    assert [one.m2.hex() for one in spread.columns.values()] == [one.m2.hex() for one in local.columns.values()]
+    assert [one.mean.hex() for one in spread.columns.values()] == [
+        one.mean.hex() for one in local.columns.values()
+    ]
+    assert [one.m2.hex() for one in spread.columns.values()] == [
+        one.m2.hex() for one in local.columns.values()
+    ]
 
     lost = replace(sketches, log=InferenceLog(replace(log.location, shown="ftp://nowhere")))
     with pytest.raises(OnnxserveError, match=r"^2013-01-01T05:20:00/2013-01-02: .*ftp://nowhere"):

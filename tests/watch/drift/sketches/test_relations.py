@@ -44,7 +44,11 @@ def rows(seed: int, count: int = ROWS, **others: Any) -> pa.Table:
 def in_another_order(table: pa.Table, *names: str) -> pa.Table:
     order = np.random.default_rng(1).permutation(len(table))
     for name in names:
-        table = table.set_column(table.column_names.index(name), name, table.column(name).take(pa.array(order)))
+        table = table.set_column(
+            table.column_names.index(name),
+            name,
+            table.column(name).take(pa.array(order)),
+        )
     return table
 
 
@@ -80,7 +84,9 @@ def test_a_change_of_only_the_relations_is_one_finding(days: DriftReference) -> 
 
 
 def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftReference) -> None:
-    (relations,) = about_relations(verdict_on(rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)), days))
+    (relations,) = about_relations(
+        verdict_on(rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS)), days),
+    )
 
     assert relations.state == "no drift"
     assert mentions(relations.reason, "temp")
@@ -89,7 +95,15 @@ def test_the_rows_of_a_changed_column_are_no_alarm_about_relations(days: DriftRe
 def test_the_relations_of_an_accepted_column_are_not_judged(days: DriftReference) -> None:
     wide = sketch_batches(days.bins, [rows(1, temp=np.random.default_rng(2).normal(0, 5, ROWS))])
 
-    verdict = judge_profile(days, wide, 100 * DAY, MonitorSpec(min_rows=30), None, jump_rate=0.01, accepted=["temp"])
+    verdict = judge_profile(
+        days,
+        wide,
+        100 * DAY,
+        MonitorSpec(min_rows=30),
+        None,
+        jump_rate=0.01,
+        accepted=["temp"],
+    )
 
     assert verdict.state == "no drift"
     assert [finding.state for finding in about_relations(verdict)] == ["not judged"]
@@ -121,7 +135,8 @@ def test_relations_are_not_judged_without_one_of_their_columns(days: DriftRefere
 @pytest.mark.long
 def test_independent_rows_are_judged_too(days: DriftReference) -> None:
     verdicts = [
-        verdict_on(table, days, independent_rows=True) for table in (rows(1), in_another_order(rows(1), "temp"))
+        verdict_on(table, days, independent_rows=True)
+        for table in (rows(1), in_another_order(rows(1), "temp"))
     ]
 
     assert [about_relations(verdict)[0].state for verdict in verdicts] == ["no drift", "drift"]
@@ -138,7 +153,9 @@ def test_independent_rows_are_judged_too(days: DriftReference) -> None:
     ],
 )
 def test_the_judged_columns_participate_if_there_are_two(
-    columns: tuple[str, ...], left_out: tuple[str, ...], included: set[str]
+    columns: tuple[str, ...],
+    left_out: tuple[str, ...],
+    included: set[str],
 ) -> None:
     bins, _ = freeze_table(rows(0), columns, "the rows", left_out)
 
@@ -156,7 +173,8 @@ def test_the_judged_columns_participate_if_there_are_two(
     ids=["columns in another order", "small batches", "dictionary"],
 )
 def test_projections_depend_only_on_the_values_of_a_row(
-    days: DriftReference, rearranged: Callable[[pa.Table], list[Any]]
+    days: DriftReference,
+    rearranged: Callable[[pa.Table], list[Any]],
 ) -> None:
     table = rows(3)
 
@@ -168,16 +186,26 @@ def test_projections_depend_only_on_the_values_of_a_row(
 
 def test_a_sentinel_and_a_missing_value_have_a_limited_contribution(days: DriftReference) -> None:
     table = relation_tables(days.bins)["temp"]
-    far, limit, missing = encode_columns(days.bins, pa.table({"temp": [-9999.0, -5.0, None]}))["temp"]
+    far, limit, missing = encode_columns(days.bins, pa.table({"temp": [-9999.0, -5.0, None]}))[
+        "temp"
+    ]
 
     assert table[far].tolist() == table[limit].tolist()
     assert not table[missing].any()
 
 
 def test_columns_without_variation_do_not_participate() -> None:
-    constant = {"one": np.ones(ROWS), "nothing": pa.nulls(ROWS, pa.float64()), "id": [f"id{n}" for n in range(ROWS)]}
+    constant = {
+        "one": np.ones(ROWS),
+        "nothing": pa.nulls(ROWS, pa.float64()),
+        "id": [f"id{n}" for n in range(ROWS)],
+    }
 
-    bins, _ = freeze_table(pa.table(constant | {"x": np.arange(ROWS), "y": np.arange(ROWS)[::-1]}), (), "the rows")
+    bins, _ = freeze_table(
+        pa.table(constant | {"x": np.arange(ROWS), "y": np.arange(ROWS)[::-1]}),
+        (),
+        "the rows",
+    )
 
     assert not {"one", "nothing"} & relation_tables(bins).keys()
     assert {"x", "y"} <= relation_tables(bins).keys()
@@ -185,14 +213,22 @@ def test_columns_without_variation_do_not_participate() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "names"),
-    [("humid", ("temp", "humid", "-0.79", "-0.01")), ("carrier", ("temp", "carrier", "UA", "-0.56", "+0.00"))],
+    [
+        ("humid", ("temp", "humid", "-0.79", "-0.01")),
+        ("carrier", ("temp", "carrier", "UA", "-0.56", "+0.00")),
+    ],
 )
 def test_the_two_columns_whose_correlation_changed_most_are_named(
-    days: DriftReference, changed: str, names: tuple[str, ...]
+    days: DriftReference,
+    changed: str,
+    names: tuple[str, ...],
 ) -> None:
     window = in_another_order(rows(5, 2000), changed)
 
-    change = correlation_change(days.bins, *(encode_columns(days.bins, table) for table in (days.sample, window)))
+    change = correlation_change(
+        days.bins,
+        *(encode_columns(days.bins, table) for table in (days.sample, window)),
+    )
 
     assert mentions(change, "correlation", *names)
 

@@ -13,10 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.watch.drift.sketches.bins import bins_digest, freeze_bins, hash_numbers, hash_texts
+from mlflow_deploy_plugin.watch.drift.sketches.bins import (
+    bins_digest,
+    freeze_bins,
+    hash_numbers,
+    hash_texts,
+)
 from mlflow_deploy_plugin.watch.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.watch.drift.sketches.hourly import profile_from_parquet, profile_to_parquet
-from mlflow_deploy_plugin.watch.drift.sketches.sketch import ColumnSketch, Profile, merge, sketch_batches, sketch_groups
+from mlflow_deploy_plugin.watch.drift.sketches.hourly import (
+    profile_from_parquet,
+    profile_to_parquet,
+)
+from mlflow_deploy_plugin.watch.drift.sketches.sketch import (
+    ColumnSketch,
+    Profile,
+    merge,
+    sketch_batches,
+    sketch_groups,
+)
 
 EXACT = (
     "kind",
@@ -36,7 +50,9 @@ EXACT = (
 def freeze(table: pa.Table) -> dict[str, Any]:
     features, _ = read_columns(table)
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    return {name: freeze_bins(feature, types.get(name, "double")) for name, feature in features.items()}
+    return {
+        name: freeze_bins(feature, types.get(name, "double")) for name, feature in features.items()
+    }
 
 
 def sketch(reference: dict[str, Any], *batches: Any) -> Profile:
@@ -61,7 +77,12 @@ def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range() -> 
 
     column = sketch({"x": np.linspace(0, 10, 1000)}, {"x": values}).columns["x"]
 
-    assert (column.kind, column.arrow_type, column.rows, column.missing) == ("number", "double", 6, 1)
+    assert (column.kind, column.arrow_type, column.rows, column.missing) == (
+        "number",
+        "double",
+        6,
+        1,
+    )
     assert (column.below, column.above, column.counts[-1], column.counts.sum()) == (1, 2, 1, 6)
     assert (column.minimum, column.maximum, column.finite) == (-5, math.inf, 4)
     assert column.mean == pytest.approx(np.mean(values[:4]))
@@ -88,7 +109,12 @@ def test_a_rare_category_of_the_reference_is_not_unseen() -> None:
 def test_numbers_without_a_spread_know_their_values() -> None:
     column = sketch({"x": [1.0] * 9 + [2.0]}, {"x": [1.0, 2.0, 3.5, None]}).columns["x"]
 
-    assert (column.kind, column.unseen, column.unseen_values, column.mean) == ("number", 1, {"3.5": 1}, 6.5 / 3)
+    assert (column.kind, column.unseen, column.unseen_values, column.mean) == (
+        "number",
+        1,
+        {"3.5": 1},
+        6.5 / 3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,10 +126,18 @@ def test_numbers_without_a_spread_know_their_values() -> None:
         (pa.array([{"a": 1}, None]), "struct<a: int64>"),
     ],
 )
-def test_a_column_that_cannot_be_judged_is_there_with_its_type(values: Any, arrow_type: str) -> None:
+def test_a_column_that_cannot_be_judged_is_there_with_its_type(
+    values: Any,
+    arrow_type: str,
+) -> None:
     column = sketch({"x": values}, {"x": values}).columns["x"]
 
-    assert (column.kind, column.arrow_type, column.rows, column.missing) == ("other", arrow_type, 2, 1)
+    assert (column.kind, column.arrow_type, column.rows, column.missing) == (
+        "other",
+        arrow_type,
+        2,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +170,9 @@ def test_new_and_vanished_columns_are_seen() -> None:
     [([1.0, 2.0, 3.0], ["a", "b", None], "string"), (["a", "b"], [1, 2, None], "int64")],
 )
 def test_a_column_of_another_kind_than_the_reference_is_marked(
-    reference: list[Any], values: list[Any], arrow_type: str
+    reference: list[Any],
+    values: list[Any],
+    arrow_type: str,
 ) -> None:
     column = sketch({"x": reference}, {"x": values}).columns["x"]
 
@@ -144,7 +180,9 @@ def test_a_column_of_another_kind_than_the_reference_is_marked(
     assert column.arrow_type == arrow_type != column.expected_type
 
 
-def test_a_column_without_any_value_fits_every_reference_and_a_reference_without_any_takes_every_value() -> None:
+def test_a_column_without_any_value_fits_every_reference_and_a_reference_without_any_takes_every_value() -> (
+    None
+):
     nulls = pa.nulls(3)
 
     assert sketch({"x": [1.0, 2.0, 3.0]}, {"x": nulls}).columns["x"].missing == 3
@@ -153,7 +191,13 @@ def test_a_column_without_any_value_fits_every_reference_and_a_reference_without
 
 
 def test_types_that_differ_from_file_to_file_are_all_named() -> None:
-    column = sketch({"x": [1.0, 2.0, 3.0]}, {"x": [1.0]}, {"x": [1]}, {"x": pa.nulls(1)}, {"x": ["a"]}).columns["x"]
+    column = sketch(
+        {"x": [1.0, 2.0, 3.0]},
+        {"x": [1.0]},
+        {"x": [1]},
+        {"x": pa.nulls(1)},
+        {"x": ["a"]},
+    ).columns["x"]
 
     assert (column.kind, column.arrow_type, column.rows) == ("number", "double | int64 | string", 4)
     assert (column.missing, column.mistyped) == (1, 1)
@@ -162,7 +206,11 @@ def test_types_that_differ_from_file_to_file_are_all_named() -> None:
 def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
     reference = {"p": [[0.25, 0.75]] * 5, "image": [list(range(9))] * 5}
 
-    profile = sketch(reference, {"p": [[1.0]], "image": [[1, 2]]}, {"p": [[], None], "image": [None, []]})
+    profile = sketch(
+        reference,
+        {"p": [[1.0]], "image": [[1, 2]]},
+        {"p": [[], None], "image": [None, []]},
+    )
 
     projections = {f"image.projection.{number}" for number in range(8)}
     assert {*profile.columns} == {"p.0", "p.1", "image.mean", "image.std", *projections}
@@ -171,7 +219,10 @@ def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
 
 def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched() -> None:
     texts = [f"id{number}" for number in range(100_000)]
-    column = sketch({"id": texts}, {"id": [*texts, *(f"new{number}" for number in range(1000))]}).columns["id"]
+    column = sketch(
+        {"id": texts},
+        {"id": [*texts, *(f"new{number}" for number in range(1000))]},
+    ).columns["id"]
     assert (column.unseen, len(column.unseen_values)) == (1000, 20)
 
     wide = {f"x{number}": [1.0, 2.0, 3.0] for number in range(1000)}
@@ -180,14 +231,24 @@ def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched() -> None:
 
 def test_groups_of_rows_are_sketched_as_each_of_them_alone() -> None:
     rng = np.random.default_rng(0)
-    table = pa.table({"x": rng.normal(size=500), "c": rng.choice(np.array(["a", "b", "new", None], dtype=object), 500)})
+    table = pa.table(
+        {
+            "x": rng.normal(size=500),
+            "c": rng.choice(np.array(["a", "b", "new", None], dtype=object), 500),
+        },
+    )
     bins = freeze(pa.table({"x": rng.normal(size=100), "c": ["a", "b"] * 50}))
     groups = rng.integers(0, 4, 500)
 
     for group, profile in enumerate(sketch_groups(bins, table, groups, 5)):
         assert_same(
             profile,
-            sketch_groups(bins, table.filter(pa.array(groups == group)), np.zeros((groups == group).sum(), int), 1)[0],
+            sketch_groups(
+                bins,
+                table.filter(pa.array(groups == group)),
+                np.zeros((groups == group).sum(), int),
+                1,
+            )[0],
         )
 
 
@@ -197,18 +258,34 @@ def test_no_rows_make_an_empty_profile() -> None:
 
 
 @pytest.mark.parametrize("reference", [[1.0] * 9, [1.0, 2.0, 3.0], pa.nulls(3)])
-def test_a_file_without_any_value_says_nothing_of_the_kind(reference: list[float] | pa.NullArray) -> None:
-    column = sketch({"x": reference}, {"x": pa.nulls(2)}, {"x": [1.0]}, {"x": pa.nulls(1)}).columns["x"]
+def test_a_file_without_any_value_says_nothing_of_the_kind(
+    reference: list[float] | pa.NullArray,
+) -> None:
+    column = sketch({"x": reference}, {"x": pa.nulls(2)}, {"x": [1.0]}, {"x": pa.nulls(1)}).columns[
+        "x"
+    ]
 
-    assert (column.kind, column.arrow_type, column.rows, column.missing) == ("number", "double", 4, 3)
+    assert (column.kind, column.arrow_type, column.rows, column.missing) == (
+        "number",
+        "double",
+        4,
+        3,
+    )
 
 
 VALUES = {
-    "number": (st.one_of(st.none(), st.floats(-100, 100), st.sampled_from([math.nan, math.inf, 1e9])), pa.float64()),
+    "number": (
+        st.one_of(st.none(), st.floats(-100, 100), st.sampled_from([math.nan, math.inf, 1e9])),
+        pa.float64(),
+    ),
     "text": (st.one_of(st.none(), st.sampled_from(["a", "b", "c", "new", "x" * 100])), pa.string()),
     "flag": (st.one_of(st.none(), st.booleans()), pa.bool_()),
 }
-REFERENCE = {"number": np.linspace(-50, 50, 300), "text": ["a", "b", "c"] * 100, "flag": [True] * 300}
+REFERENCE = {
+    "number": np.linspace(-50, 50, 300),
+    "text": ["a", "b", "c"] * 100,
+    "flag": [True] * 300,
+}
 BINS = freeze(pa.table(REFERENCE))
 
 
@@ -227,7 +304,8 @@ def tables(draw: Callable[..., Any]) -> pa.Table:
 @settings(max_examples=25)
 @given(st.lists(tables(), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_merging_is_associative_and_commutative_and_batches_make_no_difference(
-    parts: list[pa.Table], random: Any
+    parts: list[pa.Table],
+    random: Any,
 ) -> None:
     profiles = [sketch_batches(BINS, [part]) for part in parts]
     together = merge(profiles)
@@ -245,7 +323,9 @@ def test_equal_bins_have_one_key() -> None:
     other = freeze(pa.table(dict(reversed(REFERENCE.items()))))
 
     assert bins_digest(BINS) == bins_digest(other)
-    assert bins_digest(BINS) != bins_digest(freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)})))
+    assert bins_digest(BINS) != bins_digest(
+        freeze(pa.table(REFERENCE | {"number": np.linspace(-50, 51, 300)})),
+    )
 
 
 def test_bins_of_the_same_values_have_another_key_if_other_lengths_are_frequent() -> None:
@@ -261,7 +341,10 @@ SENT = [True, False, None, True]
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
 @pytest.mark.parametrize("given", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
-def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind: pa.DataType, given: pa.DataType) -> None:
+def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(
+    kind: pa.DataType,
+    given: pa.DataType,
+) -> None:
     as_numbers = [None if value is None else int(value) for value in SENT]
     sides = [pa.array(SENT if one == pa.bool_() else as_numbers, one) for one in (kind, given)]
 
@@ -285,7 +368,9 @@ def test_a_number_that_is_no_truth_value_is_of_another_type_than_booleans() -> N
 @pytest.mark.parametrize("given", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]])
 def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
-    kind: pa.DataType, given: pa.DataType, values: list[Any]
+    kind: pa.DataType,
+    given: pa.DataType,
+    values: list[Any],
 ) -> None:
     sides = [pa.array(np.array(values, one.to_pandas_dtype())) for one in (kind, given)]
 
@@ -295,7 +380,10 @@ def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
 
 
 def test_a_whole_number_is_itself_beside_a_reference_that_a_graph_has_rounded() -> None:
-    column = sketch({"id": pa.array([123456789.0, 3.0], pa.float32())}, {"id": [123456789, 3]}).columns["id"]
+    column = sketch(
+        {"id": pa.array([123456789.0, 3.0], pa.float32())},
+        {"id": [123456789, 3]},
+    ).columns["id"]
 
     assert (column.unseen, column.counts.tolist()) == (0, [1, 1, 0, 0])
 

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
-from mlflow_deploy_plugin.watch.drift.threshold.dependence import Dependence, dependence, persistence
+from mlflow_deploy_plugin.watch.drift.threshold.dependence import (
+    Dependence,
+    dependence,
+    persistence,
+)
 
 
 def series(coefficient: float, count: int, seed: int) -> Array:
@@ -17,7 +21,10 @@ def series(coefficient: float, count: int, seed: int) -> Array:
 
 
 @pytest.mark.parametrize(("coefficient", "count"), [(0.5, 60), (0.7, 60), (0.85, 90), (0.95, 200)])
-def test_windows_are_worth_fewer_where_they_depend_on_the_one_before(coefficient: float, count: int) -> None:
+def test_windows_are_worth_fewer_where_they_depend_on_the_one_before(
+    coefficient: float,
+    count: int,
+) -> None:
     found = np.median([persistence(series(coefficient, count, seed)) for seed in range(40)])
 
     assert found == pytest.approx((1 + coefficient) / (1 - coefficient), rel=0.3)
@@ -31,7 +38,10 @@ def test_independent_windows_count_as_they_are(count: int) -> None:
 
 
 def test_of_many_columns_no_more_are_found_by_chance() -> None:
-    found = [max(persistence(series(0, 30, 50 * seed + column), 50) for column in range(50)) for seed in range(20)]
+    found = [
+        max(persistence(series(0, 30, 50 * seed + column), 50) for column in range(50))
+        for seed in range(20)
+    ]
 
     assert sum(one > 1 for one in found) <= 2
 

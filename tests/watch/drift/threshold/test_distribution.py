@@ -75,7 +75,9 @@ def test_a_figure_is_judged_if_nine_in_ten_windows_have_it(missing: int, is_judg
 
 def test_a_rate_below_one_window_of_the_reference_comes_from_the_tail_of_its_statistics() -> None:
     rng = np.random.default_rng(0)
-    tails = [Tail.fit(2 * (1 - rng.random(90)) ** -0.2) for _ in range(200)]  # P(X > x) = (x / 2) ** -5
+    tails = [
+        Tail.fit(2 * (1 - rng.random(90)) ** -0.2) for _ in range(200)
+    ]  # P(X > x) = (x / 2) ** -5
     thresholds = np.array([tail.threshold(0.001) for tail in tails])
     assert np.median(thresholds) == pytest.approx(2 * 0.001**-0.2, rel=0.1)
     assert all(tail.p_value(tail.threshold(0.001)) == pytest.approx(0.001) for tail in tails)
@@ -88,14 +90,22 @@ def test_correlated_windows_support_only_a_higher_threshold_for_jumps() -> None:
     window = np.full((1, 4), 12.0)
 
     assert correlated.test(window, 0.0009).threshold == null.test(window, 0.0001).threshold
-    assert correlated.test(window, 0.0009).p_value == pytest.approx(9 * null.test(window, 0.0009).p_value)
+    assert correlated.test(window, 0.0009).p_value == pytest.approx(
+        9 * null.test(window, 0.0009).p_value,
+    )
     assert correlated.test(window, 0.05).threshold == null.test(window, 0.05).threshold
 
 
 def test_windows_that_overlap_count_as_their_effective_number() -> None:
     figures = np.random.default_rng(0).normal(size=(20, 1, 4))
     null = NullDistribution(
-        "overlapping", figures, np.ones((1, 4)), np.full(4, 0.1), 10, starts=np.arange(20), length=2
+        "overlapping",
+        figures,
+        np.ones((1, 4)),
+        np.full(4, 0.1),
+        10,
+        starts=np.arange(20),
+        length=2,
     )
 
     assert null.test(np.full((1, 4), -100.0), 0.1).p_value == 1
@@ -107,14 +117,23 @@ def test_windows_that_overlap_count_as_their_effective_number() -> None:
     ("judges", "alarms", "chance"),
     [
         (38.0, 0, 1.0),
-        (38.0, 1, 20 / 58),  # the chance that the largest of 58 windows is among the 20 judged windows
+        (
+            38.0,
+            1,
+            20 / 58,
+        ),  # the chance that the largest of 58 windows is among the 20 judged windows
         (38.0, 2, 20 * 19 / (58 * 57)),
         (float("inf"), 1, 1 - 0.95**20),
     ],
 )
-def test_so_many_alarms_are_as_probable_as_by_chance(judges: float, alarms: int, chance: float) -> None:
+def test_so_many_alarms_are_as_probable_as_by_chance(
+    judges: float,
+    alarms: int,
+    chance: float,
+) -> None:
     tests = [
-        PositionOfWindow(np.full((1, 4), float(place < alarms)), float(place < alarms), 0.5, 1) for place in range(20)
+        PositionOfWindow(np.full((1, 4), float(place < alarms)), float(place < alarms), 0.5, 1)
+        for place in range(20)
     ]
 
     counted = count_alarms(tests, ["x"], 0.05, judges, len(tests), "", persistence=1)
@@ -133,12 +152,21 @@ def days_apart(rng: Any, days: int, rows: int) -> Any:
 
 
 def verdict_on_next_day(
-    world: Callable[..., Any], seed: int, days: int = DAYS, lag: int = 0, **spec: Any
+    world: Callable[..., Any],
+    seed: int,
+    days: int = DAYS,
+    lag: int = 0,
+    **spec: Any,
 ) -> DriftVerdict:
     """Judge the day after the reference, which follows the same distribution."""
     rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
     past, start = rows.between(0, days * DAY_US), days * DAY_US
-    judge = Judge(rolling_reference_of(past, start, DAY_US, lag) if lag else reference_of(past, start, DAY_US), **spec)
+    judge = Judge(
+        rolling_reference_of(past, start, DAY_US, lag)
+        if lag
+        else reference_of(past, start, DAY_US),
+        **spec,
+    )
     verdict = judge(rows.between(start, start + DAY_US).table, start)
     judge.close()
     return verdict
@@ -154,7 +182,9 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
 
     measured = [alarms_of(verdict) for verdict in verdicts]
     assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
-    assert 0 < np.mean([one.share for one in measured]) < 0.1  # The shares vary, so the rate is not forced.
+    assert (
+        0 < np.mean([one.share for one in measured]) < 0.1
+    )  # The shares vary, so the rate is not forced.
     assert len({one.alarms for one in measured}) > 1
     assert sum(one.is_beyond for one in measured) <= 2
     assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
@@ -167,7 +197,8 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
 
 @pytest.mark.parametrize(("world", "column"), [("churn", "item"), ("walk", "x0")])
 def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(
-    world: str, column: str
+    world: str,
+    column: str,
 ) -> None:
     verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
 
@@ -194,11 +225,15 @@ def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
 def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
     """Return days of which the second half varies five times as much."""
     calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
-    level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
+    level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (
+        calm.times > days // 2 * DAY_US
+    )
     return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
 
 
-def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
+def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> (
+    None
+):
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
     assert alarms_of(verdict).columns == ["x0 (7)"]  # The second half becomes the new normal.
@@ -210,7 +245,9 @@ def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_pr
 def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them() -> None:
     rng = np.random.default_rng(3)
     hours = 84 * 24
-    table = pa.table({"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)})
+    table = pa.table(
+        {"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)},
+    )
     past, start = Rows(table, np.repeat(np.arange(hours) * HOUR_US, 2)), 84 * DAY_US
     judge = Judge(reference_of(past, start, 7 * DAY_US))
 
@@ -218,11 +255,15 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
 
     judge.close()
     assert (verdict.null, alarms_of(verdict).windows) == ("bootstrap", 10)
-    assert 1 <= alarms_of(verdict).alarms <= 3  # the last two weeks, of which the second is compared with the first
+    assert (
+        1 <= alarms_of(verdict).alarms <= 3
+    )  # the last two weeks, of which the second is compared with the first
     assert mentions(verdict.notes[0], "last 10 windows", "drawn")
 
 
-def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> None:
+def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> (
+    None
+):
     verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
 
     fewer = [verdict for verdict in verdicts if verdict.figures["independent_blocks"] < 19]
@@ -236,7 +277,10 @@ def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_th
         )
         assert supported
         assert float(supported[1]) == pytest.approx(verdict.figures["independent_blocks"], rel=0.1)
-        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.figures["independent_blocks"]), abs=0.1)
+        assert float(supported[2]) == pytest.approx(
+            100 / (1 + verdict.figures["independent_blocks"]),
+            abs=0.1,
+        )
         assert mentions(verdict.reason, "90 windows", f"worth {supported[1]}")
 
 
@@ -252,7 +296,9 @@ def test_windows_that_are_too_few_are_not_measured() -> None:
     verdict = verdict_on_next_day(days_apart, 1, days=9, rate=0.1)
 
     assert verdict.held_out == Refused("half of the reference has fewer than 5 windows")
-    assert verdict.notes[0].endswith("; not measured: half of the reference has fewer than 5 windows")
+    assert verdict.notes[0].endswith(
+        "; not measured: half of the reference has fewer than 5 windows",
+    )
 
 
 def rows_that_depend(rng: Any, days: int, rows: int) -> Any:
@@ -265,9 +311,17 @@ def rows_apart(rng: Any, days: int, rows: int) -> Any:
 
 
 @pytest.mark.parametrize("lag", [0, 7])
-def test_independent_rows_are_refused_where_the_references_own_windows_contradict_them(lag: int) -> None:
+def test_independent_rows_are_refused_where_the_references_own_windows_contradict_them(
+    lag: int,
+) -> None:
     for seed in range(3):
-        verdict = verdict_on_next_day(rows_that_depend, seed, days=40, lag=lag, independent_rows=True)
+        verdict = verdict_on_next_day(
+            rows_that_depend,
+            seed,
+            days=40,
+            lag=lag,
+            independent_rows=True,
+        )
 
         assert (verdict.state, verdict.figures.get("p_value")) == ("not judged", None)
         assert re.match(
@@ -280,7 +334,10 @@ def test_independent_rows_are_refused_where_the_references_own_windows_contradic
 
 def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused() -> None:
     rows = rows_that_depend(np.random.default_rng(1), 41, ROWS)
-    judge = Judge(reference_of(rows.between(0, 40 * DAY_US), 40 * DAY_US, DAY_US), independent_rows=True)
+    judge = Judge(
+        reference_of(rows.between(0, 40 * DAY_US), 40 * DAY_US, DAY_US),
+        independent_rows=True,
+    )
 
     verdict = judge(rows.between(40 * DAY_US, 41 * DAY_US).table.drop_columns(["x1"]), 40 * DAY_US)
 
@@ -293,18 +350,26 @@ def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would
     """With two rows per hour no window could be judged; the windows are alike."""
     rng = np.random.default_rng(2)
     hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)
-    judge = Judge(reference_of(rows.between(0, 40 * DAY_US), hours * HOUR_US, HOUR_US), independent_rows=True)
+    judge = Judge(
+        reference_of(rows.between(0, 40 * DAY_US), hours * HOUR_US, HOUR_US),
+        independent_rows=True,
+    )
     calm = rows.between(40 * DAY_US, 41 * DAY_US).table
 
     verdict = judge(calm, hours * HOUR_US)
 
     judge.close()
-    assert (verdict.state, verdict.reason[:43]) == ("not judged", "the reference contradicts independent_rows:")
+    assert (verdict.state, verdict.reason[:43]) == (
+        "not judged",
+        "the reference contradicts independent_rows:",
+    )
 
 
 @pytest.mark.long
 def test_rows_that_are_independent_are_judged_as_such() -> None:
-    verdicts = [verdict_on_next_day(rows_apart, seed, days=40, independent_rows=True) for seed in range(3)]
+    verdicts = [
+        verdict_on_next_day(rows_apart, seed, days=40, independent_rows=True) for seed in range(3)
+    ]
 
     assert {verdict.null for verdict in verdicts} == {"rows"}
     for verdict in verdicts:
@@ -314,7 +379,10 @@ def test_rows_that_are_independent_are_judged_as_such() -> None:
     assert mentions(verdicts[0].notes[0], "measured")
 
 
-@pytest.mark.parametrize(("rate", "windows"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.07, 14), (0.5, 1)])
+@pytest.mark.parametrize(
+    ("rate", "windows"),
+    [(0.05, 19), (0.01, 99), (0.1, 9), (0.07, 14), (0.5, 1)],
+)
 def test_a_rate_needs_so_many_windows(rate: float, windows: int) -> None:
     assert needed_windows(rate) == windows
     assert 1 / (windows + 1) <= rate

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.watch.drift.threshold.dependence import Dependence
-from mlflow_deploy_plugin.watch.drift.threshold.drawn import StationaryBootstrap, can_bootstrap, draw
+from mlflow_deploy_plugin.watch.drift.threshold.drawn import (
+    StationaryBootstrap,
+    can_bootstrap,
+    draw,
+)
 
 
 def test_drawn_series_consist_of_stretches_of_the_mean_length() -> None:

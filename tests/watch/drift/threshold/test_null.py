@@ -26,12 +26,23 @@ def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
 def test_what_is_beyond_others_is_told_by_the_bins() -> None:
     numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
     counts, others = (
-        np.bincount(encode_columns({"n": numbers}, pa.table({"n": values}))["n"], minlength=numbers.size + 1)[None]
+        np.bincount(
+            encode_columns({"n": numbers}, pa.table({"n": values}))["n"],
+            minlength=numbers.size + 1,
+        )[None]
         for values in ([-50.0, 10.0, 20.0, 300.0], np.arange(5.0, 90.0))
     )
 
     assert out_of_reference(numbers, counts, others).outside.tolist() == [2]
 
     texts = freeze_bins(ColumnValues("t", "category", np.array(["a", "b", "c"], dtype=object)))
-    assert out_of_reference(texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 0, 0]])).unseen.tolist() == [1]
-    assert np.isnan(out_of_reference(texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 4, 0]])).unseen).all()
+    assert out_of_reference(
+        texts,
+        np.array([[3.0, 1, 2, 0, 0]]),
+        np.array([[5.0, 0, 1, 0, 0]]),
+    ).unseen.tolist() == [1]
+    assert np.isnan(
+        out_of_reference(
+            texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 4, 0]])
+        ).unseen,
+    ).all()

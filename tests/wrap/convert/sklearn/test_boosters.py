@@ -38,7 +38,9 @@ COUNTS = DRAW.poisson(np.exp(np.clip(SCORE, -2, 2)))
 TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
 MANY = pd.Categorical(DRAW.choice([f"gate {number}" for number in range(40)], ROWS))
 KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 6)) < 0.05)
-ACCENTS = KINDS.assign(many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")))
+ACCENTS = KINDS.assign(
+    many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")),
+)
 CODES = FULL.assign(code=pd.Categorical(THREE), kind=pd.Categorical(TEXT), count=COUNTS)
 HALVES = FULL.assign(code=pd.Categorical(THREE / 2))
 OF_KINDS = ((TEXT == "high") ^ (MANY.codes % 3 == 0)).astype(int)
@@ -50,12 +52,19 @@ def xgb(kind: str = "Classifier", **options: Any) -> Any:
 
 
 def lgbm(kind: str = "Classifier", **options: Any) -> Any:
-    return getattr(lightgbm, f"LGBM{kind}")(**{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options})
+    return getattr(lightgbm, f"LGBM{kind}")(
+        **{"n_estimators": 8, "n_jobs": 1, "verbose": -1, **options},
+    )
 
 
 def cat(kind: str = "Classifier", **options: Any) -> Any:
     return getattr(catboost, f"CatBoost{kind}")(
-        iterations=8, depth=4, thread_count=1, verbose=0, allow_writing_files=False, **options
+        iterations=8,
+        depth=4,
+        thread_count=1,
+        verbose=0,
+        allow_writing_files=False,
+        **options,
     )
 
 
@@ -64,12 +73,21 @@ def native_xgboost(target: Any, **options: Any) -> xgboost.Booster:
 
 
 def native_lightgbm(target: Any, **options: Any) -> lightgbm.Booster:
-    return lightgbm.train({"num_threads": 1, "verbose": -1, **options}, lightgbm.Dataset(FULL, target), 8)
+    return lightgbm.train(
+        {"num_threads": 1, "verbose": -1, **options},
+        lightgbm.Dataset(FULL, target),
+        8,
+    )
 
 
 def stopped_early(model: Any, **options: Any) -> Any:
     held_out = [(FULL[HALF:], TWO[HALF:])]
-    return model.set_params(n_estimators=200).fit(FULL[:HALF], TWO[:HALF], eval_set=held_out, **options)
+    return model.set_params(n_estimators=200).fit(
+        FULL[:HALF],
+        TWO[:HALF],
+        eval_set=held_out,
+        **options,
+    )
 
 
 Fit = Callable[[], Any]
@@ -79,35 +97,69 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "xgboost, three classes": (lambda: xgb().fit(GAPS, THREE), GAPS),
     "xgboost, a regressor": (lambda: xgb("Regressor").fit(GAPS, SCORE), GAPS),
     "xgboost, several targets": (lambda: xgb("Regressor").fit(FULL, TARGETS), FULL),
-    "xgboost, counts": (lambda: xgb("Regressor", objective="count:poisson").fit(FULL, COUNTS), FULL),
+    "xgboost, counts": (
+        lambda: xgb("Regressor", objective="count:poisson").fit(FULL, COUNTS),
+        FULL,
+    ),
     "xgboost, a base score": (lambda: xgb("Regressor", base_score=7.5).fit(FULL, SCORE), FULL),
-    "xgboost, another missing value": (lambda: xgb(missing=-999).fit(GAPS.fillna(-999), TWO), GAPS.fillna(-999)),
-    "xgboost, stopped early": (lambda: stopped_early(xgb(early_stopping_rounds=2), verbose=False), FULL),
+    "xgboost, another missing value": (
+        lambda: xgb(missing=-999).fit(GAPS.fillna(-999), TWO),
+        GAPS.fillna(-999),
+    ),
+    "xgboost, stopped early": (
+        lambda: stopped_early(xgb(early_stopping_rounds=2), verbose=False),
+        FULL,
+    ),
     "xgboost, DART": (lambda: xgb(booster="dart", rate_drop=0.3).fit(FULL, TWO), FULL),
-    "xgboost, vector leaves": (lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(GAPS, TARGETS), GAPS),
+    "xgboost, vector leaves": (
+        lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(GAPS, TARGETS),
+        GAPS,
+    ),
     "xgboost, vector leaves of many trees": (
-        lambda: xgb(multi_strategy="multi_output_tree", max_depth=3).set_params(n_estimators=40).fit(GAPS, THREE),
+        lambda: (
+            xgb(multi_strategy="multi_output_tree", max_depth=3)
+            .set_params(n_estimators=40)
+            .fit(GAPS, THREE)
+        ),
         GAPS,
     ),
     "xgboost, a line": (lambda: xgb("Regressor", booster="gblinear").fit(GAPS, SCORE), GAPS),
-    "xgboost, lines of three classes": (lambda: xgb(booster="gblinear", missing=0).fit(ZEROS, THREE), ZEROS),
+    "xgboost, lines of three classes": (
+        lambda: xgb(booster="gblinear", missing=0).fit(ZEROS, THREE),
+        ZEROS,
+    ),
     "xgboost, a forest": (lambda: xgb("RFClassifier").fit(FULL, TWO), FULL),
     "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
     "xgboost, native": (
-        lambda: xgboost.train({"objective": "reg:gamma", "nthread": 1}, xgboost.DMatrix(FULL, COUNTS + 1), 8),
+        lambda: xgboost.train(
+            {"objective": "reg:gamma", "nthread": 1},
+            xgboost.DMatrix(FULL, COUNTS + 1),
+            8,
+        ),
         FULL,
     ),
-    "xgboost, native classes": (lambda: native_xgboost(THREE, objective="multi:softprob", num_class=3), FULL),
+    "xgboost, native classes": (
+        lambda: native_xgboost(THREE, objective="multi:softprob", num_class=3),
+        FULL,
+    ),
     "xgboost, categories": (
-        lambda: xgb(enable_categorical=True, max_cat_to_onehot=2, max_cat_threshold=64).fit(KINDS, OF_KINDS),
+        lambda: xgb(enable_categorical=True, max_cat_to_onehot=2, max_cat_threshold=64).fit(
+            KINDS,
+            OF_KINDS,
+        ),
         KINDS,
     ),
     "xgboost, codes": (lambda: xgb(enable_categorical=True).fit(CODES, OF_KINDS), CODES),
-    "xgboost in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(FULL, THREE), FULL),
+    "xgboost in a pipeline": (
+        lambda: make_pipeline(StandardScaler(), xgb()).fit(FULL, THREE),
+        FULL,
+    ),
     "xgboost in a search": (
-        lambda: GridSearchCV(make_pipeline(SimpleImputer(), xgb()), {"xgbclassifier__max_depth": [2, 3]}, cv=2).fit(
-            GAPS, TWO
-        ),
+        lambda: GridSearchCV(
+            make_pipeline(SimpleImputer(), xgb()),
+            {"xgbclassifier__max_depth": [2, 3]},
+            cv=2,
+        ).fit(GAPS, TWO),
         GAPS,
     ),
     "lightgbm, two classes": (lambda: lgbm().fit(GAPS, TWO), GAPS),
@@ -116,10 +168,16 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "lightgbm, a regressor": (lambda: lgbm("Regressor").fit(GAPS, SCORE), GAPS),
     "lightgbm, gaps that training has not seen": (lambda: lgbm("Regressor").fit(FULL, SCORE), GAPS),
     "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), GAPS),
-    "lightgbm, linear leaves of classes": (lambda: lgbm(linear_tree=True, n_estimators=40).fit(GAPS, THREE), GAPS),
+    "lightgbm, linear leaves of classes": (
+        lambda: lgbm(linear_tree=True, n_estimators=40).fit(GAPS, THREE),
+        GAPS,
+    ),
     "lightgbm, counts": (lambda: lgbm("Regressor", objective="poisson").fit(FULL, COUNTS), FULL),
     "lightgbm, a forest": (
-        lambda: lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5).fit(FULL, SCORE),
+        lambda: lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5).fit(
+            FULL,
+            SCORE,
+        ),
         FULL,
     ),
     "lightgbm, stopped early": (
@@ -128,30 +186,58 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     ),
     "lightgbm, native": (lambda: native_lightgbm(TWO, objective="binary"), FULL),
     "lightgbm, categories": (
-        lambda: lgbm(max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1).fit(ACCENTS, OF_KINDS),
+        lambda: lgbm(max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1).fit(
+            ACCENTS,
+            OF_KINDS,
+        ),
         ACCENTS,
     ),
     "lightgbm, codes": (lambda: lgbm(min_data_per_group=2).fit(CODES, OF_KINDS), CODES),
     "lightgbm, native codes": (
-        lambda: lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(CODES[["code"]], SCORE), 5),
+        lambda: lightgbm.train(
+            {"verbose": -1, "num_threads": 1},
+            lightgbm.Dataset(CODES[["code"]], SCORE),
+            5,
+        ),
         CODES[["code"]],
     ),
     "lightgbm, calibrated": (lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO), FULL),
-    "lightgbm in a pipeline": (lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE), FULL),
+    "lightgbm in a pipeline": (
+        lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE),
+        FULL,
+    ),
     "catboost, two classes": (lambda: cat().fit(GAPS, TWO), GAPS),
     "catboost, texts": (lambda: cat().fit(GAPS, TEXT), GAPS),
-    "catboost, missing is the largest": (lambda: cat("Regressor", nan_mode="Max").fit(GAPS, SCORE), GAPS),
+    "catboost, missing is the largest": (
+        lambda: cat("Regressor", nan_mode="Max").fit(GAPS, SCORE),
+        GAPS,
+    ),
     "catboost, counts": (lambda: cat("Regressor", loss_function="Poisson").fit(FULL, COUNTS), FULL),
-    "catboost, several targets": (lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS), FULL),
-    "catboost, trees of other shapes": (lambda: cat(grow_policy="Lossguide").fit(GAPS, THREE), GAPS),
+    "catboost, several targets": (
+        lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS),
+        FULL,
+    ),
+    "catboost, trees of other shapes": (
+        lambda: cat(grow_policy="Lossguide").fit(GAPS, THREE),
+        GAPS,
+    ),
     "catboost in a pipeline": (lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO), FULL),
-    "xgboost in a bag": (lambda: BaggingRegressor(xgb("Regressor"), 2, max_features=0.5).fit(FULL, SCORE), FULL),
+    "xgboost in a bag": (
+        lambda: BaggingRegressor(xgb("Regressor"), 2, max_features=0.5).fit(FULL, SCORE),
+        FULL,
+    ),
     "both in a stack": (
-        lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(FULL, TWO),
+        lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(
+            FULL,
+            TWO,
+        ),
         FULL,
     ),
     "lines of columns with names in a vote": (
-        lambda: VotingRegressor([("x", xgb("Regressor", booster="gblinear")), ("r", Ridge())]).fit(FULL, SCORE),
+        lambda: VotingRegressor([("x", xgb("Regressor", booster="gblinear")), ("r", Ridge())]).fit(
+            FULL,
+            SCORE,
+        ),
         FULL,
     ),
 }
@@ -165,13 +251,28 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 
 
 REFUSED: dict[str, tuple[Fit, str]] = {
-    "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "non-ASCII categories"),
+    "xgboost, accents": (
+        lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO),
+        "non-ASCII categories",
+    ),
     "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels per row"),
-    "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
+    "xgboost, hinge": (
+        lambda: xgb(objective="binary:hinge").fit(FULL, TWO),
+        "the objective binary:hinge",
+    ),
     "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither strings"),
-    "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
-    "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
-    "catboost, powers": (lambda: cat("Regressor", loss_function="Lq:q=2").fit(FULL, SCORE), "the loss Lq"),
+    "lightgbm, zeros": (
+        lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE),
+        "0 counts as missing",
+    ),
+    "lightgbm, square roots": (
+        lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS),
+        "regression sqrt",
+    ),
+    "catboost, powers": (
+        lambda: cat("Regressor", loss_function="Lq:q=2").fit(FULL, SCORE),
+        "the loss Lq",
+    ),
     "catboost, categories": (
         lambda: cat(cat_features=["kind", "code"]).fit(CODES, TWO),
         "features that are not numbers",
@@ -180,7 +281,10 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str], tmp_path: Path) -> None:
+def test_a_booster_without_a_form_says_why_and_what_is_left(
+    case: tuple[Fit, str],
+    tmp_path: Path,
+) -> None:
     fit, reason = case
     rows = {"ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
     example = next((rows[word] for word in rows if word in reason), FULL)
@@ -192,7 +296,10 @@ def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) 
     model = lgbm().fit(GAPS, TEXT)
     save_model(model, tmp_path / "model", input_example=GAPS)
     loaded = OnnxModel.load(tmp_path / "model")
-    assert (loaded.artifact.framework, loaded.artifact.classes) == ("lightgbm", ("high", "low", "middle"))
+    assert (loaded.artifact.framework, loaded.artifact.classes) == (
+        "lightgbm",
+        ("high", "low", "middle"),
+    )
     outputs = loaded.run(loaded.schema.from_array(GAPS.to_numpy()))
     assert list(outputs["label"]) == list(model.predict(GAPS))
     np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(GAPS), rtol=1e-5)
@@ -210,7 +317,11 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
     rows = CODES[["a", "kind", "code"]]
     fitted = {
         "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),
-        "native xgboost": xgboost.train({}, xgboost.DMatrix(rows, OF_KINDS, enable_categorical=True), 4),
+        "native xgboost": xgboost.train(
+            {},
+            xgboost.DMatrix(rows, OF_KINDS, enable_categorical=True),
+            4,
+        ),
         "lightgbm": lgbm(min_data_per_group=2).fit(rows, OF_KINDS),
     }
     folder = tmp_path_factory.mktemp("categories")
@@ -222,7 +333,10 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
 @pytest.mark.parametrize("library", ["xgboost", "native xgboost"])
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_column(
-    library: str, column: str, unseen: Any, of_categories: Any
+    library: str,
+    column: str,
+    unseen: Any,
+    of_categories: Any,
 ) -> None:
     """Check unknown categories, including a value before the last known category, for which XGBoost 3.2 is wrong."""
     _, saved = of_categories[library]
@@ -234,7 +348,9 @@ def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_col
 
 @pytest.mark.parametrize(("column", "unseen"), UNSEEN)
 def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
-    column: str, unseen: Any, of_categories: Any
+    column: str,
+    unseen: Any,
+    of_categories: Any,
 ) -> None:
     model, saved = of_categories["lightgbm"]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
@@ -242,13 +358,19 @@ def test_a_category_that_lightgbm_has_not_learned_is_answered_as_by_itself(
 
     found = saved.run(saved.schema.from_columns(columns))["probabilities"]
 
-    np.testing.assert_allclose(found, model.predict_proba(pd.DataFrame(columns).assign(**categories)), rtol=1e-5)
+    np.testing.assert_allclose(
+        found,
+        model.predict_proba(pd.DataFrame(columns).assign(**categories)),
+        rtol=1e-5,
+    )
 
 
 def test_a_missing_category_is_answered_as_by_xgboost_itself(of_categories: Any) -> None:
     model, saved = of_categories["xgboost"]
     columns: dict[str, Any] = {**KNOWN, "kind": ["low", None]}
-    rows = pd.DataFrame(columns).assign(**{name: pd.Categorical(columns[name]) for name in ("kind", "code")})
+    rows = pd.DataFrame(columns).assign(
+        **{name: pd.Categorical(columns[name]) for name in ("kind", "code")},
+    )
 
     found = saved.run(saved.schema.from_columns(columns))["probabilities"]
 
@@ -264,7 +386,11 @@ def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
 
 def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
     model = cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS)
-    [node] = [one for one in wrap(model, FULL).converted.proto.graph.node if one.op_type == "TreeEnsembleRegressor"]
+    [node] = [
+        one
+        for one in wrap(model, FULL).converted.proto.graph.node
+        if one.op_type == "TreeEnsembleRegressor"
+    ]
     lists = {attribute.name: list(attribute.ints) for attribute in node.attribute}
     assert max(lists["nodes_treeids"]) == 7
     assert sorted({*lists["target_ids"]}) == [0, 1, 2]
@@ -273,17 +399,26 @@ def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
 
 def test_xgboost_after_a_sparse_matrix_names_the_cause_and_the_correction() -> None:
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"letter": random.choice(["a", "b", "c"], 200), "size": random.normal(size=200)})
+    table = pd.DataFrame(
+        {"letter": random.choice(["a", "b", "c"], 200), "size": random.normal(size=200)},
+    )
     target = (table["size"] > 0) | (table.letter == "a")
     encoders = (OneHotEncoder(), OneHotEncoder(sparse_output=False))
     sparse, dense = (
         make_pipeline(
-            make_column_transformer((encoder, ["letter"]), ("passthrough", ["size"]), sparse_threshold=threshold),
+            make_column_transformer(
+                (encoder, ["letter"]),
+                ("passthrough", ["size"]),
+                sparse_threshold=threshold,
+            ),
             xgboost.XGBClassifier(n_estimators=5),
         ).fit(table, target)
         for encoder, threshold in zip(encoders, (1, 0), strict=True)
     )
 
-    with pytest.raises(ParityError, match=r"^XGBoost takes the zeros of a sparse matrix for missing .*sparse_output=F"):
+    with pytest.raises(
+        ParityError,
+        match=r"^XGBoost takes the zeros of a sparse matrix for missing .*sparse_output=F",
+    ):
         wrap(sparse, table)
     assert wrap(dense, table).report.state == "proven"

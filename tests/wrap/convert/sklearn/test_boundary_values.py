@@ -26,7 +26,10 @@ def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -
 
 def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 2))
-    bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(rows, rows[:, 0])
+    bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(
+        rows,
+        rows[:, 0],
+    )
     (drawn,), (tree,) = bag.estimators_features_, bag.estimators_
     thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
     assert len(set(tree.tree_.feature.tolist())) > 2, "it splits by both copies, and has leaves"
@@ -82,11 +85,17 @@ def test_a_tree_that_splits_on_missing_values_only_is_proven_behind_a_scaler() -
     assert (report.state, report.left_out) == ("proven", {})
 
 
-def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> None:
-    rows = pd.DataFrame({"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)})
+def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the_others_are_kept() -> (
+    None
+):
+    rows = pd.DataFrame(
+        {"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)},
+    )
     columns = make_column_transformer((OrdinalEncoder(), ["city"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)
-    columns.named_transformers_["standardscaler"].inverse_transform = None  # Calling None is an error.
+    columns.named_transformers_[
+        "standardscaler"
+    ].inverse_transform = None  # Calling None is an error.
 
     known = boundary_values_of(model, ["city", "a"])
     report = wrap(model, rows).report

@@ -42,10 +42,19 @@ from tests.support.weather import weather_columns
 
 MIXED = {
     "linear": lambda: make_pipeline(weather_columns(), LogisticRegression()),
-    "boosted trees": lambda: make_pipeline(weather_columns(), HistGradientBoostingClassifier(max_iter=10)),
+    "boosted trees": lambda: make_pipeline(
+        weather_columns(),
+        HistGradientBoostingClassifier(max_iter=10),
+    ),
     "ordinals beside the rest": lambda: make_pipeline(
         ColumnTransformer(
-            [("texts", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"])],
+            [
+                (
+                    "texts",
+                    OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1),
+                    ["city"],
+                ),
+            ],
             remainder="passthrough",
         ),
         HistGradientBoostingClassifier(max_iter=10),
@@ -71,15 +80,22 @@ def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series
     assert wrapped.report.state == "proven"
     assert wrapped.report.rows >= 1000
     assert wrapped.report.sources["missing"] > 0
-    assert [entry.columns for entry in wrapped.converted.inputs] == [(name,) for name in table.columns]
+    assert [entry.columns for entry in wrapped.converted.inputs] == [
+        (name,) for name in table.columns
+    ]
     assert wrapped.converted.classes == ("late", "on time")
 
 
-def test_what_the_original_refuses_is_dropped_and_counted(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_what_the_original_refuses_is_dropped_and_counted(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
     strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
 
-    report = wrap(make_pipeline(strict, LogisticRegression()).fit(table, labels), table[["city", "hour"]]).report
+    report = wrap(
+        make_pipeline(strict, LogisticRegression()).fit(table, labels),
+        table[["city", "hour"]],
+    ).report
 
     assert report.state == "proven"
     assert report.refused_by_original["unseen"] > 0
@@ -90,20 +106,42 @@ NUMERIC = {
     "forest": lambda: RandomForestClassifier(10),
     "tree with booleans": DecisionTreeClassifier,
     "grid search": lambda: GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression()), {"logisticregression__C": [0.1, 1]}, cv=2
+        make_pipeline(StandardScaler(), LogisticRegression()),
+        {"logisticregression__C": [0.1, 1]},
+        cv=2,
     ),
-    "randomized search": lambda: RandomizedSearchCV(LogisticRegression(), {"C": [0.1, 1]}, n_iter=2, cv=2),
+    "randomized search": lambda: RandomizedSearchCV(
+        LogisticRegression(),
+        {"C": [0.1, 1]},
+        n_iter=2,
+        cv=2,
+    ),
     "no probabilities": lambda: make_pipeline(StandardScaler(), LinearSVC()),
     "naive Bayes": GaussianNB,
     "network": lambda: make_pipeline(StandardScaler(), MLPClassifier(max_iter=10)),
-    "stacking": lambda: StackingClassifier([("a", RandomForestClassifier(3)), ("b", LogisticRegression())], cv=2),
+    "stacking": lambda: StackingClassifier(
+        [("a", RandomForestClassifier(3)), ("b", LogisticRegression())],
+        cv=2,
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("labels", [int, str, bool, float], ids=lambda kind: f"{kind.__name__} labels")
-@pytest.mark.parametrize("make", [NUMERIC["forest"], NUMERIC["no probabilities"]], ids=["forest", "no probabilities"])
-def test_labels_keep_their_type(make: Any, labels: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [int, str, bool, float],
+    ids=lambda kind: f"{kind.__name__} labels",
+)
+@pytest.mark.parametrize(
+    "make",
+    [NUMERIC["forest"], NUMERIC["no probabilities"]],
+    ids=["forest", "no probabilities"],
+)
+def test_labels_keep_their_type(
+    make: Any,
+    labels: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     wanted = (target > 3).astype(int).astype(labels)
 
@@ -111,7 +149,10 @@ def test_labels_keep_their_type(make: Any, labels: Any, matrix: tuple[np.ndarray
 
     dtype = {int: "int64", str: "str", bool: "bool", float: "float64"}[labels]
     assert wrapped.report.state == "proven"
-    assert (wrapped.converted.outputs[0].dtype, wrapped.converted.outputs[0].role) == (dtype, "label")
+    assert (wrapped.converted.outputs[0].dtype, wrapped.converted.outputs[0].role) == (
+        dtype,
+        "label",
+    )
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -128,7 +169,11 @@ def test_classifier_of_numbers_is_proven(make: Any, matrix: tuple[np.ndarray, np
 REGRESSORS = {
     "linear, two targets": (Ridge, 2, (-1, 2)),
     "forest, three targets": (lambda: RandomForestRegressor(5), 3, (-1, 3)),
-    "one model a target": (lambda: MultiOutputRegressor(GradientBoostingRegressor(n_estimators=5)), 2, (-1, 2)),
+    "one model a target": (
+        lambda: MultiOutputRegressor(GradientBoostingRegressor(n_estimators=5)),
+        2,
+        (-1, 2),
+    ),
     "one target": (lambda: ExtraTreesRegressor(5), 0, (-1,)),
     "kernel": (lambda: make_pipeline(StandardScaler(), SVR()), 0, (-1,)),
     "bagging": (lambda: BaggingRegressor(n_estimators=3), 0, (-1,)),
@@ -136,7 +181,12 @@ REGRESSORS = {
 
 
 @pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
-def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_regressor_keeps_its_shape(
+    make: Any,
+    targets: Any,
+    shape: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
 
@@ -146,18 +196,29 @@ def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: 
     assert wrapped.converted.outputs[0].shape == shape
 
 
-@pytest.mark.parametrize("make", [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)])
-def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)],
+)
+def test_models_without_target_answer_labels(
+    make: Callable[..., Any],
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, _ = matrix
 
     wrapped = wrap(make().fit(rows), rows)
 
     assert wrapped.report.state == "proven"
-    assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == ((-1,), "label")
+    assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == (
+        (-1,),
+        "label",
+    )
 
 
 @pytest.mark.long
-def test_labels_that_the_graph_has_otherwise_are_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_that_the_graph_has_otherwise_are_refused(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     # Many neighbours have the same distance.
     model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))
@@ -170,7 +231,9 @@ def test_labels_that_the_graph_has_otherwise_are_refused(matrix: tuple[np.ndarra
     assert 'parity="warn"' in refused.value.message
 
 
-def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_reason_below_the_converters_wrapping_is_said(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     labels = np.where(target > 0, np.uint64(2**63), np.uint64(0))
 
@@ -178,8 +241,14 @@ def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarr
         wrap(SVC().fit(rows, labels), rows)
 
 
-@pytest.mark.parametrize("model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())])
-def test_a_model_that_is_not_fitted_is_said(model: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())],
+)
+def test_a_model_that_is_not_fitted_is_said(
+    model: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     with pytest.raises(InvalidConfig, match="not fitted"):
         wrap(model, matrix[0])
 
@@ -213,13 +282,18 @@ def test_example_that_the_model_refuses_is_said(matrix: tuple[np.ndarray, np.nda
     ("change", "message"),
     [
         (lambda rows: rows[:0], "input_example has no rows"),
-        (lambda rows: pd.DataFrame(rows, columns=list("abcda")), "input_example: column 'a' is duplicated"),
+        (
+            lambda rows: pd.DataFrame(rows, columns=list("abcda")),
+            "input_example: column 'a' is duplicated",
+        ),
         (lambda rows: rows[:, 0], r"needs a DataFrame or an array \[rows, columns\]"),
     ],
     ids=["empty", "doubled", "vector"],
 )
 def test_example_without_a_meaning_is_refused(
-    change: Callable[..., Any], message: str, matrix: tuple[np.ndarray, np.ndarray]
+    change: Callable[..., Any],
+    message: str,
+    matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
 
@@ -227,12 +301,20 @@ def test_example_without_a_meaning_is_refused(
         wrap(Ridge().fit(rows, target), change(rows))
 
 
-def test_integers_that_pandas_has_as_categories_are_encoded(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_integers_that_pandas_has_as_categories_are_encoded(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
     table = table.astype({"code": "category"})
-    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["code"]), (StandardScaler(), ["hour"]))
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["code"]),
+        (StandardScaler(), ["hour"]),
+    )
 
-    assert wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table).report.state == "proven"
+    assert (
+        wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table).report.state
+        == "proven"
+    )
 
 
 def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.Series]) -> None:
@@ -264,9 +346,14 @@ def test_sparse_rows_are_read_as_dense_ones(matrix: tuple[np.ndarray, np.ndarray
     assert [column.type.name for column in of_table.signature.inputs] == ["double", "double"]
 
 
-@pytest.mark.parametrize("example", [csr_matrix((3, 0)), coo_array([1.0, 2.0])], ids=["no columns", "one dimension"])
+@pytest.mark.parametrize(
+    "example",
+    [csr_matrix((3, 0)), coo_array([1.0, 2.0])],
+    ids=["no columns", "one dimension"],
+)
 def test_sparse_values_that_are_no_rows_of_columns_are_refused(
-    example: Any, matrix: tuple[np.ndarray, np.ndarray]
+    example: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
     with pytest.raises(InvalidConfig):
@@ -284,15 +371,30 @@ WORDS = ["hello world", "foo bar baz"] * 50
         pytest.param(tuple(WORDS), id="a tuple"),
         pytest.param(np.array(WORDS), id="numpy's own texts"),
         pytest.param(np.array(WORDS, dtype=object), id="objects"),
-        pytest.param(np.array(WORDS, dtype=np.dtypes.StringDType()), id="numpy's texts of any width"),
+        pytest.param(
+            np.array(WORDS, dtype=np.dtypes.StringDType()),
+            id="numpy's texts of any width",
+        ),
         pytest.param(pd.Index(WORDS), id="an index"),
         pytest.param(pd.Series(WORDS, name="text"), id="a series"),
     ],
 )
-def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts: Any, tmp_path: Path) -> None:
-    model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(WORDS, [0, 1] * 50)
+def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(
+    texts: Any,
+    tmp_path: Path,
+) -> None:
+    model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(
+        WORDS,
+        [0, 1] * 50,
+    )
 
-    save_model(model, tmp_path / "model", input_example=texts, parity_data=texts, reference_data=texts)
+    save_model(
+        model,
+        tmp_path / "model",
+        input_example=texts,
+        parity_data=texts,
+        reference_data=texts,
+    )
 
     saved = load_model(str(tmp_path / "model"))
     assert saved.artifact.parity_state == "proven"
@@ -304,7 +406,10 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts: An
 @pytest.mark.parametrize("dtype", ["U1", object])
 def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype: Any, tmp_path: Path) -> None:
     matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
-    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(matrix, [0, 1] * 30)
+    model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(
+        matrix,
+        [0, 1] * 30,
+    )
 
     save_model(model, tmp_path / "model", input_example=matrix)
 

@@ -36,7 +36,10 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
 def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: bool) -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(random.normal(size=(300, 3)), columns=NAMES)
-    table = table.assign(city=random.choice(["oslo", "rome", "lima"], 300), day=random.choice(["mo", "tu"], 300))
+    table = table.assign(
+        city=random.choice(["oslo", "rome", "lima"], 300),
+        day=random.choice(["mo", "tu"], 300),
+    )
     table = table.mask(random.random(table.shape) < 0.1)
     filled = make_column_transformer(
         (SimpleImputer(strategy="most_frequent"), ["city", "day"]),
@@ -45,11 +48,22 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
     )
     encoded = make_column_transformer(
         (StandardScaler(), ["b", "a"] if as_table else [3, 2]),
-        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["city", "day"] if as_table else [0, 1]),
+        (
+            OneHotEncoder(handle_unknown="ignore", sparse_output=False),
+            ["city", "day"] if as_table else [0, 1],
+        ),
         remainder="passthrough",
     )
-    pipeline = make_pipeline(filled.set_output(transform="pandas" if as_table else "default"), encoded, Ridge())
-    model = TransformedTargetRegressor(pipeline, transformer=StandardScaler()) if is_within else pipeline
+    pipeline = make_pipeline(
+        filled.set_output(transform="pandas" if as_table else "default"),
+        encoded,
+        Ridge(),
+    )
+    model = (
+        TransformedTargetRegressor(pipeline, transformer=StandardScaler())
+        if is_within
+        else pipeline
+    )
     model.fit(table, table.a.fillna(0) + (table.city == "oslo"))
 
     assert wrap(model, table).report.state == "proven"
@@ -57,8 +71,13 @@ def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: b
 
 def test_a_column_transformer_within_another_hands_on_texts_and_numbers() -> None:
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"a": random.normal(size=300), "city": random.choice(["oslo", "rome"], 300)})
-    inner = make_column_transformer((SimpleImputer(strategy="most_frequent"), ["city"]), (SimpleImputer(), ["a"]))
+    table = pd.DataFrame(
+        {"a": random.normal(size=300), "city": random.choice(["oslo", "rome"], 300)},
+    )
+    inner = make_column_transformer(
+        (SimpleImputer(strategy="most_frequent"), ["city"]),
+        (SimpleImputer(), ["a"]),
+    )
     outer = make_column_transformer((inner, ["a", "city"]))
     encoded = make_column_transformer((OneHotEncoder(), [0]), remainder="passthrough")
 
@@ -110,7 +129,10 @@ class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
     "model",
     [
         BalancedForest(5),
-        BalancedBagging(make_pipeline(Sampler(), make_pipeline(StandardScaler(), LogisticRegression())), 3),
+        BalancedBagging(
+            make_pipeline(Sampler(), make_pipeline(StandardScaler(), LogisticRegression())),
+            3,
+        ),
     ],
     ids=["forest", "bagging"],
 )

@@ -18,7 +18,12 @@ ROWS = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 
 def classifier(skorch: Any) -> tuple[Any, Any]:
     net = torch.nn.Sequential(torch.nn.Linear(4, 3))
-    model = skorch.NeuralNetClassifier(net, criterion=torch.nn.CrossEntropyLoss, verbose=0, max_epochs=2)
+    model = skorch.NeuralNetClassifier(
+        net,
+        criterion=torch.nn.CrossEntropyLoss,
+        verbose=0,
+        max_epochs=2,
+    )
     return make_pipeline(StandardScaler(), model), np.digitize(ROWS[:, 0], [-0.5, 0.5])
 
 

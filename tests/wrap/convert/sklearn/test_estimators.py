@@ -50,12 +50,18 @@ def test_a_pipeline_is_looked_into() -> None:
     assert encoded_columns(model[0]) == {"c"}
     assert last_step(model) is model[1]
     assert estimator_input(model, table) is table
-    assert isinstance(estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]), pd.Series)
+    assert isinstance(
+        estimator_input(make_pipeline(CountVectorizer(), LogisticRegression()), table[["c"]]),
+        pd.Series,
+    )
 
 
 def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": [1, 2, 3] * 20})
-    columns = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [1]), (StandardScaler(), [0]))
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), [1]),
+        (StandardScaler(), [0]),
+    )
     model = make_pipeline(columns, LogisticRegression()).fit(table.to_numpy(), [0, 1] * 30)
 
     assert wrap(model, table).report.state == "proven"
@@ -64,12 +70,18 @@ def test_a_transformer_that_was_fitted_on_an_array_reads_a_table() -> None:
 @pytest.mark.parametrize("frozen", ["a scaler", "a ColumnTransformer", "its steps"])
 def test_a_frozen_step_is_its_estimator(frozen: str) -> None:
     table = pd.DataFrame({"a": np.linspace(0, 1, 60), "c": ["x", "y", "z"] * 20})
-    scaler, encoder = StandardScaler().fit(table[["a"]]), OneHotEncoder(handle_unknown="ignore").fit(table[["c"]])
+    scaler, encoder = (
+        StandardScaler().fit(table[["a"]]),
+        OneHotEncoder(handle_unknown="ignore").fit(table[["c"]]),
+    )
     steps: dict[str, Any] = {
         "a scaler": FrozenEstimator(scaler),
-        "a ColumnTransformer": FrozenEstimator(make_column_transformer((scaler, ["a"]), (encoder, ["c"])).fit(table)),
+        "a ColumnTransformer": FrozenEstimator(
+            make_column_transformer((scaler, ["a"]), (encoder, ["c"])).fit(table),
+        ),
         "its steps": make_column_transformer(
-            (FrozenEstimator(make_pipeline(FrozenEstimator(scaler))), ["a"]), (FrozenEstimator(encoder), ["c"])
+            (FrozenEstimator(make_pipeline(FrozenEstimator(scaler))), ["a"]),
+            (FrozenEstimator(encoder), ["c"]),
         ),
     }
     rows = table[["a"]] if frozen == "a scaler" else table
@@ -89,27 +101,46 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
 @pytest.mark.parametrize("members", [["a", "b", "c"], ["a", "drop", "c"]])
 @pytest.mark.parametrize("weights", [[1, 2, 3], np.array([1, 2, 3])], ids=["a list", "an array"])
 def test_the_weights_of_a_vote_are_those_of_its_members(
-    weights: Any, members: list[str], matrix: tuple[np.ndarray, np.ndarray]
+    weights: Any,
+    members: list[str],
+    matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
-    known = {"a": Ridge(), "b": Ridge(alpha=1e6), "c": DecisionTreeRegressor(max_depth=2), "drop": "drop"}
-    model = VotingRegressor([(name, known[name]) for name in members], weights=weights).fit(rows, target)
+    known = {
+        "a": Ridge(),
+        "b": Ridge(alpha=1e6),
+        "c": DecisionTreeRegressor(max_depth=2),
+        "drop": "drop",
+    }
+    model = VotingRegressor([(name, known[name]) for name in members], weights=weights).fit(
+        rows,
+        target,
+    )
 
     assert wrap(model, rows).report.state == "proven"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
-def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_missing_texts_are_answered_as_the_original_does(
+    impute: bool,
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
     table = table.copy()
     table.loc[::7, "city"] = np.nan
 
-    wrapped = wrap(make_pipeline(weather_columns(impute), LogisticRegression()).fit(table, labels), table)
+    wrapped = wrap(
+        make_pipeline(weather_columns(impute), LogisticRegression()).fit(table, labels),
+        table,
+    )
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original.keys() == {"infinite"}
-    assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
+    assert (
+        next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing
+        is not None
+    )
 
 
 class CountedPipeline(Pipeline):
@@ -136,7 +167,10 @@ def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
 def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
-    columns = make_column_transformer((StandardScaler(), ["label"]), (OneHotEncoder(), ["where (from/to)"]))
+    columns = make_column_transformer(
+        (StandardScaler(), ["label"]),
+        (OneHotEncoder(), ["where (from/to)"]),
+    )
 
     wrapped = wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table)
 
@@ -144,9 +178,13 @@ def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd
     assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
 
 
-def test_pandas_categories_and_nullable_numbers_are_read(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_pandas_categories_and_nullable_numbers_are_read(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
-    table = table.astype({"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"})
+    table = table.astype(
+        {"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"},
+    )
 
     wrapped = wrap(make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels), table)
 

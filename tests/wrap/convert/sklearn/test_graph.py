@@ -27,23 +27,33 @@ ENSEMBLES = {
         [
             ("boosted", HistGradientBoostingRegressor(max_iter=5)),
             ("scaled", make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4))),
-        ]
+        ],
     ),
     "stacked": lambda: StackingRegressor(
-        [("boosted", HistGradientBoostingRegressor(max_iter=5)), ("forest", RandomForestRegressor(5))], cv=2
+        [
+            ("boosted", HistGradientBoostingRegressor(max_iter=5)),
+            ("forest", RandomForestRegressor(5)),
+        ],
+        cv=2,
     ),
 }
 
 
 @pytest.mark.parametrize("make", ENSEMBLES.values(), ids=ENSEMBLES.keys())
-def test_parts_of_an_ensemble_keep_their_own_precision(make: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_parts_of_an_ensemble_keep_their_own_precision(
+    make: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
 
     assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
 
 
 @pytest.mark.parametrize("step", [StandardScaler(), SplineTransformer(), SimpleImputer()], ids=str)
-def test_the_last_estimator_of_a_stack_may_be_a_pipeline(step: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_last_estimator_of_a_stack_may_be_a_pipeline(
+    step: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     members = [("tree", DecisionTreeRegressor(max_depth=2)), ("ridge", Ridge())]
     model = StackingRegressor(members, make_pipeline(step, Ridge()), cv=2).fit(rows, target)
@@ -61,16 +71,23 @@ def test_a_part_that_a_union_leaves_out_is_left_out(matrix: tuple[np.ndarray, np
 @pytest.mark.long
 def test_the_parts_of_a_union_read_the_same_texts() -> None:
     texts = ["a red fox", "blue fox", "a red hen", "blue hen and fox"] * 20
-    union = FeatureUnion([("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))])
+    union = FeatureUnion(
+        [("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))],
+    )
     model = make_pipeline(union, LogisticRegression()).fit(texts, [0, 1, 0, 1] * 20)
 
     assert wrap(model, texts).report.state == "proven"
 
 
 @pytest.mark.parametrize(
-    "trees", [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)], ids=str
+    "trees",
+    [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)],
+    ids=str,
 )
-def test_scaler_before_trees_is_repaired_by_itself(trees: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_scaler_before_trees_is_repaired_by_itself(
+    trees: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows, columns=list("abcde"))
 
@@ -92,7 +109,9 @@ def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.nda
 
 def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
     random = np.random.default_rng(0)
-    table = pd.DataFrame({"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)})
+    table = pd.DataFrame(
+        {"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)},
+    )
 
     wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
 
@@ -101,13 +120,20 @@ def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
 
 
 @pytest.mark.parametrize("shape", ["ovr", "ovo"])
-def test_a_graph_of_labels_computes_no_scores(shape: str, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_graph_of_labels_computes_no_scores(
+    shape: str,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     classes = np.digitize(target, np.quantile(target, [0.2, 0.4, 0.6, 0.8]))
     wrapped = wrap(SVC(decision_function_shape=shape).fit(rows, classes), rows)
 
     assert wrapped.report.state == "proven"
-    assert [node.op_type for node in wrapped.converted.proto.graph.node] == ["SVMClassifier", "Cast", "Reshape"]
+    assert [node.op_type for node in wrapped.converted.proto.graph.node] == [
+        "SVMClassifier",
+        "Cast",
+        "Reshape",
+    ]
 
 
 def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np.ndarray]) -> None:
@@ -117,4 +143,9 @@ def test_a_conversion_of_one_s_own_stays_skl2onnx_s(matrix: tuple[np.ndarray, np
     wrap(model, rows)
 
     own = to_onnx(model, rows[:1], target_opset=15)
-    assert [node.op_type for node in own.graph.node] == ["Scaler", "TreeEnsembleClassifier", "Cast", "ZipMap"]
+    assert [node.op_type for node in own.graph.node] == [
+        "Scaler",
+        "TreeEnsembleClassifier",
+        "Cast",
+        "ZipMap",
+    ]

@@ -41,7 +41,12 @@ def lgbm(kind: str = "Regressor", **options: Any) -> Any:
 
 def cat(kind: str = "Regressor", **options: Any) -> Any:
     options = {"depth": 4, "iterations": MIN_TREES} | options
-    return getattr(catboost, f"CatBoost{kind}")(thread_count=1, verbose=0, allow_writing_files=False, **options)
+    return getattr(catboost, f"CatBoost{kind}")(
+        thread_count=1,
+        verbose=0,
+        allow_writing_files=False,
+        **options,
+    )
 
 
 Case = tuple[Callable[[], Any], np.ndarray]
@@ -67,20 +72,30 @@ BY_LEVELS: dict[str, Case] = {
         lambda: lgbm("Classifier", n_estimators=MAX_SUMMED + 1).fit(FULL, THREE),
         FULL,
     ),
-    "catboost, trees of other shapes": (lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY), GAPS),
+    "catboost, trees of other shapes": (
+        lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY),
+        GAPS,
+    ),
     "in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY), GAPS),
-    "calibrated classes": (lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE), FULL),
+    "calibrated classes": (
+        lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE),
+        FULL,
+    ),
     "beside a line, scaled in 64 bits": (
         lambda: VotingRegressor(
             [
                 ("trees", HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5)),
                 ("line", make_pipeline(StandardScaler(), LinearRegression())),
-            ]
+            ],
         ).fit(FULL, SCORE),
         FULL,
     ),
     "histograms": (
-        lambda: HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20).fit(GAPS, GAPPY),
+        lambda: HistGradientBoostingRegressor(
+            max_iter=MIN_TREES,
+            max_depth=5,
+            max_leaf_nodes=20,
+        ).fit(GAPS, GAPPY),
         GAPS,
     ),
 }
@@ -105,7 +120,10 @@ def test_many_rows_and_few_are_proven(case: Case) -> None:
 TREES_ALONE: dict[str, Case] = {
     "few": (lambda: lgbm(n_estimators=MIN_TREES - 1).fit(FULL, SCORE), FULL),
     "without a split": (lambda: xgb().fit(FULL, np.ones(ROWS)), FULL),
-    "far from complete": (lambda: lgbm(num_leaves=40, max_depth=-1, min_child_samples=1).fit(FULL, SCORE**9), FULL),
+    "far from complete": (
+        lambda: lgbm(num_leaves=40, max_depth=-1, min_child_samples=1).fit(FULL, SCORE**9),
+        FULL,
+    ),
 }
 
 

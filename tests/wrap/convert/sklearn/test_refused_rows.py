@@ -11,7 +11,12 @@ from feature_engine.discretisation import ArbitraryDiscretiser
 from feature_engine.transformation import BoxCoxTransformer, LogCpTransformer, ReciprocalTransformer
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
-from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier, VotingClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
@@ -52,45 +57,74 @@ MODELS: dict[str, Any] = {
     "log, scaled": make_pipeline(_of_a(FunctionTransformer(np.log)), StandardScaler(), SVC()),
     "sqrt, a number": make_pipeline(_of_a(FunctionTransformer(np.sqrt)), Ridge()),
     "log of all": make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()),
-    "a quotient": make_pipeline(FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]), LogisticRegression()),
+    "a quotient": make_pipeline(
+        FunctionTransformer(lambda x: x[:, 1:] / x[:, :1]),
+        LogisticRegression(),
+    ),
     "Box-Cox": make_pipeline(_of_a(PowerTransformer("box-cox")), LogisticRegression()),
-    "Box-Cox, gaps are taken": make_pipeline(_of_a(PowerTransformer("box-cox")), RandomForestClassifier(5)),
-    "a forest takes NaN": make_pipeline(_of_a(FunctionTransformer(np.log1p)), RandomForestClassifier(5)),
-    "gaps are filled": make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), LogisticRegression()),
+    "Box-Cox, gaps are taken": make_pipeline(
+        _of_a(PowerTransformer("box-cox")),
+        RandomForestClassifier(5),
+    ),
+    "a forest takes NaN": make_pipeline(
+        _of_a(FunctionTransformer(np.log1p)),
+        RandomForestClassifier(5),
+    ),
+    "gaps are filled": make_pipeline(
+        FunctionTransformer(np.log1p),
+        SimpleImputer(),
+        LogisticRegression(),
+    ),
     "splines": make_pipeline(SplineTransformer(extrapolation="error"), LogisticRegression()),
     "splines of two columns": make_pipeline(
-        make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])), LogisticRegression()
+        make_column_transformer((SplineTransformer(extrapolation="error"), ["a", "b"])),
+        LogisticRegression(),
     ),
     "feature-engine's Box-Cox": make_pipeline(BoxCoxTransformer(variables=["a"]), FOREST),
     "feature-engine's logarithm": make_pipeline(LogCpTransformer(variables=["a"], C=1), FOREST),
     "feature-engine's reciprocal": make_pipeline(ReciprocalTransformer(variables=["a"]), FOREST),
-    "feature-engine's quotient": make_pipeline(RelativeFeatures(["b"], reference=["a"], func=["div"]), FOREST),
-    "feature-engine's intervals": make_pipeline(ArbitraryDiscretiser({"a": [0, 1, 99]}, errors="raise"), FOREST),
+    "feature-engine's quotient": make_pipeline(
+        RelativeFeatures(["b"], reference=["a"], func=["div"]),
+        FOREST,
+    ),
+    "feature-engine's intervals": make_pipeline(
+        ArbitraryDiscretiser({"a": [0, 1, 99]}, errors="raise"),
+        FOREST,
+    ),
     "in a vote": VotingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a vote, scaled": make_pipeline(
-        StandardScaler(with_mean=False), VotingClassifier([("log", LOGARITHM)], voting="soft")
+        StandardScaler(with_mean=False),
+        VotingClassifier([("log", LOGARITHM)], voting="soft"),
     ),
     "in a vote, columns": VotingClassifier(
         [
             (
                 "log",
                 make_pipeline(
-                    make_column_transformer((FunctionTransformer(np.log1p), [0]), remainder="passthrough"), SVC()
+                    make_column_transformer(
+                        (FunctionTransformer(np.log1p), [0]),
+                        remainder="passthrough",
+                    ),
+                    SVC(),
                 ),
-            )
-        ]
+            ),
+        ],
     ),
     "in a vote, Box-Cox": VotingClassifier(
-        [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)]
+        [("one", make_pipeline(PowerTransformer("box-cox"), FOREST)), ("two", FOREST)],
     ),
     "in a vote, filled": VotingClassifier(
-        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))]
+        [("one", make_pipeline(FunctionTransformer(np.log1p), SimpleImputer(), FOREST))],
     ),
     "in a stack": StackingClassifier([("log", LOGARITHM), ("forest", FOREST)]),
     "in a bag": BaggingClassifier(LOGARITHM, 3, random_state=0),
     "one against the rest": OneVsRestClassifier(LOGARITHM),
     "calibrated": CalibratedClassifierCV(LOGARITHM, cv=2),
-    "a changed target": TransformedTargetRegressor(_before(Ridge()), func=np.log1p, inverse_func=np.expm1),
+    "a changed target": TransformedTargetRegressor(
+        _before(Ridge()),
+        func=np.log1p,
+        inverse_func=np.expm1,
+    ),
 }
 
 
@@ -99,7 +133,9 @@ MODELS: dict[str, Any] = {
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
     first = model[0] if isinstance(model, Pipeline) else model
-    of_columns = hasattr(first, "transformers") or type(first).__module__.startswith("feature_engine")
+    of_columns = hasattr(first, "transformers") or type(first).__module__.startswith(
+        "feature_engine",
+    )
     data = TABLE if of_columns else TABLE.to_numpy()
     model.fit(data, IS_LARGE)
     save_model(model, tmp_path / "model", input_example=data)
@@ -108,7 +144,9 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
     for number in ASKED:
         row = np.array([[number, 1.0]])
         asked = pd.DataFrame(row, columns=["a", "b"]) if data is TABLE else row
-        feeds = served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
+        feeds = (
+            served.schema.from_columns({"a": row[:, 0], "b": row[:, 1]}) if data is TABLE else None
+        )
         feeds = feeds or served.schema.from_array(row)
         try:
             answer = model.predict(asked)
@@ -122,7 +160,11 @@ def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Path) -> None:
     rows = TABLE.to_numpy(dtype)
-    save_model(make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE), tmp_path / "m", input_example=rows)
+    save_model(
+        make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE),
+        tmp_path / "m",
+        input_example=rows,
+    )
     served = OnnxModel.load(tmp_path / "m")
 
     with pytest.raises(InferenceError, match=r"^row 1:.*NaN.*Ridge"):
@@ -130,7 +172,11 @@ def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Pat
 
 
 def test_the_reason_names_the_step(tmp_path: Path) -> None:
-    save_model(MODELS["log1p, linear"].fit(TABLE, IS_LARGE), tmp_path / "model", input_example=TABLE)
+    save_model(
+        MODELS["log1p, linear"].fit(TABLE, IS_LARGE),
+        tmp_path / "model",
+        input_example=TABLE,
+    )
     served = OnnxModel.load(tmp_path / "model")
     feeds = served.schema.from_columns({"a": np.array([1.0, -5.0]), "b": np.ones(2)})
 
@@ -142,7 +188,11 @@ def test_the_reason_names_the_step(tmp_path: Path) -> None:
 
 
 def test_steps_that_compute_finite_numbers_mark_no_rows() -> None:
-    halved = make_pipeline(StandardScaler(), FunctionTransformer(lambda x: x / 2), LogisticRegression())
+    halved = make_pipeline(
+        StandardScaler(),
+        FunctionTransformer(lambda x: x / 2),
+        LogisticRegression(),
+    )
 
     graph = wrap(halved.fit(TABLE.to_numpy(), IS_LARGE), TABLE.to_numpy()).converted.proto.graph
 

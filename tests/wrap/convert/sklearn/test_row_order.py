@@ -24,11 +24,18 @@ SCORE = np.sin(2 * ROWS[:, 0]) + ROWS[:, 1] * ROWS[:, 3]
 GAPS = np.where(DRAW.random(ROWS.shape) < 0.1, np.nan, ROWS)
 MODELS: dict[str, Any] = {
     "forest": RandomForestRegressor(30, random_state=0).fit(GAPS, SCORE),
-    "forest, two targets": RandomForestRegressor(30, random_state=0).fit(ROWS, np.c_[SCORE, -2 * SCORE]),
-    "forest, classes that are texts": RandomForestClassifier(40, random_state=0).fit(
-        ROWS, np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])]
+    "forest, two targets": RandomForestRegressor(30, random_state=0).fit(
+        ROWS,
+        np.c_[SCORE, -2 * SCORE],
     ),
-    "histograms": HistGradientBoostingRegressor(max_leaf_nodes=40, min_samples_leaf=2).fit(GAPS, SCORE),
+    "forest, classes that are texts": RandomForestClassifier(40, random_state=0).fit(
+        ROWS,
+        np.array(["low", "middle", "high"])[np.digitize(SCORE, [-0.5, 0.5])],
+    ),
+    "histograms": HistGradientBoostingRegressor(max_leaf_nodes=40, min_samples_leaf=2).fit(
+        GAPS,
+        SCORE,
+    ),
 }
 
 
@@ -46,10 +53,18 @@ def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None
         outputs = loaded.run(loaded.schema.from_array(asked))
         if "label" in outputs:
             assert outputs["label"].tolist() == model.predict(asked).tolist()
-            np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(asked), atol=1e-5)
+            np.testing.assert_allclose(
+                outputs["probabilities"],
+                model.predict_proba(asked),
+                atol=1e-5,
+            )
         else:
             [answers] = outputs.values()
-            np.testing.assert_allclose(answers.reshape(model.predict(asked).shape), model.predict(asked), atol=1e-4)
+            np.testing.assert_allclose(
+                answers.reshape(model.predict(asked).shape),
+                model.predict(asked),
+                atol=1e-4,
+            )
 
 
 def test_both_orders_are_proven() -> None:
@@ -60,7 +75,8 @@ def test_both_orders_are_proven() -> None:
 
 def test_a_small_forest_stays_one_operator() -> None:
     operators = {
-        node.op_type for node in wrap(RandomForestRegressor(5).fit(ROWS, SCORE), ROWS).converted.proto.graph.node
+        node.op_type
+        for node in wrap(RandomForestRegressor(5).fit(ROWS, SCORE), ROWS).converted.proto.graph.node
     }
     assert not operators & {"If", "GatherND", "ScatterND"}
 
@@ -68,13 +84,18 @@ def test_a_small_forest_stays_one_operator() -> None:
 @pytest.mark.long
 def test_trees_without_splits_stay_one_operator() -> None:
     constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
-    assert "ScatterND" not in {node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node}
+    assert "ScatterND" not in {
+        node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node
+    }
 
 
 def test_the_key_of_one_column_takes_few_comparisons() -> None:
     """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows would need gigabytes."""
     column = DRAW.normal(size=(2000, 1))
-    graph = wrap(RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)), column).converted.proto.graph
+    graph = wrap(
+        RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)),
+        column,
+    ).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")
     constants = [constant for branch in choice.attribute for constant in branch.g.initializer]
     assert max(size for constant in constants for size in constant.dims) <= 128

@@ -54,17 +54,29 @@ def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
 def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     single = float(np.float32(threshold))
     around = [threshold, single, threshold / 2 + single / 2]
-    return np.array([value for one in around for value in (np.nextafter(one, -np.inf), one, np.nextafter(one, np.inf))])
+    return np.array(
+        [
+            value
+            for one in around
+            for value in (np.nextafter(one, -np.inf), one, np.nextafter(one, np.inf))
+        ],
+    )
 
 
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE.keys())
 @pytest.mark.parametrize(
     "trees",
-    [HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6), DecisionTreeRegressor(max_depth=3)],
+    [
+        HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6),
+        DecisionTreeRegressor(max_depth=3),
+    ],
     ids=["boosting", "tree"],
 )
 def test_trees_decide_on_the_same_bits(
-    trees: Any, before: Any, matrix: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    trees: Any,
+    before: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
@@ -81,16 +93,23 @@ def test_trees_decide_on_the_same_bits(
 
     saved = _saved(model, table, tmp_path)
 
-    got = saved.run(saved.schema.from_columns({str(name): asked[name].to_numpy() for name in table}))["prediction"]
+    got = saved.run(
+        saved.schema.from_columns({str(name): asked[name].to_numpy() for name in table}),
+    )["prediction"]
     np.testing.assert_allclose(got, model.predict(asked[["a", "b"]]), rtol=1e-5, atol=1e-5)
 
 
-def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
     gone = np.random.default_rng(0).random(400) < 0.3
     table.loc[gone, "a"] = np.nan
-    model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4)).fit(table, target[:400] + 500 * gone)
+    model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4)).fit(
+        table,
+        target[:400] + 500 * gone,
+    )
     assert np.isinf(model[-1].tree_.threshold).any()
 
     assert wrap(model, table).report.state == "proven"
@@ -98,20 +117,29 @@ def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix: t
 
 @pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_boosted_classes_are_proven_under_a_calibration(
+    classes: int,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
     boosted = HistGradientBoostingClassifier(max_iter=5)
 
     assert wrap(boosted.fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
     assert (
-        wrap(CalibratedClassifierCV(boosted, cv=2).fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
+        wrap(
+            CalibratedClassifierCV(boosted, cv=2).fit(rows[:400], labels[:400]),
+            rows[:400],
+        ).report.state
+        == "proven"
     )
 
 
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
-    trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    trees: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Check the graph's attributes with any protobuf version: protobuf 6 silently converts booleans to integers."""
     rows, target = matrix
@@ -119,7 +147,9 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
     def make_node(*arguments: Any, **attributes: Any) -> Any:
         lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
-        booleans.extend(name for name, value in lists.items() if any(isinstance(one, bool) for one in value))
+        booleans.extend(
+            name for name, value in lists.items() if any(isinstance(one, bool) for one in value)
+        )
         return onnx.helper.make_node(*arguments, **attributes)
 
     monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
@@ -130,7 +160,9 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
     assert wrapped.report.state == "proven"
 
 
-def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, _ = matrix
     wrapped = wrap(IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200])
 
@@ -138,24 +170,34 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix:
     assert wrapped.report.sources["missing"] > 0
 
 
-@pytest.mark.parametrize("given", [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"contamination": 0.2}, {"contamination": 0.5}, {"max_features": 0.5}],
+)
 def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
-    matrix: tuple[np.ndarray, np.ndarray], given: dict[str, Any]
+    matrix: tuple[np.ndarray, np.ndarray],
+    given: dict[str, Any],
 ) -> None:
     """Check a row whose score equals the offset, which is not an outlier."""
     rows = matrix[0][:101]
     wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
 
     assert wrapped.report.state == "proven"
-    assert [node.op_type for node in wrapped.converted.proto.graph.node].count("TreeEnsembleRegressor") == 1
+    assert [node.op_type for node in wrapped.converted.proto.graph.node].count(
+        "TreeEnsembleRegressor",
+    ) == 1
     assert len(wrapped.converted.proto.graph.node) < 20
 
 
 def test_boosting_by_histograms_is_asked_on_one_thread(
-    matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+    matrix: tuple[np.ndarray, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, labels = matrix
-    model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=3)).fit(rows, labels > 0)
+    model = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=3)).fit(
+        rows,
+        labels > 0,
+    )
     threads = set()
     decide = HistGradientBoostingClassifier._raw_predict
 
@@ -170,7 +212,10 @@ def test_boosting_by_histograms_is_asked_on_one_thread(
     assert threads == {1}
 
 
-@pytest.mark.parametrize("model", [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)])
+@pytest.mark.parametrize(
+    "model",
+    [DecisionTreeClassifier(random_state=0), RandomForestClassifier(10, random_state=0)],
+)
 def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> None:
     rows = np.random.default_rng(0).normal(size=(200, 4))
     targets = np.stack([rows[:, 0] > 0, rows[:, 1] + rows[:, 2] > 0], axis=1).astype(int)
@@ -181,16 +226,25 @@ def test_trees_of_several_targets_are_proven_at_their_thresholds(model: Any) -> 
 def test_stumps_of_true_and_false_are_proven() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 2))
 
-    assert wrap(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows).report.state == "proven"
+    assert (
+        wrap(AdaBoostClassifier(n_estimators=3).fit(rows, rows[:, 0] > 0), rows).report.state
+        == "proven"
+    )
 
 
 def test_calibrated_trees_are_proven_as_without_calibration() -> None:
     rows = np.random.default_rng(0).normal(size=(300, 2))
-    stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(rows, rows[:, 0] > 0)
+    stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(
+        rows,
+        rows[:, 0] > 0,
+    )
     assert wrap(stumps, rows).report.state == "proven"
 
     rows[::3, 0] = np.nan
-    tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(rows, np.isnan(rows[:, 0]))
+    tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(
+        rows,
+        np.isnan(rows[:, 0]),
+    )
     assert wrap(tree, rows).report.state == "proven"
 
 
@@ -210,7 +264,7 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
             "size": random.normal(size=300),
             "city": pd.Categorical(random.choice(["rome", "oslo", "lima", "bern"], 300)),
             "code": random.choice([3, 5, 7, 9], 300),
-        }
+        },
     )
     table.loc[::9, "city"] = np.nan
     target = table["size"] + 2 * (table.city == "oslo") + (table.code == 7)
@@ -218,7 +272,10 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
         HistGradientBoostingRegressor(max_iter=5, categorical_features=["city", "code"]),
         HistGradientBoostingClassifier(max_iter=5),
     ):
-        fitted = model.fit(table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1)
+        fitted = model.fit(
+            table,
+            target if isinstance(model, HistGradientBoostingRegressor) else target > 1,
+        )
         assert wrap(fitted, table).report.state == "proven"
 
 
@@ -227,7 +284,9 @@ def _numbers_and_kinds() -> tuple[pd.DataFrame, np.ndarray]:
     table = pd.DataFrame(random.normal(size=(400, 4)), columns=list("abcd"))
     table["kind"] = pd.Categorical(random.choice([f"gate {number}" for number in range(40)], 400))
     table = table.mask(random.random(table.shape) < 0.05)
-    return table, table.a.fillna(0).to_numpy() + table.kind.cat.codes.to_numpy() % 3 + random.normal(size=400) / 9
+    return table, table.a.fillna(
+        0,
+    ).to_numpy() + table.kind.cat.codes.to_numpy() % 3 + random.normal(size=400) / 9
 
 
 def _scaled_as_a_table() -> Any:
@@ -250,27 +309,47 @@ def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
 
 
 def test_a_split_between_missing_and_all_categories_is_proven() -> None:
-    table = pd.DataFrame({"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7})
-    model = HistGradientBoostingRegressor(max_iter=5).fit(table, table["city"].isna() * 3.0 + table["size"])
+    table = pd.DataFrame(
+        {"city": pd.Categorical(["rome", "oslo", None] * 100), "size": np.arange(300.0) % 7},
+    )
+    model = HistGradientBoostingRegressor(max_iter=5).fit(
+        table,
+        table["city"].isna() * 3.0 + table["size"],
+    )
 
     assert wrap(model, table).report.state == "proven"
 
 
 def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
     random = np.random.default_rng(0)
-    rows = np.column_stack([random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)])
-    model = HistGradientBoostingRegressor(max_iter=5, categorical_features=[1]).fit(rows, rows[:, 0] + (rows[:, 1] % 2))
+    rows = np.column_stack(
+        [random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)],
+    )
+    model = HistGradientBoostingRegressor(max_iter=5, categorical_features=[1]).fit(
+        rows,
+        rows[:, 0] + (rows[:, 1] % 2),
+    )
 
     assert wrap(model, rows).report.state == "proven"
-    assert wrap(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows).report.state == "proven"
+    assert (
+        wrap(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows).report.state
+        == "proven"
+    )
 
 
 @pytest.mark.timeout(60)
-def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     """Check an infinite threshold, for which skl2onnx would search a 64-bit float forever."""
     table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
     table.loc[::3, "a"] = np.nan
-    forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(table, table["a"].isna())
+    forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(
+        table,
+        table["a"].isna(),
+    )
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
     assert wrap(forest, table).report.state == "proven"
-    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)  # The original is not changed.
+    assert any(
+        np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_
+    )  # The original is not changed.

@@ -93,7 +93,13 @@ def upgrade() -> None:
         _document("figures"),
         _moment("created_at"),
         _moment("updated_at"),
-        sa.UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
+        sa.UniqueConstraint(
+            "endpoint",
+            "monitor",
+            "window_start",
+            "revision",
+            name="ux_onnxserve_monitor_windows",
+        ),
     )
     op.create_table(
         "onnxserve_monitors",

@@ -8,5 +8,11 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    op.add_column("onnxserve_monitor_windows", sa.Column("evidence", sa.JSON(), nullable=False, server_default="{}"))
-    op.add_column("onnxserve_monitors", sa.Column("baseline", sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column(
+        "onnxserve_monitor_windows",
+        sa.Column("evidence", sa.JSON(), nullable=False, server_default="{}"),
+    )
+    op.add_column(
+        "onnxserve_monitors",
+        sa.Column("baseline", sa.JSON(), nullable=False, server_default="{}"),
+    )

@@ -8,4 +8,7 @@ down_revision = "0013"
 
 
 def upgrade() -> None:
-    op.add_column("onnxserve_endpoints", sa.Column("unapproved", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column(
+        "onnxserve_endpoints",
+        sa.Column("unapproved", sa.JSON(), nullable=False, server_default="[]"),
+    )

@@ -28,8 +28,18 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.formulas import (
     texts,
     trees,
 )
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import FORMULAS, SCORES, Formula, Rows, labels_of
-from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder, register_converter
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    FORMULAS,
+    SCORES,
+    Formula,
+    Rows,
+    labels_of,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.graph import (
+    VARIABLE_TYPES,
+    NodeBuilder,
+    register_converter,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import GroupedCategories
 
 _BOOSTERS = {
@@ -48,15 +58,25 @@ def register() -> None:
         known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
     for kind in known:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
-        has_labels = is_classifier and kind is not ClassifierChain  # A chain returns a matrix of labels.
+        has_labels = (
+            is_classifier and kind is not ClassifierChain
+        )  # A chain returns a matrix of labels.
         register_converter(
-            kind, partial(convert_formula, False), has_labels, kind in (SimpleImputer, GroupedCategories)
+            kind,
+            partial(convert_formula, False),
+            has_labels,
+            kind in (SimpleImputer, GroupedCategories),
         )
     FORMULAS.update(known)
     SCORES.update(ensembles.SCORES)
 
 
-def convert_formula(is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
+def convert_formula(
+    is_double: bool,
+    scope: Scope,
+    operator: Operator,
+    container: ModelComponentContainer,
+) -> None:
     """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit inputs, otherwise 32-bit."""
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     rows = Rows.of(graph, operator)

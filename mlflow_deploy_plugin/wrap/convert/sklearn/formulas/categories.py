@@ -13,7 +13,11 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import MISSING, marks_nan
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, TracedArray, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    SAMPLE_ROWS,
+    TracedArray,
+    take,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import CategoryTables, GroupedCategories
 
 _NO_COLUMN = -1.0
@@ -24,9 +28,13 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
     """Return the code of each row's category per column. The codes of missing and unknown categories may be NaN."""
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
-    unknown = float(model.unknown_value) if model.handle_unknown == "use_encoded_value" else _NO_COLUMN
+    unknown = (
+        float(model.unknown_value) if model.handle_unknown == "use_encoded_value" else _NO_COLUMN
+    )
     parts = []
-    for position, (column, categories) in enumerate(zip(rows.columns(), model.categories_, strict=True)):
+    for position, (column, categories) in enumerate(
+        zip(rows.columns(), model.categories_, strict=True),
+    ):
         codes = [float(code) for code in range(len(categories))]
         if position in model._missing_indices:  # NaN is missing, but None is a category.
             codes[model._missing_indices[position]] = float(model.encoded_missing_value)
@@ -39,15 +47,26 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
     for index, encoding in enumerate(model.encodings_):
         position, target = divmod(index, len(means))
-        parts.append(encoded(columns[position], model.categories_[position], encoding.tolist(), float(means[target])))
+        parts.append(
+            encoded(
+                columns[position],
+                model.categories_[position],
+                encoding.tolist(),
+                float(means[target]),
+            ),
+        )
     return np.concatenate(parts, axis=1)
 
 
 def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
     """Return 1 in the column of each row's category, otherwise 0. Dropped and grouped categories have no column."""
     parts = []
-    for position, (column, categories) in enumerate(zip(rows.columns(), model.categories_, strict=True)):
-        grouped = model._default_to_infrequent_mappings[position] if model._infrequent_enabled else None
+    for position, (column, categories) in enumerate(
+        zip(rows.columns(), model.categories_, strict=True),
+    ):
+        grouped = (
+            model._default_to_infrequent_mappings[position] if model._infrequent_enabled else None
+        )
         codes = np.arange(len(categories)) if grouped is None else np.asarray(grouped)
         infrequent = -1 if grouped is None else int(codes.max())
         dropped = None if model.drop_idx_ is None else model.drop_idx_[position]
@@ -56,15 +75,30 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
             codes = np.where(codes == gone, -1, codes - (codes > gone))
             infrequent = -1 if infrequent == gone else infrequent - (infrequent > gone)
         takes_unknown = model.handle_unknown in ("infrequent_if_exist", "warn")
-        code = encoded(column, categories, codes.astype(float).tolist(), infrequent if takes_unknown else _NO_COLUMN)
+        code = encoded(
+            column,
+            categories,
+            codes.astype(float).tolist(),
+            infrequent if takes_unknown else _NO_COLUMN,
+        )
         parts.append((code == np.arange(codes.max() + 1, dtype=np.float32)).astype(np.float32))
     return np.concatenate(parts, axis=1)
 
 
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
     parts = []
-    for column, categories, table in zip(rows.columns(), model.categories_, model.tables, strict=True):
-        code = encoded(column, categories, [*map(float, range(len(categories)))], float(len(categories)))
+    for column, categories, table in zip(
+        rows.columns(),
+        model.categories_,
+        model.tables,
+        strict=True,
+    ):
+        code = encoded(
+            column,
+            categories,
+            [*map(float, range(len(categories)))],
+            float(len(categories)),
+        )
         parts.append(take(table.astype(np.float64), code.reshape(-1).astype(np.int64)))
     return np.concatenate(parts, axis=1)
 
@@ -72,15 +106,31 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
 def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
     """Return known categories unchanged, and `fill_value` for all other categories."""
     known = [*model.known, MISSING]
-    attributes = {"keys_strings": known, "values_strings": known, "default_string": model.fill_value}
+    attributes = {
+        "keys_strings": known,
+        "values_strings": known,
+        "default_string": model.fill_value,
+    }
     return rows.raw.emit("LabelEncoder", [rows.raw], rows.raw.sample, **attributes)
 
 
-def encoded(column: TracedArray, categories: Array, codes: list[float], unknown: float) -> TracedArray:
+def encoded(
+    column: TracedArray,
+    categories: Array,
+    codes: list[float],
+    unknown: float,
+) -> TracedArray:
     """Return the code of each row's category, as 32-bit floats [N, 1]."""
     kind = column.dtype.kind
-    present = [position for position, entry in enumerate(categories) if kind == "O" or not is_missing(entry)]
-    keys, values = [categories[position] for position in present], [codes[position] for position in present]
+    present = [
+        position
+        for position, entry in enumerate(categories)
+        if kind == "O" or not is_missing(entry)
+    ]
+    keys, values = (
+        [categories[position] for position in present],
+        [codes[position] for position in present],
+    )
     if column.dtype == np.float64:
         # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
@@ -88,9 +138,18 @@ def encoded(column: TracedArray, categories: Array, codes: list[float], unknown:
         code_column = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
         attribute, convert = _KEYS[kind]
-        attributes: dict[str, object] = {attribute: [convert(key) for key in keys], "values_floats": values}
+        attributes: dict[str, object] = {
+            attribute: [convert(key) for key in keys],
+            "values_floats": values,
+        }
         sample = np.ones((SAMPLE_ROWS, 1), np.float32)
-        code_column = column.emit("LabelEncoder", [column], sample, **attributes, default_float=float(unknown))
+        code_column = column.emit(
+            "LabelEncoder",
+            [column],
+            sample,
+            **attributes,
+            default_float=float(unknown),
+        )
     if len(present) == len(categories) or kind == "i":
         return code_column
     gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
@@ -114,7 +173,9 @@ def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
     x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):
-        raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator for strings")
+        raise NotImplementedError(
+            "SimpleImputer with missing_values other than NaN, or add_indicator for strings",
+        )
     if x.dtype.kind == "i":  # Integers have no gaps.
         return x
     filler = np.asarray(model.statistics_, x.dtype)

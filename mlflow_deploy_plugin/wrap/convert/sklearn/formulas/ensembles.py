@@ -11,10 +11,20 @@ from sklearn.compose import TransformedTargetRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # needed by the next import
 from sklearn.impute import IterativeImputer
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
-from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
+from sklearn.multiclass import (
+    OneVsOneClassifier,
+    OneVsRestClassifier,
+    OutputCodeClassifier,
+    _ConstantPredictor,
+)
 from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, PowerTransformer, QuantileTransformer
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    PowerTransformer,
+    QuantileTransformer,
+)
 
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
     Estimator,
@@ -57,12 +67,20 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             calibrated_answers.append(softmax(answer * part.calibrators[0].beta_))
         mean: TracedArray = sum(calibrated_answers[1:], calibrated_answers[0]) / float(len(parts))
         return np.argmax(mean, axis=1), mean
-    scores, classes = _scores(estimators, rows, method), len(model.classes_)  # Each calibrator reads one score.
+    scores, classes = (
+        _scores(estimators, rows, method),
+        len(model.classes_),
+    )  # Each calibrator reads one score.
     calibrators = [calibrator for part in parts for calibrator in part.calibrators]
     if parts[0].method == "isotonic":
         likely = isotonic(calibrators, scores)
     else:
-        likely = logistic(-(np.array([line.a_ for line in calibrators]) * scores + [line.b_ for line in calibrators]))
+        likely = logistic(
+            -(
+                np.array([line.a_ for line in calibrators]) * scores
+                + [line.b_ for line in calibrators]
+            ),
+        )
     if classes == 2:
         second = likely.mean(axis=1, keepdims=True)
         mean = np.concatenate([1.0 - second, second], axis=1)
@@ -70,7 +88,11 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     positions = [
         number * classes + label
         for number, part in enumerate(parts)
-        for label, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
+        for label, _ in zip(
+            np.searchsorted(part.classes, estimators[number].classes_),
+            part.calibrators,
+            strict=False,
+        )
     ]
     if len(positions) < len(parts) * classes:  # Some classes do not occur in a training fold.
         likely = likely @ np.eye(len(parts) * classes)[positions]
@@ -84,7 +106,11 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
     """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV."""
     estimator = best_estimator(getattr(model, "estimator_", model.estimator))
     methods = model._get_response_method()
-    method = next(name for name in ([methods] if isinstance(methods, str) else methods) if hasattr(estimator, name))
+    method = next(
+        name
+        for name in ([methods] if isinstance(methods, str) else methods)
+        if hasattr(estimator, name)
+    )
     scorer = getattr(model, "_curve_scorer", None)
     label = model.pos_label if scorer is None else scorer._get_pos_label()
     positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
@@ -92,7 +118,13 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
     score = score[:, positive] if method == "predict_proba" else score if positive else -score
     threshold = getattr(model, "best_threshold_", None)
     if threshold is None:
-        threshold = model.threshold if model.threshold != "auto" else 0.5 if method == "predict_proba" else 0.0
+        threshold = (
+            model.threshold
+            if model.threshold != "auto"
+            else 0.5
+            if method == "predict_proba"
+            else 0.0
+        )
     above = score >= threshold
     position = (above if positive else ~above).astype(np.int64)
     if hasattr(estimator, "predict_proba"):
@@ -125,14 +157,19 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
-        if all(is_logistic(best_estimator(member)) and len(member.classes_) == 2 for member in estimators):
+        if all(
+            is_logistic(best_estimator(member)) and len(member.classes_) == 2
+            for member in estimators
+        ):
             return logistic(rows.sums(estimators))
     columns = []
     for member in estimators:
         if isinstance(member, _ConstantPredictor):
             columns.append(rows.full(float(member.y_[0])))
             continue
-        response_method = method or ("decision_function" if hasattr(member, "decision_function") else "predict_proba")
+        response_method = method or (
+            "decision_function" if hasattr(member, "decision_function") else "predict_proba"
+        )
         answer = rows.ask(member, "predict" if is_regressor(member) else response_method)
         columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
     return np.column_stack(columns)
@@ -163,7 +200,9 @@ def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
     if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
         second = (sure > 0).astype(np.float64)
     else:
-        second = np.column_stack([rows.ask(estimator, "predict") for estimator in model.estimators_])
+        second = np.column_stack(
+            [rows.ask(estimator, "predict") for estimator in model.estimators_],
+        )
     _, scores = votes_of_pairs(second, sure, len(model.classes_))
     if len(model.classes_) == 2:
         middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
@@ -194,7 +233,9 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
         raise NotImplementedError(f"{type(model).__name__} of several labels")
-    position = read.ask(last, "predict").astype(np.int64)  # The final estimator's labels are class positions.
+    position = read.ask(last, "predict").astype(
+        np.int64,
+    )  # The final estimator's labels are class positions.
     if hasattr(last, "predict_proba"):
         return position, read.ask(last, "predict_proba")
     score = read.ask(last, "decision_function")
@@ -205,12 +246,21 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the members' predictions, or the class with the most votes."""
     weights = model._weights_not_none
     if is_regressor(model):
-        return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
+        return _mean(
+            [_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_],
+            weights,
+        )
     if model.voting == "soft":
-        likely = _mean([rows.ask(estimator, "predict_proba") for estimator in model.estimators_], weights)
+        likely = _mean(
+            [rows.ask(estimator, "predict_proba") for estimator in model.estimators_],
+            weights,
+        )
         return np.argmax(likely, axis=1), likely
     classes = np.arange(len(model.classes_))  # The members' labels are class positions.
-    flags = [(rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64) for estimator in model.estimators_]
+    flags = [
+        (rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64)
+        for estimator in model.estimators_
+    ]
     votes = _mean(flags, weights)
     return np.argmax(votes, axis=1), votes
 
@@ -218,7 +268,10 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the members' predictions, or their votes. Each member reads a subset of the columns."""
     count = 0 if is_regressor(model) else model.n_classes_  # A member may not know all classes.
-    if all(is_tree(member) and len(getattr(member, "classes_", ())) == count for member in model.estimators_):
+    if all(
+        is_tree(member) and len(getattr(member, "classes_", ())) == count
+        for member in model.estimators_
+    ):
         return grown(model, rows)
     answers = []
     for estimator, read in _members(model, rows):
@@ -230,13 +283,17 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
         else:
             likely = read.ask(estimator, "predict_proba")
             has_all = len(estimator.classes_) == model.n_classes_
-            answers.append(likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_])
+            answers.append(
+                likely if has_all else likely @ np.eye(model.n_classes_)[estimator.classes_],
+            )
     mean = _mean(answers)
     return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
 
 
 def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
-    return _mean([read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)])
+    return _mean(
+        [read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)],
+    )
 
 
 def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
@@ -249,24 +306,35 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never depends on other rows."""
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
-            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
+            "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns",
         )
     gaps = np.isnan(rows.matrix)
     filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
     at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
     for column, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
         predicted = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
-        predicted = np.clip(predicted, float(model._min_value[column]), float(model._max_value[column]))
+        predicted = np.clip(
+            predicted,
+            float(model._min_value[column]),
+            float(model._max_value[column]),
+        )
         filled = np.where(at[column], predicted[:, None], filled)
     if model.add_indicator:
-        filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(np.float64)], axis=1)
+        filled = np.concatenate(
+            [filled, gaps[:, model.indicator_.features_].astype(np.float64)],
+            axis=1,
+        )
     return filled
 
 
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # sequential sum
+    total = answers[0].emit(
+        "Sum",
+        answers,
+        np.sum([answer.sample for answer in answers], axis=0),
+    )  # sequential sum
     return total / float(len(answers) if weights is None else sum(weights))
 
 
@@ -276,7 +344,10 @@ def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
         return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
-    return np.stack([rows.ask(member, "predict").reshape(-1) for member in model.estimators_], axis=1)
+    return np.stack(
+        [rows.ask(member, "predict").reshape(-1) for member in model.estimators_],
+        axis=1,
+    )
 
 
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
@@ -298,18 +369,28 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             y = y + transformer.inverse_transform(np.zeros((1, transformer.n_features_in_)))
         case PowerTransformer():
             y = _inverse(transformer._scaler, y) if transformer.standardize else y
-            columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
+            columns = [
+                _unpowered(transformer, y[:, n], float(power))
+                for n, power in enumerate(transformer.lambdas_)
+            ]
             y = np.stack(columns, axis=1)
         case QuantileTransformer():
             # y contains quantiles of the training targets, or their normal deviates.
             if transformer.output_distribution == "normal":
                 y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
             known = enumerate(transformer.quantiles_.T)
-            y = np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in known], axis=1)
+            y = np.stack(
+                [np.interp(y[:, n], transformer.references_, values) for n, values in known],
+                axis=1,
+            )
         case _:
-            raise NotImplementedError(f"the inverse of {type(transformer).__name__} as the transformer of a target")
+            raise NotImplementedError(
+                f"the inverse of {type(transformer).__name__} as the transformer of a target",
+            )
     if not isinstance(y, Traced):
-        raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which does not depend on its input")
+        raise NotImplementedError(
+            f"the inverse of {type(transformer).__name__}, which does not depend on its input",
+        )
     return y
 
 

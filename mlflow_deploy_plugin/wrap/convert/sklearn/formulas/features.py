@@ -10,7 +10,12 @@ from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.impute import MissingIndicator
-from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
+from sklearn.kernel_approximation import (
+    AdditiveChi2Sampler,
+    PolynomialCountSketch,
+    RBFSampler,
+    SkewedChi2Sampler,
+)
 from sklearn.neural_network import BernoulliRBM
 from sklearn.random_projection import SparseRandomProjection
 
@@ -18,7 +23,13 @@ from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, marks_nan
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    Traced,
+    TracedArray,
+    counted,
+    of_column,
+    take,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed, Selection, Transforming
 
 
@@ -42,10 +53,21 @@ def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
     name = getattr(model.func, "__name__", repr(model.func))
     try:
         answer = model.func(rows.matrix, **(model.kw_args or {}))
-    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
-        raise NotImplementedError(f"its option func={name} is a Python function with {error}") from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise NotImplementedError(
+            f"its option func={name} is a Python function with {error}",
+        ) from None
     if not isinstance(answer, Traced) or answer.ndim != 2:
-        raise NotImplementedError(f"its option func={name} is a Python function that does not return computed columns")
+        raise NotImplementedError(
+            f"its option func={name} is a Python function that does not return computed columns",
+        )
     return answer.astype(np.float64)
 
 
@@ -67,7 +89,9 @@ def independent(model: FastICA, rows: Rows) -> TracedArray:
 
 def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
     """Return the ridge regression of a row on the components."""
-    gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(len(model.components_))
+    gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(
+        len(model.components_),
+    )
     return (rows.matrix - model.mean_) @ np.linalg.solve(gram, model.components_).T
 
 
@@ -77,7 +101,9 @@ def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
 
 
 def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
-    return np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
+    return (
+        np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
+    )
 
 
 def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
@@ -104,7 +130,10 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     for columns, signs in zip(model.indexHash_, model.bitHash_, strict=True):
         sketch = np.eye(count)[columns] * signs[:, None]
         real_part, imaginary_part = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
-        real, imaginary = real * real_part - imaginary * imaginary_part, real * imaginary_part + imaginary * real_part
+        real, imaginary = (
+            real * real_part - imaginary * imaginary_part,
+            real * imaginary_part + imaginary * real_part,
+        )
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
@@ -112,7 +141,9 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
     """Return products of columns in the precision of the rows. Products of equal degree are computed together."""
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # The products are ordered by degree.
-        factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
+        factors = [
+            np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]
+        ]
         columns = [x[:, indices] for indices in np.transpose(factors)]
         parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))
     return np.concatenate(parts, axis=1)
@@ -129,10 +160,16 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
             steps = [(np.multiply, model.scale_), (np.add, model.min_), *clipped]
         case preprocessing.StandardScaler():
             center = model.mean_.astype(x.dtype) if model.with_mean else None
-            steps = [(np.subtract, center), (np.divide, model.scale_.astype(x.dtype) if model.with_std else None)]
+            steps = [
+                (np.subtract, center),
+                (np.divide, model.scale_.astype(x.dtype) if model.with_std else None),
+            ]
         case preprocessing.RobustScaler():
             center = model.center_ if model.with_centering else None
-            steps = [(np.subtract, center), (np.divide, model.scale_ if model.with_scaling else None)]
+            steps = [
+                (np.subtract, center),
+                (np.divide, model.scale_ if model.with_scaling else None),
+            ]
         case _:
             steps = [(np.divide, model.scale_)]
     for operation, values in steps:
@@ -152,7 +189,9 @@ def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
     codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
     if model.encode == "ordinal":
         return np.stack(codes, axis=1).astype(np.float64)
-    flags = [code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)]
+    flags = [
+        code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)
+    ]
     return np.concatenate(flags, axis=1).astype(np.float64)
 
 
@@ -169,8 +208,15 @@ def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
     """Return the Box-Cox or Yeo-Johnson transform, standardised if required."""
-    transformed_rows = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
-    return (transformed_rows - model._scaler.mean_) / model._scaler.scale_ if model.standardize else transformed_rows
+    transformed_rows = (box_cox if model.method == "box-cox" else yeo_johnson)(
+        rows.matrix,
+        model.lambdas_,
+    )
+    return (
+        (transformed_rows - model._scaler.mean_) / model._scaler.scale_
+        if model.standardize
+        else transformed_rows
+    )
 
 
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
@@ -179,7 +225,10 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
     own = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
-    with np.errstate(divide="ignore", invalid="ignore"):  # Equal quantiles divide by 0, but no value is between them.
+    with np.errstate(
+        divide="ignore",
+        invalid="ignore",
+    ):  # Equal quantiles divide by 0, but no value is between them.
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
     # Interpolate in both directions like scikit-learn, since quantiles may be equal.
     at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)
@@ -201,7 +250,8 @@ def _deviates(share: TracedArray) -> TracedArray:
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
     near, far = (
-        reduce(lambda total, factor: total * x + factor, over) / reduce(lambda total, factor: total * x + factor, under)
+        reduce(lambda total, factor: total * x + factor, over)
+        / reduce(lambda total, factor: total * x + factor, under)
         for x, (over, under) in ((square, _NEAR), (tail, _FAR))
     )
     return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
@@ -223,12 +273,18 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
         starts = knots[:-1]
         position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
         position = np.maximum(position - 1, 0)
-        coefficients = np.stack([spline(starts, nu=n) / factorial(n) for n in range(degree + 1)], axis=1)
+        coefficients = np.stack(
+            [spline(starts, nu=n) / factorial(n) for n in range(degree + 1)],
+            axis=1,
+        )
         step = inside - take(starts, position)
         powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
         values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
         if model.extrapolation == "linear":
-            below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
+            below, above = (
+                np.minimum(x - lowest, 0.0)[:, None],
+                np.maximum(x - highest, 0.0)[:, None],
+            )
             values = values + below * spline(lowest, nu=1) + above * spline(highest, nu=1)
         if getattr(model, "handle_missing", "error") == "zeros":
             values = np.where(np.isnan(x)[:, None], 0.0, values)
@@ -269,7 +325,10 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((SparsePCA, MiniBatchSparsePCA), sparse_components),
     FeatureAgglomeration: agglomerated,
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
-    SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
+    SkewedChi2Sampler: lambda model, rows: _random_cosines(
+        np.log(rows.matrix + model.skewedness),
+        model,
+    ),
     **dict.fromkeys(SCALERS, scaled),
     preprocessing.Binarizer: binarized,
     preprocessing.KBinsDiscretizer: binned,
@@ -281,6 +340,10 @@ FORMULAS: dict[type, Formula] = {
     PolynomialCountSketch: count_sketch,
     preprocessing.PolynomialFeatures: products,
     preprocessing.SplineTransformer: splines,
-    BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),
-    SparseRandomProjection: lambda model, rows: rows.matrix @ np.asarray(model.components_.todense()).T,
+    BernoulliRBM: lambda model, rows: special.expit(
+        rows.matrix @ model.components_.T + model.intercept_hidden_,
+    ),
+    SparseRandomProjection: lambda model, rows: (
+        rows.matrix @ np.asarray(model.components_.todense()).T
+    ),
 }

@@ -5,7 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import spmatrix
 from sklearn import neighbors
-from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
+from sklearn.cluster import (
+    AffinityPropagation,
+    Birch,
+    BisectingKMeans,
+    KMeans,
+    MeanShift,
+    MiniBatchKMeans,
+)
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
@@ -15,7 +22,12 @@ from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, marks_nan
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows, softmax, votes_of_pairs
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Formula,
+    Rows,
+    softmax,
+    votes_of_pairs,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, smallest, take
 
 Metric = str | Callable[[Array, Array], float]
@@ -23,7 +35,9 @@ Metric = str | Callable[[Array, Array], float]
 Option = float | None
 """A parameter of a kernel. None is scikit-learn's default."""
 _MAX_DIFFERENCES = 100_000  # differences per row; more would take over 1 MB per row
-_MAX_DENSE = 10_000_000  # numbers of 8 bytes; writing the graph takes about ten times as much memory
+_MAX_DENSE = (
+    10_000_000  # numbers of 8 bytes; writing the graph takes about ten times as much memory
+)
 
 
 def _dense(known: "Array | spmatrix") -> Array:
@@ -31,7 +45,9 @@ def _dense(known: "Array | spmatrix") -> Array:
     if isinstance(known, np.ndarray):
         return np.asarray(known, float)
     if np.prod(known.shape) > _MAX_DENSE:
-        raise NotImplementedError(f"{known.shape[0]} training rows of {known.shape[1]} sparse columns")
+        raise NotImplementedError(
+            f"{known.shape[0]} training rows of {known.shape[1]} sparse columns",
+        )
     return np.asarray(known.toarray(), float)
 
 
@@ -42,7 +58,10 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
         away = x[:, None, :] - known
         return (away * away).sum(axis=2)
     products = x @ known.T
-    return np.maximum((x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1), 0.0)
+    return np.maximum(
+        (x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1),
+        0.0,
+    )
 
 
 def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
@@ -57,7 +76,14 @@ def nearest_centre(x: TracedArray, centres: Array) -> TracedArray:
 def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
     """Return the distances [N, K] between rows x [N, k] and training rows [K, k]."""
     known = _dense(known)
-    powers: dict[Metric, float] = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}
+    powers: dict[Metric, float] = {
+        "euclidean": 2,
+        "l2": 2,
+        "manhattan": 1,
+        "l1": 1,
+        "cityblock": 1,
+        "minkowski": p,
+    }
     power = powers.get(metric)
     if power == 2:
         return np.sqrt(squared_distances(x, known))
@@ -65,7 +91,11 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
         return squared_distances(x, known)
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # like sklearn.preprocessing.normalize
+        unit = x / np.where(
+            length < 10 * np.finfo(np.float64).eps,
+            1.0,
+            length,
+        )  # like sklearn.preprocessing.normalize
         return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
@@ -76,7 +106,12 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
 
 
 def kernel(
-    x: TracedArray, known: Array, metric: Metric, gamma: Option = None, degree: Option = None, coef0: Option = None
+    x: TracedArray,
+    known: Array,
+    metric: Metric,
+    gamma: Option = None,
+    degree: Option = None,
+    coef0: Option = None,
 ) -> TracedArray:
     """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and training rows [K, k]."""
     known = _dense(known)
@@ -98,7 +133,10 @@ def kernel(
     raise NotImplementedError(f"kernel={metric!r}")
 
 
-def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
+def _weights(
+    far: TracedArray,
+    weights: str | Callable[[TracedArray], TracedArray] | None,
+) -> TracedArray:
     """Return the weights [N, k] of neighbours. With weights 1 / distance, a distance of 0 excludes other neighbours."""
     if callable(weights):
         return weights(far)
@@ -117,7 +155,10 @@ def _metric(model: Estimator) -> tuple[Metric, float]:
 
 def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     """Return the weighted mean [N, t] of the targets [K, t] of the nearest training rows."""
-    far, nearest = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
+    far, nearest = smallest(
+        distances(rows.matrix, model._fit_X, *_metric(model)),
+        model.n_neighbors,
+    )
     weights = _weights(far, model.weights)[:, :, None]
     return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
@@ -140,12 +181,18 @@ def _one_hot(model: Estimator) -> Array:
     return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
 
 
-def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def neighbour_classes(
+    model: neighbors.KNeighborsClassifier,
+    rows: Rows,
+) -> tuple[TracedArray, TracedArray]:
     scores = _nearest(model, rows, _one_hot(model))
     return np.argmax(scores, axis=1), scores
 
 
-def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def radius_classes(
+    model: neighbors.RadiusNeighborsClassifier,
+    rows: Rows,
+) -> tuple[TracedArray, TracedArray]:
     scores, count = _within_radius(model, rows, _one_hot(model))
     if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
         return np.argmax(scores, axis=1), scores
@@ -164,14 +211,19 @@ def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> Tr
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     """Fill gaps with the mean of the nearest training rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
     if not marks_nan(model) or callable(model.weights):
-        raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
+        raise NotImplementedError(
+            "KNNImputer with missing_values other than NaN, or weights that are a function",
+        )
     if not model._valid_mask.all():
         raise NotImplementedError("KNNImputer that dropped a column without any value")
     gaps = np.isnan(rows.matrix)
     here, known_here = 1.0 - gaps.astype(np.float64), (~model._mask_fit_X).astype(float)
     x, known = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
     shared = here @ known_here.T
-    squared = np.maximum((x * x) @ known_here.T - 2.0 * (x @ known.T) + here @ (known * known).T, 0.0)
+    squared = np.maximum(
+        (x * x) @ known_here.T - 2.0 * (x @ known.T) + here @ (known * known).T,
+        0.0,
+    )
     far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * known.shape[1])
     far = np.where(shared == 0, np.inf, far)
     columns = []
@@ -180,20 +232,32 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
         away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
         weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
         total = weights.sum(axis=1)
-        mean = (take(known[donors, column], nearest) * weights).sum(axis=1) / np.where(total == 0, 1.0, total)
+        mean = (take(known[donors, column], nearest) * weights).sum(axis=1) / np.where(
+            total == 0,
+            1.0,
+            total,
+        )
         mean = np.where(total == 0, known[donors, column].mean(), mean)
         columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
     if model.add_indicator:
-        columns += [gaps[:, int(column_index)].astype(np.float64) for column_index in model.indicator_.features_]
+        columns += [
+            gaps[:, int(column_index)].astype(np.float64)
+            for column_index in model.indicator_.features_
+        ]
     return np.stack(columns, axis=1)
 
 
-def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def nearest_centroid(
+    model: neighbors.NearestCentroid,
+    rows: Rows,
+) -> tuple[TracedArray, TracedArray]:
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
     far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(far * far) + 2.0 * np.log(model.class_prior_)
     if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
-        return np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1), softmax(scores)
+        return np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1), softmax(
+            scores,
+        )
     return np.argmax(scores, axis=1), softmax(scores)
 
 
@@ -237,7 +301,9 @@ def kernel_ridge(model: KernelRidge, rows: Rows) -> TracedArray:
 
 
 def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
-    options = {name: value for name, value in model._get_kernel_params().items() if value is not None}
+    options = {
+        name: value for name, value in model._get_kernel_params().items() if value is not None
+    }
     return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
@@ -261,11 +327,20 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
 def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
     """Return the decision of an SVC or NuSVC: a positive decision value is a vote for the first class of a pair."""
     if len(model.probA_):
-        raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm computes them iteratively")
+        raise NotImplementedError(
+            f"{type(model).__name__} with probability=True: libsvm computes them iteratively",
+        )
     decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
-        return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate([decisions, -decisions], axis=1)
-    votes, scores = votes_of_pairs((decisions <= 0).astype(np.float64), -decisions, len(model.classes_))
+        return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate(
+            [decisions, -decisions],
+            axis=1,
+        )
+    votes, scores = votes_of_pairs(
+        (decisions <= 0).astype(np.float64),
+        -decisions,
+        len(model.classes_),
+    )
     if model.decision_function_shape == "ovo":
         return np.argmax(votes, axis=1), decisions
     return np.argmax(scores if model.break_ties else votes, axis=1), scores
@@ -283,7 +358,9 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
     shortest = (take(model.dist_matrix_, neighbours) + far[:, :, None]).min(axis=1)
     similar = shortest * shortest * -0.5
     inner, centred = model.kernel_pca_, model.kernel_pca_._centerer
-    similar = similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
+    similar = (
+        similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
+    )
     kept = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
     return similar @ (inner.eigenvectors_ / np.sqrt(kept))
 
@@ -293,12 +370,16 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
-    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # These are the rows of the Gram matrix.
+    lines = [
+        (away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)
+    ]  # These are the rows of the Gram matrix.
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
     system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
-    for n in range(count):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting.
+    for n in range(
+        count,
+    ):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         other = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * other * line
@@ -312,13 +393,18 @@ FORMULAS: dict[type, Formula] = {
     neighbors.KNeighborsClassifier: neighbour_classes,
     neighbors.KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
     neighbors.RadiusNeighborsClassifier: radius_classes,
-    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
+    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(
+        model,
+        rows,
+        _targets(model),
+    )[0],
     neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     neighbors.NearestCentroid: nearest_centroid,
     **dict.fromkeys((KMeans, MiniBatchKMeans, MeanShift, AffinityPropagation), closest_centre),
     Birch: lambda model, rows: take(
-        np.asarray(model.subcluster_labels_, np.int64), nearest_centre(rows.matrix, model.subcluster_centers_)
+        np.asarray(model.subcluster_labels_, np.int64),
+        nearest_centre(rows.matrix, model.subcluster_centers_),
     ),
     BisectingKMeans: bisected,
     **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),

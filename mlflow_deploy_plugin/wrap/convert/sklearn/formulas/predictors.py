@@ -15,18 +15,36 @@ from sklearn.multiclass import OneVsRestClassifier
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Answer, Formula, Rows, logistic, softmax
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import (
+    Answer,
+    Formula,
+    Rows,
+    logistic,
+    softmax,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    TracedArray,
+    counted,
+    interpolated,
+    take,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
     """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a single model may return NaN."""
     known, values = (
-        [np.asarray(getattr(model, name), float) for model in models] for name in ("X_thresholds_", "y_thresholds_")
+        [np.asarray(getattr(model, name), float) for model in models]
+        for name in ("X_thresholds_", "y_thresholds_")
     )
     if models[0].out_of_bounds == "clip":
-        x = np.clip(x, *(np.array([getattr(model, name) for model in models], float) for name in ("X_min_", "X_max_")))
+        x = np.clip(
+            x,
+            *(
+                np.array([getattr(model, name) for model in models], float)
+                for name in ("X_min_", "X_max_")
+            ),
+        )
     predicted = interpolated(x, known, values)
     if models[0].out_of_bounds == "clip" or len(known[0]) == 1:
         return predicted
@@ -39,13 +57,18 @@ def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
-        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its predictions are random")
+        raise NotImplementedError(
+            f"DummyClassifier with strategy={model._strategy!r}: its predictions are random",
+        )
     if model._strategy == "constant":
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
     else:
         best = int(np.argmax(model.class_prior_))
     likely = model.class_prior_ if model._strategy == "prior" else np.eye(len(model.classes_))[best]
-    return rows.full(float(best)).astype(np.int64), np.stack([rows.full(float(value)) for value in likely], axis=1)
+    return rows.full(float(best)).astype(np.int64), np.stack(
+        [rows.full(float(value)) for value in likely],
+        axis=1,
+    )
 
 
 def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
@@ -71,7 +94,10 @@ def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
     return (rows.matrix - model._x_mean) @ model.coef_.T + model.intercept_
 
 
-def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def process_classes(
+    model: GaussianProcessClassifier,
+    rows: Rows,
+) -> tuple[TracedArray, TracedArray]:
     base = model.base_estimator_
     if model.n_classes_ == 2:
         mean, likely = _latent(base, rows.matrix)
@@ -88,12 +114,21 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
     x = rows.matrix[:, list(positions)]
     longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
     known = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
-    table = np.stack([np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known], axis=1)
+    table = np.stack(
+        [np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known],
+        axis=1,
+    )
     numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
-    numbers = np.minimum(numbers, np.array([1.0 + len(cuts) for cuts in known]))  # Infinity is in the last bin.
+    numbers = np.minimum(
+        numbers,
+        np.array([1.0 + len(cuts) for cuts in known]),
+    )  # Infinity is in the last bin.
     numbers = np.where(np.isnan(x), 0.0, numbers)
     bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
-    scores = take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1) + model.intercept
+    scores = (
+        take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1)
+        + model.intercept
+    )
     if model.link in ("identity", "log"):
         return scores if model.link == "identity" else np.exp(scores)
     if model.link == "mlogit":
@@ -107,7 +142,10 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedAr
     scores = rows.sums([model])
     if scores.sample.shape[1] == 1:
         scores = np.concatenate([-scores, scores], axis=1)
-    return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(model, "predict_proba") else scores
+    return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(
+        model,
+        "predict_proba",
+    ) else scores
 
 
 def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
@@ -154,7 +192,9 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array | None = None) 
             grown = {0.5: 1.0, 1.5: 1.0 + far, 2.5: 1.0 + far + far * far / 3.0}[kernel.nu]
             return grown * np.exp(-far)
         case kernels.RBF():
-            return np.exp(squared_distances(x / kernel.length_scale, known / kernel.length_scale) * -0.5)
+            return np.exp(
+                squared_distances(x / kernel.length_scale, known / kernel.length_scale) * -0.5,
+            )
         case kernels.RationalQuadratic():
             squared = squared_distances(x, known)
             return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha

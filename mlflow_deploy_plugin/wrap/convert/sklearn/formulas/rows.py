@@ -22,7 +22,12 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn import estimators
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, best_estimator
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    SAMPLE_ROWS,
+    Traced,
+    TracedArray,
+    take,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import VARIABLE_TYPES, NodeBuilder
 
 
@@ -34,19 +39,33 @@ class Rows:
     """
 
     def __init__(
-        self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
+        self,
+        graph: NodeBuilder,
+        inputs: list[Variable],
+        columns: int,
+        matrix: TracedArray | None = None,
     ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
         # The keys are digests or ids (`_learned`). The values contain the step, so that its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
-        self._outputs: dict[tuple[int, bool], list[str]] = {}  # key: id of an estimator, and True for raw scores
-        self._answers: dict[int, tuple[Answer, Estimator]] = {}  # key: id of an estimator with a formula
+        self._outputs: dict[
+            tuple[int, bool],
+            list[str],
+        ] = {}  # key: id of an estimator, and True for raw scores
+        self._answers: dict[
+            int,
+            tuple[Answer, Estimator],
+        ] = {}  # key: id of an estimator with a formula
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
-        self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
+        self.is_single = bool(inputs) and all(
+            isinstance(entry.type, FloatTensorType) for entry in inputs
+        )
 
     @classmethod
     def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
-        widths = [entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs]
+        widths = [
+            entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs
+        ]
         known = getattr(operator.raw_operator, "n_features_in_", None)
         return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
 
@@ -69,7 +88,9 @@ class Rows:
         sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
         # Always cast, because skl2onnx may declare a wrong type.
         name = self._graph.node(
-            "Cast", [self._graph.joined(self._inputs)], to=helper.np_dtype_to_tensor_dtype(sample.dtype)
+            "Cast",
+            [self._graph.joined(self._inputs)],
+            to=helper.np_dtype_to_tensor_dtype(sample.dtype),
         )
         return Traced(self._graph, name, sample)
 
@@ -79,9 +100,16 @@ class Rows:
 
     @property
     def _parts(self) -> list[TracedArray]:
-        widths = [entry.type.shape[1] if len(self._inputs) > 1 else self._columns for entry in self._inputs]
+        widths = [
+            entry.type.shape[1] if len(self._inputs) > 1 else self._columns
+            for entry in self._inputs
+        ]
         return [
-            Traced(self._graph, entry.full_name, np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]))
+            Traced(
+                self._graph,
+                entry.full_name,
+                np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]),
+            )
             for entry, width in zip(self._inputs, widths, strict=True)
         ] or [self.matrix]
 
@@ -116,11 +144,16 @@ class Rows:
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # RFE also selects columns.
             estimator = best_estimator(estimator)
-        if isinstance(estimator, Pipeline) and not all(isinstance(step, ColumnTransformer) for step in estimator):
+        if isinstance(estimator, Pipeline) and not all(
+            isinstance(step, ColumnTransformer) for step in estimator
+        ):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
-        if estimators.is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
+        if (
+            estimators.is_linear(estimator)
+            and (answer := self._linear(estimator, method)) is not None
+        ):
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
             return SCORES[type(estimator)](estimator, self)
@@ -130,7 +163,10 @@ class Rows:
             answer, _ = self._answers[id(estimator)]
             if not isinstance(answer, tuple):  # `refused_rows.py` reads the outputs of operators.
                 answer = answer.astype(np.float64)
-                output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
+                output = self._graph.variable(
+                    answer.name,
+                    DoubleTensorType([None, *answer.shape[1:]]),
+                )
                 operator.outputs.append(output)
                 return Traced(self._graph, output.full_name, answer.sample)
             if method in ("predict", "label"):
@@ -146,8 +182,13 @@ class Rows:
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
-            for picks_columns, run in groupby(used, lambda step: isinstance(step, ColumnTransformer)):
-                steps = [*run]  # Consecutive ColumnTransformers are one step, since they may output strings.
+            for picks_columns, run in groupby(
+                used,
+                lambda step: isinstance(step, ColumnTransformer),
+            ):
+                steps = [
+                    *run,
+                ]  # Consecutive ColumnTransformers are one step, since they may output strings.
                 for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
                     learned = _learned(step)
                     if learned not in rows._after:
@@ -157,7 +198,9 @@ class Rows:
         return rows, estimator
 
     def _declare(self, members: list[Estimator]) -> list[Operator]:
-        inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
+        inputs = self._inputs or [
+            self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns])),
+        ]
         return [self._graph.declare(best_estimator(member), inputs) for member in members]
 
     def sums(self, members: list[Estimator]) -> TracedArray:
@@ -165,7 +208,10 @@ class Rows:
         self._declare(members)
         linear = [best_estimator(member) for member in members]
         weights = [np.atleast_2d(member.coef_).astype(float) for member in linear]
-        shifts = [np.broadcast_to(member.intercept_, len(some)) for member, some in zip(linear, weights, strict=True)]
+        shifts = [
+            np.broadcast_to(member.intercept_, len(some))
+            for member, some in zip(linear, weights, strict=True)
+        ]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
     def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
@@ -191,31 +237,48 @@ class Rows:
         if not by_class:
             return likely
         total = likely.sum(axis=1, keepdims=True)
-        return np.where(total == 0, 1 / len(estimator.classes_), likely / np.where(total == 0, 1.0, total))
+        return np.where(
+            total == 0,
+            1 / len(estimator.classes_),
+            likely / np.where(total == 0, 1.0, total),
+        )
 
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
-        if key[1] and len(getattr(estimator, "probA_", ())):  # `_probA` replaces scores by probabilities.
+        if key[1] and len(
+            getattr(estimator, "probA_", ()),
+        ):  # `_probA` replaces scores by probabilities.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
-            self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
+            self._outputs[key] = self._graph.sub_model(
+                estimator,
+                self._variables(estimator),
+                key[1],
+            )
         names = self._outputs[key]
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
         if method == "transform" and len(names) > 1:
-            raise NotImplementedError("strings and numbers, and no earlier step converts the strings")
+            raise NotImplementedError(
+                "strings and numbers, and no earlier step converts the strings",
+            )
         name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
-        if method == "decision_function" and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
+        if (
+            method == "decision_function" and sample.ndim == 1
+        ):  # skl2onnx returns two columns for two classes.
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit floats in scikit-learn too."""
-        rounds = any(isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator))
+        rounds = any(
+            isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator)
+        )
         is_table = len(self._inputs) > 1 and not isinstance(
-            estimators.last_step(estimator), ColumnTransformer | FeatureUnion
+            estimators.last_step(estimator),
+            ColumnTransformer | FeatureUnion,
         )
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
@@ -238,8 +301,13 @@ class Rows:
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
-        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # set_output may return a table.
-        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
+        answer = (
+            answer.to_numpy() if hasattr(answer, "to_numpy") else answer
+        )  # set_output may return a table.
+        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(
+            answer,
+            "toarray",
+        ):
             raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
         return np.ones(answer.shape)
 
@@ -265,7 +333,9 @@ def _learned(step: Estimator) -> int | str:
 
 def labels_of(estimator: Estimator) -> Array:
     """Return the classes for the graph, as strings or 64-bit integers."""
-    return np.asarray(estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64))
+    return np.asarray(
+        estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64),
+    )
 
 
 def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> TracedArray:
@@ -290,7 +360,11 @@ def softmax(scores: TracedArray) -> TracedArray:
     return scores.emit("Softmax", [scores], scores.sample, axis=1)
 
 
-def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
+def votes_of_pairs(
+    second: TracedArray,
+    score: TracedArray,
+    classes: int,
+) -> tuple[TracedArray, TracedArray]:
     """Return the votes [N, C] in all pairs of classes, and the scores of multiclass._ovr_decision_function.
 
     `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is the confidence.

@@ -24,7 +24,11 @@ from sklearn.feature_extraction.text import (
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Formula, Rows
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    SAMPLE_ROWS,
+    Traced,
+    TracedArray,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder, Values
 
 # Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
@@ -37,7 +41,7 @@ _NEAR = 8  # characters before and after a sigma that are searched for a letter
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
-    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
+    rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?",
 )
 
 
@@ -46,7 +50,11 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
-        counts = graph.node("TfIdfVectorizer", [_tokens(graph, vectorizer, texts)], **_pool(vectorizer))
+        counts = graph.node(
+            "TfIdfVectorizer",
+            [_tokens(graph, vectorizer, texts)],
+            **_pool(vectorizer),
+        )
         if vectorizer.binary:
             counts = graph.node("Min", [counts, np.ones(1, np.float32)])
         if not isinstance(vectorizer, TfidfVectorizer):
@@ -59,16 +67,28 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
 def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
     """Return the sums per column. MurmurHash3 of a token determines its column and sign."""
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
-        raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
+        raise NotImplementedError(
+            f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens",
+        )
     if vectorizer.n_features > _MAX_HASHED:
-        raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns")
+        raise NotImplementedError(
+            f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns",
+        )
 
     def write(graph: NodeBuilder, texts: str) -> str:
         tokens = _tokens(graph, vectorizer, texts)
         skipped = graph.node("Equal", [tokens, _text(_PAD)])
-        hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
+        hashed = graph.node(
+            "Cast",
+            [graph.node("MurmurHash3", [tokens], positive=0, seed=0)],
+            to=TensorProto.INT64,
+        )
         column = graph.node("Mod", [graph.node("Abs", [hashed]), [vectorizer.n_features]])
-        signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
+        signs = (
+            graph.node("Sign", [hashed])
+            if vectorizer.alternate_sign
+            else graph.node("Equal", [hashed, hashed])
+        )
         kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
         values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
         rows = graph.node("Shape", [tokens], start=0, end=1)
@@ -78,14 +98,22 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
         if vectorizer.binary:
             sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
         if vectorizer.norm is not None:
-            sums = _single(graph, sums, vectorizer.n_features, partial(_normed, norm=vectorizer.norm))
+            sums = _single(
+                graph,
+                sums,
+                vectorizer.n_features,
+                partial(_normed, norm=vectorizer.norm),
+            )
         return sums
 
     return _in_blocks(rows.raw, vectorizer, vectorizer.n_features, write)
 
 
 def _in_blocks(
-    column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
+    column: TracedArray,
+    vectorizer: Estimator,
+    width: int,
+    write: Callable[[NodeBuilder, str], str],
 ) -> TracedArray:
     """Return the numbers [N, width] that `write` computes for blocks of texts. If a text is long, each row is a block.
 
@@ -105,15 +133,24 @@ def _in_blocks(
     shape = several.node("Concat", [parts, size], axis=0)
     cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
     plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
-    single_block, blocked = (plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans)
+    single_block, blocked = (
+        plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans
+    )
     is_one = graph.node("Less", [count, [2]])  # For a single row, this saves 5 of 25 µs.
     blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
     texts = body.name()
     numbers = write(body, _preprocessed(body, vectorizer, texts))
-    step = body.finish({texts: (TensorProto.STRING, [None])}, {numbers: (TensorProto.FLOAT, [None, width])})
+    step = body.finish(
+        {texts: (TensorProto.STRING, [None])},
+        {numbers: (TensorProto.FLOAT, [None, width])},
+    )
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
-    return Traced(graph, graph.node("Slice", [flat, [0], count]), np.ones((SAMPLE_ROWS, width), np.float32))
+    return Traced(
+        graph,
+        graph.node("Slice", [flat, [0], count]),
+        np.ones((SAMPLE_ROWS, width), np.float32),
+    )
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
@@ -123,12 +160,23 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     within_words = vectorizer.analyzer == "char_wb"
     pad = " " if within_words else _PAD
     expression = _token_expression(vectorizer)
-    tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
+    tokens = graph.node(
+        "Tokenizer",
+        [texts],
+        tokenexp=expression,
+        pad_value=pad,
+        mark=0,
+        mincharnum=1,
+    )
     # Add a padding column, because the next operators reject a table without columns.
     pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
     tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
     if characters:  # Collapse white space to one space.
-        runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}")
+        runs = graph.node(
+            "RegexFullMatch",
+            [tokens],
+            pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}",
+        )
         pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
         tokens = graph.node("Where", [runs, _text(" "), tokens])
@@ -136,8 +184,17 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     if not words:
         return tokens
     ones = [1] * len(words)
-    flags = graph.node("LabelEncoder", [tokens], keys_strings=words, values_int64s=ones, default_int64=0)
-    tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
+    flags = graph.node(
+        "LabelEncoder",
+        [tokens],
+        keys_strings=words,
+        values_int64s=ones,
+        default_int64=0,
+    )
+    tokens = graph.node(
+        "Where",
+        [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens],
+    )
     if vectorizer.ngram_range[1] == 1:
         return tokens
     # n-grams skip stop words: move the `_PAD` of stop words behind all other tokens.
@@ -154,15 +211,32 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
         return texts
     plain, other = graph.subgraph(), graph.subgraph()
     # C.UTF-8 is available on all machines, but the default en_US may be missing.
-    options = {"case_change_action": "LOWER" if vectorizer.lowercase else "NONE", "locale": "C.UTF-8"}
+    options = {
+        "case_change_action": "LOWER" if vectorizer.lowercase else "NONE",
+        "locale": "C.UTF-8",
+    }
     branches = {
-        "then_branch": (plain, plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options)),
+        "then_branch": (
+            plain,
+            plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options),
+        ),
         "else_branch": (other, _replaced(other, vectorizer, texts)),
     }
     pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
-    is_plain = graph.node("Cast", [graph.node("RegexFullMatch", [texts], pattern=pattern)], to=TensorProto.INT32)
-    all_plain = graph.node("Cast", [graph.node("ReduceMin", [is_plain], keepdims=0)], to=TensorProto.BOOL)
-    graphs = {name: body.finish({}, {text: (TensorProto.STRING, [None])}) for name, (body, text) in branches.items()}
+    is_plain = graph.node(
+        "Cast",
+        [graph.node("RegexFullMatch", [texts], pattern=pattern)],
+        to=TensorProto.INT32,
+    )
+    all_plain = graph.node(
+        "Cast",
+        [graph.node("ReduceMin", [is_plain], keepdims=0)],
+        to=TensorProto.BOOL,
+    )
+    graphs = {
+        name: body.finish({}, {text: (TensorProto.STRING, [None])})
+        for name, (body, text) in branches.items()
+    }
     return graph.node("If", [all_plain], **graphs)
 
 
@@ -170,13 +244,33 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     """Replace the characters of texts [N], then join adjacent characters in log2(longest text) rounds."""
     known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
     keys, values = [*known, _PAD], [*known.values(), ""]
-    characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
+    characters = graph.node(
+        "Tokenizer",
+        [texts],
+        tokenexp="(?s:.)",
+        pad_value=_PAD,
+        mark=0,
+        mincharnum=1,
+    )
     column = graph.node("Reshape", [texts, [-1, 1]])
-    characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
+    characters = graph.node(
+        "Concat",
+        [characters, graph.node("Where", [[True], _text(_PAD), column])],
+        axis=1,
+    )
     if vectorizer.lowercase and others:
         characters = _with_final_sigma(graph, characters)
-    replaced = graph.node("LabelEncoder", [characters], keys_strings=keys, values_strings=values, default_string=others)
-    replaced = graph.node("Where", [graph.node("Equal", [replaced, _text(_PAD)]), characters, replaced])
+    replaced = graph.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=keys,
+        values_strings=values,
+        default_string=others,
+    )
+    replaced = graph.node(
+        "Where",
+        [graph.node("Equal", [replaced, _text(_PAD)]), characters, replaced],
+    )
 
     body = graph.subgraph()
     parts, end = body.name(), [np.iinfo(np.int64).max]
@@ -184,23 +278,39 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     left = body.node("Slice", [parts, [0], end, [1], [2]])
     right = body.node("Slice", [body.node("Concat", [parts, empty], axis=1), [1], end, [1], [2]])
     joined = body.node("StringConcat", [left, right])
-    goes_on = body.node("Greater", [body.node("Squeeze", [body.node("Shape", [joined], start=1)]), np.int64(1)])
+    goes_on = body.node(
+        "Greater",
+        [body.node("Squeeze", [body.node("Shape", [joined], start=1)]), np.int64(1)],
+    )
     before: Values = {body.name(): (TensorProto.INT64, []), body.name(): (TensorProto.BOOL, [])}
     before[parts] = TensorProto.STRING, [None, None]
     after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
     rounds = body.finish(before, after)
-    return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), replaced], body=rounds), [-1]])
+    return graph.node(
+        "Reshape",
+        [graph.node("Loop", ["", np.bool_(True), replaced], body=rounds), [-1]],
+    )
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by Unicode's rule Final_Sigma."""
     letters, skipped = _cases()
     keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
-    code = graph.node("LabelEncoder", [characters], keys_strings=keys, values_floats=codes, default_float=1.0)
+    code = graph.node(
+        "LabelEncoder",
+        [characters],
+        keys_strings=keys,
+        values_floats=codes,
+        default_float=1.0,
+    )
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
-    position = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
+    position = graph.node(
+        "Cast",
+        [graph.node("Range", [np.int64(0), length, np.int64(1)])],
+        to=TensorProto.DOUBLE,
+    )
     nothing, near = np.array([-4e15]), []
     for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
         # The nearest character has the largest rank. A rank modulo 4 is the character's code, or the code minus 4.
@@ -209,7 +319,10 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
         padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
         nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # shape: [N, 1, L + 1]
         nearest = graph.node("Slice", [nearest, [int(after > 0)], [-1] if before else [2**62], [2]])
-        kind = graph.node("Abs", [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)])
+        kind = graph.node(
+            "Abs",
+            [graph.node("Mod", [graph.node("Squeeze", [nearest, [1]]), [4.0]], fmod=1)],
+        )
         near.append(graph.node("Equal", [kind, [2.0]]))
     ends = graph.node("And", [near[0], graph.node("Not", [near[1]])])
     ends = graph.node("And", [ends, graph.node("Equal", [characters, _text(_SIGMA)])])
@@ -219,16 +332,26 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
 @cache
 def _cases() -> tuple[list[str], list[str]]:
     """Return the characters that Python treats as letters next to a sigma, and the characters that Python skips."""
-    letters = [character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"]
+    letters = [
+        character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"
+    ]
     others = set(_characters()).difference(letters)
-    return letters, [character for character in others if f"A{_SIGMA}{character}A".lower()[1] == "σ"]
+    return letters, [
+        character for character in others if f"A{_SIGMA}{character}A".lower()[1] == "σ"
+    ]
 
 
 @cache
 def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
     """Return replacements of characters and the default: "" to drop a character, or `_PAD` to keep the character."""
-    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(strip_accents or "", str)
-    texts = ((character, strip(character.lower() if lowercase else character)) for character in _characters())
+    strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(
+        strip_accents or "",
+        str,
+    )
+    texts = (
+        (character, strip(character.lower() if lowercase else character))
+        for character in _characters()
+    )
     if strip_accents == "ascii":
         return {character: text for character, text in texts if text}, ""
     return {character: text for character, text in texts if text != character}, _PAD
@@ -248,13 +371,23 @@ def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
     """Return counts [N, V] with rows of norm 1. Rows of zeros are not changed."""
     if norm is None:
         return counts
-    length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(axis=1, keepdims=True)
+    length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(
+        axis=1,
+        keepdims=True,
+    )
     return counts / np.where(length == 0, 1.0, length)
 
 
-def _single(graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]) -> str:
+def _single(
+    graph: NodeBuilder,
+    name: str,
+    width: int,
+    change: Callable[[TracedArray], TracedArray],
+) -> str:
     """Apply a 64-bit formula to 32-bit floats [N, width], and return 32-bit floats."""
-    changed = change(Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64))
+    changed = change(
+        Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64),
+    )
     return str(changed.astype(np.float32).name)
 
 
@@ -269,7 +402,10 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     entries: list[tuple[list[str], int]] = []
     for term, column in vectorizer.vocabulary_.items():
         tokens = list(term) if characters else term.split(" ")
-        if len(tokens) in range(smallest, largest + 1):  # A user's vocabulary may contain terms that never occur.
+        if len(tokens) in range(
+            smallest,
+            largest + 1,
+        ):  # A user's vocabulary may contain terms that never occur.
             entries.append((tokens, int(column)))
     entries.sort(key=lambda entry: len(entry[0]))
     columns = [column for _, column in entries]
@@ -287,7 +423,7 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
-                f"its option {option}={_named(function)} is a Python function, which a graph cannot call"
+                f"its option {option}={_named(function)} is a Python function, which a graph cannot call",
             )
     if vectorizer.analyzer == "char_wb":
         return f"{_class(_SPACES)}+|(?s:.)"
@@ -298,30 +434,56 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
     """Return the regular expression of words. A word is a maximal run of characters of one class."""
-    pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
+    pattern = (
+        vectorizer.token_pattern
+        if vectorizer.tokenizer is None
+        else _pattern_of(vectorizer.tokenizer)
+    )
     match = _TOKENS.fullmatch(pattern)
     second = match and match["second"]
-    if match is None or (second and second != match["first"]) or bool(match["edge"]) != bool(match["end"]):
-        raise NotImplementedError(f"token_pattern ({pattern!r}): only runs of one character class are supported")
+    if (
+        match is None
+        or (second and second != match["first"])
+        or bool(match["edge"]) != bool(match["end"])
+    ):
+        raise NotImplementedError(
+            f"token_pattern ({pattern!r}): only runs of one character class are supported",
+        )
     # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
-    kind, least = match["first"], bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
+    kind, least = (
+        match["first"],
+        bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2])),
+    )
     if match["edge"] and kind != r"\w":
         # A vocabulary contains only words of the class, but hashes and n-grams would include other words.
         is_hashed = isinstance(vectorizer, HashingVectorizer)
-        if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
-            raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around a class other than \\w")
+        if (
+            is_hashed
+            or vectorizer.ngram_range[1] > 1
+            or not set(_members(kind)) <= set(_members(r"\w"))
+        ):
+            raise NotImplementedError(
+                f"token_pattern ({pattern!r}): \\b around a class other than \\w",
+            )
         kind = r"\w"
     if not match["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
     if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
-        raise NotImplementedError(f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces")
+        raise NotImplementedError(
+            f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces",
+        )
     return f"{_class(kind)}{{{least},}}"
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
     """Return a pattern that finds the tokenizer's tokens in some test texts. The parity check compares other texts."""
     texts = (
-        *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
+        *(
+            "",
+            " a",
+            "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ",
+            "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”",
+        ),
         # A stemmer, a lemmatizer or stop words would change the tokens of this text.
         "The studies were running happily and better, but my dogs don't see 1,234 organizations at https://x.org/y :-)",
         "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
@@ -330,7 +492,7 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
         if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
             return pattern
     raise NotImplementedError(
-        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and patterns are supported"
+        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and patterns are supported",
     )
 
 
@@ -338,7 +500,16 @@ def _named(option: object) -> str:
     return getattr(option, "__qualname__", None) or repr(option)[:60]
 
 
-_PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
+_PATTERNS = (
+    r"\S+",
+    r"\w+",
+    r"\b\w+\b",
+    r"\b\w\w+\b",
+    r"\w{3,}",
+    "[a-zA-Z]+",
+    "[a-zA-Z0-9]+",
+    "[A-Za-z0-9_]+",
+)
 """The patterns of most custom tokenizers."""
 
 

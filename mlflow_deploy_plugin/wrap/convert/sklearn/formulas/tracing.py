@@ -54,10 +54,21 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def dtype(self) -> np.dtype[np.generic]:
         return self.sample.dtype
 
-    def emit(self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any) -> TracedArray:
+    def emit(
+        self,
+        operator: str,
+        inputs: Sequence[Operand],
+        sample: Array,
+        **attributes: Any,
+    ) -> TracedArray:
         """Add a node. Inputs are traced arrays, or constants with unchanged dtype."""
-        names = [operand.name if isinstance(operand, Traced) else np.asarray(operand) for operand in inputs]
-        names = [name if isinstance(name, str) else name.astype(_supported(name.dtype)) for name in names]
+        names = [
+            operand.name if isinstance(operand, Traced) else np.asarray(operand)
+            for operand in inputs
+        ]
+        names = [
+            name if isinstance(name, str) else name.astype(_supported(name.dtype)) for name in names
+        ]
         return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
@@ -67,7 +78,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if kind.kind == "O":
             raise NotImplementedError("a cast of numbers to objects")
         with np.errstate(all="ignore"):
-            return self.emit("Cast", [self], self.sample.astype(kind), to=helper.np_dtype_to_tensor_dtype(kind))
+            return self.emit(
+                "Cast",
+                [self],
+                self.sample.astype(kind),
+                to=helper.np_dtype_to_tensor_dtype(kind),
+            )
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
         """Change the shape of each row. The first size must be -1, which means all rows."""
@@ -96,15 +112,31 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
                 if isinstance(entry, Traced):
                     raise NotImplementedError("a selection by computed positions")
                 picked = np.arange(current.sample.shape[axis])[entry]
-                current = current.emit("Gather", [current, picked], current.sample.take(picked, axis), axis=axis)
+                current = current.emit(
+                    "Gather",
+                    [current, picked],
+                    current.sample.take(picked, axis),
+                    axis=axis,
+                )
                 axis += np.ndim(picked)
                 continue
             axis += 1
         return current
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Operand, **options: object) -> TracedArray:
+    def __array_ufunc__(
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Operand,
+        **options: object,
+    ) -> TracedArray:
         if method == "reduce" and ufunc in _REDUCERS and options.get("out") is None:
-            return reduced(_REDUCERS[ufunc], inputs[0], options.get("axis", 0), bool(options.get("keepdims")))
+            return reduced(
+                _REDUCERS[ufunc],
+                inputs[0],
+                options.get("axis", 0),
+                bool(options.get("keepdims")),
+            )
         if method != "__call__" or options:
             raise NotImplementedError(f"numpy.{ufunc.__name__} with {method} or options")
         if (form := _COMPOSED.get(ufunc)) is not None:
@@ -112,23 +144,36 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if (operator := _UFUNCS.get(ufunc)) is None:
             raise NotImplementedError(f"numpy.{ufunc.__name__}, which is not supported in a graph")
         with np.errstate(all="ignore"):
-            sample = ufunc(*(operand.sample if isinstance(operand, Traced) else operand for operand in inputs))
+            sample = ufunc(
+                *(operand.sample if isinstance(operand, Traced) else operand for operand in inputs),
+            )
         sample = sample.astype(_supported(sample.dtype))
         kind = sample.dtype
         if ufunc in _LOGICAL:
             kind = np.dtype(bool)
         elif kind.kind == "b":
-            kind = np.result_type(*(operand.sample if isinstance(operand, Traced) else operand for operand in inputs))
+            kind = np.result_type(
+                *(operand.sample if isinstance(operand, Traced) else operand for operand in inputs),
+            )
         if operator in ("IsNaN", "IsInf") and kind.kind != "f":
             kind = np.dtype(np.float64)
-        same = [value.astype(kind) if isinstance(value, Traced) else np.asarray(value, kind) for value in inputs]
+        same = [
+            value.astype(kind) if isinstance(value, Traced) else np.asarray(value, kind)
+            for value in inputs
+        ]
         return self.emit(operator, same, sample)
 
     def __array_function__(
-        self, function: ArrayFunction, types: object, inputs: Sequence[TracedArray], options: Mapping[str, object]
+        self,
+        function: ArrayFunction,
+        types: object,
+        inputs: Sequence[TracedArray],
+        options: Mapping[str, object],
     ) -> TracedArray:
         if (form := _FUNCTIONS.get(function)) is None:
-            raise NotImplementedError(f"numpy.{function.__name__}, which is not supported in a graph")
+            raise NotImplementedError(
+                f"numpy.{function.__name__}, which is not supported in a graph",
+            )
         return form(*inputs, **options)
 
     def __getattr__(self, name: str) -> ArrayFunction:
@@ -172,7 +217,12 @@ _REDUCING: dict[str, ArrayFunction] = {
 }
 
 
-def reduced(operator: str, x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
+def reduced(
+    operator: str,
+    x: TracedArray,
+    axis: object = None,
+    keepdims: bool = False,
+) -> TracedArray:
     """Return a reduction (sum, maximum, …) along an axis other than the row axis."""
     axis = _axis(x, axis)
     if x.dtype == bool:
@@ -192,13 +242,24 @@ def mean(x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedA
     return reduced("ReduceSum", x, axis, keepdims) / float(x.sample.shape[_axis(x, axis)])
 
 
-def variance(x: TracedArray, axis: object = None, ddof: float = 0, keepdims: bool = False) -> TracedArray:
+def variance(
+    x: TracedArray,
+    axis: object = None,
+    ddof: float = 0,
+    keepdims: bool = False,
+) -> TracedArray:
     away = x - mean(x, axis, keepdims=True)
-    return reduced("ReduceSum", away * away, axis, keepdims) / (x.sample.shape[_axis(x, axis)] - ddof)
+    return reduced("ReduceSum", away * away, axis, keepdims) / (
+        x.sample.shape[_axis(x, axis)] - ddof
+    )
 
 
 def _chosen(
-    operator: str, function: ArrayFunction, x: TracedArray, axis: object = None, keepdims: bool = False
+    operator: str,
+    function: ArrayFunction,
+    x: TracedArray,
+    axis: object = None,
+    keepdims: bool = False,
 ) -> TracedArray:
     axis = _axis(x, axis)
     sample = function(x.sample, axis=axis, keepdims=keepdims)
@@ -243,7 +304,12 @@ def side_by_side(arrays: Sequence[TracedArray]) -> TracedArray:
     return concatenated([array[:, None] if array.ndim == 1 else array for array in arrays], axis=1)
 
 
-def clipped(x: TracedArray, a_min: Operand = None, a_max: Operand = None, **limits: Operand) -> TracedArray:
+def clipped(
+    x: TracedArray,
+    a_min: Operand = None,
+    a_max: Operand = None,
+    **limits: Operand,
+) -> TracedArray:
     low, high = limits.get("min", a_min), limits.get("max", a_max)
     x = x if low is None else np.maximum(x, low)
     return x if high is None else np.minimum(x, high)
@@ -258,7 +324,11 @@ def filled(x: TracedArray, fill_value: float) -> TracedArray:
 
 
 def nan_to_num(
-    x: TracedArray, copy: bool = True, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+    x: TracedArray,
+    copy: bool = True,
+    nan: float = 0.0,
+    posinf: float | None = None,
+    neginf: float | None = None,
 ) -> TracedArray:
     limits = np.finfo(x.dtype)
     x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
@@ -266,13 +336,22 @@ def nan_to_num(
     return where(x == -np.inf, np.asarray(limits.min if neginf is None else neginf, x.dtype), x)
 
 
-def norm(x: TracedArray, ord: object = None, axis: object = None, keepdims: bool = False) -> TracedArray:
+def norm(
+    x: TracedArray,
+    ord: object = None,
+    axis: object = None,
+    keepdims: bool = False,
+) -> TracedArray:
     if ord not in (None, 2):
         raise NotImplementedError(f"numpy.linalg.norm with ord={ord!r}")
     return np.sqrt(reduced("ReduceSum", x * x, axis, keepdims))
 
 
-def selected(conditions: list[Operand], choices: list[Operand], default: Operand = 0) -> TracedArray:
+def selected(
+    conditions: list[Operand],
+    choices: list[Operand],
+    default: Operand = 0,
+) -> TracedArray:
     for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
         default = where(condition, choice, default)
     return default
@@ -297,15 +376,24 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
 def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
     """Interpolate or extrapolate x [N, M] with M sets of ascending points, like scipy.interpolate.interp1d."""
     size = max(2, *map(len, known))
-    at = np.stack([np.pad(points, (0, size - len(points)), constant_values=np.inf) for points in known], axis=1)
+    at = np.stack(
+        [np.pad(points, (0, size - len(points)), constant_values=np.inf) for points in known],
+        axis=1,
+    )
     heights = np.stack([np.pad(series, (0, size - len(series))) for series in values], axis=1)
     before = counted(at[1:-1], np.less, x)
-    left, right, low, high = (of_column(some, before + after) for some in (at, heights) for after in (0, 1))
+    left, right, low, high = (
+        of_column(some, before + after) for some in (at, heights) for after in (0, 1)
+    )
     return (high - low) / (right - left) * (x - left) + low
 
 
 def interp(
-    x: TracedArray, xp: npt.ArrayLike, fp: npt.ArrayLike, left: Operand = None, right: Operand = None
+    x: TracedArray,
+    xp: npt.ArrayLike,
+    fp: npt.ArrayLike,
+    left: Operand = None,
+    right: Operand = None,
 ) -> TracedArray:
     known, values = np.asarray(xp, float), np.asarray(fp, float)
     inside = interpolated(clipped(x, known[0], known[-1])[:, None], [known], [values])[:, 0]
@@ -324,7 +412,12 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
 
 def take(values: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of constant values [K, …] at computed positions."""
-    return positions.emit("Gather", [values, positions], np.asarray(values)[positions.sample % len(values)], axis=0)
+    return positions.emit(
+        "Gather",
+        [values, positions],
+        np.asarray(values)[positions.sample % len(values)],
+        axis=0,
+    )
 
 
 def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
@@ -344,7 +437,17 @@ _UFUNCS: dict[np.ufunc, str] = {
     np.less_equal: "LessOrEqual", np.logical_and: "And", np.logical_or: "Or", np.logical_not: "Not",
     np.logical_xor: "Xor", np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not", special.expit: "Sigmoid",
 }  # fmt: skip
-_LOGICAL = (*(np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.invert),)
+_LOGICAL = (
+    *(
+        np.logical_and,
+        np.logical_or,
+        np.logical_not,
+        np.logical_xor,
+        np.bitwise_and,
+        np.bitwise_or,
+        np.invert,
+    ),
+)
 
 
 def _single(operator: str, ufunc: np.ufunc, x: TracedArray) -> TracedArray:
@@ -394,11 +497,26 @@ _COMPOSED: dict[ArrayFunction, ArrayFunction] = {
     special.logit: lambda x: np.log(x / (1.0 - x)),
     special.erf: error_function,
 }
-_REDUCERS = {np.add: "ReduceSum", np.maximum: "ReduceMax", np.minimum: "ReduceMin", np.multiply: "ReduceProd"}
+_REDUCERS = {
+    np.add: "ReduceSum",
+    np.maximum: "ReduceMax",
+    np.minimum: "ReduceMin",
+    np.multiply: "ReduceProd",
+}
 _FUNCTIONS: dict[ArrayFunction, ArrayFunction] = {
     **{function: partial(reduced, operator) for operator, function in _REDUCING.items()},
-    np.any: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x.astype(bool), axis, keepdims).astype(bool),
-    np.all: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x.astype(bool), axis, keepdims).astype(bool),
+    np.any: lambda x, axis=None, keepdims=False: reduced(
+        "ReduceMax",
+        x.astype(bool),
+        axis,
+        keepdims,
+    ).astype(bool),
+    np.all: lambda x, axis=None, keepdims=False: reduced(
+        "ReduceMin",
+        x.astype(bool),
+        axis,
+        keepdims,
+    ).astype(bool),
     np.mean: mean,
     np.var: variance,
     np.std: lambda x, axis=None, ddof=0, keepdims=False: np.sqrt(variance(x, axis, ddof, keepdims)),

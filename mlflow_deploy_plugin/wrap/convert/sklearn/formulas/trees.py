@@ -8,14 +8,24 @@ from scipy import special
 from sklearn import ensemble
 from sklearn.base import is_classifier
 from sklearn.ensemble._iforest import _average_path_length
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
+from sklearn.tree import (
+    DecisionTreeClassifier,
+    DecisionTreeRegressor,
+    ExtraTreeClassifier,
+    ExtraTreeRegressor,
+)
 
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.boosters import NativeBooster, read_boosting
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, is_tree
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.categories import encoded, is_missing
 from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.rows import Answer, Formula, Rows, softmax
-from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import Traced, TracedArray, smallest, take
+from mlflow_deploy_plugin.wrap.convert.sklearn.formulas.tracing import (
+    Traced,
+    TracedArray,
+    smallest,
+    take,
+)
 from mlflow_deploy_plugin.wrap.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.wrap.convert.sklearn.trees import (
     Boosting,
@@ -40,12 +50,20 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or a classifier's decision, probabilities and scores. A positive score means class 1."""
     boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
     x = _features(model, rows, boosting)
-    if boosting.slopes:  # Linear leaves: add the sums of constants and the sums of slopes times features.
+    if (
+        boosting.slopes
+    ):  # Linear leaves: add the sums of constants and the sums of slopes times features.
         width, kinds = len(boosting.base), 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
         products = walked.astype(np.float64).reshape(-1, kinds, width)
-        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[:, :, None]
-        scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)  # A missing feature adds 0.
+        factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[
+            :,
+            :,
+            None,
+        ]
+        scores = np.where(products == 0, 0.0, products * factors).sum(
+            axis=1,
+        )  # A missing feature adds 0.
     elif len(boosting.lines):
         known = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
         scores = (known @ boosting.lines + boosting.base).astype(np.float32)
@@ -62,15 +80,23 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]. Categories are codes; missing values and unknown categories are NaN."""
-    known: Mapping[int, Iterable[Category]] = categories_of(model) if hasattr(model, "_predictors") else {}
+    known: Mapping[int, Iterable[Category]] = (
+        categories_of(model) if hasattr(model, "_predictors") else {}
+    )
     columns = rows.columns() if known or boosting.categories or rows.has_texts else []
     if columns and not known:
-        positions = [position for position, column in enumerate(columns) if column.dtype.kind in "iO"]
+        positions = [
+            position for position, column in enumerate(columns) if column.dtype.kind in "iO"
+        ]
         if len(positions) != len(boosting.categories):
-            raise NotImplementedError("categories that are not separate columns of strings or integers")
+            raise NotImplementedError(
+                "categories that are not separate columns of strings or integers",
+            )
         known = dict(zip(positions, boosting.categories, strict=True))
     for position, categories in known.items():
-        codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+        codes = [
+            np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)
+        ]
         columns[position] = encoded(columns[position], np.array(categories, object), codes, np.nan)
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
@@ -86,10 +112,22 @@ def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk)
 
 
 def _sums(
-    rows: Rows, trees: list[Tree], targets: list[int], is_single: bool = False, write: WritesTrees = write_trees
+    rows: Rows,
+    trees: list[Tree],
+    targets: list[int],
+    is_single: bool = False,
+    write: WritesTrees = write_trees,
 ) -> TracedArray:
     """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read 32-bit floats."""
-    forest = Boosting(trees, targets, np.zeros(max(targets) + 1), "BRANCH_LEQ", "Identity", is_single, True)
+    forest = Boosting(
+        trees,
+        targets,
+        np.zeros(max(targets) + 1),
+        "BRANCH_LEQ",
+        "Identity",
+        is_single,
+        True,
+    )
     return _walked(rows.own.astype(np.float32), forest, write)
 
 
@@ -97,13 +135,18 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     """Return the prediction of a decision tree, or the mean of a forest or bag of trees. Trees read 32-bit floats."""
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
-    sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
+    sizes = (
+        np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
+    )
     trees: list[Tree] = []
     for tree, read in zip((member.tree_ for member in members), columns, strict=True):
         leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
         if is_classifier(model):
             leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
-        trees += [Tree.fitted(tree, value, read) for value in np.concatenate(leaves, axis=1).T / len(members)]
+        trees += [
+            Tree.fitted(tree, value, read)
+            for value in np.concatenate(leaves, axis=1).T / len(members)
+        ]
     targets = [*range(sum(sizes))] * len(members)
     sums = _sums(rows, trees, targets, not rows.is_double)
     if not is_classifier(model):
@@ -117,16 +160,24 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     return np.stack(labels, axis=1)
 
 
-def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
+def adaptive_classes(
+    model: ensemble.AdaBoostClassifier,
+    rows: Rows,
+) -> tuple[TracedArray, TracedArray, TracedArray]:
     """Return the decision by weighted votes: 1 for the member's class, and -1 / (C - 1) for every other class."""
     count, members = len(model.classes_), model.estimators_
     weights = model.estimator_weights_[: len(members)]
     if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
         least = np.finfo(np.float64).eps
-        logs = np.stack([np.log(np.maximum(rows.ask(member, "predict_proba"), least)) for member in members], axis=1)
+        logs = np.stack(
+            [np.log(np.maximum(rows.ask(member, "predict_proba"), least)) for member in members],
+            axis=1,
+        )
         total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
     else:
-        votes = (_of_members(model, rows)[:, None, :] == np.arange(count)[:, None]).astype(np.float64) @ weights
+        votes = (_of_members(model, rows)[:, None, :] == np.arange(count)[:, None]).astype(
+            np.float64,
+        ) @ weights
         total = votes - (weights.sum() - votes) / (count - 1.0)
     total = total / model.estimator_weights_.sum()
     if count > 2:
@@ -148,15 +199,29 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions [N, members]: class positions for a classifier."""
     trees, answers = [], []
     for member in model.estimators_:
-        known = np.searchsorted(model.classes_, member.classes_).astype(float) if is_classifier(model) else np.empty(0)
+        known = (
+            np.searchsorted(model.classes_, member.classes_).astype(float)
+            if is_classifier(model)
+            else np.empty(0)
+        )
         if is_tree(member):
             values = member.tree_.value[:, 0, :]
-            trees.append(Tree.fitted(member.tree_, known[values.argmax(axis=1)] if len(known) else values[:, 0]))
+            trees.append(
+                Tree.fitted(
+                    member.tree_,
+                    known[values.argmax(axis=1)] if len(known) else values[:, 0],
+                ),
+            )
         elif not len(known):
             answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            scores = rows.ask(member, "predict_proba" if hasattr(member, "predict_proba") else "decision_function")
-            position = (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
+            scores = rows.ask(
+                member,
+                "predict_proba" if hasattr(member, "predict_proba") else "decision_function",
+            )
+            position = (
+                (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
+            )
             answers.append(take(known, position))
     if answers:
         return np.stack(answers, axis=1)
@@ -165,20 +230,31 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of other leaves."""
-    trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
+    trees = [
+        Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_
+    ]
     reached, leaves = _sums(rows, trees, [*range(len(trees))]), model.one_hot_encoder_.categories_
-    return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
+    return (
+        reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)
+    ).astype(np.float64)
 
 
 def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     """Return 1 for an inlier, otherwise -1. skl2onnx's graph of 500 trees took minutes to load."""
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
-    trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]
+    trees = [
+        Tree.fitted(part.tree_, depth + below - 1.0, columns)
+        for part, columns, (depth, below) in members
+    ]
     # The score is -(2 ** (-depths / scale)). Compare depths, so that a row at the offset remains an inlier.
     scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
-    return np.where(_sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least), 1, -1)
+    return np.where(
+        _sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least),
+        1,
+        -1,
+    )
 
 
 FORMULAS: dict[type, Formula] = {
@@ -187,7 +263,10 @@ FORMULAS: dict[type, Formula] = {
     ensemble.HistGradientBoostingClassifier: boosted,
     ensemble.HistGradientBoostingRegressor: boosted,
     NativeBooster: boosted,
-    **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
+    **dict.fromkeys(
+        (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor),
+        grown,
+    ),
     ensemble.RandomForestClassifier: grown,
     ensemble.RandomForestRegressor: grown,
     ensemble.ExtraTreesClassifier: grown,

@@ -8,8 +8,18 @@ from functools import partial
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator, first_steps, sub_estimators, thawed
-from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine, category_tables, feature_engine, interpret
+from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import (
+    Estimator,
+    first_steps,
+    sub_estimators,
+    thawed,
+)
+from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import (
+    affine,
+    category_tables,
+    feature_engine,
+    interpret,
+)
 
 _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
 """The packages whose estimators are converted without stand-ins."""
@@ -33,7 +43,9 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
     first = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
         package = type(part).__module__.partition(".")[0]
-        if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(part) in replaced_inside:
+        if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(
+            part,
+        ) in replaced_inside:
             continue
         of_any = partial(affine.stand_in, columns=columns if id(part) in first else 0)
         of_library: Callable[[Estimator], Estimator] = _STAND_INS.get(package, of_any)
@@ -45,7 +57,11 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
 
 def _is_function_of_a_table(part: Estimator) -> bool:
     """Return True for a FunctionTransformer that fails for a matrix, because it selects columns by name."""
-    if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
+    if (
+        not isinstance(part, FunctionTransformer)
+        or part.func is None
+        or not hasattr(part, "feature_names_in_")
+    ):
         return False
     with suppress(Exception):  # The user's function may raise any error.
         part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))

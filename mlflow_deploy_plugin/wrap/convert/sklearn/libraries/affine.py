@@ -22,20 +22,32 @@ _MOST_COLUMNS = 1000
 _FAR = 2.0**30
 """The number that determines a weight, so large that a large intercept does not reduce the precision."""
 _CODES = np.arange(-1100.0, 2200.0)
-_MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
+_MARKS = np.array(
+    [sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)],
+)
 _CLOSE = 1e-12
 """The maximum error of an output, relative to the sum of its terms' absolute values."""
 
 
-def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
+def stand_in(
+    part: Estimator,
+    columns: list[str] | int = 0,
+) -> Computed | Selection | Pipeline | None:
     """Return an affine step or regression, or None if the estimator is not affine. `columns`: see `with_stand_ins`."""
     with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
-        predicts, known = hasattr(part, "predict"), columns if isinstance(columns, int) else len(columns)
+        predicts, known = (
+            hasattr(part, "predict"),
+            columns if isinstance(columns, int) else len(columns),
+        )
         names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
         count = getattr(part, "n_features_in_", known) or len(np.ravel(getattr(part, "coef_", ())))
         has_weights = hasattr(part, "coef_") and not is_classifier(part)
-        if predicts == hasattr(part, "transform") or predicts > has_weights or not 0 < count <= _MOST_COLUMNS:
+        if (
+            predicts == hasattr(part, "transform")
+            or predicts > has_weights
+            or not 0 < count <= _MOST_COLUMNS
+        ):
             return None
 
         def answers(rows: Array) -> Array:
@@ -50,7 +62,9 @@ def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Select
         random = np.random.default_rng(0)
         few = random.normal(size=(3, count)) * [[1.0], [1e-3], [1e3]]
         codes = random.permuted(np.tile(_CODES, (count, 1)), axis=1).T
-        mixed = np.round(random.normal(size=(2000, count)) * 10 ** random.uniform(-1, 5, (2000, count)))
+        mixed = np.round(
+            random.normal(size=(2000, count)) * 10 ** random.uniform(-1, 5, (2000, count)),
+        )
         for rows in (few, np.vstack([codes, mixed, np.outer(_MARKS, np.ones(count))])):
             allowed = _CLOSE * (np.abs(rows) @ np.abs(weights) + np.abs(intercept))
             if not (np.abs(answers(rows) - (rows @ weights + intercept)) <= allowed).all():
@@ -68,7 +82,11 @@ def _regression(weights: Array, intercept: Array) -> Pipeline | None:
     if not reads.any():
         return None
     regression = LinearRegression()
-    regression.coef_, regression.intercept_, regression.n_features_in_ = weights[reads].T, intercept, int(reads.sum())
+    regression.coef_, regression.intercept_, regression.n_features_in_ = (
+        weights[reads].T,
+        intercept,
+        int(reads.sum()),
+    )
     return Pipeline([("select", Selection(reads)), ("sum", regression)])
 
 
@@ -77,7 +95,12 @@ def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selec
     origins, reads = np.abs(weights).argmax(axis=0), weights != 0
     scales = weights[origins, np.arange(len(origins))]
     of_one = reads.sum(axis=0) == 1
-    if of_one.all() and (scales == 1).all() and not intercept.any() and (np.diff(origins) > 0).all():
+    if (
+        of_one.all()
+        and (scales == 1).all()
+        and not intercept.any()
+        and (np.diff(origins) > 0).all()
+    ):
         return Selection(reads.any(axis=1), type(part).__name__)
 
     def compute(x: TracedArray) -> TracedArray:

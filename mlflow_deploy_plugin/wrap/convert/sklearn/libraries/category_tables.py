@@ -31,26 +31,37 @@ def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransform
     mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
     if isinstance(mapping, list):
         mapping = {entry["col"]: entry["mapping"] for entry in mapping}
-    return as_tables(encoder, {name: getattr(values, "index", values) for name, values in mapping.items()})
+    return as_tables(
+        encoder,
+        {name: getattr(values, "index", values) for name, values in mapping.items()},
+    )
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
     """Return the tables of a TableVectorizer, or None if it reads dates or free text."""
     steps = getattr(vectorizer, "transformers_", {})
-    learned = {name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")}
+    learned = {
+        name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")
+    }
     others = (type(step).__name__ for name, step in steps.items() if name not in learned)
-    return as_tables(vectorizer, learned) if all(other == "PassThrough" for other in others) else None
+    return (
+        as_tables(vectorizer, learned) if all(other == "PassThrough" for other in others) else None
+    )
 
 
 def as_tables(
-    encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
+    encoder: Estimator,
+    learned: Mapping[Hashable, Iterable[Category]],
 ) -> CategoryTables | ColumnTransformer | None:
     """Return a table per column, or a step per column if some columns have no categories, or None without categories.
 
     `learned` are the known categories per column. Raises ConversionError if a number depends on several columns, if a
     column without categories changes, or if there are more than `_MOST_NUMBERS` numbers.
     """
-    present = {str(name): [value for value in values if not pd.isna(value)] for name, values in learned.items()}
+    present = {
+        str(name): [value for value in values if not pd.isna(value)]
+        for name, values in learned.items()
+    }
     categories = {name: values for name, values in present.items() if values}
     if not categories:
         return None
@@ -58,7 +69,10 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
 
-    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # Constant numbers may be in any table.
+    source = np.full(
+        probe.usual.shape[1],
+        names.index(next(iter(categories))),
+    )  # Constant numbers may be in any table.
     tables: dict[str, tuple[Array, Array]] = {}
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
@@ -81,7 +95,10 @@ def as_tables(
         steps.append((str(len(steps)), step, [name]))
     if [name for _, _, [name] in steps] == list(categories) == names:
         # A single step for all columns can be nested in another ColumnTransformer.
-        return CategoryTables([tables[name][0] for name in names], [step.tables[0] for _, step, _ in steps])
+        return CategoryTables(
+            [tables[name][0] for name in names],
+            [step.tables[0] for _, step, _ in steps],
+        )
     return ColumnTransformer(steps).fit(usual_row)
 
 
@@ -96,7 +113,9 @@ class _Probe:
         if usual is None:
             raise ConversionError(f"{self._kind} returns no numbers for its known categories")
         if usual.size * most_categories > _MOST_NUMBERS:
-            raise ConversionError(f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories")
+            raise ConversionError(
+                f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories",
+            )
         self.usual = usual
 
     def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
@@ -110,7 +129,11 @@ class _Probe:
         unknown = self._numbers(name, [_UNKNOWN if is_text else max(known) + 1])
         depends = self._differ(numbers if unknown is None else np.concatenate([numbers, unknown]))
         last = np.where(depends, _REFUSED, self.usual) if unknown is None else unknown
-        return np.array(categories, object if is_text else np.float64), np.concatenate([numbers, last]), depends
+        return (
+            np.array(categories, object if is_text else np.float64),
+            np.concatenate([numbers, last]),
+            depends,
+        )
 
     def number_column(self, name: str) -> Array:
         """Return a mask of the outputs that contain the column. Raises ConversionError if the encoder changes it."""
@@ -125,7 +148,9 @@ class _Probe:
 
     def _differ(self, numbers: Array) -> Array:
         """Return a mask of the output columns that differ from the typical row in any row."""
-        return np.asarray(~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0))
+        return np.asarray(
+            ~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0),
+        )
 
     def _learned_numbers(self, name: str, values: list[Any]) -> Array:
         numbers = self._numbers(name, values)
@@ -135,7 +160,9 @@ class _Probe:
 
     def _numbers(self, name: str, values: list[Any]) -> Array | None:
         """Return the numbers of typical rows with `values` in one column, or None if the encoder refuses a value."""
-        rows = self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
+        rows = (
+            self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
+        )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -21,7 +21,11 @@ from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import Computed, Groupe
 
 def stand_in(transformer: Estimator) -> Estimator:
     """Return the stand-in of a fitted feature-engine transformer, or None."""
-    if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
+    if not hasattr(transformer, "feature_names_in_") or getattr(
+        transformer,
+        "add_indicators",
+        False,
+    ):
         return None
     kind, module = type(transformer).__name__, type(transformer).__module__
     if kind in _STEPS or kind in _ADD_COLUMNS or module.startswith("feature_engine.selection."):
@@ -47,8 +51,14 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
                 dropped = [*transformer.variables_, *getattr(transformer, "reference", [])]
         else:
             dropped = transformer.features_to_drop_
-        steps = [(name, changed.get(name, "passthrough"), [name]) for name in names if name not in dropped]
-        steps += [(f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)]
+        steps = [
+            (name, changed.get(name, "passthrough"), [name])
+            for name in names
+            if name not in dropped
+        ]
+        steps += [
+            (f"{kind} {number}", step, columns) for number, (step, columns) in enumerate(added)
+        ]
         for _, step, _ in steps:
             if isinstance(step, Computed):
                 step.stands_for = kind
@@ -56,7 +66,9 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
         row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
         return ColumnTransformer(steps).fit(pd.DataFrame([row]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConversionError(f"its step {kind} has unsupported options ({one_line(error, 100)})") from error
+        raise ConversionError(
+            f"its step {kind} has unsupported options ({one_line(error, 100)})",
+        ) from error
 
 
 def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
@@ -73,9 +85,17 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
 
     def compute(x: TracedArray) -> TracedArray:
         is_outside = (x < edges[0]) | (x > edges[-1])
-        return np.where(is_outside, np.nan, np.digitize(x, edges[1:-1], right=True).astype(np.float64))
+        return np.where(
+            is_outside,
+            np.nan,
+            np.digitize(x, edges[1:-1], right=True).astype(np.float64),
+        )
 
-    refused = {"Less": edges[:1], "Greater": edges[-1:]} if getattr(fitted, "errors", "") == "raise" else None
+    refused = (
+        {"Less": edges[:1], "Greater": edges[-1:]}
+        if getattr(fitted, "errors", "") == "raise"
+        else None
+    )
     finite = [edges[np.isfinite(edges)]]
     return Computed(compute, "accepts only numbers within its intervals", refused, edges=finite)
 
@@ -89,7 +109,9 @@ def _logarithm(fitted: Estimator, name: str) -> Computed:
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
     known = fitted.encoder_dict_[name]
-    if not known or not all(isinstance(category, str) for category in [*known, fitted.replace_with]):
+    if not known or not all(
+        isinstance(category, str) for category in [*known, fitted.replace_with]
+    ):
         raise ValueError("its categories are not strings")
     return GroupedCategories(known, fitted.replace_with)
 
@@ -100,11 +122,25 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
         case "CyclicalFeatures":
             for name in fitted.variables_:
                 per = 2 * np.pi / fitted.max_values_[name]
-                yield Computed(lambda x, per=per: np.concatenate([np.sin(x * per), np.cos(x * per)], axis=1)), [name]
+                yield (
+                    Computed(
+                        lambda x, per=per: np.concatenate(
+                            [np.sin(x * per), np.cos(x * per)],
+                            axis=1,
+                        ),
+                    ),
+                    [name],
+                )
         case "MathFeatures":
             for function in fitted.func if isinstance(fitted.func, list) else [fitted.func]:
-                reduce = _known(_REDUCTIONS, function if isinstance(function, str) else function.__name__)
-                yield Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]), fitted.variables_
+                reduce = _known(
+                    _REDUCTIONS,
+                    function if isinstance(function, str) else function.__name__,
+                )
+                yield (
+                    Computed(lambda x, reduce=reduce: reduce(x, axis=1)[:, None]),
+                    fitted.variables_,
+                )
         case "RelativeFeatures":
             for function in fitted.func:
                 related, divides = _known(_RELATIONS, function), function in _DIVISIONS
@@ -112,38 +148,76 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                     related = partial(_filled, related, fitted.fill_value)
                 for reference, name in product(fitted.reference, fitted.variables_):
                     columns = list(dict.fromkeys([name, reference]))
-                    tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
+                    tests = (
+                        {"Equal": [np.nan, 0.0][-len(columns) :]}
+                        if divides and fitted.fill_value is None
+                        else None
+                    )
                     reason = "does not accept a divisor of 0"
-                    yield Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests), columns
+                    yield (
+                        Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests),
+                        columns,
+                    )
 
 
-def _filled(divided: ArrayFunction, fill: float, left: TracedArray, right: TracedArray) -> TracedArray:
+def _filled(
+    divided: ArrayFunction,
+    fill: float,
+    left: TracedArray,
+    right: TracedArray,
+) -> TracedArray:
     return np.where(right == 0, fill, divided(left, np.where(right == 0, 1.0, right)))
 
 
 _REDUCTIONS: dict[str, ArrayFunction] = {
     **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
-    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # pandas divides by N - 1.
+    **{
+        name: partial(getattr(np, name), ddof=1) for name in ("std", "var")
+    },  # pandas divides by N - 1.
 }
-_DIVISIONS: dict[str, ArrayFunction] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
-_RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
+_DIVISIONS: dict[str, ArrayFunction] = {
+    "div": operator.truediv,
+    "truediv": operator.truediv,
+    "mod": np.remainder,
+}
+_RELATIONS = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "pow": operator.pow,
+} | _DIVISIONS
 
 _STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
     **dict.fromkeys(
         ("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"),
-        lambda fitted, name: SimpleImputer(strategy="constant", fill_value=fitted.imputer_dict_[name]),
+        lambda fitted, name: SimpleImputer(
+            strategy="constant",
+            fill_value=fitted.imputer_dict_[name],
+        ),
     ),
     **dict.fromkeys(
         ("Winsorizer", "ArbitraryOutlierCapper"),
         lambda fitted, name: Computed(
-            partial(np.clip, a_min=fitted.left_tail_caps_.get(name), a_max=fitted.right_tail_caps_.get(name))
+            partial(
+                np.clip,
+                a_min=fitted.left_tail_caps_.get(name),
+                a_max=fitted.right_tail_caps_.get(name),
+            ),
         ),
     ),
     **dict.fromkeys(
-        (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
+        (
+            f"{kind}Discretiser"
+            for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")
+        ),
+        _intervals,
     ),
     **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
-    "ReciprocalTransformer": lambda fitted, name: Computed(np.reciprocal, "does not accept 0", {"Equal": [0.0]}),
+    "ReciprocalTransformer": lambda fitted, name: Computed(
+        np.reciprocal,
+        "does not accept 0",
+        {"Equal": [0.0]},
+    ),
     "PowerTransformer": lambda fitted, name: Computed(lambda x: x**fitted.exp),
     "BoxCoxTransformer": lambda fitted, name: Computed(
         lambda x: box_cox(x, np.array([fitted.lambda_dict_[name]])),
@@ -151,13 +225,19 @@ _STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
         {"LessOrEqual": [0.0]},
     ),
     "YeoJohnsonTransformer": lambda fitted, name: Computed(
-        lambda x: yeo_johnson(x, np.array([fitted.lambda_dict_[name]]))
+        lambda x: yeo_johnson(x, np.array([fitted.lambda_dict_[name]])),
     ),
     "ArcsinTransformer": lambda fitted, name: Computed(
-        lambda x: np.arcsin(np.sqrt(x)), "accepts only numbers from 0 to 1", {"Less": [0.0], "Greater": [1.0]}
+        lambda x: np.arcsin(np.sqrt(x)),
+        "accepts only numbers from 0 to 1",
+        {"Less": [0.0], "Greater": [1.0]},
     ),
-    "ArcSinhTransformer": lambda fitted, name: Computed(lambda x: np.arcsinh((x - fitted.loc) / fitted.scale)),
-    "MeanNormalizationScaler": lambda fitted, name: Computed(lambda x: (x - fitted.mean_[name]) / fitted.range_[name]),
+    "ArcSinhTransformer": lambda fitted, name: Computed(
+        lambda x: np.arcsinh((x - fitted.loc) / fitted.scale),
+    ),
+    "MeanNormalizationScaler": lambda fitted, name: Computed(
+        lambda x: (x - fitted.mean_[name]) / fitted.range_[name],
+    ),
     "RareLabelEncoder": _grouped,
 }
 """Functions by transformer class that return the step for a changed column."""

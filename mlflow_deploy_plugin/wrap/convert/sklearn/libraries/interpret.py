@@ -9,7 +9,11 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.serve.runtime.feeds import Array
 from mlflow_deploy_plugin.wrap.convert.converted import Category
 from mlflow_deploy_plugin.wrap.convert.sklearn.estimators import Estimator
-from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel, CategoryTables
+from mlflow_deploy_plugin.wrap.convert.sklearn.stand_ins import (
+    AdditiveClassifier,
+    AdditiveModel,
+    CategoryTables,
+)
 
 _LINKS = ("identity", "log", "logit", "mlogit")
 _Step = tuple[str, Estimator, list[str]]
@@ -27,7 +31,9 @@ def as_additive(machine: Estimator) -> Pipeline | None:
     strides = np.zeros((len(positions), len(machine.term_features_)))
     offsets: list[float] = []
     tables: list[Array] = []
-    for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
+    for term, (features, scores) in enumerate(
+        zip(machine.term_features_, machine.term_scores_, strict=True),
+    ):
         sizes = scores.shape[: len(features)]
         for axis, key in enumerate(_levels(machine, features)):
             strides[positions[key], term] += np.prod(sizes[axis + 1 :])
@@ -48,24 +54,40 @@ def _binned_columns(
 ) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[_Step], dict[str, Category]]:
     """Return the position per feature and level, the cuts as in `AdditiveModel`, the steps, and an example row."""
     names = [str(name) for name in machine.feature_names_in_]
-    columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
+    columns = [
+        name
+        for feature, name in enumerate(names)
+        if machine.feature_types_in_[feature] == "continuous"
+    ]
     steps: list[_Step] = [("numbers", "passthrough", columns)]
     row: dict[str, Category] = dict.fromkeys(columns, 0.0)
     positions: dict[_Key, int] = {}
     cuts: list[tuple[int, Array | None]] = []
-    for feature, level in sorted({key for term in machine.term_features_ for key in _levels(machine, term)}):
+    for feature, level in sorted(
+        {key for term in machine.term_features_ for key in _levels(machine, term)},
+    ):
         bins, name = machine.bins_[feature][level], names[feature]
         positions[feature, level] = len(positions)
         if name in columns:
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))
             continue
         known = {_category(text): code for text, code in bins.items()}
-        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # The last codes: missing and unknown values.
+        codes = [
+            *known.values(),
+            0,
+            max(known.values(), default=0) + 1,
+        ]  # The last codes: missing and unknown values.
         is_text = any(isinstance(category, str) for category in known)
         categories = np.array([*known, np.nan], object if is_text else np.float64)
         row[name] = next(iter(known))
         cuts.append((len(columns) + len(steps) - 1, None))
-        steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
+        steps.append(
+            (
+                f"{name} {level}",
+                CategoryTables([categories], [np.array(codes, float)[:, None]]),
+                [name],
+            ),
+        )
     return positions, cuts, steps, row
 
 

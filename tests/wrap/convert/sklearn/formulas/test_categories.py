@@ -29,11 +29,15 @@ def test_number_beside_a_category_is_another_one() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_target_encoder_is_proven_for_two_and_more_classes(
-    classes: int, weather: tuple[pd.DataFrame, pd.Series]
+    classes: int,
+    weather: tuple[pd.DataFrame, pd.Series],
 ) -> None:
     table, _ = weather
     labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
-    model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression()).fit(table[["city"]], labels)
+    model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression()).fit(
+        table[["city"]],
+        labels,
+    )
 
     assert wrap(model, table[["city"]]).report.state == "proven"
 
@@ -45,7 +49,11 @@ ONE_HOT = {
     "binary dropped": {"drop": "if_binary", "handle_unknown": "ignore"},
     "infrequent grouped": {"min_frequency": 120, "handle_unknown": "infrequent_if_exist"},
     "few kept, unknown ignored": {"max_categories": 2, "handle_unknown": "ignore"},
-    "grouped and dropped": {"max_categories": 2, "handle_unknown": "infrequent_if_exist", "drop": "first"},
+    "grouped and dropped": {
+        "max_categories": 2,
+        "handle_unknown": "infrequent_if_exist",
+        "drop": "first",
+    },
 }
 
 
@@ -61,11 +69,14 @@ def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
             "fraction": random.choice([1.5, 2.5, np.nan], 400),
             "integer": random.integers(0, 3, 400),
             "flag": random.random(400) < 0.5,
-        }
+        },
     )
     labels = (table.text == "a") ^ (table.integer == 1)
 
-    wrapped = wrap(make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels), table)
+    wrapped = wrap(
+        make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels),
+        table,
+    )
 
     assert wrapped.report.state == "proven"
     assert ("unseen" in wrapped.report.refused_by_original) == ("handle_unknown" not in options)
@@ -83,31 +94,47 @@ def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, enco
     """Check object columns as in pandas 2: the encoder distinguishes None and NaN."""
     values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
-    model = make_pipeline(encoder, LogisticRegression()).fit(table, (table.gaps == "x") | table.gaps.isna())
+    model = make_pipeline(encoder, LogisticRegression()).fit(
+        table,
+        (table.gaps == "x") | table.gaps.isna(),
+    )
 
     assert wrap(model, table).report.state == "proven"
 
 
 @pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
 def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
-    code: Any, weather: tuple[pd.DataFrame, pd.Series]
+    code: Any,
+    weather: tuple[pd.DataFrame, pd.Series],
 ) -> None:
     table, labels = weather
     table = table[["city", "hour"]].copy()
     table.loc[::7, "city"] = np.nan
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=code)
+    encoder = OrdinalEncoder(
+        handle_unknown="use_encoded_value",
+        unknown_value=-1,
+        encoded_missing_value=code,
+    )
     columns = make_column_transformer((encoder, ["city"]), remainder="passthrough")
 
-    wrapped = wrap(make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels), table)
+    wrapped = wrap(
+        make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels),
+        table,
+    )
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original == {}
 
 
-def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_gaps_are_marked_by_the_imputer_s_indicator(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
     numbers = table[["temperature", "humidity"]]
-    model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
+    model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(
+        numbers,
+        labels,
+    )
 
     assert wrap(model, numbers).report.state == "proven"
 

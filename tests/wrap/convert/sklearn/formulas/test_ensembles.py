@@ -22,9 +22,18 @@ from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import IterativeImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
 from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
-from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor, RegressorChain
+from sklearn.multioutput import (
+    ClassifierChain,
+    MultiOutputClassifier,
+    MultiOutputRegressor,
+    RegressorChain,
+)
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
@@ -54,19 +63,34 @@ LABELS = np.column_stack([VALUES > 5, ROWS.c > 0]).astype(int)
 
 CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "sigmoid": (CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2), TWO),
-    "scores of a bag": (CalibratedClassifierCV(BaggingClassifier(LogisticRegression(), 3), cv=2), THREE),
+    "scores of a bag": (
+        CalibratedClassifierCV(BaggingClassifier(LogisticRegression(), 3), cv=2),
+        THREE,
+    ),
     "isotonic": (CalibratedClassifierCV(LogisticRegression(), method="isotonic", cv=2), THREE),
-    "temperature of scores": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), THREE),
+    "temperature of scores": (
+        CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2),
+        THREE,
+    ),
     "temperature of two": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), TWO),
     "temperature of probabilities that may be 0": (
         CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), method="temperature", cv=2),
         THREE,
     ),
-    "calibrated after training": (CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(ROWS, TWO))), TWO),
-    "a threshold for no": (FixedThresholdClassifier(LogisticRegression(), threshold=0.3, pos_label="no"), TWO),
+    "calibrated after training": (
+        CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(ROWS, TWO))),
+        TWO,
+    ),
+    "a threshold for no": (
+        FixedThresholdClassifier(LogisticRegression(), threshold=0.3, pos_label="no"),
+        TWO,
+    ),
     "a threshold for scores": (FixedThresholdClassifier(LinearSVC()), THREE > 1),
     "a tuned threshold": (TunedThresholdClassifierCV(LogisticRegression(C=0.01), cv=2), THREE > 1),
-    "a class against the rest": (OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression())), THREE),
+    "a class against the rest": (
+        OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression())),
+        THREE,
+    ),
     "the rest of two": (OneVsRestClassifier(LogisticRegression()), TWO),
     "several labels": (OneVsRestClassifier(LogisticRegression()), LABELS),
     "regressions for classes": (OneVsRestClassifier(Ridge()), THREE),
@@ -76,28 +100,59 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
     "one pair": (OneVsOneClassifier(LogisticRegression()), TWO),
     "codes": (OutputCodeClassifier(LogisticRegression(), random_state=0), THREE),
     "a chain": (ClassifierChain(LogisticRegression(), order=[1, 0]), LABELS),
-    "a chain by probabilities": (ClassifierChain(LogisticRegression(), chain_method="predict_proba"), LABELS),
-    "a stack": (StackingClassifier([("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))], cv=2), TWO),
+    "a chain by probabilities": (
+        ClassifierChain(LogisticRegression(), chain_method="predict_proba"),
+        LABELS,
+    ),
+    "a stack": (
+        StackingClassifier(
+            [("a", LinearSVC()), ("b", make_pipeline(MinMaxScaler(), LinearSVC()))],
+            cv=2,
+        ),
+        TWO,
+    ),
     "a stack of three classes": (
-        StackingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())], LinearSVC(), cv=2),
+        StackingClassifier(
+            [("a", DecisionTreeClassifier(max_depth=3)), ("b", SVC())],
+            LinearSVC(),
+            cv=2,
+        ),
         THREE,
     ),
     "votes of a bag": (BaggingClassifier(SVC(), 4, random_state=0), TWO),
-    "a bag of pipelines": (BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0), THREE),
+    "a bag of pipelines": (
+        BaggingClassifier(make_pipeline(RFE(LinearSVC()), SVC()), 3, random_state=0),
+        THREE,
+    ),
     "a bag that seldom sees a class": (
         BaggingClassifier(LogisticRegression(), 8, max_samples=12, max_features=2, random_state=0),
         np.digitize(VALUES, [1, 6]),
     ),
     "votes of a bag that seldom sees a class": (
-        BaggingClassifier(make_pipeline(MinMaxScaler(), LinearSVC()), 8, max_samples=12, random_state=0),
+        BaggingClassifier(
+            make_pipeline(MinMaxScaler(), LinearSVC()),
+            8,
+            max_samples=12,
+            random_state=0,
+        ),
         np.digitize(VALUES, [1, 6]),
     ),
     "votes with weights": (
-        VotingClassifier([("a", LinearDiscriminantAnalysis()), ("b", GaussianNB())], voting="soft", weights=[2, 1]),
+        VotingClassifier(
+            [("a", LinearDiscriminantAnalysis()), ("b", GaussianNB())],
+            voting="soft",
+            weights=[2, 1],
+        ),
         TWO,
     ),
-    "votes by labels": (VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())]), THREE),
-    "labels of its own": (SelfTrainingClassifier(LogisticRegression()), np.where(ROWS.c > 1, -1, THREE)),
+    "votes by labels": (
+        VotingClassifier([("a", DecisionTreeClassifier(max_depth=3)), ("b", GaussianNB())]),
+        THREE,
+    ),
+    "labels of its own": (
+        SelfTrainingClassifier(LogisticRegression()),
+        np.where(ROWS.c > 1, -1, THREE),
+    ),
     "a search within": (
         TunedThresholdClassifierCV(GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2), cv=2),
         TWO == "yes",
@@ -128,7 +183,11 @@ def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
 @pytest.mark.parametrize("within", [LogisticRegression(), GaussianNB()], ids=["linear", "another"])
 def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, method: str) -> None:
     two, all_rows = np.flatnonzero(THREE != 1), np.arange(len(THREE))
-    model = CalibratedClassifierCV(within, method=method, cv=[(two, all_rows[::2]), (all_rows, all_rows[1::2])])
+    model = CalibratedClassifierCV(
+        within,
+        method=method,
+        cv=[(two, all_rows[::2]), (all_rows, all_rows[1::2])],
+    )
 
     assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
 
@@ -148,13 +207,19 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
 def test_linear_parts_are_as_few_nodes_for_ten_classes_as_for_three(model: Any) -> None:
     ten = np.digitize(VALUES, np.quantile(VALUES, np.arange(1, 10) / 10))
 
-    few, many = (wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten))
+    few, many = (
+        wrap(model.fit(ROWS, labels), ROWS).converted.proto.graph.node for labels in (THREE, ten)
+    )
 
     assert len(many) < len(few) + 10
 
 
 @pytest.mark.parametrize("kind", [int, str])
-@pytest.mark.parametrize("last", [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()], ids=str)
+@pytest.mark.parametrize(
+    "last",
+    [LogisticRegression(), DecisionTreeClassifier(max_depth=3), LinearSVC()],
+    ids=str,
+)
 def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
     first = make_column_transformer((StandardScaler(), ["a", "b"]), remainder="passthrough")
     labels: Any = np.column_stack([THREE, ROWS.c > 0]).astype(int).astype(kind)
@@ -164,19 +229,35 @@ def test_each_of_several_targets_has_a_pipeline(last: Any, kind: type) -> None:
 
 
 def test_regressions_of_several_targets_have_a_pipeline_each() -> None:
-    model = MultiOutputRegressor(make_pipeline(StandardScaler(), SVR())).fit(ROWS, np.column_stack([VALUES, -VALUES]))
+    model = MultiOutputRegressor(make_pipeline(StandardScaler(), SVR())).fit(
+        ROWS,
+        np.column_stack([VALUES, -VALUES]),
+    )
 
     assert wrap(model, ROWS).report.state == "proven"
 
 
-@pytest.mark.parametrize("within", [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)], ids=str)
+@pytest.mark.parametrize(
+    "within",
+    [LinearRegression(), LinearSVR(), Ridge(fit_intercept=False)],
+    ids=str,
+)
 def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> None:
     targets = np.column_stack([VALUES, -VALUES, ROWS.c])
 
-    wrapped = wrap(make_pipeline(StandardScaler(), MultiOutputRegressor(within)).fit(ROWS, targets), ROWS)
+    wrapped = wrap(
+        make_pipeline(StandardScaler(), MultiOutputRegressor(within)).fit(ROWS, targets),
+        ROWS,
+    )
 
     assert wrapped.report.state == "proven"
-    assert sum(node.op_type in ("MatMul", "LinearRegressor") for node in wrapped.converted.proto.graph.node) == 1
+    assert (
+        sum(
+            node.op_type in ("MatMul", "LinearRegressor")
+            for node in wrapped.converted.proto.graph.node
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +272,10 @@ def test_linear_regressions_of_several_targets_are_one_product(within: Any) -> N
     ids=str,
 )
 def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
-    model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(ROWS, np.exp(VALUES / 10))
+    model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(
+        ROWS,
+        np.exp(VALUES / 10),
+    )
 
     assert wrap(model, ROWS).report.state == "proven"
 
@@ -201,7 +285,10 @@ def test_members_of_a_stack_pick_columns_of_their_own() -> None:
     table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
     scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())
     encoded = make_pipeline(
-        make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["city"]), (MinMaxScaler(), ["c"])),
+        make_column_transformer(
+            (OneHotEncoder(handle_unknown="ignore"), ["city"]),
+            (MinMaxScaler(), ["c"]),
+        ),
         RandomForestClassifier(5, random_state=0),
     )
 
@@ -212,19 +299,33 @@ def test_members_of_a_stack_pick_columns_of_their_own() -> None:
         assert wrap(model.fit(table, TWO), table).report.state == "proven"
 
 
-@pytest.mark.parametrize("within", [None, DecisionTreeRegressor(max_depth=3)], ids=["linear", "trees"])
+@pytest.mark.parametrize(
+    "within",
+    [None, DecisionTreeRegressor(max_depth=3)],
+    ids=["linear", "trees"],
+)
 def test_gaps_are_filled_in_turn(within: Any) -> None:
     gapped = ROWS.mask(np.random.default_rng(1).random(ROWS.shape) < 0.1)
     imputer = IterativeImputer(within, max_iter=3, random_state=0, add_indicator=True)
 
-    assert wrap(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped).report.state == "proven"
+    assert (
+        wrap(make_pipeline(imputer, Ridge()).fit(gapped, VALUES), gapped).report.state == "proven"
+    )
 
 
 def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
     several = np.column_stack([VALUES, VALUES**2])
     for model in (
-        TransformedTargetRegressor(LinearRegression(), func=np.sqrt, inverse_func=np.square, check_inverse=False),
-        TransformedTargetRegressor(RandomForestRegressor(5, random_state=0), transformer=StandardScaler()),
+        TransformedTargetRegressor(
+            LinearRegression(),
+            func=np.sqrt,
+            inverse_func=np.square,
+            check_inverse=False,
+        ),
+        TransformedTargetRegressor(
+            RandomForestRegressor(5, random_state=0),
+            transformer=StandardScaler(),
+        ),
         RegressorChain(Ridge(), order=[1, 0]),
     ):
         assert wrap(model.fit(ROWS, np.abs(several)), ROWS).report.state == "proven"
@@ -233,7 +334,10 @@ def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (TransformedTargetRegressor(Ridge(), transformer=KBinsDiscretizer(encode="ordinal")), "inverse"),
+        (
+            TransformedTargetRegressor(Ridge(), transformer=KBinsDiscretizer(encode="ordinal")),
+            "inverse",
+        ),
         (OneVsOneClassifier(SVC(kernel="precomputed")), "a precomputed kernel"),
     ],
 )
@@ -247,23 +351,44 @@ def test_what_within_has_no_form_is_named(model: Any, words: str) -> None:
 
 @pytest.mark.long
 def test_texts_are_read_by_the_vectorizer_within() -> None:
-    texts = [" ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4)) for seed in range(150)]
+    texts = [
+        " ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4))
+        for seed in range(150)
+    ]
     within = make_pipeline(TfidfVectorizer(), LogisticRegression())
 
     for model in (CalibratedClassifierCV(within, cv=2), OneVsRestClassifier(within)):
-        assert wrap(model.fit(texts, ["good" in text for text in texts]), texts).report.state == "proven"
+        assert (
+            wrap(model.fit(texts, ["good" in text for text in texts]), texts).report.state
+            == "proven"
+        )
 
 
 @pytest.mark.long
-def test_texts_and_numbers_are_read_by_the_pipeline_within(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_texts_and_numbers_are_read_by_the_pipeline_within(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
     first = labels == labels.iloc[0]
     for within in (LogisticRegression(), HistGradientBoostingClassifier(max_iter=5)):
-        model = TunedThresholdClassifierCV(make_pipeline(weather_columns(), within), cv=2).fit(table, first)
+        model = TunedThresholdClassifierCV(make_pipeline(weather_columns(), within), cv=2).fit(
+            table,
+            first,
+        )
         assert wrap(model, table).report.state == "proven"
-    numbers = ColumnTransformer([("scaled", StandardScaler(), ["temperature", "hour"])], remainder="passthrough")
-    scaled = TransformedTargetRegressor(make_pipeline(numbers, Ridge()), transformer=StandardScaler())
+    numbers = ColumnTransformer(
+        [("scaled", StandardScaler(), ["temperature", "hour"])],
+        remainder="passthrough",
+    )
+    scaled = TransformedTargetRegressor(
+        make_pipeline(numbers, Ridge()),
+        transformer=StandardScaler(),
+    )
     table_of_numbers = table[["temperature", "humidity", "hour"]].fillna(0.0)
     assert wrap(scaled.fit(table_of_numbers, table.hour), table_of_numbers).report.state == "proven"
-    prices = TransformedTargetRegressor(make_pipeline(weather_columns(), Ridge()), func=np.log1p, inverse_func=np.expm1)
+    prices = TransformedTargetRegressor(
+        make_pipeline(weather_columns(), Ridge()),
+        func=np.log1p,
+        inverse_func=np.expm1,
+    )
     assert wrap(prices.fit(table, table.humidity.abs()), table).report.state == "proven"

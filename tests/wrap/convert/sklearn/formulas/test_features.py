@@ -9,10 +9,24 @@ from sklearn.cluster import FeatureAgglomeration, KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor, RandomTreesEmbedding
-from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
+from sklearn.ensemble import (
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+    RandomTreesEmbedding,
+)
+from sklearn.feature_selection import (
+    RFE,
+    GenericUnivariateSelect,
+    SelectFromModel,
+    SequentialFeatureSelector,
+)
 from sklearn.impute import MissingIndicator, SimpleImputer
-from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
+from sklearn.kernel_approximation import (
+    AdditiveChi2Sampler,
+    PolynomialCountSketch,
+    RBFSampler,
+    SkewedChi2Sampler,
+)
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import BernoulliRBM
 from sklearn.pipeline import make_pipeline, make_union
@@ -50,13 +64,22 @@ STEPS: dict[str, Any] = {
     "skewed": SkewedChi2Sampler(n_components=10, random_state=0),
     "counts": AdditiveChi2Sampler(),
     "products": PolynomialFeatures(3),
-    "products of others, without a constant": PolynomialFeatures(2, interaction_only=True, include_bias=False),
+    "products of others, without a constant": PolynomialFeatures(
+        2,
+        interaction_only=True,
+        include_bias=False,
+    ),
     "products of three": PolynomialFeatures((3, 3)),
     "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     "machine": BernoulliRBM(3, n_iter=2, random_state=0),
     "distances from centres": KMeans(4, n_init=1, random_state=0),
-    "a union with distances": make_union(PCA(2), make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0))),
-    "distances of some columns": make_column_transformer((KMeans(3, n_init=1, random_state=0), [0, 1])),
+    "a union with distances": make_union(
+        PCA(2),
+        make_pipeline(StandardScaler(), KMeans(4, n_init=1, random_state=0)),
+    ),
+    "distances of some columns": make_column_transformer(
+        (KMeans(3, n_init=1, random_state=0), [0, 1]),
+    ),
     "bins": KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
     "codes of bins": KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
     "threshold": Binarizer(threshold=0.5),
@@ -66,7 +89,10 @@ STEPS: dict[str, Any] = {
     "deviates of shares": QuantileTransformer(n_quantiles=20, output_distribution="normal"),
     "projection": SparseRandomProjection(2, random_state=0),
     **{
-        f"splines, {extrapolation}": SplineTransformer(extrapolation=extrapolation, include_bias=False)
+        f"splines, {extrapolation}": SplineTransformer(
+            extrapolation=extrapolation,
+            include_bias=False,
+        )
         for extrapolation in ("constant", "linear", "continue", "periodic")
     },
     "sparse splines": SplineTransformer(sparse_output=True),
@@ -74,9 +100,17 @@ STEPS: dict[str, Any] = {
 }
 
 
-SELDOM = {"of a forest", "in order", "independent, not whitened", "groups by their largest", "skewed", "sparse splines"}
+SELDOM = {
+    "of a forest",
+    "in order",
+    "independent, not whitened",
+    "groups by their largest",
+    "skewed",
+    "sparse splines",
+}
 CASES = [
-    pytest.param(step, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, step in STEPS.items()
+    pytest.param(step, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    for name, step in STEPS.items()
 ]
 
 
@@ -105,11 +139,15 @@ def test_an_embedding_has_the_leaves_of_trees(dtype: type[np.generic]) -> None:
     embedding = RandomTreesEmbedding(10, max_depth=4, sparse_output=False, random_state=0)
     model = make_pipeline(StandardScaler(), embedding, LogisticRegression())
 
-    assert wrap(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype)).report.state == "proven"
+    assert (
+        wrap(model.fit(ROWS.astype(dtype), VALUES > 1), ROWS.astype(dtype)).report.state == "proven"
+    )
 
 
 def test_columns_are_picked_of_what_a_step_has_made() -> None:
-    table = pd.DataFrame(ROWS, columns=list("abcd")).assign(city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"))
+    table = pd.DataFrame(ROWS, columns=list("abcd")).assign(
+        city=np.where(ROWS[:, 0] > 0.5, "rome", "oslo"),
+    )
     table["a"] = table.a.mask(table.b > 0.8)
     numbers = make_column_transformer(
         (make_union(SimpleImputer(), MissingIndicator()), ["a"]),
@@ -117,23 +155,40 @@ def test_columns_are_picked_of_what_a_step_has_made() -> None:
         remainder="passthrough",
         verbose_feature_names_out=False,
     ).set_output(transform="pandas")
-    picked = make_column_transformer((StandardScaler(), ["city"]), (PCA(1), ["b", "d"]), ("drop", ["c"]))
-    model = make_pipeline(numbers, picked.set_output(transform="pandas"), Ridge()).fit(table, VALUES)
+    picked = make_column_transformer(
+        (StandardScaler(), ["city"]),
+        (PCA(1), ["b", "d"]),
+        ("drop", ["c"]),
+    )
+    model = make_pipeline(numbers, picked.set_output(transform="pandas"), Ridge()).fit(
+        table,
+        VALUES,
+    )
 
     assert wrap(model, table).report.state == "proven"
 
 
 @pytest.mark.parametrize("solver", ["svd", "eigen"])
 def test_a_discriminant_before_a_classifier_makes_columns(solver: str) -> None:
-    model = make_pipeline(LinearDiscriminantAnalysis(n_components=1, solver=solver), LogisticRegression())
+    model = make_pipeline(
+        LinearDiscriminantAnalysis(n_components=1, solver=solver),
+        LogisticRegression(),
+    )
 
     assert wrap(model.fit(ROWS, np.digitize(VALUES, [1.2, 2.0])), ROWS).report.state == "proven"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.generic]) -> None:
-    rows = (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10).astype(np.float32).astype(dtype)
-    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(rows, VALUES)
+    rows = (
+        (np.random.default_rng(0).integers(0, 10, size=(150, 4)) / 10)
+        .astype(np.float32)
+        .astype(dtype)
+    )
+    model = make_pipeline(Binarizer(threshold=0.3), RandomForestRegressor(5, random_state=0)).fit(
+        rows,
+        VALUES,
+    )
 
     assert wrap(model, rows).report.state == "proven"
 
@@ -141,7 +196,8 @@ def test_a_threshold_is_compared_in_the_precision_of_the_rows(dtype: type[np.gen
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
-    distribution: str, dtype: type[np.generic]
+    distribution: str,
+    dtype: type[np.generic],
 ) -> None:
     rows = np.random.default_rng(0).integers(1000, 1006, size=(150, 4)).astype(dtype)
     rows[:, 3] = 7
@@ -157,14 +213,22 @@ def test_equal_quantiles_missing_values_and_a_constant_column_have_their_shares(
 
 
 def test_an_elimination_predicts_by_its_own_estimator() -> None:
-    assert wrap(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS).report.state == "proven"
+    assert (
+        wrap(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS).report.state == "proven"
+    )
 
 
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (MissingIndicator(missing_values=0, features="all"), "MissingIndicator with missing_values other than NaN"),
-        (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which is not supported in a graph"),
+        (
+            MissingIndicator(missing_values=0, features="all"),
+            "MissingIndicator with missing_values other than NaN",
+        ),
+        (
+            FeatureAgglomeration(2, pooling_func=np.median),
+            "numpy.median, which is not supported in a graph",
+        ),
     ],
 )
 def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
@@ -174,13 +238,18 @@ def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
-    dtype: Any, matrix: tuple[np.ndarray, np.ndarray]
+    dtype: Any,
+    matrix: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
 
     wrapped = wrap(
-        make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5)).fit(table, target[:300]), table
+        make_pipeline(RobustScaler(), HistGradientBoostingRegressor(max_iter=5)).fit(
+            table,
+            target[:300],
+        ),
+        table,
     )
 
     assert wrapped.report.state == "proven"
@@ -188,7 +257,10 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
 
 
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
-def test_powers_are_computed_in_64_bits_where_32_overflow(method: str, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+def test_powers_are_computed_in_64_bits_where_32_overflow(
+    method: str,
+    matrix: tuple[np.ndarray, np.ndarray],
+) -> None:
     rows, target = matrix
     table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
 

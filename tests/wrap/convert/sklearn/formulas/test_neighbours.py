@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 from scipy.sparse import csr_array
-from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
+from sklearn.cluster import (
+    AffinityPropagation,
+    Birch,
+    BisectingKMeans,
+    KMeans,
+    MeanShift,
+    MiniBatchKMeans,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
@@ -57,14 +64,23 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "clusters cut in two": (BisectingKMeans(5, random_state=0), None),
     "propagated": (LabelPropagation(), np.where(np.arange(150) % 2, THREE, -1)),
     "spread to neighbours": (LabelSpreading(kernel="knn"), np.where(np.arange(150) % 2, THREE, -1)),
-    **{f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES) for kernel in ("rbf", "poly", "sigmoid", "laplacian")},
+    **{
+        f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES)
+        for kernel in ("rbf", "poly", "sigmoid", "laplacian")
+    },
     "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
-    "a part of a kernel": (make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()), VALUES),
+    "a part of a kernel": (
+        make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()),
+        VALUES,
+    ),
     "outliers": (OneClassSVM(nu=0.9), None),
     "outliers of a line": (OneClassSVM(kernel="linear", nu=0.3), None),
     "a graph": (make_pipeline(RadiusNeighborsTransformer(radius=1.5), Ridge()), VALUES),
     "a map": (make_pipeline(Isomap(n_components=2), Ridge()), VALUES),
-    "a patchwork": (make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()), VALUES),
+    "a patchwork": (
+        make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()),
+        VALUES,
+    ),
 }
 
 
@@ -78,9 +94,16 @@ SELDOM = {
     "ridge, laplacian",
     "outliers of a line",
 }
-SELDOM |= {"ridge, several targets", "spread to neighbours", "equal centroids", "radius by distance", "a graph"}
+SELDOM |= {
+    "ridge, several targets",
+    "spread to neighbours",
+    "equal centroids",
+    "radius by distance",
+    "a graph",
+}
 CASES = [
-    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, case in MODELS.items()
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    for name, case in MODELS.items()
 ]
 
 
@@ -107,13 +130,20 @@ def test_a_machine_whose_sums_need_64_bits_is_proven(model: Any) -> None:
         pytest.param(SVC(kernel="sigmoid"), marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("labels", [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)], ids=["two", "five"])
+@pytest.mark.parametrize(
+    "labels",
+    [VALUES > 0, np.digitize(VALUES, [-2, -1, 0, 1]).astype(str)],
+    ids=["two", "five"],
+)
 def test_a_machine_votes_in_64_bits_as_the_original(model: Any, labels: Any) -> None:
     in_64_bits = forms(model.fit(ROWS, labels), {"": ROWS}, "predict", {})[-1]().proto
 
     session = InferenceSession(in_64_bits.SerializeToString())
 
-    assert session.run(["label"], {session.get_inputs()[0].name: ROWS})[0].tolist() == model.predict(ROWS).tolist()
+    assert (
+        session.run(["label"], {session.get_inputs()[0].name: ROWS})[0].tolist()
+        == model.predict(ROWS).tolist()
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
@@ -133,9 +163,15 @@ def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.Monke
     ("model", "words"),
     [
         (KNeighborsClassifier(metric="canberra"), "metric='canberra'"),
-        (KNeighborsRegressor(metric="seuclidean", metric_params={"V": np.ones(3)}), "metric_params="),
+        (
+            KNeighborsRegressor(metric="seuclidean", metric_params={"V": np.ones(3)}),
+            "metric_params=",
+        ),
         (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is not a class"),
-        (LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))), "a kernel that is a Python function"),
+        (
+            LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))),
+            "a kernel that is a Python function",
+        ),
         (KernelRidge(kernel=lambda x, y: float(x @ y)), "kernel=<function"),
         (KernelRidge(kernel="rbf", kernel_params={"gamma": 2}), "KernelRidge with kernel_params"),
         (make_pipeline(KNNImputer(missing_values=-1), Ridge()), "missing_values other than NaN"),
@@ -153,9 +189,16 @@ def test_neighbours_of_several_labels_are_refused() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())])
+@pytest.mark.parametrize(
+    "model",
+    [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())],
+)
 def test_rows_learned_from_texts_are_proven(model: Any) -> None:
-    texts = [f"{size} {animal}" for size in ("a red", "one blue", "two old") for animal in ("fox", "hen", "dog")] * 5
+    texts = [
+        f"{size} {animal}"
+        for size in ("a red", "one blue", "two old")
+        for animal in ("fox", "hen", "dog")
+    ] * 5
     fitted = make_pipeline(TfidfVectorizer(), model).fit(texts, ["fox" in text for text in texts])
 
     assert wrap(fitted, texts).report.state == "proven"
@@ -186,7 +229,10 @@ CLUSTERS = [
 
 
 @pytest.mark.parametrize("model", CLUSTERS, ids=str)
-def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model: Any, tmp_path: Path) -> None:
+def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(
+    model: Any,
+    tmp_path: Path,
+) -> None:
     pipeline = make_pipeline(StandardScaler(), model).fit(CENTRES)
     rows = np.concatenate([CENTRES[:30]] * len(SENTINELS))
     rows[:, 0] = np.repeat(SENTINELS, 30)
@@ -200,7 +246,9 @@ def test_a_row_far_from_all_centres_has_the_cluster_of_the_original(model: Any, 
     assert np.asarray(found).tolist() == pipeline.predict(rows).tolist()
 
 
-def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_the_square_of_a_row_in_32_bits_is_not_proven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Check the generated rows with the graph that skl2onnx makes of KMeans."""
     model = KMeans(3, n_init=1, random_state=0).fit(CENTRES)
     monkeypatch.delitem(neighbours.FORMULAS, KMeans)

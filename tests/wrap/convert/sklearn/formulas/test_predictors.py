@@ -28,23 +28,43 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "prior": (DummyClassifier(), THREE),
     "constant": (DummyClassifier(strategy="constant", constant="no"), TWO),
     "mean": (DummyRegressor(), VALUES),
-    "quantiles": (DummyRegressor(strategy="quantile", quantile=0.9), np.column_stack([VALUES, -VALUES])),
+    "quantiles": (
+        DummyRegressor(strategy="quantile", quantile=0.9),
+        np.column_stack([VALUES, -VALUES]),
+    ),
     "ellipse": (EllipticEnvelope(random_state=0), None),
     "least squares": (PLSRegression(n_components=1), np.column_stack([VALUES, ROWS[:, 0]])),
     "canonical": (PLSCanonical(n_components=1), np.column_stack([VALUES, ROWS[:, 0]])),
     "process of two": (GaussianProcessClassifier(optimizer=None), TWO),
     "process of three": (GaussianProcessClassifier(SUM, optimizer=None), THREE),
-    "process of products": (GaussianProcessClassifier(kernels.DotProduct() ** 2, optimizer=None), TWO),
+    "process of products": (
+        GaussianProcessClassifier(kernels.DotProduct() ** 2, optimizer=None),
+        TWO,
+    ),
     "smooth process": (GaussianProcessClassifier(kernels.Matern(nu=2.5), optimizer=None), TWO),
-    "by gradient": (make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)), THREE),
+    "by gradient": (
+        make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)),
+        THREE,
+    ),
     "by gradient, robust": (SGDClassifier(loss="modified_huber", random_state=0), THREE),
-    "rational process": (GaussianProcessClassifier(kernels.RationalQuadratic(), optimizer=None), TWO),
+    "rational process": (
+        GaussianProcessClassifier(kernels.RationalQuadratic(), optimizer=None),
+        TWO,
+    ),
 }
 
 
-SELDOM = {"quantiles", "constant", "canonical", "process of products", "smooth process", "rational process"}
+SELDOM = {
+    "quantiles",
+    "constant",
+    "canonical",
+    "process of products",
+    "smooth process",
+    "rational process",
+}
 CASES = [
-    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, case in MODELS.items()
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    for name, case in MODELS.items()
 ]
 
 
@@ -60,7 +80,9 @@ def test_steps_are_proven_inside_and_outside(out_of_bounds: Any) -> None:
     assert wrap(model, ROWS[:, :1]).report.state == "proven"
 
 
-def test_a_baseline_of_a_table_with_texts_is_proven(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+def test_a_baseline_of_a_table_with_texts_is_proven(
+    weather: tuple[pd.DataFrame, pd.Series],
+) -> None:
     table, labels = weather
 
     assert wrap(DummyClassifier().fit(table, labels), table).report.state == "proven"
@@ -70,8 +92,14 @@ def test_a_baseline_of_a_table_with_texts_is_proven(weather: tuple[pd.DataFrame,
     ("model", "words"),
     [
         (DummyClassifier(strategy="uniform"), "strategy='uniform': its predictions are random"),
-        (GaussianProcessClassifier(kernels.Matern(nu=1.2), optimizer=None), r"the kernel Matern.*nu=1\.2"),
-        (GaussianProcessClassifier(multi_class="one_vs_one", optimizer=None), "multi_class='one_vs_one'"),
+        (
+            GaussianProcessClassifier(kernels.Matern(nu=1.2), optimizer=None),
+            r"the kernel Matern.*nu=1\.2",
+        ),
+        (
+            GaussianProcessClassifier(multi_class="one_vs_one", optimizer=None),
+            "multi_class='one_vs_one'",
+        ),
     ],
 )
 def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:

@@ -4,7 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.ensemble import AdaBoostClassifier, GradientBoostingClassifier, HistGradientBoostingClassifier
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+)
 from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import FixedThresholdClassifier
@@ -24,7 +28,11 @@ THREE = np.digitize(SUM, [-1, 1])
 
 WITHIN: dict[str, Any] = {
     "linear": LinearSVC(),
-    "linear, behind steps": make_pipeline(FunctionTransformer(lambda x: x / 2), "passthrough", RidgeClassifier()),
+    "linear, behind steps": make_pipeline(
+        FunctionTransformer(lambda x: x / 2),
+        "passthrough",
+        RidgeClassifier(),
+    ),
     "linear, of columns of its own": RFE(LogisticRegression(), n_features_to_select=1),
     "a converter's scores": GradientBoostingClassifier(n_estimators=3),
     "scores of 64 bits": HistGradientBoostingClassifier(max_iter=3),
@@ -37,7 +45,11 @@ WITHIN: dict[str, Any] = {
 
 @pytest.mark.parametrize("within", WITHIN.values(), ids=WITHIN)
 def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
-    model = OneVsRestClassifier(within) if not hasattr(within, "threshold") else OneVsOneClassifier(within)
+    model = (
+        OneVsRestClassifier(within)
+        if not hasattr(within, "threshold")
+        else OneVsOneClassifier(within)
+    )
 
     if isinstance(within, FixedThresholdClassifier):
         with pytest.raises(ConversionError, match="scores of the inner FixedThresholdClassifier"):
@@ -57,7 +69,10 @@ def test_what_is_asked_twice_is_in_the_graph_once() -> None:
 @pytest.mark.long
 def test_steps_that_learned_the_same_are_in_the_graph_once() -> None:
     pipeline = make_pipeline(StandardScaler(), FunctionTransformer(np.exp), LogisticRegression())
-    three, ten = (OneVsRestClassifier(pipeline).fit(ROWS, np.digitize(SUM, edges)) for edges in ([-1, 1], range(-4, 5)))
+    three, ten = (
+        OneVsRestClassifier(pipeline).fit(ROWS, np.digitize(SUM, edges))
+        for edges in ([-1, 1], range(-4, 5))
+    )
 
     few, many = (wrap(model, ROWS).converted.proto.graph.node for model in (three, ten))
 

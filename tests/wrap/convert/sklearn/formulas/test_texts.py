@@ -50,22 +50,43 @@ VECTORIZERS = {
     "counts, own pattern": lambda: CountVectorizer(token_pattern=r"[\w-]+"),
     "whole words of some letters": lambda: CountVectorizer(token_pattern=r"(?u)\b[a-zé]{2,}\b"),
     "pairs": lambda: CountVectorizer(ngram_range=(1, 2)),
-    "pairs of what is no stop word": lambda: TfidfVectorizer(ngram_range=(1, 3), stop_words=["good", "été"]),
+    "pairs of what is no stop word": lambda: TfidfVectorizer(
+        ngram_range=(1, 3),
+        stop_words=["good", "été"],
+    ),
     "pairs without accents": lambda: TfidfVectorizer(ngram_range=(1, 2), strip_accents="unicode"),
-    "characters without accents": lambda: TfidfVectorizer(analyzer="char", strip_accents="ascii", lowercase=False),
+    "characters without accents": lambda: TfidfVectorizer(
+        analyzer="char",
+        strip_accents="ascii",
+        lowercase=False,
+    ),
     "hashed, of ASCII": lambda: HashingVectorizer(n_features=16, strip_accents="ascii"),
-    "a vocabulary with a stop word": lambda: CountVectorizer(vocabulary=["good", "wärm"], stop_words=["wärm"]),
+    "a vocabulary with a stop word": lambda: CountVectorizer(
+        vocabulary=["good", "wärm"],
+        stop_words=["wärm"],
+    ),
     "case kept": lambda: TfidfVectorizer(lowercase=False, sublinear_tf=True),
     "characters": lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 3)),
     "characters within words": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
     "a tokenizer": lambda: CountVectorizer(tokenizer=str.split, token_pattern=None),
-    "a tokenizer of one's own": lambda: TfidfVectorizer(tokenizer=lambda text: re.findall(r"\w+", text)),
+    "a tokenizer of one's own": lambda: TfidfVectorizer(
+        tokenizer=lambda text: re.findall(r"\w+", text),
+    ),
     "hashed": lambda: HashingVectorizer(n_features=64),
     "hashed characters": lambda: HashingVectorizer(n_features=64, analyzer="char"),
     "hashed, otherwise": lambda: HashingVectorizer(
-        n_features=16, alternate_sign=False, norm="l1", stop_words=["good"], lowercase=False
+        n_features=16,
+        alternate_sign=False,
+        norm="l1",
+        stop_words=["good"],
+        lowercase=False,
     ),
-    "hashed, binary": lambda: HashingVectorizer(n_features=16, binary=True, norm=None, lowercase=False),
+    "hashed, binary": lambda: HashingVectorizer(
+        n_features=16,
+        binary=True,
+        norm=None,
+        lowercase=False,
+    ),
     "binary, without length": lambda: TfidfVectorizer(binary=True, norm=None),
 }
 
@@ -75,13 +96,18 @@ VECTORIZERS = {
 def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
-    model = make_pipeline(make(), LogisticRegression()).fit(texts, ["good" in text for text in texts])
+    model = make_pipeline(make(), LogisticRegression()).fit(
+        texts,
+        ["good" in text for text in texts],
+    )
 
     saved = _saved(model, [text for text in texts if text.isascii()], tmp_path)
 
     asked = TEXTS + texts[:20]
     together = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
-    alone = [saved.run(saved.schema.from_columns({"text": [text]}))["probabilities"][0] for text in asked]
+    alone = [
+        saved.run(saved.schema.from_columns({"text": [text]}))["probabilities"][0] for text in asked
+    ]
     np.testing.assert_allclose(together, model.predict_proba(asked), atol=1e-5)
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
@@ -91,7 +117,10 @@ def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) 
     """Limit memory: a table of all texts as words or characters, padded to the longest text, would take 12 GB."""
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
-    model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(
+        texts,
+        ["ok_1" in text for text in texts],
+    )
     saved = _saved(model, texts, tmp_path)
 
     asked = ["a " * 2000, "x" * 3000, *texts[:60]]
@@ -115,15 +144,28 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
-def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(name: str, tmp_path: Path) -> None:
+def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(
+    name: str,
+    tmp_path: Path,
+) -> None:
     """Limit memory: a table of all rows, padded to the longest row, would take several GB."""
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
-    model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
+    model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(
+        texts,
+        ["ok_1" in text for text in texts],
+    )
     _saved(model, texts, tmp_path)
 
-    run = subprocess.run([sys.executable, "-c", _PEAK, tmp_path / "model"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, tmp_path / "model"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
-    (alone, *of_one), (beside, *of_many) = (map(float, line.split()) for line in run.stdout.splitlines())
+    (alone, *of_one), (beside, *of_many) = (
+        map(float, line.split()) for line in run.stdout.splitlines()
+    )
     assert beside < 1.5 * alone
     assert of_many == pytest.approx(of_one, abs=1e-6)
     assert of_one == pytest.approx(model.predict_proba(["good wärm " * 5000])[0], abs=1e-5)
@@ -159,20 +201,41 @@ def without_stop_words(text: str) -> list[str]:
             CountVectorizer(tokenizer=str.splitlines, token_pattern=None),
             "tokenizer=str.splitlines is a Python function",
         ),
-        (CountVectorizer(tokenizer=list, token_pattern=None), "tokenizer=list is a Python function"),
-        (CountVectorizer(tokenizer=stemmed, token_pattern=None), "tokenizer=stemmed is a Python function"),
-        (CountVectorizer(tokenizer=without_stop_words, token_pattern=None), "tokenizer=without_stop_words is a"),
+        (
+            CountVectorizer(tokenizer=list, token_pattern=None),
+            "tokenizer=list is a Python function",
+        ),
+        (
+            CountVectorizer(tokenizer=stemmed, token_pattern=None),
+            "tokenizer=stemmed is a Python function",
+        ),
+        (
+            CountVectorizer(tokenizer=without_stop_words, token_pattern=None),
+            "tokenizer=without_stop_words is a",
+        ),
         (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
-        (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around a class other"),
+        (
+            CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)),
+            "\\b around a class other",
+        ),
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of only a space"),
         (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
         (CountVectorizer(strip_accents=str.title), "strip_accents=str.title is a Python function"),
-        (HashingVectorizer(lowercase=False), "n_features (1048576): a graph supports up to 2**16 hash columns"),
-        (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2)): hashes of several tokens"),
+        (
+            HashingVectorizer(lowercase=False),
+            "n_features (1048576): a graph supports up to 2**16 hash columns",
+        ),
+        (
+            HashingVectorizer(n_features=8, ngram_range=(1, 2)),
+            "ngram_range ((1, 2)): hashes of several tokens",
+        ),
         (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class other"),
     ],
 )
-def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:
+def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(
+    vectorizer: Any,
+    obstacle: str,
+) -> None:
     texts = ["a good bc", "bc bad", "good a"] * 4
     model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
 

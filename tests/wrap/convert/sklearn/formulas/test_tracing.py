@@ -24,7 +24,9 @@ ROWS = np.random.default_rng(0).normal(size=(200, 3))
 def ratios(rows: np.ndarray) -> Any:
     """A typical function of a user, which adds new columns to the old columns."""
     positive = np.abs(rows) + 0.5
-    return np.column_stack([rows, positive[:, 0] / positive[:, 1], np.where(rows[:, 2] > 0, 1.0, -1.0)])
+    return np.column_stack(
+        [rows, positive[:, 0] / positive[:, 1], np.where(rows[:, 2] > 0, 1.0, -1.0)],
+    )
 
 
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
@@ -40,12 +42,20 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "logic": lambda x: ((x > 0) & ~(x > 1) | np.isnan(x)).astype(float),
     "rounded": lambda x: np.round(x, 1) + np.floor(x) + np.sign(x) + x % 2 + x // 3,
     "waves": lambda x: np.sin(x) + np.cos(x) + np.tan(x / 3) + np.arctan(x) + np.arcsinh(x),
-    "roots": lambda x: np.cbrt(x) + np.sqrt(np.abs(x)) + np.hypot(x, 1.0) + np.expm1(x) + np.log10(x * x + 1),
+    "roots": lambda x: (
+        np.cbrt(x) + np.sqrt(np.abs(x)) + np.hypot(x, 1.0) + np.expm1(x) + np.log10(x * x + 1)
+    ),
     "scipy": lambda x: special.expit(x) + special.exp10(x) + special.erf(x) + np.logaddexp(x, 0.0),
     "joined": lambda x: np.concatenate([x, np.hstack([x[:, :1], x[:, 1:]])], axis=1),
-    "interpolated": lambda x: np.stack([np.interp(x[:, 0], [-1, 0, 2], [3.0, 1.0, 2.0]), x[:, 1]], axis=1),
+    "interpolated": lambda x: np.stack(
+        [np.interp(x[:, 0], [-1, 0, 2], [3.0, 1.0, 2.0]), x[:, 1]],
+        axis=1,
+    ),
     "bins": lambda x: np.digitize(x, [-1.0, 0.0, 1.0]) * 1.0,
-    "maxima": lambda x: np.stack([x.max(axis=1), np.argmin(x, axis=1) * 1.0, np.any(x > 2, axis=1) * 1.0], axis=1),
+    "maxima": lambda x: np.stack(
+        [x.max(axis=1), np.argmin(x, axis=1) * 1.0, np.any(x > 2, axis=1) * 1.0],
+        axis=1,
+    ),
     "a function of one's own": ratios,
 }
 
@@ -87,11 +97,17 @@ def test_what_no_graph_can_follow_is_named(function: Callable[[Any], Any], words
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x.rank(axis=1), "a Python function with .rank, which is not supported in a graph"),
+        (
+            lambda x: x.rank(axis=1),
+            "a Python function with .rank, which is not supported in a graph",
+        ),
         (lambda x: np.ones((200, 2)), "a Python function that does not return computed columns"),
     ],
 )
-def test_a_user_s_function_without_a_graph_is_named_with_its_step(function: Callable[[Any], Any], words: str) -> None:
+def test_a_user_s_function_without_a_graph_is_named_with_its_step(
+    function: Callable[[Any], Any],
+    words: str,
+) -> None:
     table = pd.DataFrame(ROWS, columns=["a", "b", "c"])
     model = make_pipeline(FunctionTransformer(function), Ridge()).fit(table, ROWS[:, 0])
 

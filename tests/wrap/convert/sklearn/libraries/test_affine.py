@@ -15,7 +15,10 @@ from mlflow_deploy_plugin.core.errors import ConversionError
 from mlflow_deploy_plugin.wrap.convert.sklearn.libraries import affine
 from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
-TABLE = pd.DataFrame(np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1], columns=list("abcd"))
+TABLE = pd.DataFrame(
+    np.random.default_rng(0).normal(size=(300, 4)) * [1, 10, 1e4, 0.1],
+    columns=list("abcd"),
+)
 TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
 
 
@@ -130,12 +133,19 @@ class Ridge2(Ridge):  # type: ignore[misc]
         make_pipeline(StandardScaler(), Known(), Ridge()),
         make_pipeline(Centred(), DecisionTreeRegressor(max_depth=5)),
         make_pipeline(Chosen(), DecisionTreeRegressor(max_depth=5)),
-        make_pipeline(FunctionTransformer(lambda table: table.drop(columns="b")), DecisionTreeRegressor(max_depth=5)),
+        make_pipeline(
+            FunctionTransformer(lambda table: table.drop(columns="b")),
+            DecisionTreeRegressor(max_depth=5),
+        ),
         make_pipeline(Turned(), LogisticRegression(max_iter=1000)),
     ],
 )
 def test_an_affine_estimator_is_proven(model: Any) -> None:
-    target = TARGET > 0 if isinstance(getattr(model, "_final_estimator", None), LogisticRegression) else TARGET
+    target = (
+        TARGET > 0
+        if isinstance(getattr(model, "_final_estimator", None), LogisticRegression)
+        else TARGET
+    )
     assert wrap(model.fit(TABLE, target), TABLE).report.state == "proven"
 
 
@@ -165,6 +175,12 @@ def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any)
 def test_a_step_that_replaces_texts_has_no_converter() -> None:
     texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
     rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
-    model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(texts, TARGET)
-    with pytest.raises(ConversionError, match=r"'functiontransformer' .*FunctionTransformer.*string columns"):
+    model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(
+        texts,
+        TARGET,
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"'functiontransformer' .*FunctionTransformer.*string columns",
+    ):
         wrap(model, texts)

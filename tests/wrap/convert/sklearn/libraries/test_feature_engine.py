@@ -3,7 +3,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from feature_engine import creation, discretisation, encoding, imputation, outliers, scaling, selection, transformation
+from feature_engine import (
+    creation,
+    discretisation,
+    encoding,
+    imputation,
+    outliers,
+    scaling,
+    selection,
+    transformation,
+)
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
@@ -16,12 +25,22 @@ from mlflow_deploy_plugin.wrap.flavor.wrap import wrap
 
 def _numbers() -> pd.DataFrame:
     random = np.random.default_rng(0)
-    return pd.DataFrame({"a": random.normal(size=300), "b": random.gamma(2, size=300) + 0.1, "c": random.random(300)})
+    return pd.DataFrame(
+        {
+            "a": random.normal(size=300),
+            "b": random.gamma(2, size=300) + 0.1,
+            "c": random.random(300),
+        },
+    )
 
 
 NUMBERS = _numbers()
 TABLE = NUMBERS.assign(
-    city=np.random.default_rng(1).choice(["oslo", "lima", "rome", "ulm"], 300, p=[0.5, 0.3, 0.17, 0.03]),
+    city=np.random.default_rng(1).choice(
+        ["oslo", "lima", "rome", "ulm"],
+        300,
+        p=[0.5, 0.3, 0.17, 0.03],
+    ),
     sex=np.random.default_rng(2).choice(["m", "f"], 300),
 ).mask(np.random.default_rng(3).random((300, 5)) < 0.1)
 TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
@@ -46,9 +65,21 @@ TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
         scaling.MeanNormalizationScaler(),
         selection.DropFeatures(["b"]),
         creation.CyclicalFeatures(variables=["a"], drop_original=True),
-        creation.MathFeatures(variables=["a", "b"], func=["sum", "mean", "std", "var", "min", "max", "prod"]),
-        creation.RelativeFeatures(variables=["a", "c"], reference=["b"], func=["add", "sub", "mul", "div"]),
-        creation.RelativeFeatures(variables=["b"], reference=["b", "c"], func=["pow", "mod"], fill_value=0.0),
+        creation.MathFeatures(
+            variables=["a", "b"],
+            func=["sum", "mean", "std", "var", "min", "max", "prod"],
+        ),
+        creation.RelativeFeatures(
+            variables=["a", "c"],
+            reference=["b"],
+            func=["add", "sub", "mul", "div"],
+        ),
+        creation.RelativeFeatures(
+            variables=["b"],
+            reference=["b", "c"],
+            func=["pow", "mod"],
+            fill_value=0.0,
+        ),
         transformation.ArcsinTransformer(variables=["c"]),
     ],
     ids=lambda step: type(step).__name__,
@@ -63,7 +94,10 @@ def test_a_step_of_numbers_is_proven(step: Any) -> None:
 @pytest.mark.long
 def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
     rows = NUMBERS.clip(-5, 5)
-    model = make_pipeline(discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}), Ridge()).fit(rows, TARGET)
+    model = make_pipeline(discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}), Ridge()).fit(
+        rows,
+        TARGET,
+    )
 
     wrapped = wrap(model, rows)
 
@@ -74,7 +108,10 @@ def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(
     "encoder",
-    [encoding.OrdinalEncoder(encoding_method="arbitrary", unseen="encode"), encoding.OneHotEncoder()],
+    [
+        encoding.OrdinalEncoder(encoding_method="arbitrary", unseen="encode"),
+        encoding.OneHotEncoder(),
+    ],
     ids=lambda encoder: type(encoder).__name__,
 )
 def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
@@ -94,7 +131,10 @@ def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
 
 @pytest.mark.long
 def test_the_least_number_with_a_logarithm_has_one() -> None:
-    model = make_pipeline(transformation.LogTransformer(variables=["b"]), Ridge()).fit(NUMBERS, TARGET)
+    model = make_pipeline(transformation.LogTransformer(variables=["b"]), Ridge()).fit(
+        NUMBERS,
+        TARGET,
+    )
 
     report = wrap(model, NUMBERS).report
 
@@ -103,9 +143,17 @@ def test_the_least_number_with_a_logarithm_has_one() -> None:
 
 
 def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> None:
-    step = creation.RelativeFeatures(variables=["a"], reference=["b"], func=["div"], missing_values="ignore")
+    step = creation.RelativeFeatures(
+        variables=["a"],
+        reference=["b"],
+        func=["div"],
+        missing_values="ignore",
+    )
     rows = TABLE[["a", "b", "c"]]
-    model = make_pipeline(step, HistGradientBoostingRegressor(max_iter=5, random_state=0)).fit(rows, TARGET)
+    model = make_pipeline(step, HistGradientBoostingRegressor(max_iter=5, random_state=0)).fit(
+        rows,
+        TARGET,
+    )
 
     assert wrap(model, rows).report.state == "proven"
 
@@ -113,26 +161,43 @@ def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> 
 @pytest.mark.parametrize(
     ("step", "option"),
     [
-        (discretisation.EqualWidthDiscretiser(return_boundaries=True), "return_boundaries=True returns strings"),
+        (
+            discretisation.EqualWidthDiscretiser(return_boundaries=True),
+            "return_boundaries=True returns strings",
+        ),
         (creation.MathFeatures(variables=["a", "b"], func="median"), "func='median'"),
-        (creation.RelativeFeatures(variables=["a"], reference=["b"], func=["floordiv"]), "func='floordiv'"),
-        (encoding.RareLabelEncoder(variables=["a"], ignore_format=True), "its categories are not strings"),
+        (
+            creation.RelativeFeatures(variables=["a"], reference=["b"], func=["floordiv"]),
+            "func='floordiv'",
+        ),
+        (
+            encoding.RareLabelEncoder(variables=["a"], ignore_format=True),
+            "its categories are not strings",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_options_without_a_graph_are_said(step: Any, option: str) -> None:
-    model = make_pipeline(step, encoding.OrdinalEncoder(ignore_format=True), Ridge()).fit(NUMBERS, TARGET)
+    model = make_pipeline(step, encoding.OrdinalEncoder(ignore_format=True), Ridge()).fit(
+        NUMBERS,
+        TARGET,
+    )
 
     with pytest.raises(ConversionError, match=f"step {type(step).__name__} .*{option}"):
         wrap(model, NUMBERS)
 
 
 def test_a_column_transformer_may_read_what_others_made_beside_texts() -> None:
-    columns = make_column_transformer((StandardScaler(), ["a", "b"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"]))
+    columns = make_column_transformer(
+        (StandardScaler(), ["a", "b"]),
+        (OneHotEncoder(handle_unknown="ignore"), ["sex"]),
+    )
     step = creation.MathFeatures(variables=["a", "b"], func="sum")
     rows = NUMBERS.assign(sex=["m", "f"] * 150)
 
-    assert wrap(make_pipeline(step, columns, Ridge()).fit(rows, TARGET), rows).report.state == "proven"
+    assert (
+        wrap(make_pipeline(step, columns, Ridge()).fit(rows, TARGET), rows).report.state == "proven"
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,5 +206,8 @@ def test_a_column_transformer_may_read_what_others_made_beside_texts() -> None:
     ids=lambda step: type(step).__name__,
 )
 def test_another_form_has_no_graph(step: Any) -> None:
-    with pytest.raises(ConversionError, match=f"no converter .*feature_engine.*{type(step).__name__}"):
+    with pytest.raises(
+        ConversionError,
+        match=f"no converter .*feature_engine.*{type(step).__name__}",
+    ):
         wrap(make_pipeline(step, Ridge()).fit(NUMBERS, TARGET), NUMBERS)

@@ -24,7 +24,7 @@ def table() -> pd.DataFrame:
             "city": random.choice(["oslo", "lima", "São Paulo"], 300),
             "weight": random.normal(size=300) * 1e4,
             "late": random.random(300) < 0.3,
-        }
+        },
     )
     gaps = random.random((2, 300)) < 0.1
     return table.assign(city=table.city.mask(gaps[0]), distance=table.distance.mask(gaps[1]))
@@ -32,7 +32,9 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def wanted(table: pd.DataFrame) -> Any:
-    return (table.distance.fillna(0) * 2 + table.stops * (table.city == "oslo") + table.late).to_numpy()
+    return (
+        table.distance.fillna(0) * 2 + table.stops * (table.city == "oslo") + table.late
+    ).to_numpy()
 
 
 def test_a_regression_is_proven(table: pd.DataFrame, wanted: Any) -> None:
@@ -43,13 +45,20 @@ def test_a_regression_is_proven(table: pd.DataFrame, wanted: Any) -> None:
 
 
 def test_counts_are_proven(table: pd.DataFrame, wanted: Any) -> None:
-    model = ExplainableBoostingRegressor(objective="poisson_deviance", interactions=0, **FAST).fit(table, wanted**2)
+    model = ExplainableBoostingRegressor(objective="poisson_deviance", interactions=0, **FAST).fit(
+        table,
+        wanted**2,
+    )
 
     assert wrap(model, table).report.state == "proven"
 
 
 @pytest.mark.parametrize("edges", [[0.5], [-1.0, 1.0]], ids=["two", "three"])
-def test_labels_and_probabilities_are_proven(table: pd.DataFrame, wanted: Any, edges: list[float]) -> None:
+def test_labels_and_probabilities_are_proven(
+    table: pd.DataFrame,
+    wanted: Any,
+    edges: list[float],
+) -> None:
     labels = np.array(["few", "some", "many"])[np.digitize(wanted, edges)]
     model = ExplainableBoostingClassifier(**FAST).fit(table, labels)
 
@@ -58,7 +67,10 @@ def test_labels_and_probabilities_are_proven(table: pd.DataFrame, wanted: Any, e
 
 def test_a_matrix_and_a_step_of_a_pipeline_are_proven(table: pd.DataFrame, wanted: Any) -> None:
     matrix = table[["distance", "weight"]].fillna(0).to_numpy()
-    model = make_pipeline(StandardScaler(), ExplainableBoostingClassifier(**FAST)).fit(matrix, wanted > 0)
+    model = make_pipeline(StandardScaler(), ExplainableBoostingClassifier(**FAST)).fit(
+        matrix,
+        wanted > 0,
+    )
 
     assert wrap(model, matrix).report.state == "proven"
 
